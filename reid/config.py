@@ -1,0 +1,399 @@
+"""The typed config: dataclasses, read from YAML files and the command line.
+
+YAML and command line use upper-case keys (`SOLVER.BASE_LR 1e-3`); they are lower-cased here, once.
+A part is written as a mapping with `NAME` and its options, and is checked when it is built
+(`reid.registry.build`). All else is checked here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import yaml
+from fvcore.common.config import CfgNode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from reid.registry import ConfigError, check_type, nearest
+
+Spec = dict[str, Any]
+"""A part: `name` and the options of its constructor."""
+
+
+def _require(condition: bool, key: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ConfigError(f"{key}: expected {expected}, got {value!r}")
+
+
+def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(
+            f"{key}: expected one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
+        )
+
+
+@dataclass
+class DatasetsConfig:
+    """Where images come from.
+
+    Attributes:
+        train: The training set (DATASET registry).
+        test: Test sets, each evaluated on its own. Empty: the training set's query and gallery.
+    """
+
+    train: Spec = field(default_factory=dict)
+    test: list[Any] = field(default_factory=list)
+
+
+@dataclass
+class InputConfig:
+    """From an image file to the model's input.
+
+    Attributes:
+        size: Height and width in pixels.
+        pixel_mean: Per channel, for RGB in [0, 1].
+        pixel_std: Per channel, for RGB in [0, 1].
+        flip_prob: Probability of a horizontal flip.
+        pad: Black border in pixels before the random crop back to `size`; 0 = no crop.
+        erasing_prob: Probability of random erasing.
+        erasing_area: Smallest and largest share of the image that is erased.
+        erasing_fill: What is filled in, in normalised units, per channel. None: `pixel_mean` as it
+            is, as the field's code does.
+    """
+
+    size: list[int] = field(default_factory=lambda: [256, 128])
+    pixel_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    pixel_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    flip_prob: float = 0.5
+    pad: int = 10
+    erasing_prob: float = 0.5
+    erasing_area: list[float] = field(default_factory=lambda: [0.02, 0.4])
+    erasing_fill: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            len(self.size) == 2 and min(self.size) > 0, "input.size", self.size, "[height, width]"
+        )
+        for key in ("pixel_mean", "pixel_std"):
+            value = getattr(self, key)
+            _require(len(value) == 3, f"input.{key}", value, "three numbers")
+        _require(min(self.pixel_std) > 0, "input.pixel_std", self.pixel_std, "numbers above 0")
+        for key in ("flip_prob", "erasing_prob"):
+            value = getattr(self, key)
+            _require(0 <= value <= 1, f"input.{key}", value, "a probability from 0 to 1")
+        _require(self.pad >= 0, "input.pad", self.pad, "0 or more pixels")
+        area = self.erasing_area
+        _require(
+            len(area) == 2 and 0 < area[0] <= area[1] < 1,
+            "input.erasing_area",
+            area,
+            "[smallest, largest] with 0 < smallest <= largest < 1",
+        )
+        fill = self.erasing_fill
+        _require(fill is None or len(fill) == 3, "input.erasing_fill", fill, "three numbers")
+
+
+@dataclass
+class DataloaderConfig:
+    """How images are read.
+
+    Attributes:
+        sampler: Which images come, and how long an epoch is (SAMPLER registry).
+        num_workers: Processes that read images; 0 reads in the main process.
+    """
+
+    sampler: Spec = field(default_factory=dict)
+    num_workers: int = 4
+
+    def __post_init__(self) -> None:
+        _require(self.num_workers >= 0, "dataloader.num_workers", self.num_workers, "0 or more")
+
+
+@dataclass
+class ModelConfig:
+    """The network.
+
+    Attributes:
+        backbone: BACKBONE registry.
+        head: HEAD registry.
+        backbone_weights: Checkpoint of a pre-trained backbone (safetensors or torch), or empty.
+        weights: Checkpoint of the whole model, loaded after `backbone_weights`, or empty.
+    """
+
+    backbone: Spec = field(default_factory=dict)
+    head: Spec = field(default_factory=lambda: {"name": "BNNeckHead"})
+    backbone_weights: str = ""
+    weights: str = ""
+
+
+@dataclass
+class SolverConfig:
+    """The optimizer, the learning rate and the length of training.
+
+    Attributes:
+        optimizer: `SGD`, `Adam` or `AdamW`.
+        base_lr: Learning rate after the warm-up.
+        momentum: Of SGD.
+        weight_decay: On every parameter.
+        max_epochs: Epochs in all.
+        schedule: `multistep` or `cosine`; stepped once an epoch.
+        milestones: Epochs at which `multistep` multiplies the rate by `gamma`.
+        gamma: See `milestones`.
+        final_lr_factor: Where `cosine` ends, as a share of `base_lr`.
+        warmup_epochs: Epochs of linear warm-up; 0 = none.
+        warmup_factor: Where the warm-up starts, as a share of `base_lr`.
+        clip_grad_norm: Largest norm of the gradient of all parameters; 0 = no clipping.
+        accumulation_steps: Batches whose gradients are averaged before one optimizer step.
+        amp: `off`, `fp16` (with loss scaling) or `bf16`.
+    """
+
+    optimizer: str = "SGD"
+    base_lr: float = 3.5e-4
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    max_epochs: int = 50
+    schedule: str = "multistep"
+    milestones: list[int] = field(default_factory=lambda: [20, 40])
+    gamma: float = 0.1
+    final_lr_factor: float = 0.0
+    warmup_epochs: int = 10
+    warmup_factor: float = 0.01
+    clip_grad_norm: float = 0.0
+    accumulation_steps: int = 1
+    amp: str = "off"
+
+    def __post_init__(self) -> None:
+        _require_choice("solver.optimizer", self.optimizer, ("SGD", "Adam", "AdamW"))
+        _require_choice("solver.schedule", self.schedule, ("multistep", "cosine"))
+        _require_choice("solver.amp", self.amp, ("off", "fp16", "bf16"))
+        _require(0 < self.base_lr < math.inf, "solver.base_lr", self.base_lr, "a number above 0")
+        _require(0 <= self.momentum < 1, "solver.momentum", self.momentum, "0 <= momentum < 1")
+        _require(
+            0 <= self.weight_decay < math.inf, "solver.weight_decay", self.weight_decay, "0 or more"
+        )
+        _require(self.max_epochs >= 1, "solver.max_epochs", self.max_epochs, "1 or more")
+        _require(
+            self.milestones == sorted(set(self.milestones)) and min(self.milestones, default=1) > 0,
+            "solver.milestones",
+            self.milestones,
+            "ascending epochs above 0",
+        )
+        _require(0 < self.gamma <= 1, "solver.gamma", self.gamma, "0 < gamma <= 1")
+        for key in ("final_lr_factor", "warmup_factor"):
+            value = getattr(self, key)
+            _require(0 <= value <= 1, f"solver.{key}", value, "a share from 0 to 1")
+        _require(self.warmup_epochs >= 0, "solver.warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(
+            0 <= self.clip_grad_norm < math.inf,
+            "solver.clip_grad_norm",
+            self.clip_grad_norm,
+            "0 or more",
+        )
+        _require(
+            self.accumulation_steps >= 1,
+            "solver.accumulation_steps",
+            self.accumulation_steps,
+            "1 or more",
+        )
+
+
+@dataclass
+class TestConfig:
+    """Extraction and evaluation.
+
+    Attributes:
+        batch_size: Images per batch in extraction, for clustering and for tests.
+        eval_period: Epochs between evaluations; 0 = after the last epoch only.
+        eval_at_start: Evaluate before the first epoch too.
+        evaluator: EVALUATOR registry.
+        best_metric: The number by which `model_best` is chosen.
+        ranked_lists: Queries drawn with their first ten matches after the last evaluation; 0 =
+            no picture.
+    """
+
+    __test__ = False  # not a pytest class
+
+    batch_size: int = 128
+    eval_period: int = 10
+    eval_at_start: bool = False
+    evaluator: Spec = field(default_factory=lambda: {"name": "Market1501Evaluator"})
+    best_metric: str = "mAP"
+    ranked_lists: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.batch_size >= 1, "test.batch_size", self.batch_size, "1 or more")
+        _require(self.eval_period >= 0, "test.eval_period", self.eval_period, "0 or more epochs")
+        _require(self.ranked_lists >= 0, "test.ranked_lists", self.ranked_lists, "0 or more")
+
+
+@dataclass
+class Config:
+    """Everything that a run needs.
+
+    Attributes:
+        datasets: See `DatasetsConfig`.
+        input: See `InputConfig`.
+        dataloader: See `DataloaderConfig`.
+        model: See `ModelConfig`.
+        criterion: Losses (LOSS registry); their values are added up.
+        clusterer: Where labels come from (CLUSTERER registry); null = the identities.
+        solver: See `SolverConfig`.
+        test: See `TestConfig`.
+        hooks: More hooks (HOOK registry), called after the trainer's own.
+        plugins: Packages to import, so that they register their parts.
+        seed: Of everything random.
+        device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
+        output_dir: Where all that a run writes goes.
+        log_period: Iterations between two lines of the log.
+        checkpoint_period: Epochs between checkpoints.
+    """
+
+    datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
+    input: InputConfig = field(default_factory=InputConfig)
+    dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    criterion: list[Any] = field(default_factory=list)
+    clusterer: Spec | None = None
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    test: TestConfig = field(default_factory=TestConfig)
+    hooks: list[Any] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list)
+    seed: int = 1
+    device: str = "auto"
+    output_dir: str = "logs/run"
+    log_period: int = 20
+    checkpoint_period: int = 1
+
+    def __post_init__(self) -> None:
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
+        _require(self.log_period >= 1, "log_period", self.log_period, "1 or more iterations")
+        _require(
+            self.checkpoint_period >= 1, "checkpoint_period", self.checkpoint_period, "1 or more"
+        )
+        valid = self.device in ("auto", "cpu", "cuda") or (
+            self.device.startswith("cuda:") and self.device[5:].isdigit()
+        )
+        _require(valid, "device", self.device, "auto, cpu, cuda or cuda:N")
+
+
+def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Reads a YAML file with its `_BASE_` files, then applies `KEY VALUE KEY VALUE`.
+
+    Args:
+        file: None: the defaults.
+        overrides: Dotted upper-case keys, each followed by a YAML value. A mapping as a value
+            replaces what stood there: `CLUSTERER "{NAME: JaccardDBSCAN, EPS: 0.45}"`.
+
+    Raises:
+        ConfigError: The file is missing or is not YAML, a key is unknown, or a value has a wrong
+            type or range.
+    """
+    raw: dict[str, Any] = {}
+    if file is not None:
+        if not Path(file).is_file():
+            raise ConfigError(f"config file {str(file)!r} does not exist")
+        try:
+            raw = CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)
+        except (OSError, yaml.YAMLError, AssertionError) as error:
+            raise ConfigError(f"config file {str(file)!r} cannot be read: {error}") from error
+        if not isinstance(raw, dict):
+            raise ConfigError(f"config file {str(file)!r}: expected KEY: VALUE lines, got {raw!r}")
+    raw = _lower_keys(raw)
+    if len(overrides) % 2:
+        raise ConfigError(
+            f"expected KEY VALUE pairs after the options, got {' '.join(overrides)!r}; "
+            f"{overrides[-1]!r} has no value"
+        )
+    for key, text in zip(overrides[::2], overrides[1::2], strict=True):
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
+        _set(raw, key, _lower_keys(value))
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
+        checked = _check(resolved, Config, "")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), checked))
+    except ConfigError as error:
+        raise ConfigError(f"{error} (in {file})" if file is not None else str(error)) from None
+    except OmegaConfBaseException as error:
+        if isinstance(error.__cause__, ConfigError):
+            raise error.__cause__ from None
+        raise ConfigError(f"{error.full_key}: {error}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The config as YAML that `load_config` reads back to the same config."""
+    return str(yaml.safe_dump(_upper_keys(asdict(config)), sort_keys=False, width=100))
+
+
+def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
+    """Sets a dotted key; list items are addressed by number (`CRITERION.0.SMOOTHING`)."""
+    *parents, last = dotted.lower().split(".")
+    node: Any = tree
+    for depth, key in enumerate(parents):
+        place: Any = _item(node, key, dotted) if isinstance(node, list) else key
+        child = node[place] if isinstance(node, list) else node.get(place)
+        if child is None:
+            child = {}
+        elif isinstance(child, str):
+            child = {"name": child}
+        elif not isinstance(child, (dict, list)):
+            where = ".".join(parents[: depth + 1])
+            raise ConfigError(f"{dotted}: {where} is {child!r}, which has no options")
+        node[place] = child
+        node = child
+    node[_item(node, last, dotted) if isinstance(node, list) else last] = value
+
+
+def _item(items: list[Any], key: str, dotted: str) -> int:
+    if not key.isdigit() or int(key) >= len(items):
+        raise ConfigError(
+            f"{dotted}: expected the number of an item, 0 to {len(items) - 1}, got {key!r}"
+        )
+    return int(key)
+
+
+def _lower_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key).lower(): _lower_keys(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_lower_keys(item) for item in value]
+    return value
+
+
+def _upper_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key).upper(): _upper_keys(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_upper_keys(item) for item in value]
+    return value
+
+
+def _check(tree: object, schema: type, where: str) -> dict[str, Any]:
+    """The settings in `tree`, each of the type that the dataclass `schema` names."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{where.rstrip('.')}: expected KEY: VALUE lines, got {tree!r}")
+    hints = get_type_hints(schema)
+    checked: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key not in hints:
+            known = [where + name for name in hints]
+            hint = nearest(where + key, known) or f"; known: {', '.join(known)}"
+            raise ConfigError(f"{where}{key}: unknown key{hint}")
+        if is_dataclass(hints[key]):
+            checked[key] = _check(value, hints[key], f"{where}{key}.")
+            continue
+        if hints[key] is str and isinstance(value, bool):
+            value = "on" if value else "off"  # YAML 1.1 reads these words as booleans
+        if hints[key] in (Spec, Spec | None) and isinstance(value, str):
+            value = {"name": value}
+        checked[key] = check_type(value, hints[key], f"{where}{key}")
+    return checked

@@ -1,0 +1,92 @@
+"""Rank, world size and the few collectives that the parts need; one process needs no set-up."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def init_process_group(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
+    """Joins the processes that torchrun started; does nothing where it did not start this one."""
+    if "WORLD_SIZE" in os.environ and not dist.is_initialized():
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+
+
+def destroy_process_group() -> None:
+    """Leaves the group, if there is one."""
+    if is_distributed():
+        dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and logs."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if is_distributed():
+        dist.barrier()
+
+
+def broadcast_object(value: T | None) -> T:
+    """The main process's `value`, on every process."""
+    values = [value]
+    if is_distributed():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[return-value]
+
+
+def gather_objects(value: T) -> list[T]:
+    """Every process's `value` in rank order, on every process."""
+    if not is_distributed():
+        return [value]
+    values: list[T | None] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of all processes in rank order, (sum n, ...), on every process.
+
+    The numbers of rows may differ. The result carries no gradient.
+    """
+    if not is_distributed():
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=rows.device))
+    most = max(int(count) for count in counts)
+    padded = rows.new_zeros((most, *rows.shape[1:]))
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

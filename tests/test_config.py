@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import pytest
+
+from reid.config import Config, dump_config, load_config
+from reid.registry import ConfigError
+
+
+def write(folder, name, text):
+    path = folder / name
+    path.write_text(text)
+    return path
+
+
+def test_defaults_are_a_valid_config():
+    assert load_config() == Config()
+
+
+def test_base_files_are_inherited_and_pairs_win(tmp_path):
+    write(tmp_path, "base.yaml", "SEED: 4\nSOLVER: {BASE_LR: 0.1, MAX_EPOCHS: 7}\n")
+    child = write(tmp_path, "child.yaml", "_BASE_: base.yaml\nSOLVER: {BASE_LR: 1e-2}\n")
+    config = load_config(child, ["SOLVER.MAX_EPOCHS", "3"])
+    assert (config.seed, config.solver.base_lr, config.solver.max_epochs) == (4, 0.01, 3)
+
+
+def test_dump_reads_back_to_the_same_config(tmp_path):
+    config = load_config(
+        None,
+        ["CLUSTERER", "{NAME: JaccardDBSCAN, EPS: 0.4}", "CRITERION", "[{NAME: Triplet}, A]"],
+    )
+    assert load_config(write(tmp_path, "dump.yaml", dump_config(config))) == config
+
+
+def test_options_of_parts_can_be_set_one_by_one():
+    pairs = "CLUSTERER JaccardDBSCAN CLUSTERER.EPS 0.45 CRITERION [Triplet] CRITERION.0.MARGIN 0.3"
+    config = load_config(None, pairs.split())
+    assert config.clusterer == {"name": "JaccardDBSCAN", "eps": 0.45}
+    assert config.criterion == [{"name": "Triplet", "margin": 0.3}]
+
+
+def test_null_removes_a_part(tmp_path):
+    write(tmp_path, "base.yaml", "CLUSTERER: {NAME: JaccardDBSCAN}\n")
+    child = write(tmp_path, "child.yaml", "_BASE_: base.yaml\nCLUSTERER: null\n")
+    assert load_config(child).clusterer is None
+
+
+def test_off_is_a_word(tmp_path):
+    assert load_config(write(tmp_path, "a.yaml", "SOLVER: {AMP: off}")).solver.amp == "off"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["SOLVER.BASE_LRR", "1"], r"solver\.base_lrr: unknown key.*mean 'solver.base_lr'"),
+        (["SLOVER", "1"], r"slover: unknown key.*mean 'solver'"),
+        (["SOLVER", "1"], r"solver: expected KEY: VALUE lines, got 1"),
+        (["SOLVER.BASE_LR", "fast"], r"solver\.base_lr: expected float, got 'fast'"),
+        (["SOLVER.BASE_LR", "-1"], r"solver\.base_lr: expected a number above 0, got -1"),
+        (["SOLVER.BASE_LR", ".nan"], r"solver\.base_lr: expected a number above 0, got nan"),
+        (["SOLVER.MAX_EPOCHS", "2.5"], r"solver\.max_epochs: expected int, got 2\.5"),
+        (["SOLVER.MILESTONES", "[40, 20]"], r"solver\.milestones: expected ascending"),
+        (["SOLVER.AMP", "fp61"], r"solver\.amp: expected one of .* got 'fp61'.*mean 'fp16'"),
+        (["INPUT.SIZE", "[64]"], r"input\.size: expected \[height, width\], got \[64\]"),
+        (["INPUT.SIZE", "[a, b]"], r"input\.size\[0\]: expected int, got 'a'"),
+        (["INPUT.ERASING_AREA", "[0.4, 0.02]"], r"input\.erasing_area"),
+        (["DEVICE", "gpu"], r"device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["SEED"], r"'SEED' has no value"),
+        (["SEED", "[1"], r"SEED: '\[1' is not a YAML value"),
+        (["SEED.X", "1"], r"seed: expected int"),
+        (["SEED", "1", "SEED.X", "1"], r"SEED\.X: seed is 1, which has no options"),
+        (["CRITERION", "[A]", "CRITERION.3", "B"], r"the number of an item, 0 to 0, got '3'"),
+        (["OUTPUT_DIR", "${nowhere}"], r"output_dir: .*nowhere"),
+    ],
+)
+def test_what_is_wrong_is_named(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, overrides)
+
+
+def test_a_wrong_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml.*does not exist"):
+        load_config(tmp_path / "nowhere.yaml")
+    for text in ("SEED: [1", "- a\n- b\n", "SEED: !!python/object/apply:os.system ['true']\n"):
+        with pytest.raises(ConfigError, match=r"broken\.yaml"):
+            load_config(write(tmp_path, "broken.yaml", text))
+    with pytest.raises(ConfigError, match=r"missing\.yaml"):
+        load_config(write(tmp_path, "child.yaml", "_BASE_: missing.yaml"))
+    with pytest.raises(ConfigError, match=r"solver\.base_lr.*typo\.yaml"):
+        load_config(write(tmp_path, "typo.yaml", "SOLVER: {BASE_LRR: 1}"))

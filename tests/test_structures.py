@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch.utils.data import default_collate
+
+from reid.structures import Batch, DataError, FeatureSet, ImageRecord, PseudoLabels
+
+
+def test_records_are_frozen_and_checked():
+    record = ImageRecord("a.jpg", 3, 0)
+    with pytest.raises(AttributeError):
+        record.pid = 4
+    with pytest.raises(DataError, match=r"b\.jpg.*camid -2"):
+        ImageRecord("b.jpg", 3, -2)
+    assert pickle.loads(pickle.dumps(record)) == record
+
+
+def test_collate_keeps_the_batch_type():
+    row = Batch(torch.zeros(3, 4, 2), torch.tensor(1), torch.tensor(0), torch.tensor(7))
+    batch = default_collate([row, row])
+    assert isinstance(batch, Batch)
+    assert batch.image.shape == (2, 3, 4, 2)
+    assert batch.index.tolist() == [7, 7]
+
+
+def test_proxies_are_numbered_by_cluster_then_camera():
+    cluster = torch.tensor([1, 0, 1, 0, -1, 1])
+    camids = torch.tensor([2, 5, 0, 5, 1, 2])
+    labels = PseudoLabels.from_clusters(cluster, camids)
+    assert labels.proxy.tolist() == [2, 0, 1, 0, -1, 2]
+    assert labels.proxy_to_cluster.tolist() == [0, 1, 1]
+    assert labels.proxy_to_camera.tolist() == [5, 0, 2]
+    assert (labels.num_clusters, labels.num_proxies, labels.num_outliers) == (2, 3, 1)
+
+
+def test_gaps_in_cluster_ids_are_closed():
+    labels = PseudoLabels.from_clusters(torch.tensor([7, 3, -1, 7]))
+    assert labels.cluster.tolist() == [1, 0, -1, 1]
+    assert labels.proxy.tolist() == [1, 0, -1, 1]
+    assert labels.proxy_to_camera.tolist() == [-1, -1]
+
+
+def test_unknown_cameras_are_a_group_of_their_own():
+    labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 0]), torch.tensor([-1, 3, -1]))
+    assert labels.proxy.tolist() == [0, 1, 0]
+    assert labels.proxy_to_camera.tolist() == [-1, 3]
+
+
+def test_all_outliers_and_no_images_are_valid_labels():
+    for n in (0, 3):
+        labels = PseudoLabels.from_clusters(torch.full((n,), -1), torch.zeros(n, dtype=torch.int64))
+        assert (labels.num_clusters, labels.num_proxies, labels.num_outliers) == (0, 0, n)
+
+
+@pytest.mark.parametrize(
+    ("cluster", "proxy", "to_cluster", "to_camera", "message"),
+    [
+        ([0, -1], [0, 0], [0], [0], "an outlier"),
+        ([0, 0], [0, 2], [0, 0, 0], [0, 1, 2], "each of 0..2"),
+        ([0, 1], [0, 1], [1, 0], [0, 0], "the image's cluster"),
+        ([0, 0], [0, 0], [0], [0, 1], "proxy_to_camera must be int64 of shape"),
+        ([0, -2], [0, -1], [0], [0], "-1 or more"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(cluster, proxy, to_cluster, to_camera, message):
+    with pytest.raises(ValueError, match=message):
+        PseudoLabels(*map(torch.tensor, (cluster, proxy, to_cluster, to_camera)))
+
+
+def test_feature_sets_are_checked_sliced_and_stacked():
+    ids = torch.arange(4)
+    features = FeatureSet(torch.rand(4, 8), torch.rand(4, 5, 8), ids, ids)
+    assert len(features) == 4
+    assert features.banks.shape == (6, 4, 8)
+    assert torch.equal(features.banks[3, 1], features.part_feats[1, 2])
+    assert features[1:3].pids.tolist() == [1, 2]
+    with pytest.raises(ValueError, match=r"part_feats must be \(4, K, D\)"):
+        FeatureSet(torch.rand(4, 8), torch.rand(3, 5, 8), ids, ids)
+    with pytest.raises(ValueError, match="pids must be int64"):
+        FeatureSet(torch.rand(4, 8), torch.rand(4, 5, 8), ids.float(), ids)
