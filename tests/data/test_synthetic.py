@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid.data import synthetic
+from reid.data.synthetic import (
+    Camera,
+    CameraStyle,
+    Person,
+    draw_image,
+    draw_persons,
+    sample_camera,
+    sample_person,
+)
+
+FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
+NAME = re.compile(r"(-1|\d{4})_c([1-9])s1_(\d{6})_00\.jpg")
+SMALL = {"num_train": 3, "num_test": 3, "num_cameras": 3, "images_per_camera": 2}
+TINY = {**SMALL, "num_distractors": 4, "height": 32, "width": 16}
+
+
+def _contents(root: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _labels(folder: Path) -> list[tuple[int, int]]:
+    found = [NAME.fullmatch(path.name) for path in sorted(folder.iterdir())]
+    assert all(found)
+    return [(int(match[1]), int(match[2])) for match in found if match]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("synthetic") / "persons"
+    draw_persons(
+        root,
+        seed=3,
+        num_train=4,
+        num_test=24,
+        num_cameras=4,
+        images_per_camera=3,
+        num_distractors=20,
+    )
+    return root
+
+
+def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        draw_persons(tmp_path / name, seed=5, **TINY)
+    assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
+
+
+def test_another_seed_gives_other_persons_and_cameras(tmp_path: Path) -> None:
+    draw_persons(tmp_path / "a", seed=5, **TINY)
+    draw_persons(tmp_path / "b", seed=6, **TINY)
+    pictures = [
+        {data for name, data in _contents(tmp_path / root).items() if name.endswith("jpg")}
+        for root in "ab"
+    ]
+    assert not pictures[0] & pictures[1]
+
+
+def test_pixels_do_not_depend_on_what_was_drawn_before() -> None:
+    def one(pid: int, cam: int) -> np.ndarray:
+        person = sample_person(np.random.default_rng(pid))
+        camera = sample_camera(np.random.default_rng(cam))
+        return draw_image(person, camera, np.random.default_rng((pid, cam)), 64, 32)
+
+    pairs = [(pid, cam) for pid in range(3) for cam in range(3)]
+    forward = {pair: one(*pair) for pair in pairs}
+    synthetic._panorama.cache_clear()
+    for pair in reversed(pairs):
+        np.testing.assert_array_equal(one(*pair), forward[pair])
+
+
+def test_persons_from_passes_over_persons_and_keeps_the_cameras(tmp_path: Path) -> None:
+    draw_persons(tmp_path / "all", seed=5, **TINY)
+    draw_persons(tmp_path / "rest", seed=5, persons_from=1, **TINY)
+    everybody, rest = (_contents(tmp_path / name) for name in ("all", "rest"))
+
+    def train(contents: dict[str, bytes], pid: int) -> dict[str, bytes]:
+        start = f"bounding_box_train/{pid:04d}"
+        return {name[len(start) :]: data for name, data in contents.items() if start in name}
+
+    # The second person of the one set is the first of the other: same cameras, same pixels.
+    assert train(everybody, 2)
+    assert train(everybody, 2) == train(rest, 1)
+    assert train(everybody, 3) == train(rest, 2)
+
+
+def test_layout_and_counts(drawn: Path) -> None:
+    train, query, gallery = (_labels(drawn / name) for name in FOLDERS)
+    assert {pid for pid, _ in train} == set(range(1, 5))
+    assert {pid for pid, _ in query} == set(range(5, 29))
+    assert {pid for pid, _ in gallery} == {-1, 0, *range(5, 29)}
+    assert Counter(pid for pid, _ in gallery)[0] == 20
+    assert Counter(pid for pid, _ in gallery)[-1] == 2
+    assert {cam for _, cam in train + query + gallery} <= set(range(1, 5))
+    assert max(Counter(query).values()) == 1
+    # The query is one more picture of the 2 to 5 of a test identity in one camera.
+    counts = Counter(pair for pair in query + gallery if pair[0] > 0)
+    assert set(counts.values()) <= {2, 3, 4, 5}
+    assert set(Counter(train).values()) <= {1, 2, 3, 4, 5}
+    for labels in (train, query):
+        cameras = Counter(pid for pid, _ in set(labels))
+        assert min(cameras.values()) >= 2
+    assert "seed=3" in (drawn / "README.txt").read_text(encoding="utf-8")
+    assert {path.name for path in drawn.iterdir()} == {*FOLDERS, "README.txt"}
+
+
+def test_pictures_are_jpeg_of_the_size_asked(drawn: Path) -> None:
+    for name in FOLDERS:
+        with Image.open(next((drawn / name).iterdir())) as image:
+            assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (64, 128))
+
+
+@pytest.mark.parametrize("images_per_camera", [1, 3])
+def test_every_query_has_a_match_in_another_camera(tmp_path: Path, images_per_camera: int) -> None:
+    options = {**TINY, "num_test": 12, "images_per_camera": images_per_camera}
+    draw_persons(tmp_path / "set", seed=1, **options)
+    query, gallery = (_labels(tmp_path / "set" / name) for name in FOLDERS[1:])
+    for pid, cam in query:
+        assert any(other == pid and camera != cam for other, camera in gallery)
+
+
+def _mean_average_precision(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    query_labels: list[tuple[int, int]],
+    gallery_labels: list[tuple[int, int]],
+) -> float:
+    found = []
+    for feature, (pid, cam) in zip(query, query_labels, strict=True):
+        keep = [i for i, (p, c) in enumerate(gallery_labels) if p >= 0 and (p, c) != (pid, cam)]
+        order = np.argsort(-(gallery[keep] @ feature), kind="stable")
+        hits = np.flatnonzero([gallery_labels[keep[i]][0] == pid for i in order])
+        found.append(np.mean((np.arange(len(hits)) + 1) / (hits + 1)))
+    return float(np.mean(found))
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.resize((32, 64)), dtype=np.float64).ravel()
+
+
+def _histogram(image: Image.Image) -> np.ndarray:
+    red, green, blue = (np.asarray(image).astype(np.int64) // 32).reshape(-1, 3).T
+    return np.bincount(64 * red + 8 * green + blue, minlength=512).astype(np.float64)
+
+
+def test_neither_pixels_nor_histograms_find_persons(drawn: Path) -> None:
+    for describe in (_pixels, _histogram):
+        features = []
+        for name in FOLDERS[1:]:
+            images = [Image.open(path) for path in sorted((drawn / name).iterdir())]
+            rows = np.stack([describe(image) for image in images])
+            features.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
+        labels = [_labels(drawn / name) for name in FOLDERS[1:]]
+        assert _mean_average_precision(*features, *labels) < 0.35
+
+
+def test_cameras_differ_more_than_persons_in_colour() -> None:
+    cameras = [sample_camera(np.random.default_rng(cam)) for cam in range(8)]
+    persons = [sample_person(np.random.default_rng(100 + pid)) for pid in range(8)]
+    means = np.array(
+        [
+            [
+                draw_image(person, camera, np.random.default_rng((p, c)), 64, 32).mean((0, 1))
+                for c, camera in enumerate(cameras)
+            ]
+            for p, person in enumerate(persons)
+        ]
+    )
+    assert means.mean(0).std(0).mean() > 2 * means.mean(1).std(0).mean()
+
+
+def test_persons_survive_in_the_picture() -> None:
+    """Without the nuisances, another picture of a person is nearer than another person."""
+    calm = CameraStyle(
+        **dict.fromkeys(("cast", "exposure", "haze", "blur", "noise", "pitch"), (0.0, 0.0)),
+        **dict.fromkeys(("gamma", "saturation", "resolution"), (1.0, 1.0)),
+        **dict.fromkeys(("turn", "flicker", "shift", "zoom", "pole", "crowd", "shade"), 0.0),
+    )
+    camera = sample_camera(np.random.default_rng(0), calm)
+    features = np.array(
+        [
+            [
+                draw_image(
+                    sample_person(np.random.default_rng(pid)),
+                    camera,
+                    np.random.default_rng((pid, k)),
+                    64,
+                    32,
+                )[16:48, 10:22].mean((0, 1))
+                for k in range(4)
+            ]
+            for pid in range(12)
+        ]
+    )
+    within = features.std(1).mean()
+    assert features.mean(1).std(0).mean() > 2 * within
+
+
+@pytest.mark.parametrize("size", [(16, 8), (96, 32), (64, 64), (256, 128)])
+def test_draw_image_has_the_size_asked(size: tuple[int, int]) -> None:
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        image = draw_image(sample_person(rng), sample_camera(rng), rng, *size)
+        assert image.shape == (*size, 3)
+        assert image.dtype == np.uint8
+        assert image.std() > 3
+
+
+def test_samplers_return_values_in_their_ranges() -> None:
+    style = CameraStyle(gamma=(2.0, 3.0))
+    for seed in range(50):
+        camera = sample_camera(np.random.default_rng(seed), style)
+        person = sample_person(np.random.default_rng(seed))
+        assert isinstance(camera, Camera)
+        assert 2.0 <= camera.gamma <= 3.0
+        assert camera.style is style
+        assert isinstance(person, Person)
+        assert person.side in (-1, 1)
+        for colour in (person.skin, *person.colours, person.lower_colour, person.bag_colour):
+            assert all(0 <= part <= 255 for part in colour)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("seed", -1, "seed: expected an integer of at least 0, got -1"),
+        ("num_train", 0, "num_train: expected an integer of at least 1, got 0"),
+        ("num_train", 9999, "at most 9999, four digits"),
+        ("num_test", 0, "num_test: expected"),
+        ("num_cameras", 1, "num_cameras: expected an integer of at least 2, got 1"),
+        ("images_per_camera", 0, "images_per_camera: expected"),
+        ("images_per_camera", 2.5, "images_per_camera: expected an integer .*got 2.5"),
+        ("num_distractors", -1, "num_distractors: expected"),
+        ("height", 8, "height: expected"),
+        ("width", 4, "width: expected"),
+        ("quality", 0, "quality: expected an integer of at least 1, got 0"),
+        ("quality", 96, "quality: expected an integer of at most 95, got 96"),
+        ("persons_from", -1, "persons_from: expected"),
+    ],
+)
+def test_wrong_arguments_are_named(tmp_path: Path, name: str, value: object, expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        draw_persons(tmp_path / "set", **{"seed": 0, **TINY, name: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_draw_image_refuses_a_size_too_small() -> None:
+    rng = np.random.default_rng(0)
+    with pytest.raises(ValueError, match="height: expected an integer of at least 16, got 4"):
+        draw_image(sample_person(rng), sample_camera(rng), rng, 4, 8)
+
+
+def test_an_interrupted_drawing_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    develop, drawn = synthetic._develop, []
+
+    def interrupt(*args: object) -> object:
+        drawn.append(args)
+        if len(drawn) > 10:
+            raise KeyboardInterrupt
+        return develop(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(synthetic, "_develop", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        draw_persons(tmp_path / "set", seed=0, **TINY)
+    assert len(drawn) == 11
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
+    with pytest.raises(FileExistsError, match="expected nothing or an empty folder"):
+        draw_persons(tmp_path, seed=0, **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_empty_folder_is_used(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    draw_persons(tmp_path / "set", seed=0, **TINY)
+    assert (tmp_path / "set" / "README.txt").is_file()
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_folder_that_appears_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """Two processes draw at once: the second accepts the same set and refuses another one."""
+    root, rename = tmp_path / "set", Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        monkeypatch.setattr(Path, "rename", rename)
+        draw_persons(root, seed=0 if same else 1, **TINY)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    if same:
+        draw_persons(root, seed=0, **TINY)
+    else:
+        with pytest.raises(OSError, match="set"):
+            draw_persons(root, seed=0, **TINY)
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
