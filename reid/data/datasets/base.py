@@ -1,0 +1,124 @@
+"""What a dataset is, and what the common folder layouts share."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from reid.structures import DataError, ImageRecord
+
+Split = Literal["train", "query", "gallery"]
+IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
+_MARKET_NAME = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
+MARKET_FOLDERS: Mapping[Split, str] = {
+    "train": "bounding_box_train",
+    "query": "query",
+    "gallery": "bounding_box_test",
+}
+
+
+class ReIDDataset(ABC):
+    """Images of persons in three splits.
+
+    Nothing is read before `load`.
+
+    Args:
+        root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
+
+    Attributes:
+        name: For tables and messages.
+        root: Folder of all datasets.
+    """
+
+    name: str
+
+    def __init__(self, root: str = "") -> None:
+        self.root = Path(root or os.environ.get("REID_DATASETS", "datasets"))
+
+    @abstractmethod
+    def load(self, split: Split) -> list[ImageRecord]:
+        """The images of a split, in an order that depends on their names alone.
+
+        Raises:
+            DataError: A folder or list is missing or empty, or a name does not parse.
+        """
+
+    def has_test(self) -> bool:
+        """Whether there are query and gallery; the benchmarks have them."""
+        return True
+
+    def find_folder(self, candidates: Sequence[str], layout: str) -> Path:
+        """The first of some folders below the root that exists.
+
+        Raises:
+            DataError: There is none; names what was tried, and the layout expected.
+        """
+        for candidate in candidates:
+            if (self.root / candidate).is_dir():
+                return self.root / candidate
+        tried = " or ".join(str((self.root / candidate).absolute()) for candidate in candidates)
+        setting = os.environ.get("REID_DATASETS")
+        raise DataError(
+            f"{self.name}: there is no folder {tried}\n"
+            f"expected there: {layout}\n"
+            + (
+                f"REID_DATASETS is {setting!r}"
+                if setting
+                else "REID_DATASETS is not set, so datasets lie in datasets/ of the present folder"
+            )
+        )
+
+
+def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
+    """The images of a folder whose names start with `PID_cCAMERA`, as those of Market-1501 do.
+
+    Identity -1 is junk; 0000 stays an identity of its own, which no query has: a distractor.
+    Cameras are counted from 1 in the names, from 0 in the records. What is no image, such as
+    `Thumbs.db`, is passed over.
+
+    Raises:
+        DataError: The folder is missing or has no image, or a name does not parse.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; expected layout: {layout}")
+    names = sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
+    )
+    records = []
+    for name in names:
+        match = _MARKET_NAME.match(name)
+        if match is None or int(match[2]) < 1:
+            raise DataError(
+                f"{folder / name}: the name does not tell identity and camera; expected "
+                f"PID_cCAMERA..., e.g. 0002_c1s1_000451_03.jpg; expected layout: {layout}"
+            )
+        records.append(ImageRecord(str(folder / name), int(match[1]), int(match[2]) - 1))
+    return not_empty(records, folder, layout)
+
+
+def not_empty(records: list[ImageRecord], source: Path, layout: str) -> list[ImageRecord]:
+    """`records`, if there are any.
+
+    Raises:
+        DataError: There are none.
+    """
+    if not records:
+        raise DataError(f"{source}: no image found; expected layout: {layout}")
+    return records
+
+
+def check_files(records: Iterable[ImageRecord], source: Path) -> None:
+    """Checks that the images of a list exist.
+
+    Raises:
+        DataError: One does not.
+    """
+    for record in records:
+        if not Path(record.path).is_file():
+            raise DataError(f"{record.path}: there is no such image, but {source} lists it")

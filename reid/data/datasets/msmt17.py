@@ -1,0 +1,82 @@
+"""MSMT17."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+from reid.data.datasets.base import (
+    MARKET_FOLDERS,
+    ReIDDataset,
+    Split,
+    check_files,
+    not_empty,
+    scan_market_folder,
+)
+from reid.registry import DATASET
+from reid.structures import DataError, ImageRecord
+
+_LISTS: Mapping[Split, Sequence[str]] = {
+    "train": ("list_train.txt", "list_val.txt"),
+    "query": ("list_query.txt",),
+    "gallery": ("list_gallery.txt",),
+}
+_LAYOUT = (
+    "MSMT17_V1/ with train/, test/, list_train.txt, list_val.txt, list_query.txt, "
+    "list_gallery.txt; or MSMT17_V2/ with mask_train_v2/, mask_test_v2/ and the same lists; or "
+    "MSMT17/ with bounding_box_train/, query/, bounding_box_test/ with 0000_c1_0000.jpg"
+)
+_NAME = re.compile(r"\d+_\d+_(\d+)_")
+
+
+@DATASET.register()
+class MSMT17(ReIDDataset):
+    """Wei et al., *Person Transfer GAN to Bridge Domain Gap* (CVPR 2018).
+
+    Training takes list_train.txt and list_val.txt together, as all published results do: 1,041
+    identities with 32,621 images; 11,659 queries of 3,060 other identities and a gallery of
+    82,161 images from 15 cameras.
+
+    Args:
+        root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
+    """
+
+    name = "MSMT17"
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """Images of a split, in the order of the lists, or of the names where there is none."""
+        folder = self.find_folder(("MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17"), _LAYOUT)
+        if (folder / MARKET_FOLDERS[split]).is_dir():
+            return scan_market_folder(folder / MARKET_FOLDERS[split], _LAYOUT)
+        part = "train" if split == "train" else "test"
+        images = next(
+            (folder / name for name in (part, f"mask_{part}_v2") if (folder / name).is_dir()), None
+        )
+        if images is None:
+            raise DataError(
+                f"{folder}: there is no {part}/, mask_{part}_v2/ or {MARKET_FOLDERS[split]}/; "
+                f"expected layout: {_LAYOUT}"
+            )
+        records = [record for name in _LISTS[split] for record in _read_list(folder / name, images)]
+        return not_empty(records, folder / _LISTS[split][0], _LAYOUT)
+
+
+def _read_list(path: Path, images: Path) -> list[ImageRecord]:
+    """Records of lines such as `0000/0000_000_01_0303morning_0015_0.jpg 0`."""
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such list; expected layout: {_LAYOUT}")
+    records = []
+    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        name, _, pid = line.strip().rpartition(" ")
+        camera = _NAME.match(PurePosixPath(name).name)
+        if camera is None or int(camera[1]) < 1 or not pid.isdigit() or ".." in name:
+            raise DataError(
+                f"{path}, line {number}: {line.strip()!r} does not parse; expected a path and an "
+                "identity, e.g. 0000/0000_000_01_0303morning_0015_0.jpg 0"
+            )
+        records.append(ImageRecord(str(images / name), int(pid), int(camera[1]) - 1))
+    check_files(records, path)
+    return records

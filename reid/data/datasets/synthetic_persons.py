@@ -1,0 +1,87 @@
+"""Persons drawn by the project, on the spot."""
+
+from __future__ import annotations
+
+import logging
+
+from reid import distributed
+from reid.data.datasets.base import MARKET_FOLDERS, ReIDDataset, Split, scan_market_folder
+from reid.data.datasets.market1501 import MARKET_LAYOUT
+from reid.data.synthetic import draw_persons
+from reid.registry import DATASET
+from reid.structures import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+@DATASET.register()
+class SyntheticPersons(ReIDDataset):
+    """Drawn pedestrians in the layout of Market-1501; see `reid.data.synthetic`.
+
+    Drawn once, below `synthetic_persons/` in the root, under a name that holds the options; the
+    same options give the same files.
+
+    Args:
+        seed: Another seed has other persons and other cameras.
+        num_train: Identities for training.
+        num_test: Identities for query and gallery.
+        num_cameras: Cameras; each identity is seen by two or more of them.
+        images_per_camera: Mean number of images of an identity in one of its cameras.
+        num_distractors: Gallery images of nobody in particular.
+        height: Pixels.
+        width: Pixels.
+        root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    name = "SyntheticPersons"
+
+    def __init__(
+        self,
+        seed: int = 0,
+        num_train: int = 100,
+        num_test: int = 60,
+        num_cameras: int = 6,
+        images_per_camera: int = 3,
+        num_distractors: int = 100,
+        height: int = 128,
+        width: int = 64,
+        root: str = "",
+    ) -> None:
+        super().__init__(root)
+        for option, value, least in (
+            ("seed", seed, 0),
+            ("num_train", num_train, 1),
+            ("num_test", num_test, 1),
+            ("num_cameras", num_cameras, 2),
+            ("images_per_camera", images_per_camera, 1),
+            ("num_distractors", num_distractors, 0),
+            ("height", height, 16),
+            ("width", width, 8),
+        ):
+            if value < least:
+                raise ValueError(f"{option}: expected {least} or more, got {value}")
+        self._options = {
+            "seed": seed,
+            "num_train": num_train,
+            "num_test": num_test,
+            "num_cameras": num_cameras,
+            "images_per_camera": images_per_camera,
+            "num_distractors": num_distractors,
+            "height": height,
+            "width": width,
+        }
+        self.folder = self.root / "synthetic_persons" / (
+            f"seed{seed}_train{num_train}_test{num_test}_cameras{num_cameras}"
+            f"_images{images_per_camera}_distractors{num_distractors}_{height}x{width}"
+        )  # fmt: skip
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """Images of a split, drawn first if they are not there yet."""
+        if distributed.is_main() and not self.folder.exists():
+            logger.info("Drawing persons into %s", self.folder)
+            draw_persons(self.folder, **self._options)
+        distributed.barrier()
+        return scan_market_folder(self.folder / MARKET_FOLDERS[split], MARKET_LAYOUT)

@@ -1,0 +1,203 @@
+"""Samplers: which images come, and how long an epoch is.
+
+A sampler yields whole batches. All it draws depends on (seed, epoch, place in the epoch), neither
+on the number of processes nor on that of reading workers: every process draws the same batches and
+takes its share of each.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from reid.registry import SAMPLER
+from reid.structures import OUTLIER, PseudoLabels
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Draw(NamedTuple):
+    """An image to read for training.
+
+    Attributes:
+        index: Row in the dataset.
+        seed: Of its augmentation.
+    """
+
+    index: int  # type: ignore[assignment]  # tuple.index is not used on a draw
+    seed: int
+
+
+class LabelledSampler(Sampler[list[Draw]], ABC):
+    """Batches of groups of images, a few images from each; the base of those in SAMPLER.
+
+    A pass visits every group once in random order, and passes follow each other until the epoch's
+    batches are full; so a batch can hold a group twice where one pass ends, or where there are
+    fewer groups than a batch takes. Groups that are too small repeat images, each about equally
+    often.
+
+    Args:
+        batch_size: Images in a batch, over all processes.
+        images_per_group: Images of one group in a batch.
+        steps_per_epoch: Batches in an epoch; 0 = as many as one pass fills, at least one.
+        seed: Of everything drawn.
+        rank: This process.
+        world_size: All processes; each takes `batch_size / world_size` images of a batch.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        images_per_group: int,
+        steps_per_epoch: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        if batch_size < 1 or images_per_group < 1 or batch_size % images_per_group:
+            raise ValueError(
+                f"batch_size: expected a multiple of the {images_per_group} images that are taken "
+                f"of each group, got {batch_size}"
+            )
+        if batch_size % world_size:
+            raise ValueError(
+                f"batch_size: expected a multiple of the {world_size} processes, got {batch_size}"
+            )
+        if steps_per_epoch < 0:
+            raise ValueError(f"steps_per_epoch: expected 0 or more, got {steps_per_epoch}")
+        self._groups_per_batch = batch_size // images_per_group
+        self._images_per_group = images_per_group
+        self._steps_per_epoch = steps_per_epoch
+        self._seed = seed
+        share = batch_size // world_size
+        self._share = slice(rank * share, (rank + 1) * share)
+        self._epoch = 0
+        self._groups: list[IntArray] = []
+
+    @abstractmethod
+    def group_ids(self, labels: PseudoLabels) -> Tensor:
+        """(N,) the group of each image, -1 = in none."""
+
+    def set_labels(self, labels: PseudoLabels) -> None:
+        """Takes the labels of an epoch.
+
+        Raises:
+            ValueError: No image is in any group.
+        """
+        ids = self.group_ids(labels).cpu().numpy()
+        order = np.argsort(ids, kind="stable")
+        order = order[ids[order] != OUTLIER]
+        if not len(order):
+            raise ValueError(
+                f"{type(self).__name__}: none of {len(ids)} images has a label to draw by"
+            )
+        self._groups = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Sets the epoch that is drawn."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        self._check_labels()
+        return self._steps_per_epoch or max(1, len(self._groups) // self._groups_per_batch)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        self._check_labels()
+        rng = np.random.default_rng((self._seed, self._epoch))
+        passing = self._passes(rng)
+        for _ in range(len(self)):
+            batch = [
+                Draw(int(index), int(rng.integers(2**63)))
+                for _ in range(self._groups_per_batch)
+                for index in self._pick(next(passing), rng)
+            ]
+            yield batch[self._share]
+
+    def _passes(self, rng: np.random.Generator) -> Iterator[IntArray]:
+        while True:
+            for number in rng.permutation(len(self._groups)):
+                yield self._groups[number]
+
+    def _pick(self, group: IntArray, rng: np.random.Generator) -> IntArray:
+        count = self._images_per_group
+        whole, rest = divmod(count, len(group))
+        return np.concatenate([rng.permutation(group) for _ in range(whole)]
+                              + [rng.permutation(group)[:rest]])  # fmt: skip
+
+    def _check_labels(self) -> None:
+        if not self._groups:
+            raise RuntimeError(f"{type(self).__name__}: set_labels comes before the first epoch")
+
+
+@SAMPLER.register()
+class PKSampler(LabelledSampler):
+    """Identity-balanced batches: P identities (or clusters) x K images (Hermans et al. 2017).
+
+    Args:
+        batch_size: P * K, over all processes.
+        images_per_identity: K.
+        steps_per_epoch: Batches in an epoch; 0 = one pass over the identities.
+        seed: Of everything drawn.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        images_per_identity: int = 4,
+        steps_per_epoch: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, images_per_identity, steps_per_epoch, seed, rank, world_size)
+
+    def group_ids(self, labels: PseudoLabels) -> Tensor:
+        """The clusters."""
+        return labels.cluster
+
+
+@SAMPLER.register()
+class ProxyBalancedSampler(LabelledSampler):
+    """Batches of proxies x images of each (TMGF, section 3; O2CAP).
+
+    Args:
+        batch_size: Images in a batch, over all processes.
+        images_per_proxy: Images of one proxy in a batch.
+        steps_per_epoch: Batches in an epoch; 0 = one pass over the proxies.
+        seed: Of everything drawn.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        images_per_proxy: int = 4,
+        steps_per_epoch: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, images_per_proxy, steps_per_epoch, seed, rank, world_size)
+
+    def group_ids(self, labels: PseudoLabels) -> Tensor:
+        """The proxies."""
+        return labels.proxy

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from reid.data.datasets import CSV, MSMT17, DukeMTMCreID, Market1501, SyntheticPersons
+from reid.structures import DataError, ImageRecord
+
+
+def touch(folder: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 8)).save(folder / name)
+
+
+def ids(records: list[ImageRecord]) -> list[tuple[int, int]]:
+    return [(record.pid, record.camid) for record in records]
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    return tmp_path
+
+
+def test_market_keeps_distractors_and_junk_apart(root: Path) -> None:
+    folder = root / "Market-1501-v15.09.15"
+    touch(folder / "bounding_box_train", ["0007_c2s3_000001_01.jpg", "0002_c1s1_000451_03.jpg"])
+    touch(folder / "query", ["0001_c6s1_000001_00.jpg"])
+    touch(
+        folder / "bounding_box_test",
+        ["-1_c1s1_000401_03.jpg", "0000_c3s1_1.jpg", "0001_c1s1_2.jpg"],
+    )
+    (folder / "query" / "Thumbs.db").write_bytes(b"not an image")
+    dataset = Market1501()
+    train = dataset.load("train")
+    assert [Path(record.path).name[:4] for record in train] == ["0002", "0007"]
+    assert ids(train) == [(2, 0), (7, 1)]
+    assert ids(dataset.load("query")) == [(1, 5)]
+    assert sorted(ids(dataset.load("gallery"))) == [(-1, 0), (0, 2), (1, 0)]
+
+
+def test_duke_names(root: Path) -> None:
+    touch(root / "DukeMTMC-reID" / "bounding_box_train", ["0001_c8_f0046182.jpg"])
+    assert ids(DukeMTMCreID().load("train")) == [(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("version", "train", "test"),
+    [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2")],
+)
+def test_msmt_lists(root: Path, version: str, train: str, test: str) -> None:
+    folder = root / version
+    names = {
+        "list_train.txt": (train, "0000/0000_000_01_0303morning_0015_0.jpg", 0),
+        "list_val.txt": (train, "0003/0003_001_15_0303morning_0015_1.jpg", 3),
+        "list_query.txt": (test, "0000/0000_000_02_0303morning_0015_0.jpg", 0),
+        "list_gallery.txt": (test, "0000/0000_001_14_0303noon_0001_0.jpg", 0),
+    }
+    for name, (images, path, pid) in names.items():
+        touch(folder / images, [path])
+        (folder / name).write_text(f"{path} {pid}\n")
+    dataset = MSMT17()
+    assert ids(dataset.load("train")) == [(0, 0), (3, 14)]
+    assert ids(dataset.load("query")) == [(0, 1)]
+    assert ids(dataset.load("gallery")) == [(0, 13)]
+
+
+def test_msmt_in_market_folders(root: Path) -> None:
+    touch(root / "MSMT17" / "bounding_box_train", ["0000_c15_0001.jpg"])
+    assert ids(MSMT17().load("train")) == [(0, 14)]
+    with pytest.raises(DataError, match=r"there is no test/, mask_test_v2/ or query/"):
+        MSMT17().load("query")
+
+
+def test_msmt_list_names_a_missing_image(root: Path) -> None:
+    (root / "MSMT17_V1" / "train").mkdir(parents=True)
+    (root / "MSMT17_V1" / "list_train.txt").write_text("0/0000_000_01_x.jpg 0\n")
+    with pytest.raises(
+        DataError, match=r"0000_000_01_x\.jpg: there is no such image, but .*list_train"
+    ):
+        MSMT17().load("train")
+
+
+@pytest.mark.parametrize("line", ["0000.jpg 0", "0/0000_000_01_x.jpg", "../0000_000_01_x.jpg 0"])
+def test_msmt_line_that_does_not_parse(root: Path, line: str) -> None:
+    (root / "MSMT17_V1" / "train").mkdir(parents=True)
+    (root / "MSMT17_V1" / "list_train.txt").write_text(f"\n{line}\n")
+    with pytest.raises(DataError, match=r"list_train.txt, line 2: .* does not parse"):
+        MSMT17().load("train")
+
+
+def test_missing_folder_says_where_to_put_it(root: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        MSMT17().load("train")
+    message = str(caught.value)
+    assert str(root / "MSMT17_V1") in message
+    assert "list_train.txt" in message
+    assert f"REID_DATASETS is {str(root)!r}" in message
+
+
+def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("REID_DATASETS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="REID_DATASETS is not set, so datasets lie in datasets/"):
+        Market1501().load("train")
+
+
+def test_empty_split(root: Path) -> None:
+    folder = root / "Market-1501-v15.09.15" / "query"
+    folder.mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{folder}: no image found"):
+        Market1501().load("query")
+
+
+def test_market_name_that_does_not_parse(root: Path) -> None:
+    touch(root / "Market-1501-v15.09.15" / "query", ["holiday.jpg"])
+    with pytest.raises(DataError, match=r"holiday\.jpg: the name does not tell"):
+        Market1501().load("query")
+
+
+def test_csv(root: Path) -> None:
+    folder = root / "own"
+    touch(folder, ["a/1.png", "2.png", "3.png", "4.png"])
+    (folder / "list.csv").write_text(
+        "path,pid,camid,split\na/1.png,3,0,train\n2.png,,,train\n3.png,1,0,query\n4.png,1,2,gallery\n",
+        "utf-8-sig",
+    )
+    dataset = CSV("own/list.csv")
+    assert dataset.name == "own"
+    assert dataset.has_test()
+    train = dataset.load("train")
+    assert ids(train) == [(3, 0), (-1, -1)]
+    assert train[0].path == str(folder / "a" / "1.png")
+    assert ids(CSV("own/list.csv", train_split="gallery").load("train")) == [(1, 2)]
+
+
+def test_csv_with_paths_only(root: Path) -> None:
+    touch(root, ["1.png"])
+    (root / "list.csv").write_text("path\n1.png\n")
+    dataset = CSV("list.csv")
+    assert dataset.name == "list"
+    assert ids(dataset.load("train")) == [(-1, -1)]
+    assert not dataset.has_test()
+    with pytest.raises(DataError, match="no image of the split 'query'; splits in the file: train"):
+        dataset.load("query")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,person\n1.png,2\n", "the header is path,person"),
+        ("", "the header is missing"),
+        ("path,pid\n1.png,x\n", "line 2: pid is 'x'"),
+        ("path,camid\n1.png,-2\n", "line 2: camid is '-2'"),
+        ("path,pid\n1.png,²\n", "line 2: pid is '²'"),
+        ("path,pid\n1.png\n", "line 2: has more or fewer fields"),
+        ("path,pid\n1.png,1,2\n", "line 2: has more or fewer fields"),
+        ("path,pid\n,1\n", "line 2: has more or fewer fields than the header, or no path"),
+        ("path,split\n1.png,train\n1.png,test\n", "line 3: split 'test'"),
+        ("path\n../1.png\n", "line 2: '../1.png' leaves the folder"),
+        ("path\n/etc/passwd\n", "leaves the folder"),
+        ("path\nC:\\1.png\n", "leaves the folder"),
+        ("path\n2.png\n", "2.png: there is no such image"),
+        ("path\n", "no image found"),
+    ],
+)
+def test_csv_errors_name_the_line(root: Path, text: str, message: str) -> None:
+    touch(root, ["1.png"])
+    (root / "list.csv").write_text(text, "utf-8")
+    with pytest.raises(DataError) as caught:
+        CSV("list.csv").load("train")
+    assert str(root / "list.csv") in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_csv_that_is_not_text(root: Path) -> None:
+    (root / "list.csv").write_bytes(b"path\n\xff\xfe.png\n")
+    with pytest.raises(DataError, match="is not UTF-8 text"):
+        CSV("list.csv").load("train")
+    with pytest.raises(DataError, match="there is no such file"):
+        CSV("other.csv").load("train")
+
+
+def test_synthetic_persons_are_drawn_once(root: Path) -> None:
+    options = {"num_train": 2, "num_test": 2, "num_cameras": 2, "images_per_camera": 1,
+               "num_distractors": 1, "height": 32, "width": 16}  # fmt: skip
+    dataset = SyntheticPersons(**options)
+    train = dataset.load("train")
+    assert {record.pid for record in train} == {1, 2}
+    stamp = Path(train[0].path).stat().st_mtime_ns
+    assert SyntheticPersons(**options).load("train") == train
+    assert Path(train[0].path).stat().st_mtime_ns == stamp
+    assert SyntheticPersons(**{**options, "seed": 1}).folder != dataset.folder
+    assert {0, 3, 4} <= {record.pid for record in dataset.load("gallery")}
+
+
+def test_synthetic_persons_ranges() -> None:
+    with pytest.raises(ValueError, match="num_cameras: expected 2 or more, got 1"):
+        SyntheticPersons(num_cameras=1)

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+from collections import Counter
+from itertools import chain
+
+import pytest
+import torch
+
+from reid.data.samplers import Draw, LabelledSampler, PKSampler, ProxyBalancedSampler
+from reid.structures import PseudoLabels
+
+
+def labels(sizes: list[int], outliers: int = 3) -> PseudoLabels:
+    cluster = torch.repeat_interleave(
+        torch.arange(len(sizes)), torch.tensor(sizes, dtype=torch.int64)
+    )
+    cluster = torch.cat((torch.full((outliers,), -1), cluster))
+    return PseudoLabels.from_clusters(cluster, torch.arange(len(cluster)) % 2)
+
+
+def epoch(sampler: LabelledSampler, number: int) -> list[list[Draw]]:
+    sampler.set_epoch(number)
+    return list(sampler)
+
+
+def test_pk_batches() -> None:
+    found = labels([4, 5, 6, 7, 8, 9, 10, 11, 12])
+    sampler = PKSampler(16, images_per_identity=4)
+    sampler.set_labels(found)
+    batches = epoch(sampler, 0)
+    assert len(batches) == len(sampler) == 2
+    for batch in batches:
+        assert len({draw.index for draw in batch}) == 16
+        counts = Counter(int(found.cluster[draw.index]) for draw in batch)
+        assert sorted(counts.values()) == [4, 4, 4, 4]
+        assert -1 not in counts
+
+
+def test_proxies_pass_by_pass() -> None:
+    found = labels([6] * 5)
+    sampler = ProxyBalancedSampler(8, images_per_proxy=4, steps_per_epoch=15)
+    sampler.set_labels(found)
+    batches = epoch(sampler, 3)
+    assert len(batches) == len(sampler) == 15
+    visits = [int(found.proxy[draw.index]) for batch in batches for draw in batch[::4]]
+    for start in range(0, 30, 10):  # every pass visits each of the 10 proxies once
+        assert sorted(visits[start : start + 10]) == list(range(10))
+    for batch in batches:
+        for start in (0, 4):
+            assert len({int(found.proxy[d.index]) for d in batch[start : start + 4]}) == 1
+
+
+def test_small_groups_repeat_evenly() -> None:
+    sampler = PKSampler(7, images_per_identity=7, steps_per_epoch=30)
+    sampler.set_labels(labels([3], outliers=0))
+    for batch in epoch(sampler, 0):
+        assert sorted(Counter(draw.index for draw in batch).values()) == [2, 2, 3]
+
+
+def test_fewer_groups_than_a_batch_takes() -> None:
+    sampler = ProxyBalancedSampler(32, images_per_proxy=4)
+    sampler.set_labels(labels([4]))
+    (batch,) = epoch(sampler, 0)
+    assert len(batch) == 32
+
+
+def test_epochs_differ_and_repeat() -> None:
+    def draw(seed: int, number: int) -> list[list[Draw]]:
+        sampler = PKSampler(16, steps_per_epoch=3, seed=seed)
+        sampler.set_labels(labels([9] * 8))
+        return epoch(sampler, number)
+
+    assert draw(0, 0) == draw(0, 0)
+    assert draw(0, 0) != draw(0, 1)
+    assert draw(0, 0) != draw(1, 0)
+
+
+def test_processes_share_the_same_batch() -> None:
+    def draw(rank: int, world_size: int) -> list[list[Draw]]:
+        sampler = ProxyBalancedSampler(16, steps_per_epoch=4, rank=rank, world_size=world_size)
+        sampler.set_labels(labels([5] * 7))
+        return epoch(sampler, 2)
+
+    shares = [draw(rank, 4) for rank in range(4)]
+    assert [[*chain(*parts)] for parts in zip(*shares, strict=True)] == draw(0, 1)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="a multiple of the 4 images"):
+        PKSampler(30)
+    with pytest.raises(ValueError, match="a multiple of the 3 processes"):
+        PKSampler(32, world_size=3)
+    with pytest.raises(ValueError, match="steps_per_epoch: expected 0 or more, got -1"):
+        PKSampler(32, steps_per_epoch=-1)
+    sampler = PKSampler(32)
+    with pytest.raises(RuntimeError, match="set_labels comes before"):
+        next(iter(sampler))
+    with pytest.raises(ValueError, match="none of 3 images has a label"):
+        sampler.set_labels(labels([], outliers=3))
