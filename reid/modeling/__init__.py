@@ -1,0 +1,1 @@
+"""Backbones, heads, losses, and weights on disk."""

@@ -1,0 +1,153 @@
+"""Any timm model as a backbone."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid.registry import BACKBONE, nearest
+from reid.structures import FeatureTokens
+
+
+@BACKBONE.register()
+class TimmBackbone(nn.Module):
+    """A timm model by name; the camera of an image plays no part.
+
+    A convolutional network's map is pooled into the token of the whole image. A transformer's
+    class token is that token; where it has none, the mean of its tokens is.
+
+    Args:
+        model: timm's name, e.g. `resnet50`, `vit_small_patch16_224`.
+        image_size: (H, W) in pixels.
+        pretrained: Load timm's own weights, which needs the network once.
+        pool: Pooling of a convolutional map: `avg`, `max`, or `gem`, the generalised mean with a
+            learnable exponent (Radenovic et al., TPAMI 2019).
+        last_stride: 1 keeps the resolution in a ResNet's last stage (Luo et al., CVPRW 2019).
+        drop_path: Rate of stochastic depth.
+
+    Raises:
+        ValueError: timm knows no such model, its weights cannot be had, or its features are not
+            a map or tokens.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        image_size: tuple[int, int],
+        pretrained: bool = False,
+        pool: Literal["avg", "max", "gem"] = "avg",
+        last_stride: Literal[1, 2] = 2,
+        drop_path: float = 0.0,
+    ) -> None:
+        super().__init__()
+        name = model.split(".")[0]
+        if not timm.is_model(name):
+            raise ValueError(f"model: timm has no {model!r}{nearest(name, timm.list_models())}")
+        options: dict[str, Any] = {"num_classes": 0}
+        preset = timm.get_pretrained_cfg(name)
+        if preset is not None and preset.fixed_input_size:
+            options["img_size"] = image_size
+        if drop_path:
+            options["drop_path_rate"] = drop_path
+        if last_stride == 1:
+            options["output_stride"] = 16
+        try:
+            net: Any = timm.create_model(model, pretrained=pretrained, **options)
+        except (OSError, RuntimeError) as error:
+            if not pretrained:
+                raise
+            raise ValueError(
+                f"pretrained: timm's weights of {model!r} cannot be had ({error}); download them "
+                "elsewhere and set MODEL.BACKBONE_WEIGHTS to the file"
+            ) from error
+        except TypeError as error:
+            raise ValueError(f"model: {model!r} does not take an option: {error}") from error
+        self.embed_dim = int(net.num_features)
+        self.net: nn.Module = net
+        self._pool = pool
+        if pool == "gem":
+            self.exponent = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, image: Tensor, camid: Tensor) -> FeatureTokens:
+        """Tokens of images (B, 3, H, W)."""
+        net: Any = self.net
+        features = net.forward_features(image)
+        if features.ndim == 3:
+            prefix = int(getattr(self.net, "num_prefix_tokens", 0))
+            patches = features[:, prefix:]
+            whole = features[:, :1] if prefix else patches.mean(1, keepdim=True)
+            return FeatureTokens(
+                torch.cat((whole, patches), 1), self._grid(patches.shape[1], image)
+            )
+        if features.ndim != 4:
+            raise ValueError(
+                f"expected a map or tokens, got features of shape {tuple(features.shape)}"
+            )
+        if features.shape[1] != self.embed_dim:  # channels last, as Swin has them
+            features = features.permute(0, 3, 1, 2)
+        patches = features.flatten(2).transpose(1, 2)
+        return FeatureTokens(
+            torch.cat((self._pooled(features)[:, None], patches), 1),
+            (features.shape[2], features.shape[3]),
+        )
+
+    def rename_foreign(
+        self, state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Timm's names are ours behind `net.`; returns (known, left)."""
+        ours = self.state_dict().keys()
+        known = {f"net.{name}": value for name, value in state.items() if f"net.{name}" in ours}
+        return known, {k: v for k, v in state.items() if f"net.{k}" not in ours}
+
+    def _pooled(self, features: Tensor) -> Tensor:
+        if self._pool == "max":
+            return features.amax((2, 3))
+        if self._pool == "gem":
+            powers = features.float().clamp(min=1e-6).pow(self.exponent)
+            return powers.mean((2, 3)).pow(1 / self.exponent)
+        return features.mean((2, 3))
+
+    def _grid(self, count: int, image: Tensor) -> tuple[int, int]:
+        height, width = image.shape[2:]
+        rows = round(math.sqrt(count * height / width))
+        if rows == 0 or count % rows:
+            raise ValueError(f"{count} tokens of a {height} x {width} image make no grid")
+        return rows, count // rows
+
+
+def resize_position_embedding(
+    embedding: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None
+) -> Tensor:
+    """Position embeddings for another grid, bilinear (align_corners false, no antialias).
+
+    Args:
+        embedding: (1, 1 + n, D), the class token's first.
+        grid: (h, w) to give.
+        source_grid: (h, w) with h * w = n. None: twice as high as wide, as LUPerson checkpoints
+            are, or else square.
+
+    Returns:
+        (1, 1 + h * w, D).
+
+    Raises:
+        ValueError: The n tokens do not make the source grid.
+    """
+    if embedding.ndim != 3 or embedding.shape[0] != 1:
+        raise ValueError(
+            f"expected a position embedding (1, 1 + n, D), got {tuple(embedding.shape)}"
+        )
+    count = embedding.shape[1] - 1
+    if source_grid is None:
+        width, side = math.isqrt(count // 2), math.isqrt(count)
+        source_grid = (2 * width, width) if 2 * width * width == count else (side, side)
+    if source_grid[0] * source_grid[1] != count or not count:
+        raise ValueError(f"a position embedding of {count} tokens is no grid of 2:1 or 1:1")
+    first, patches = embedding[:, :1], embedding[:, 1:]
+    square = patches.transpose(1, 2).reshape(1, -1, *source_grid)
+    resized = F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False)
+    return torch.cat((first, resized.flatten(2).transpose(1, 2).to(embedding.dtype)), 1)

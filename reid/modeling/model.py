@@ -1,0 +1,51 @@
+"""The network: a backbone and a head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from reid.structures import Embeddings
+
+
+class ReIDModel(nn.Module):
+    """Backbone -> tokens -> head -> embeddings.
+
+    Args:
+        backbone: (image, camid) -> FeatureTokens; `embed_dim`, and `num_cameras` if it knows any.
+        head: FeatureTokens -> Embeddings; `embed_dim` and `num_parts`.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.embed_dim = int(head.embed_dim)  # type: ignore[arg-type]
+        self.num_parts = int(head.num_parts)  # type: ignore[arg-type]
+        self.num_cameras = int(getattr(backbone, "num_cameras", 0))
+
+    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+        """Embeddings of images (B, 3, H, W) of cameras (B,)."""
+        embeddings: Embeddings = self.head(self.backbone(image, camid))
+        return embeddings
+
+    def rename_foreign(
+        self, state: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Other code's names as ours; returns (known, left), nothing known if they are ours."""
+        if any(name.startswith(("backbone.", "head.")) for name in state):
+            return {}, state
+        renamed: dict[str, Tensor] = {}
+        for prefix, part in (("head.", self.head), ("backbone.", self.backbone)):
+            rename = getattr(part, "rename_foreign", None)
+            if rename is not None:
+                known, state = rename(state)
+                renamed.update({prefix + name: value for name, value in known.items()})
+        return renamed, state
+
+    def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
+        """A tensor of another shape made to fit, if the backbone knows how."""
+        resize = getattr(self.backbone, "resize_tensor", None)
+        if resize is None or not name.startswith("backbone."):
+            return None
+        fitted: Tensor | None = resize(name.removeprefix("backbone."), tensor)
+        return fitted
