@@ -1,0 +1,729 @@
+"""Exact nearest neighbours and the sparse k-reciprocal Jaccard distance.
+
+No N x N matrix is built: scores are computed in square blocks, each pair of blocks once, and only
+the best candidates of each row are kept. Candidates are found by single-precision products, then
+scored again in double precision in a fixed order of operations; a rounding bound tells for each row
+whether a neighbour could have been missed, and such rows are searched again in double precision.
+So the result is exact, and the same for any block size, number of threads and machine.
+
+k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person
+Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsupervised
+re-identification has used since Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020).
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from reid.structures import ProgressBar
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64]
+
+TIE_TOLERANCE = 1e-6
+"""Distances up to eps + this count as within eps.
+
+The local query expansion averages k2 rows, so that distances of simple fractions are frequent: with
+k2 = 6, two images that share 4 of 6 rows lie at exactly 0.5, the usual eps. There the rounding of
+the last bit would decide. Distances are sums in double precision, rounded once to single precision
+(6e-8), so that this tolerance is above any rounding and far below any difference that means
+something.
+"""
+
+_BLOCK = 2048
+_MARGIN = 12
+_LANES = 16
+_PART = 1024
+
+
+@dataclass(frozen=True)
+class Neighbors:
+    """The k nearest neighbours of N vectors among themselves.
+
+    Attributes:
+        index: (N, k) int32, nearest first. The vector itself is in first place; equal distances
+            are ordered by index.
+        farthest: (N,) float32, the largest squared Euclidean distance of each row.
+    """
+
+    index: Indices
+    farthest: Floats
+
+
+def nearest_neighbors(
+    features: Tensor,
+    k: int,
+    *,
+    block_size: int = _BLOCK,
+    progress: ProgressBar | None = None,
+) -> Neighbors:
+    """Exact nearest neighbours by Euclidean distance.
+
+    Args:
+        features: (N, D), finite; need not be of unit length.
+        k: Length of the lists, the vector itself included; at most N.
+        block_size: Rows in a block of scores; does not change the result.
+        progress: Called with (images' worth of pairs done, N).
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
+    rows = _as_rows(features)
+    count, dim = rows.shape
+    if not 1 <= k <= count:
+        raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
+    if block_size < 1:
+        raise ValueError(f"block_size: expected 1 or more, got {block_size}")
+    half_norms = _half_squared_norms(rows)
+    kept = min(k + _MARGIN, count)
+    scores = np.full((count, kept), -np.inf, np.float32)
+    index = np.full((count, kept), -1, np.int32)
+    lowest = np.full(count, np.inf, np.float32)
+    _search(rows, half_norms.astype(np.float32), block_size, scores, index, lowest, progress)
+    largest = float(np.sqrt(2 * half_norms.max()))
+    bound = _rounding_bound(dim, largest)
+    found, doubtful = _rescore(rows, half_norms, scores, index, k, bound)
+    if doubtful.any():
+        _search_exactly(rows, half_norms, np.flatnonzero(doubtful), found)
+    farthest = np.maximum(2 * (half_norms - lowest), 0)
+    return Neighbors(found, farthest.astype(np.float32))
+
+
+def jaccard_distance(
+    features: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    *,
+    max_distance: float = 1.0,
+    block_size: int = _BLOCK,
+    progress: ProgressBar | None = None,
+) -> scipy.sparse.csr_matrix:
+    """k-reciprocal Jaccard distances of N images among themselves, those below 1.
+
+    Lists of k1 neighbours (the image itself counted in), k-reciprocal sets expanded by the half
+    lists of round(k1 / 2) + 1 entries, softmax of the negative squared distances, mean over the
+    k2 nearest rows, and 1 - m / (2 - m) where m is the sum of minima of two rows.
+
+    Args:
+        features: (N, D), of unit length.
+        k1: Length of the neighbour lists; lists of a smaller set are as long as the set.
+        k2: Rows averaged in the local query expansion, the image's own included.
+        max_distance: Larger distances are left out, which saves memory.
+        block_size: Rows in a block of scores; does not change the result.
+        progress: Called with (images' worth of work done, N).
+
+    Returns:
+        (N, N) float32 CSR, symmetric, with sorted columns. Distances of 0 are stored, those of
+        each image to itself among them; what is not stored is 1 (or above `max_distance`).
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
+    for name, value in (("k1", k1), ("k2", k2)):
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+    rows = _as_rows(features)
+    count = len(rows)
+    neighbors = nearest_neighbors(
+        features, min(max(k1, k2), count), block_size=block_size, progress=progress
+    )
+    encoding = encode_neighbors(rows, neighbors.index, min(k1, count), half_length(k1, count), k2)
+    return jaccard_of_rows(encoding, encoding, max_distance)
+
+
+def half_length(k1: int, count: int) -> int:
+    """Length of the half lists, round(k1 / 2) + 1 (half to even), at most `count`."""
+    return min(round(k1 / 2) + 1, count)
+
+
+def encode_neighbors(
+    rows: Floats,
+    neighbors: Indices,
+    length: int,
+    half: int,
+    k2: int,
+    farthest: Floats | None = None,
+) -> scipy.sparse.csr_matrix:
+    """Each image as weights on its expanded k-reciprocal set, averaged over its k2 neighbours.
+
+    Args:
+        rows: (N, D) features.
+        neighbors: (N, k) lists, the image itself first.
+        length: Entries of the lists that count, at most k.
+        half: The same for the half lists.
+        k2: Rows averaged; 1 = no expansion.
+        farthest: None: weights are the softmax of -d, d squared Euclidean distances. (N,) largest
+            d of each row: the softmax of -(d / farthest)^2, as in re-ranking.
+
+    Returns:
+        (N, N) float32 CSR with sorted columns; rows sum to 1.
+    """
+    norms = _half_squared_norms(rows)
+    scale = np.ones(len(rows), np.float32) if farthest is None else farthest
+    lists = np.ascontiguousarray(neighbors[:, :length])
+    reciprocal = (*_reciprocal(lists), *_reciprocal(np.ascontiguousarray(lists[:, :half])))
+    sizes, _ = _expanded_sets(*reciprocal, 0)
+    _, members = _expanded_sets(*reciprocal, int(sizes.max()))
+    indptr = np.concatenate(([0], np.cumsum(sizes)))
+    indices = members[np.arange(members.shape[1]) < sizes[:, None]]
+    del members
+    data = _soft_weights(rows, norms, indptr, indices, scale, farthest is not None)
+    k2 = min(k2, neighbors.shape[1])
+    if k2 > 1:
+        nearest = np.ascontiguousarray(neighbors[:, :k2])
+        sizes = _expanded_sizes(indptr, indices, data, nearest)
+        new_indptr = np.concatenate(([0], np.cumsum(sizes)))
+        indices, data = _expand(indptr, indices, data, nearest, new_indptr)
+        indptr = new_indptr
+    return scipy.sparse.csr_matrix((data, indices, indptr), shape=(len(rows), len(rows)))
+
+
+def jaccard_of_rows(
+    queries: scipy.sparse.csr_matrix, gallery: scipy.sparse.csr_matrix, max_distance: float = 1.0
+) -> scipy.sparse.csr_matrix:
+    """Jaccard distances 1 - m / (2 - m) below 1, m the sum of minima of two rows that sum to 1.
+
+    Args:
+        queries: (Q, N) with sorted columns.
+        gallery: (G, N) with sorted columns.
+        max_distance: Larger distances are left out.
+
+    Returns:
+        (Q, G) float32 CSR with sorted columns and stored zeros.
+    """
+    columns = gallery.tocsc()
+    arrays = (
+        queries.indptr.astype(np.int64),
+        queries.indices,
+        queries.data,
+        columns.indptr.astype(np.int64),
+        columns.indices,
+        columns.data,
+    )
+    counts = np.zeros(queries.shape[0], np.int64)
+
+    def part(start: int) -> tuple[Indices, Floats]:
+        stop = min(start + _PART, queries.shape[0])
+        found: tuple[Indices, Floats] = _jaccard_part(
+            *arrays, gallery.shape[0], start, stop, max_distance, counts
+        )
+        return found
+
+    with ThreadPoolExecutor(numba.get_num_threads()) as pool:
+        parts = [*pool.map(part, range(0, queries.shape[0], _PART))]
+    indptr = np.concatenate(([0], np.cumsum(counts)))
+    kind = np.int32 if indptr[-1] < 2**31 else np.int64
+    return scipy.sparse.csr_matrix(
+        (
+            np.concatenate([data for _, data in parts]),
+            np.concatenate([indices for indices, _ in parts]).astype(kind, copy=False),
+            indptr.astype(kind),
+        ),
+        shape=(queries.shape[0], gallery.shape[0]),
+    )
+
+
+def dbscan(
+    distances: scipy.sparse.csr_matrix,
+    eps: float,
+    min_samples: int,
+    tolerance: float = TIE_TOLERANCE,
+) -> Labels:
+    """DBSCAN (Ester et al., KDD 1996) on a sparse graph of distances.
+
+    The labels are scikit-learn's: a point counts among its own neighbours, clusters are numbered
+    by their first core point in index order, and a border point goes to the first cluster that
+    reaches it.
+
+    Args:
+        distances: (N, N) symmetric CSR; what is not stored is far away. Zeros count as stored.
+        eps: Largest distance of neighbours.
+        min_samples: Neighbours that make a core point, itself included.
+        tolerance: Ties count as within eps: distances up to `eps + tolerance` are neighbours
+            (see `TIE_TOLERANCE`).
+
+    Returns:
+        (N,) int64 clusters from 0; -1 = outlier.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+    if not eps > 0 or min_samples < 1 or not tolerance >= 0:
+        raise ValueError(
+            "expected eps above 0, min_samples of 1 or more and tolerance of 0 or more, got "
+            f"{eps}, {min_samples}, {tolerance}"
+        )
+    return _dbscan(
+        distances.indptr.astype(np.int64, copy=False),
+        distances.indices,
+        distances.data,
+        np.float32(eps + tolerance),
+        min_samples,
+    )
+
+
+def _as_rows(features: Tensor) -> Floats:
+    if features.ndim != 2 or not len(features) or not features.shape[1]:
+        raise ValueError(f"features: expected (N, D) with N, D > 0, got {tuple(features.shape)}")
+    rows: Floats = np.ascontiguousarray(features.detach().float().cpu().numpy())
+    if not _all_finite(rows):
+        raise ValueError("features: expected finite numbers, got NaN or infinity")
+    return rows
+
+
+def _rounding_bound(dim: int, largest: float) -> float:
+    """Largest error of a single-precision score x.y - y.y / 2 of vectors up to `largest` long."""
+    unit = 2.0**-24
+    return (dim + 4) * unit / (1 - (dim + 4) * unit) * 2 * largest * largest
+
+
+def _search(
+    rows: Floats,
+    half_norms: Floats,
+    block_size: int,
+    scores: Floats,
+    index: Indices,
+    lowest: Floats,
+    progress: ProgressBar | None,
+) -> None:
+    """Fills in each row's best scores, their indices, and its lowest score."""
+    count = len(rows)
+    tensor = torch.from_numpy(rows)
+    starts = range(0, count, block_size)
+    buffer = torch.empty(min(block_size, count) ** 2, dtype=torch.float32)
+    pairs = 0
+    for left in starts:
+        one = tensor[left : left + block_size]
+        for right in starts[left // block_size :]:
+            other = tensor[right : right + block_size]
+            block = buffer[: len(one) * len(other)].view(len(one), len(other))
+            torch.mm(one, other.T, out=block)
+            products = block.numpy()
+            _take_rows(products, half_norms, left, right, scores, index, lowest)
+            if right != left:
+                _take_columns(products, half_norms, left, right, scores, index, lowest)
+            pairs += len(one) * len(other) * (1 if right == left else 2)
+            if progress is not None:
+                progress(pairs // count, count)
+
+
+@njit(cache=True)
+def _insert(value: float, item: int, scores: npt.NDArray[Any], index: Indices) -> None:
+    """Puts an item into a list that is sorted by score, then index, in place of its last."""
+    place = len(scores) - 1
+    while place > 0 and (
+        scores[place - 1] < value or (scores[place - 1] == value and index[place - 1] > item)
+    ):
+        scores[place] = scores[place - 1]
+        index[place] = index[place - 1]
+        place -= 1
+    scores[place] = value
+    index[place] = item
+
+
+@njit(parallel=True, cache=True)
+def _take_rows(
+    products: Floats,
+    half_norms: Floats,
+    left: int,
+    right: int,
+    scores: Floats,
+    index: Indices,
+    lowest: Floats,
+) -> None:
+    """Takes x.y - y.y / 2 of a block as candidates of the x."""
+    height, width = products.shape
+    last = scores.shape[1] - 1
+    for r in prange(height):
+        i = left + r
+        product = products[r]
+        threshold = scores[i, last]
+        least = lowest[i]
+        for start in range(0, width, 64):
+            stop = min(start + 64, width)
+            best = np.float32(-np.inf)
+            for c in range(start, stop):
+                score = product[c] - half_norms[right + c]
+                best = max(best, score)
+                least = min(least, score)
+            if best > threshold:
+                for c in range(start, stop):
+                    score = product[c] - half_norms[right + c]
+                    if score > threshold:
+                        _insert(score, right + c, scores[i], index[i])
+                        threshold = scores[i, last]
+        lowest[i] = least
+
+
+@njit(parallel=True, cache=True)
+def _take_columns(
+    products: Floats,
+    half_norms: Floats,
+    left: int,
+    right: int,
+    scores: Floats,
+    index: Indices,
+    lowest: Floats,
+) -> None:
+    """Takes x.y - x.x / 2 of a block as candidates of the y."""
+    height, width = products.shape
+    last = scores.shape[1] - 1
+    step = 64
+    for chunk in prange((width + step - 1) // step):
+        start = chunk * step
+        size = min(step, width - start)
+        threshold = np.empty(step, np.float32)
+        least = np.empty(step, np.float32)
+        for c in range(size):
+            threshold[c] = scores[right + start + c, last]
+            least[c] = lowest[right + start + c]
+        for r in range(height):
+            norm = half_norms[left + r]
+            product = products[r, start : start + size]
+            hits = 0
+            for c in range(size):
+                score = product[c] - norm
+                hits += score > threshold[c]
+                least[c] = min(least[c], score)
+            if hits:
+                for c in range(size):
+                    score = product[c] - norm
+                    if score > threshold[c]:
+                        j = right + start + c
+                        _insert(score, left + r, scores[j], index[j])
+                        threshold[c] = scores[j, last]
+        for c in range(size):
+            lowest[right + start + c] = least[c]
+
+
+@njit(cache=True)
+def _dot(one: Floats, other: Floats) -> float:
+    """Inner product in double precision, in the same order of additions on every machine.
+
+    The product of two single-precision numbers is exact in double precision, so that fused
+    multiply-adds make no difference.
+    """
+    lanes = np.zeros(_LANES, np.float64)
+    dim = len(one)
+    whole = dim - dim % _LANES
+    for start in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            lanes[lane] += np.float64(one[start + lane]) * np.float64(other[start + lane])
+    for d in range(whole, dim):
+        lanes[d - whole] += np.float64(one[d]) * np.float64(other[d])
+    total = 0.0
+    for lane in range(_LANES):
+        total += lanes[lane]
+    return total
+
+
+@njit(parallel=True, cache=True)
+def _half_squared_norms(rows: Floats) -> Doubles:
+    norms = np.empty(len(rows), np.float64)
+    for i in prange(len(rows)):
+        norms[i] = 0.5 * _dot(rows[i], rows[i])
+    return norms
+
+
+@njit(parallel=True, cache=True)
+def _rescore(
+    rows: Floats, half_norms: Doubles, scores: Floats, index: Indices, k: int, bound: float
+) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """The k best candidates by exact score, and the rows that may have missed one."""
+    count, kept = scores.shape
+    found = np.empty((count, k), np.int32)
+    doubtful = np.zeros(count, np.bool_)
+    for i in prange(count):
+        best = np.full(k, -np.inf, np.float64)
+        best_index = np.full(k, count, np.int32)
+        for place in range(kept):
+            j = index[i, place]
+            score = np.inf if j == i else _dot(rows[i], rows[j]) - half_norms[j]
+            if score > best[k - 1] or (score == best[k - 1] and j < best_index[k - 1]):
+                _insert(score, j, best, best_index)
+        found[i] = best_index
+        lost = best[0] != np.inf or best[k - 1] <= scores[i, kept - 1] + bound
+        doubtful[i] = lost and kept < count
+    return found, doubtful
+
+
+@njit(parallel=True, cache=True)
+def _search_exactly(rows: Floats, half_norms: Doubles, which: Labels, found: Indices) -> None:
+    """The same for some rows, with every score in double precision."""
+    count, k = len(rows), found.shape[1]
+    for number in prange(len(which)):
+        i = which[number]
+        scores = np.full(k, -np.inf, np.float64)
+        index = np.full(k, -1, np.int32)
+        for j in range(count):
+            score = np.inf if j == i else _dot(rows[i], rows[j]) - half_norms[j]
+            if score > scores[k - 1]:
+                _insert(score, j, scores, index)
+        found[i] = index
+
+
+@njit(parallel=True, cache=True)
+def _all_finite(rows: Floats) -> bool:
+    bad = 0
+    for i in prange(len(rows)):
+        for value in rows[i]:
+            if not np.isfinite(value):
+                bad += 1
+    return bad == 0
+
+
+@njit(cache=True)
+def _holds(items: Indices, item: int) -> bool:
+    for other in items:  # noqa: SIM110 - numba compiles no generator here
+        if other == item:
+            return True
+    return False
+
+
+@njit(parallel=True, cache=True)
+def _reciprocal(lists: Indices) -> tuple[Indices, Indices]:
+    """Sizes (N,) and members (N, k) of the sets {j in list(i): i in list(j)}, in list order."""
+    count, k = lists.shape
+    sizes = np.zeros(count, np.int32)
+    members = np.empty((count, k), np.int32)
+    for i in prange(count):
+        size = 0
+        for place in range(k):
+            j = lists[i, place]
+            if _holds(lists[j], i):
+                members[i, size] = j
+                size += 1
+        sizes[i] = size
+    return sizes, members
+
+
+@njit(cache=True)
+def _expanded_set(
+    i: int, sizes: Indices, members: Indices, half_sizes: Indices, half_members: Indices
+) -> tuple[int, Indices]:
+    """R(i) and the half sets of its members that lie in it by more than two thirds, sorted.
+
+    The size, and an array whose first entries are the set.
+    """
+    own = members[i, : sizes[i]]
+    room = len(own)
+    for c in own:
+        room += half_sizes[c]
+    union = np.empty(room, np.int32)
+    size = 0
+    for j in own:
+        size = _add(j, union, size)
+    for c in own:
+        theirs = half_members[c, : half_sizes[c]]
+        shared = 0
+        for j in theirs:
+            shared += _holds(own, j)
+        if 3 * shared > 2 * len(theirs):
+            for j in theirs:
+                size = _add(j, union, size)
+    return size, union
+
+
+@njit(cache=True)
+def _add(item: int, ordered: Indices, size: int) -> int:
+    """Puts an item into a sorted set of some size, and returns the new size."""
+    place = size
+    while place > 0 and ordered[place - 1] > item:
+        place -= 1
+    if place > 0 and ordered[place - 1] == item:
+        return size
+    for other in range(size, place, -1):
+        ordered[other] = ordered[other - 1]
+    ordered[place] = item
+    return size + 1
+
+
+@njit(parallel=True, cache=True)
+def _expanded_sets(
+    sizes: Indices, members: Indices, half_sizes: Indices, half_members: Indices, room: int
+) -> tuple[Offsets, Indices]:
+    """Sizes of the expanded sets, and their first `room` members."""
+    count = len(sizes)
+    found_sizes = np.zeros(count, np.int64)
+    found = np.empty((count, room), np.int32)
+    for i in prange(count):
+        size, union = _expanded_set(i, sizes, members, half_sizes, half_members)
+        found_sizes[i] = size
+        kept = min(size, room)
+        found[i, :kept] = union[:kept]
+    return found_sizes, found
+
+
+@njit(parallel=True, cache=True)
+def _soft_weights(
+    rows: Floats,
+    half_norms: Doubles,
+    indptr: Offsets,
+    indices: Indices,
+    scale: Floats,
+    squared: bool,
+) -> Floats:
+    """Softmax of the negative distances from each image to the members of its set."""
+    weights = np.empty(len(indices), np.float32)
+    for i in prange(len(rows)):
+        first, last = indptr[i], indptr[i + 1]
+        exact = np.empty(last - first, np.float64)
+        total = 0.0
+        for place in range(first, last):
+            j = indices[place]
+            product = _dot(rows[i], rows[j])
+            distance = max(2 * (half_norms[i] + half_norms[j] - product), 0.0)
+            if squared:
+                distance = (distance / scale[i]) ** 2 if scale[i] > 0 else 0.0
+            exact[place - first] = np.exp(-distance)
+            total += exact[place - first]
+        for place in range(first, last):
+            weights[place] = exact[place - first] / total
+    return weights
+
+
+@njit(cache=True)
+def _next_column(
+    nearest: Indices, indptr: Offsets, indices: Indices, data: Floats, heads: Offsets
+) -> tuple[int, float]:
+    """The first column not taken yet of some sorted rows, and its sum over them; -1 = none left."""
+    column = -1
+    for n in range(len(nearest)):
+        if heads[n] < indptr[nearest[n] + 1] and (column < 0 or indices[heads[n]] < column):
+            column = indices[heads[n]]
+    total = 0.0
+    for n in range(len(nearest)):
+        if heads[n] < indptr[nearest[n] + 1] and indices[heads[n]] == column:
+            total += data[heads[n]]
+            heads[n] += 1
+    return column, total
+
+
+@njit(parallel=True, cache=True)
+def _expanded_sizes(indptr: Offsets, indices: Indices, data: Floats, nearest: Indices) -> Offsets:
+    sizes = np.zeros(len(nearest), np.int64)
+    for i in prange(len(nearest)):
+        heads = indptr[nearest[i]]
+        size = 0
+        while _next_column(nearest[i], indptr, indices, data, heads)[0] >= 0:
+            size += 1
+        sizes[i] = size
+    return sizes
+
+
+@njit(parallel=True, cache=True)
+def _expand(
+    indptr: Offsets, indices: Indices, data: Floats, nearest: Indices, new_indptr: Offsets
+) -> tuple[Indices, Floats]:
+    """Local query expansion: each row becomes the mean of the rows near it."""
+    new_indices = np.empty(new_indptr[-1], np.int32)
+    new_data = np.empty(new_indptr[-1], np.float32)
+    for i in prange(len(nearest)):
+        heads = indptr[nearest[i]]
+        for out in range(new_indptr[i], new_indptr[i + 1]):
+            column, total = _next_column(nearest[i], indptr, indices, data, heads)
+            new_indices[out] = column
+            new_data[out] = total / nearest.shape[1]
+    return new_indices, new_data
+
+
+@njit(nogil=True, cache=True)
+def _jaccard_part(
+    indptr: Offsets,
+    indices: Indices,
+    data: Floats,
+    column_indptr: Offsets,
+    column_indices: Indices,
+    column_data: Floats,
+    num_gallery: int,
+    start: int,
+    stop: int,
+    max_distance: float,
+    counts: Offsets,
+) -> tuple[Indices, Floats]:
+    """Columns and distances of the rows start to stop, row after row; fills in their counts."""
+    shared = np.zeros(num_gallery, np.float64)
+    touched = np.empty(num_gallery, np.int32)
+    room = 64 * (stop - start)
+    found = np.empty(room, np.int32)
+    distances = np.empty(room, np.float32)
+    size = 0
+    for i in range(start, stop):
+        num_touched = 0
+        for place in range(indptr[i], indptr[i + 1]):
+            column, weight = indices[place], data[place]
+            for other in range(column_indptr[column], column_indptr[column + 1]):
+                j = column_indices[other]
+                if shared[j] == 0.0:
+                    touched[num_touched] = j
+                    num_touched += 1
+                shared[j] += min(weight, column_data[other])
+        if size + num_touched > room:
+            room = 2 * (size + num_touched)
+            found = _grown(found[:size], room)
+            distances = _grown(distances[:size], room)
+        before = size
+        for j in np.sort(touched[:num_touched]):
+            overlap = shared[j]
+            shared[j] = 0.0
+            distance = np.float32(max(1.0 - overlap / (2.0 - overlap), 0.0))
+            if distance < 1.0 and distance <= max_distance:
+                found[size] = j
+                distances[size] = distance
+                size += 1
+        counts[i] = size - before
+    return found[:size].copy(), distances[:size].copy()
+
+
+@njit(nogil=True, cache=True)
+def _grown(values: npt.NDArray[Any], room: int) -> npt.NDArray[Any]:
+    larger = np.empty(room, values.dtype)
+    larger[: len(values)] = values
+    return larger
+
+
+@njit(cache=True)
+def _dbscan(
+    indptr: Offsets, indices: Indices, data: Floats, eps: np.float32, min_samples: int
+) -> Labels:
+    count = len(indptr) - 1
+    core = np.zeros(count, np.bool_)
+    for i in range(count):
+        near = 1  # itself, stored or not
+        for place in range(indptr[i], indptr[i + 1]):
+            near += data[place] <= eps and indices[place] != i
+        core[i] = near >= min_samples
+    labels = np.full(count, -1, np.int64)
+    stack = np.empty(count, np.int64)
+    cluster = 0
+    for seed in range(count):
+        if labels[seed] != -1 or not core[seed]:
+            continue
+        labels[seed] = cluster
+        stack[0] = seed
+        depth = 1
+        while depth:
+            depth -= 1
+            i = stack[depth]
+            for place in range(indptr[i], indptr[i + 1]):
+                j = indices[place]
+                if data[place] <= eps and labels[j] == -1:
+                    labels[j] = cluster
+                    if core[j]:
+                        stack[depth] = j
+                        depth += 1
+        cluster += 1
+    return labels
