@@ -1,0 +1,1 @@
+"""Features of test sets, rankings, numbers, pictures."""

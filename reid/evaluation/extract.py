@@ -1,0 +1,81 @@
+"""Features of a whole dataset, placed by index."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from reid import distributed
+from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, ProgressBar
+
+
+def extract_features(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    records: Sequence[ImageRecord],
+    device: torch.device,
+    progress: ProgressBar | None = None,
+) -> FeatureSet:
+    """Features of `records` in their order, in eval mode and full precision.
+
+    With several processes, each passes a loader over its share; all get the whole set. Rows are
+    placed by index, so an image that a share repeats as padding does no harm.
+
+    Args:
+        model: (image, camid) -> Embeddings; its mode is restored.
+        loader: Batches whose `index` points into `records`.
+        records: The N images.
+        device: Where the model is and where the features stay.
+        progress: Called with (images done, N).
+
+    Raises:
+        ValueError: There is no image, an image was not in any batch, or a feature is not finite.
+    """
+    if not records:
+        raise ValueError("records: expected one image or more, got none")
+    was_training = model.training
+    model.eval()
+    rows: list[Tensor] = []
+    global_feats: list[Tensor] = []
+    part_feats: list[Tensor] = []
+    done = 0
+    try:
+        with torch.no_grad():
+            for batch in loader:
+                moved = batch.to(device)
+                embeddings: Embeddings = model(moved.image, moved.camid)
+                rows.append(moved.index)
+                global_feats.append(embeddings.global_feat.float())
+                part_feats.append(embeddings.part_feats.float())
+                done += len(moved.index) * distributed.world_size()
+                if progress is not None:
+                    progress(min(done, len(records)), len(records))
+    finally:
+        model.train(was_training)
+    index = distributed.gather_rows(torch.cat(rows))
+    global_feat = _place(distributed.gather_rows(torch.cat(global_feats)), index, len(records))
+    parts = _place(distributed.gather_rows(torch.cat(part_feats)), index, len(records))
+    missing = len(records) - len(torch.unique(index))
+    if missing:
+        raise ValueError(f"loader: {missing} of {len(records)} images were in no batch")
+    finite = torch.isfinite(global_feat).all(1) & torch.isfinite(parts).all(2).all(1)
+    if not bool(finite.all()):
+        first = records[int((~finite).nonzero()[0])].path
+        raise ValueError(
+            f"{int((~finite).sum())} of {len(records)} images have features that are not finite, "
+            f"the first is {first}; the model's weights are broken or the image is"
+        )
+    return FeatureSet(
+        global_feat,
+        parts,
+        torch.tensor([record.pid for record in records], device=device),
+        torch.tensor([record.camid for record in records], device=device),
+    )
+
+
+def _place(values: Tensor, index: Tensor, count: int) -> Tensor:
+    placed = values.new_zeros((count, *values.shape[1:]))
+    placed[index] = values
+    return placed

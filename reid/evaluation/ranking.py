@@ -1,0 +1,504 @@
+"""Ranking of a gallery for each query: mAP, mINP and CMC without sorting the gallery.
+
+The protocol is the one of Market-1501 (Zheng et al., *Scalable Person Re-identification: A
+Benchmark*, ICCV 2015): for each query, gallery images of the same identity and the same known
+camera are removed, and so is junk (identity -1). Everything else stays, distractors as wrong
+answers. A query whose camera is unknown (-1) loses no image to its camera. Queries without a match
+left are skipped.
+
+Where a match stands in the ranked list is the number of kept images before it. So the distances
+of the few matches of a query are sorted, and one pass over its row of distances counts, by binary
+search, how many images lie between them. Equal distances are ordered by gallery index.
+
+Results do not depend on the block size: distances are computed in tiles of one fixed shape,
+because the last bits of a matrix product change with its shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Distances = npt.NDArray[np.float32]
+
+JUNK = -1
+_TILE_ROWS = 128
+_TILE_COLUMNS = 2048
+_BLOCK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class RankingResult:
+    """What a ranking gives, per query and in total.
+
+    Attributes:
+        average_precision: (Q,) from 0 to 1; NaN for queries without a match.
+        inverse_negative_penalty: (Q,) number of matches / rank of the hardest match, from 0 to 1
+            (Ye et al., *Deep Learning for Person Re-identification*, TPAMI 2021); NaN for queries
+            without a match.
+        first_match_rank: (Q,) 0-based rank of the first match; -1 for queries without a match.
+        cmc: (max_rank,) at k - 1 the fraction of queries with a match among the first k.
+    """
+
+    average_precision: FloatArray
+    inverse_negative_penalty: FloatArray
+    first_match_rank: IntArray
+    cmc: FloatArray
+
+    @property
+    def mAP(self) -> float:  # noqa: N802 - the name in the literature
+        """Mean average precision over the queries that have a match."""
+        return float(np.nanmean(self.average_precision))
+
+    @property
+    def mINP(self) -> float:  # noqa: N802 - the name in the literature
+        """Mean inverse negative penalty over the queries that have a match."""
+        return float(np.nanmean(self.inverse_negative_penalty))
+
+    @property
+    def num_valid(self) -> int:
+        """Number of queries that have a match."""
+        return int((self.first_match_rank >= 0).sum())
+
+    def rank(self, k: int) -> float:
+        """Rank-k: the fraction of queries with a match among the first k.
+
+        A k above the gallery's size means the whole gallery.
+
+        Raises:
+            ValueError: k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k: expected 1 or more, got {k}")
+        return int(((self.first_match_rank >= 0) & (self.first_match_rank < k)).sum()) / (
+            self.num_valid
+        )
+
+
+def rank(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    query_camids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    max_rank: int = 50,
+    ap: Literal["step", "trapezoid"] = "step",
+    block_size: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> RankingResult:
+    """Ranks the gallery for each query by squared Euclidean distance, in float32.
+
+    For unit vectors this is the order of the cosine similarity.
+
+    Args:
+        query_feat: (Q, D) features.
+        gallery_feat: (G, D) features, on the same device.
+        query_pids: (Q,) identities; -1 has no match.
+        gallery_pids: (G,) identities; -1 is junk.
+        query_camids: (Q,) cameras; -1 is unknown.
+        gallery_camids: (G,) cameras; -1 is unknown.
+        max_rank: Length of the CMC curve.
+        ap: `step`: the mean over the hits of the precision at the hit. `trapezoid`: the mean of
+            that and the precision one place before (1 before the first place), as in the original
+            Market-1501 code.
+        block_size: Queries at a time, rounded up to whole tiles of 128; 0: so that the distances
+            of a block take about 64 MB. It does not change the result.
+        progress: Called with the number of queries done and of all queries, after each block.
+
+    Raises:
+        ValueError: An argument has a wrong shape or length or range, or features that are not
+            finite, or no query has a match.
+    """
+    _check_features(query_feat, gallery_feat)
+    if block_size < 0:
+        raise ValueError(f"block_size: expected 0 or more, got {block_size}")
+    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_lengths(len(query_feat), len(gallery_feat))
+    blocks = _distance_blocks(query_feat, gallery_feat, block_size)
+    return _rank_blocks(blocks, ids, max_rank, ap, progress)
+
+
+def rank_distances(
+    blocks: Iterable[tuple[int, npt.NDArray[np.floating]]],
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    query_camids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    max_rank: int = 50,
+    ap: Literal["step", "trapezoid"] = "step",
+) -> RankingResult:
+    """Ranks the gallery for each query by given distances.
+
+    Args:
+        blocks: (start, distances (b, G)): the distances of the queries from `start` on. Together
+            the blocks hold each query once, in any order.
+        query_pids: (Q,) identities; -1 has no match.
+        gallery_pids: (G,) identities; -1 is junk.
+        query_camids: (Q,) cameras; -1 is unknown.
+        gallery_camids: (G,) cameras; -1 is unknown.
+        max_rank: Length of the CMC curve.
+        ap: As in `rank`.
+
+    Raises:
+        ValueError: An argument has a wrong shape or length or range, or distances that are not
+            finite, or no query has a match.
+    """
+    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    return _rank_blocks(_checked_blocks(blocks, ids), ids, max_rank, ap, None)
+
+
+def top_matches(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    query_camids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    k: int = 10,
+) -> IntArray:
+    """The k best gallery images of each query, under the protocol and the order of `rank`.
+
+    Returns:
+        (Q, k) gallery indices, best first; -1 where fewer images are left.
+
+    Raises:
+        ValueError: An argument has a wrong shape or length or range, or features that are not
+            finite.
+    """
+    if k < 1:
+        raise ValueError(f"k: expected 1 or more, got {k}")
+    _check_features(query_feat, gallery_feat)
+    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_lengths(len(query_feat), len(gallery_feat))
+    num_gallery = len(ids.gallery_pids)
+    result = np.full((len(ids.query_pids), k), -1, dtype=np.int64)
+    for start, distances in _distance_blocks(query_feat, gallery_feat, 0):
+        for row, distance in enumerate(distances[:, :num_gallery], start):
+            pid, camid = ids.query_pids[row], ids.query_camids[row]
+            removed = ids.gallery_pids == JUNK
+            if camid >= 0:
+                removed |= (ids.gallery_pids == pid) & (ids.gallery_camids == camid)
+            kept = np.flatnonzero(~removed)
+            values = distance[kept]
+            if len(kept) > k:
+                near = values <= np.partition(values, k - 1)[k - 1]
+                kept, values = kept[near], values[near]
+            best = kept[np.argsort(values, kind="stable")[:k]]
+            result[row, : len(best)] = best
+    return result
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """Identities and cameras, with the gallery grouped by identity.
+
+    Attributes:
+        by_pid: (G,) gallery indices ordered by (identity, index).
+        start: (Q,) where the query's identity starts in `by_pid`.
+        end: (Q,) where it ends; equal to start for queries of identity -1.
+        junk: Gallery indices of junk.
+    """
+
+    query_pids: IntArray
+    gallery_pids: IntArray
+    query_camids: IntArray
+    gallery_camids: IntArray
+    by_pid: IntArray
+    start: IntArray
+    end: IntArray
+    junk: IntArray
+
+    @classmethod
+    def of(
+        cls, query_pids: Tensor, gallery_pids: Tensor, query_camids: Tensor, gallery_camids: Tensor
+    ) -> _Ids:
+        q_pids = _id_array("query_pids", query_pids)
+        g_pids = _id_array("gallery_pids", gallery_pids)
+        q_camids = _id_array("query_camids", query_camids)
+        g_camids = _id_array("gallery_camids", gallery_camids)
+        _check_length("query_camids", len(q_camids), len(q_pids))
+        _check_length("gallery_camids", len(g_camids), len(g_pids))
+        by_pid = np.argsort(g_pids, kind="stable")
+        start = np.searchsorted(g_pids, q_pids, side="left", sorter=by_pid)
+        end = np.searchsorted(g_pids, q_pids, side="right", sorter=by_pid)
+        end[q_pids == JUNK] = start[q_pids == JUNK]
+        junk = np.flatnonzero(g_pids == JUNK)
+        return cls(q_pids, g_pids, q_camids, g_camids, by_pid, start, end, junk)
+
+    def check_lengths(self, num_queries: int, num_gallery: int) -> None:
+        _check_length("query_pids", len(self.query_pids), num_queries)
+        _check_length("gallery_pids", len(self.gallery_pids), num_gallery)
+
+
+def _id_array(name: str, ids: Tensor) -> IntArray:
+    if ids.ndim != 1 or ids.dtype != torch.int64:
+        raise ValueError(
+            f"{name}: expected one dimension of int64, got {ids.dtype} {tuple(ids.shape)}"
+        )
+    if len(ids) and int(ids.min()) < -1:
+        raise ValueError(f"{name}: expected -1 or more, got {int(ids.min())}")
+    array: IntArray = np.ascontiguousarray(ids.detach().cpu().numpy())
+    return array
+
+
+def _check_length(name: str, length: int, expected: int) -> None:
+    if length != expected:
+        raise ValueError(f"{name}: expected {expected} entries, got {length}")
+
+
+def _check_features(query_feat: Tensor, gallery_feat: Tensor) -> None:
+    for name, feat in (("query_feat", query_feat), ("gallery_feat", gallery_feat)):
+        if feat.ndim != 2 or not feat.is_floating_point():
+            raise ValueError(
+                f"{name}: expected (N, D) floating point, got {feat.dtype} {tuple(feat.shape)}"
+            )
+        # In blocks: a mask of all of it would cost a quarter of the features' memory.
+        for start in range(0, len(feat), _TILE_COLUMNS):
+            part = feat[start : start + _TILE_COLUMNS]
+            if not bool(torch.isfinite(part).all()):
+                raise ValueError(f"{name}: expected finite features, got NaN or infinity")
+            # A squared distance is at most four times the larger squared norm.
+            if bool((part.float().square().sum(1) > torch.finfo(torch.float32).max / 8).any()):
+                raise ValueError(f"{name}: expected features whose distances fit into float32")
+    if query_feat.shape[1] != gallery_feat.shape[1]:
+        raise ValueError(
+            f"gallery_feat: expected (G, {query_feat.shape[1]}) as query_feat has, "
+            f"got {tuple(gallery_feat.shape)}"
+        )
+    if query_feat.device != gallery_feat.device:
+        raise ValueError(
+            f"gallery_feat: expected on {query_feat.device} as query_feat is, "
+            f"got {gallery_feat.device}"
+        )
+
+
+def _checked_blocks(
+    blocks: Iterable[tuple[int, npt.NDArray[np.floating]]], ids: _Ids
+) -> Iterator[tuple[int, Distances]]:
+    """Given blocks as float32, each query once."""
+    num_queries, num_gallery = len(ids.query_pids), len(ids.gallery_pids)
+    seen = np.zeros(num_queries, dtype=bool)
+    for start, distances in blocks:
+        if distances.ndim != 2 or distances.shape[1] != num_gallery:
+            raise ValueError(f"blocks: expected (b, {num_gallery}), got {distances.shape}")
+        rows = slice(start, start + len(distances))
+        if start < 0 or rows.stop > num_queries or seen[rows].any():
+            raise ValueError(
+                f"blocks: expected each of {num_queries} queries once, got rows {start} to "
+                f"{rows.stop} of them"
+            )
+        seen[rows] = True
+        block: Distances = np.ascontiguousarray(distances, dtype=np.float32)
+        if not _all_finite(block):
+            raise ValueError("blocks: expected finite distances, got NaN or infinity")
+        yield start, block
+    if not seen.all():
+        raise ValueError(f"blocks: expected {num_queries} queries, got {int(seen.sum())}")
+
+
+def _distance_blocks(
+    query_feat: Tensor, gallery_feat: Tensor, block_size: int
+) -> Iterator[tuple[int, Distances]]:
+    """Distances up to a constant per query, (b, G padded to whole tiles).
+
+    What lies behind the G-th column is padding. The next block overwrites the last one.
+    """
+    num_queries, dim = query_feat.shape
+    num_gallery = len(gallery_feat)
+    num_tiles = -(-num_gallery // _TILE_COLUMNS)
+    width = num_tiles * _TILE_COLUMNS
+    wanted = block_size or _BLOCK_BYTES // (4 * max(width, 1)) // _TILE_ROWS * _TILE_ROWS
+    rows = max(1, -(-min(wanted, num_queries) // _TILE_ROWS)) * _TILE_ROWS
+    device = query_feat.device
+    buffer = torch.empty(rows, width, dtype=torch.float32, device=device)
+    tail = torch.zeros(_TILE_COLUMNS, dim, dtype=torch.float32, device=device)
+    if num_tiles:
+        last = gallery_feat[(num_tiles - 1) * _TILE_COLUMNS :]
+        tail[: len(last)] = last
+
+    def tile_of(index: int) -> Tensor:
+        if index == num_tiles - 1:
+            return tail
+        return gallery_feat[index * _TILE_COLUMNS : (index + 1) * _TILE_COLUMNS].float()
+
+    # |q - g|^2 = |q|^2 + |g|^2 - 2qg, where |q|^2 does not matter.
+    norms = torch.cat(
+        [tile_of(i).double().square().sum(1).float() for i in range(num_tiles)]
+        or [torch.empty(0, device=device)]
+    )
+    for start in range(0, num_queries, rows):
+        queries = query_feat[start : start + rows].float()
+        used = len(queries)
+        padding = -used % _TILE_ROWS
+        if padding:
+            queries = torch.cat([queries, queries.new_zeros(padding, dim)])
+        for index in range(num_tiles):
+            columns = slice(index * _TILE_COLUMNS, (index + 1) * _TILE_COLUMNS)
+            gallery = tile_of(index).T
+            for top in range(0, len(queries), _TILE_ROWS):
+                tile = slice(top, top + _TILE_ROWS)
+                torch.addmm(
+                    norms[columns], queries[tile], gallery, alpha=-2.0, out=buffer[tile, columns]
+                )
+        yield start, buffer[:used].cpu().numpy()
+
+
+def _rank_blocks(
+    blocks: Iterable[tuple[int, Distances]],
+    ids: _Ids,
+    max_rank: int,
+    ap: Literal["step", "trapezoid"],
+    progress: Callable[[int, int], None] | None,
+) -> RankingResult:
+    if max_rank < 1:
+        raise ValueError(f"max_rank: expected 1 or more, got {max_rank}")
+    if ap not in ("step", "trapezoid"):
+        raise ValueError(f"ap: expected step or trapezoid, got {ap!r}")
+    num_queries = len(ids.query_pids)
+    average_precision = np.full(num_queries, np.nan)
+    inverse_negative_penalty = np.full(num_queries, np.nan)
+    first_match_rank = np.full(num_queries, -1, dtype=np.int64)
+    done = 0
+    for start, distances in blocks:
+        rows = slice(start, start + len(distances))
+        _rank_rows(
+            distances,
+            ids.query_camids[rows],
+            ids.gallery_camids,
+            ids.by_pid,
+            ids.start[rows],
+            ids.end[rows],
+            ids.junk,
+            ap == "trapezoid",
+            average_precision[rows],
+            inverse_negative_penalty[rows],
+            first_match_rank[rows],
+        )
+        done += len(distances)
+        if progress is not None:
+            progress(done, num_queries)
+    first = first_match_rank[first_match_rank >= 0]
+    if not len(first):
+        raise ValueError(
+            f"no query has a match: of {num_queries} queries and {len(ids.gallery_pids)} gallery "
+            "images, no pair shares an identity across cameras; check query_pids, gallery_pids, "
+            "query_camids and gallery_camids"
+        )
+    cmc = np.cumsum(np.bincount(first[first < max_rank], minlength=max_rank)) / len(first)
+    return RankingResult(average_precision, inverse_negative_penalty, first_match_rank, cmc)
+
+
+@njit(cache=True)
+def _num_before(
+    values: Distances, indices: IntArray, padded: int, distance: np.float32, index: int
+) -> int:
+    """How many of the sorted (value, index) lie before (distance, index).
+
+    `values` is filled up with infinity to `padded` - 1 entries, a power of two less one, so that
+    the search has no branches.
+    """
+    position = 0
+    step = padded >> 1
+    while step:
+        if values[position + step - 1] < distance:
+            position += step
+        step >>= 1
+    if position < len(indices) and values[position] == distance:
+        end = len(indices)
+        while position < end:
+            middle = (position + end) >> 1
+            if values[middle] == distance and indices[middle] < index:
+                position = middle + 1
+            else:
+                end = middle
+    return position
+
+
+@njit(parallel=True, cache=True)
+def _rank_rows(
+    distances: Distances,
+    query_camids: IntArray,
+    gallery_camids: IntArray,
+    by_pid: IntArray,
+    starts: IntArray,
+    ends: IntArray,
+    junk: IntArray,
+    trapezoid: bool,
+    average_precision: FloatArray,
+    inverse_negative_penalty: FloatArray,
+    first_match_rank: IntArray,
+) -> None:
+    """Fills in the last three for the queries of a block of distances."""
+    num_gallery = len(gallery_camids)
+    for row in prange(len(distances)):
+        distance = distances[row]
+        camid = query_camids[row]
+        group = by_pid[starts[row] : ends[row]]
+        hits = np.empty(len(group), np.int64)
+        num_hits = 0
+        for index in group:
+            if camid < 0 or gallery_camids[index] != camid:
+                hits[num_hits] = index
+                num_hits += 1
+        if num_hits == 0:
+            continue
+        hits = hits[:num_hits]
+        # The group is in the order of the gallery, so a stable sort keeps it among equals.
+        hits = hits[np.argsort(distance[hits], kind="mergesort")]
+        padded = 1
+        while padded <= num_hits:
+            padded <<= 1
+        values = np.full(padded, np.inf, np.float32)
+        for i in range(num_hits):
+            values[i] = distance[hits[i]]
+
+        # counts[i]: images between hit i - 1 and hit i.
+        counts = np.zeros(num_hits + 1, np.int64)
+        last = values[num_hits - 1]
+        for index in range(num_gallery):
+            if distance[index] <= last:
+                counts[_num_before(values, hits, padded, distance[index], index)] += 1
+        # All of the identity and all junk was counted: hits here, the rest is removed.
+        for index in group:
+            if distance[index] <= last:
+                counts[_num_before(values, hits, padded, distance[index], index)] -= 1
+        for index in junk:
+            if distance[index] <= last:
+                counts[_num_before(values, hits, padded, distance[index], index)] -= 1
+
+        total = 0.0
+        wrong = 0
+        for i in range(num_hits):
+            wrong += counts[i]
+            before = wrong + i
+            precision = (i + 1) / (before + 1)
+            if trapezoid:
+                previous = i / before if before else 1.0
+                precision = (previous + precision) / 2
+            total += precision
+        average_precision[row] = total / num_hits
+        inverse_negative_penalty[row] = num_hits / (wrong + num_hits)
+        first_match_rank[row] = counts[0]
+
+
+@njit(parallel=True, cache=True)
+def _all_finite(block: Distances) -> bool:
+    bad = 0
+    for row in prange(len(block)):
+        for value in block[row]:
+            if not np.isfinite(value):
+                bad += 1
+    return bad == 0

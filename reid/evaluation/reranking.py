@@ -1,0 +1,74 @@
+"""k-reciprocal re-ranking of a gallery for each query."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from reid.neighbors import encode_neighbors, half_length, jaccard_of_rows, nearest_neighbors
+from reid.structures import ProgressBar
+
+_BLOCK_BYTES = 64 * 2**20
+
+
+def rerank(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_value: float = 0.3,
+    progress: ProgressBar | None = None,
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+    """Re-ranked distances of queries to a gallery, in blocks of queries.
+
+    Zhong et al., *Re-ranking Person Re-identification with k-reciprocal Encoding* (CVPR 2017), as
+    their published code computes it: over queries and gallery together, d is the square of the
+    squared Euclidean distance, divided by the largest of its row; lists have k1 + 1 entries, the
+    image itself included. Result: (1 - lambda) * Jaccard distance + lambda * d.
+
+    Args:
+        query_feat: (Q, D) features of unit length.
+        gallery_feat: (G, D) features of unit length.
+        k1: Length of the neighbour lists without the image itself.
+        k2: Rows averaged in the local query expansion.
+        lambda_value: Weight of d; 1 keeps the original order.
+        progress: Called with (images' worth of work done, Q + G).
+
+    Yields:
+        (start, distances (b, G)): the distances of the queries from `start` on.
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
+    if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
+        raise ValueError(
+            "expected k1 and k2 of 1 or more and lambda from 0 to 1, got "
+            f"{k1}, {k2}, {lambda_value}"
+        )
+    both = torch.cat((query_feat, gallery_feat)).float().cpu()
+    num_queries, count = len(query_feat), len(both)
+    length = min(k1 + 1, count)
+    neighbors = nearest_neighbors(both, min(max(k1 + 1, k2), count), progress=progress)
+    encoding = encode_neighbors(
+        both.numpy(), neighbors.index, length, half_length(k1, count), k2, neighbors.farthest
+    )
+    queries, gallery = encoding[:num_queries], encoding[num_queries:]
+    squared_norms = both.square().sum(1)
+    rows = max(1, _BLOCK_BYTES // (4 * max(len(gallery_feat), 1)))
+    for start in range(0, num_queries, rows):
+        stop = min(start + rows, num_queries)
+        block = both[start:stop]
+        distances = torch.addmm(squared_norms[num_queries:], block, both[num_queries:].T, alpha=-2)
+        distances += squared_norms[start:stop, None]
+        farthest = torch.from_numpy(neighbors.farthest[start:stop, None])
+        distances.clamp_(min=0).div_(farthest.clamp(min=1e-12)).square_()
+        result = distances.mul_(lambda_value).add_(1 - lambda_value).numpy()
+        jaccard = jaccard_of_rows(queries[start:stop], gallery)
+        which = np.repeat(np.arange(stop - start), np.diff(jaccard.indptr))
+        result[which, jaccard.indices] += (1 - lambda_value) * (jaccard.data - 1)
+        yield start, result

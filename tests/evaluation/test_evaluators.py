@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from reid.evaluation.evaluators import Market1501Evaluator
+from reid.structures import FeatureSet
+
+
+@pytest.fixture
+def sets() -> tuple[FeatureSet, FeatureSet]:
+    generator = torch.Generator().manual_seed(0)
+    pids = torch.arange(120) % 20
+    centres = torch.randn(20, 16, generator=generator)
+    features = F.normalize(centres[pids] + torch.randn(120, 16, generator=generator), dim=1)
+    whole = FeatureSet(features, torch.zeros(120, 0, 16), pids, torch.arange(120) // 20)
+    return whole[:40], whole[40:]
+
+
+def test_numbers_in_the_order_of_a_table(sets: tuple[FeatureSet, FeatureSet]) -> None:
+    done: list[tuple[int, int]] = []
+    numbers = Market1501Evaluator()(*sets, progress=lambda *counts: done.append(counts))
+    assert list(numbers) == ["mAP", "mINP", "Rank-1", "Rank-5", "Rank-10", "Rank-20"]
+    assert 0 < numbers["mINP"] < numbers["mAP"] < 1
+    assert numbers["Rank-1"] <= numbers["Rank-5"] <= numbers["Rank-20"]
+    assert done[-1] == (40, 40)
+
+
+def test_reranking_helps_here(sets: tuple[FeatureSet, FeatureSet]) -> None:
+    plain = Market1501Evaluator()(*sets)
+    reranked = Market1501Evaluator(reranking=True, k1=8, k2=3)(*sets)
+    assert reranked["mAP"] > plain["mAP"]
+
+
+def test_ranks_are_checked() -> None:
+    with pytest.raises(ValueError, match="ranks: expected one or more numbers from 1"):
+        Market1501Evaluator(ranks=[0])

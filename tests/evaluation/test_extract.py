@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reid.evaluation.extract import extract_features
+from reid.structures import Batch, Embeddings, ImageRecord
+
+RECORDS = [ImageRecord(f"{i}.jpg", i, i % 2) for i in range(5)]
+CPU = torch.device("cpu")
+
+
+class Echo(nn.Module):
+    """The image's first pixel and the camera as a feature; BatchNorm would change in training."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+        feature = self.norm(torch.stack((image[:, 0, 0, 0], camid.float()), 1))
+        return Embeddings(feature, feature[:, None], feature, feature)
+
+
+def batch(rows: list[int], value: float | None = None) -> Batch:
+    index = torch.tensor(rows)
+    image = index.float() if value is None else torch.full((len(rows),), value)
+    return Batch(image[:, None, None, None].expand(-1, 3, 2, 2), index, index % 2, index)
+
+
+def test_rows_are_placed_by_index() -> None:
+    model = Echo().train()
+    done: list[tuple[int, int]] = []
+    found = extract_features(
+        model, [batch([3, 1]), batch([4, 0]), batch([2, 3])], RECORDS, CPU,
+        lambda *counts: done.append(counts),
+    )  # fmt: skip
+    assert model.training
+    assert model.norm.num_batches_tracked == 0
+    torch.testing.assert_close(found.global_feat[:, 0] * (1 + 1e-5) ** 0.5, torch.arange(5.0))
+    assert found.part_feats.shape == (5, 1, 2)
+    assert found.pids.tolist() == [0, 1, 2, 3, 4]
+    assert found.camids.tolist() == [0, 1, 0, 1, 0]
+    assert done[-1] == (5, 5)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="1 of 5 images were in no batch"):
+        extract_features(Echo(), [batch([0, 1, 2, 3])], RECORDS, CPU)
+    with pytest.raises(ValueError, match=r"not finite, the first is 3\.jpg"):
+        extract_features(Echo(), [batch([0, 1, 2]), batch([3, 4], torch.nan)], RECORDS, CPU)
+    with pytest.raises(ValueError, match="one image or more"):
+        extract_features(Echo(), [], [], CPU)

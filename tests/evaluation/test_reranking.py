@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from reid.evaluation import reranking
+from reid.evaluation.ranking import rank_distances
+from reid.evaluation.reranking import rerank
+
+
+def features(count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return F.normalize(torch.randn(count, 16, generator=generator), dim=1)
+
+
+def joined(query: torch.Tensor, gallery: torch.Tensor, **options: float) -> np.ndarray:
+    blocks = list(rerank(query, gallery, **options))  # type: ignore[arg-type]
+    assert [start for start, _ in blocks] == list(np.cumsum([0] + [len(b) for _, b in blocks[:-1]]))
+    return np.concatenate([block for _, block in blocks])
+
+
+def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    query, gallery = features(30, 0), features(90, 1)
+    whole = joined(query, gallery)
+    monkeypatch.setattr(reranking, "_BLOCK_BYTES", 4 * 90 * 7)
+    np.testing.assert_allclose(joined(query, gallery), whole, atol=1e-6)
+
+
+def test_lambda_of_one_keeps_the_order() -> None:
+    query, gallery = features(10, 0), features(50, 1)
+    plain = torch.cdist(query, gallery).argsort(1).numpy()
+    assert np.array_equal(joined(query, gallery, lambda_value=1.0).argsort(1), plain)
+
+
+def test_sets_smaller_than_the_lists() -> None:
+    assert joined(features(2, 0), features(3, 1)).shape == (2, 3)
+
+
+def test_errors() -> None:
+    with pytest.raises(ValueError, match="lambda from 0 to 1"):
+        next(rerank(features(2, 0), features(3, 1), lambda_value=1.5))
+
+
+@pytest.mark.oracle
+def test_distances_of_the_authors(oracle_dir: Path) -> None:
+    files = sorted(oracle_dir.glob("evaluation_*.npz"))
+    assert files
+    for path in files:
+        a = np.load(path)
+        query, gallery = (
+            torch.from_numpy(a[f"{name}_feature"]).float() for name in ("query", "gallery")
+        )
+        found = joined(query, gallery)
+        np.testing.assert_allclose(found, a["reranked_distance"], atol=1e-5, err_msg=str(path))
+        ids = [
+            torch.from_numpy(a[name]).long()
+            for name in ("query_pid", "gallery_pid", "query_camid", "gallery_camid")
+        ]
+        result = rank_distances([(0, found)], *ids)
+        assert result.mAP == pytest.approx(float(a["reranked_mAP"]), abs=1e-6)
+        np.testing.assert_allclose(result.cmc, a["reranked_cmc"], atol=1e-6)
