@@ -128,8 +128,8 @@ def resize_position_embedding(
     Args:
         embedding: (1, 1 + n, D), the class token's first.
         grid: (h, w) to give.
-        source_grid: (h, w) with h * w = n. None: twice as high as wide, as LUPerson checkpoints
-            are, or else square.
+        source_grid: (h, w) with h * w = n. None: the grid that is two times as high as wide, as in
+            LUPerson checkpoints, three times, or square; no n fits two of these.
 
     Returns:
         (1, 1 + h * w, D).
@@ -143,10 +143,11 @@ def resize_position_embedding(
         )
     count = embedding.shape[1] - 1
     if source_grid is None:
-        width, side = math.isqrt(count // 2), math.isqrt(count)
-        source_grid = (2 * width, width) if 2 * width * width == count else (side, side)
+        widths = [(aspect, math.isqrt(count // aspect)) for aspect in (2, 3, 1)]
+        fitting = [(aspect * w, w) for aspect, w in widths if aspect * w * w == count]
+        source_grid = fitting[0] if fitting else (0, 0)
     if source_grid[0] * source_grid[1] != count or not count:
-        raise ValueError(f"a position embedding of {count} tokens is no grid of 2:1 or 1:1")
+        raise ValueError(f"a position embedding of {count} tokens is no grid of 2:1, 3:1 or 1:1")
     first, patches = embedding[:, :1], embedding[:, 1:]
     square = patches.transpose(1, 2).reshape(1, -1, *source_grid)
     resized = F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False)

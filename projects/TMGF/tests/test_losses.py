@@ -1,0 +1,290 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid.clustering import JaccardDBSCAN
+from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
+from tmgf import CameraProxyClusterer, O2CAPLoss, ProxyMemory
+
+NAMES = ("global_offline", "global_online", "part_offline", "part_online")
+
+
+def as_embeddings(feature: Tensor) -> Embeddings:
+    """Of (1 + K, B, D)."""
+    return Embeddings(feature[0], feature[1:].transpose(0, 1), feature[0], feature[0])
+
+
+def as_batch(index: Tensor) -> Batch:
+    return Batch(torch.zeros(len(index), 3, 1, 1), index, index, index)
+
+
+def as_feature_set(banks: Tensor, camids: Tensor) -> FeatureSet:
+    """Of (1 + K, N, D)."""
+    return FeatureSet(banks[0], banks[1:].transpose(0, 1), torch.full_like(camids, -1), camids)
+
+
+def random_problem(
+    proxies_of: list[tuple[int, int]], images: int = 4, parts: int = 2, dim: int = 16
+) -> tuple[PseudoLabels, FeatureSet]:
+    """Images of proxies given as (cluster, camera)."""
+    generator = torch.Generator().manual_seed(0)
+    cluster = torch.tensor([c for c, _ in proxies_of]).repeat_interleave(images)
+    camids = torch.tensor([c for _, c in proxies_of]).repeat_interleave(images)
+    banks = F.normalize(torch.randn(1 + parts, len(cluster), dim, generator=generator), dim=2)
+    return PseudoLabels.from_clusters(cluster, camids), as_feature_set(banks, camids)
+
+
+def plain_losses(
+    feature: Tensor,
+    bank: Tensor,
+    y: int,
+    labels: PseudoLabels,
+    temperature: float = 0.07,
+    balance: float = 0.15,
+    num_positives: int = 3,
+    num_negatives: int = 50,
+) -> tuple[float, float]:
+    """The two losses of one sample in one bank, as method.md tells them."""
+    s = (bank @ feature).double()
+    similarity = balance * s + (1 - balance) * (bank @ bank[y]).double()
+
+    def loss(positives: list[int], ranking: Tensor) -> float:
+        others = sorted(set(range(len(s))) - set(positives), key=lambda p: -float(ranking[p]))
+        chosen = positives + others[:num_negatives]
+        log_prob = F.log_softmax(s[chosen] / temperature, 0)
+        return -float(log_prob[: len(positives)].mean())
+
+    cluster = int(labels.proxy_to_cluster[y])
+    offline = [p for p in range(len(s)) if int(labels.proxy_to_cluster[p]) == cluster]
+    best = {}
+    for p in range(len(s)):
+        camera = int(labels.proxy_to_camera[p])
+        if camera not in best or similarity[p] > similarity[best[camera]]:
+            best[camera] = p
+    online = sorted(best.values(), key=lambda p: -float(similarity[p]))[:num_positives]
+    return loss(offline, s), loss(online, similarity)
+
+
+@pytest.mark.parametrize(
+    ("proxies_of", "what"),
+    [
+        ([(c, k) for c in range(9) for k in range(4)], "plenty"),
+        ([(c, k) for c in range(30) for k in range(3)], "more than 50 negatives"),
+        ([(c, 0) for c in range(5)], "one camera, fewer than num_positives"),
+        ([(c, -1) for c in range(5)], "cameras unknown"),
+        ([(0, 0), (0, 1), (0, 3)], "one cluster"),
+        ([(0, 0)], "one proxy"),
+        ([(0, 0), (1, 0), (1, 2), (2, 5)], "cameras without a proxy"),
+    ],
+)
+def test_losses_are_the_definition(proxies_of: list[tuple[int, int]], what: str) -> None:
+    labels, features = random_problem(proxies_of)
+    loss = O2CAPLoss(part_weight=0.1)
+    loss.set_labels(labels, features)
+    index = torch.arange(0, len(labels), 3)
+    generator = torch.Generator().manual_seed(1)
+    feature = F.normalize(torch.randn(3, len(index), 16, generator=generator), dim=2)
+    bank = loss.memory.bank
+    found = loss(as_embeddings(feature.requires_grad_()), as_batch(index))
+    each = torch.tensor(
+        [
+            [
+                plain_losses(feature[m, b].detach(), bank[m], int(labels.proxy[i]), labels)
+                for b, i in enumerate(index.tolist())
+            ]
+            for m in range(3)
+        ]
+    ).mean(1)
+    expected = [each[0, 0], each[0, 1], 0.1 * each[1:, 0].mean(), 0.1 * each[1:, 1].mean()]
+    for name, value in zip(NAMES, expected, strict=True):
+        assert found[name].item() == pytest.approx(float(value), rel=1e-4, abs=1e-6), (
+            f"{what}: {name}"
+        )
+    sum(found.values()).backward()
+    assert feature.grad is not None
+    assert bool(torch.isfinite(feature.grad).all()), what
+
+
+def test_samples_without_a_proxy_are_left_out() -> None:
+    labels, features = random_problem([(c, k) for c in range(4) for k in range(2)])
+    cluster = labels.cluster.clone()
+    cluster[::4] = -1
+    labels = PseudoLabels.from_clusters(cluster, features.camids)
+    loss = O2CAPLoss().eval()
+    loss.set_labels(labels, features)
+    index = torch.arange(16)
+    kept = index[index % 4 > 0]
+    both = loss(as_embeddings(features.banks[:, index]), as_batch(index))
+    alone = loss(as_embeddings(features.banks[:, kept]), as_batch(kept))
+    for name in NAMES:
+        torch.testing.assert_close(both[name], alone[name])
+    outliers = features.banks[:, index[::4]].clone().requires_grad_()
+    nothing = sum(loss.train()(as_embeddings(outliers), as_batch(index[::4])).values())
+    assert nothing.item() == 0
+    nothing.backward()
+    assert bool((outliers.grad == 0).all())
+
+
+def test_without_parts_there_are_two_losses() -> None:
+    labels, features = random_problem([(0, 0), (1, 1)], parts=0)
+    loss = O2CAPLoss()
+    loss.set_labels(labels, features)
+    index = torch.tensor([0, 5])
+    assert list(loss(as_embeddings(features.banks[:, index]), as_batch(index))) == list(NAMES[:2])
+
+
+def test_memory_moves_in_training_only_and_is_in_no_checkpoint() -> None:
+    labels, features = random_problem([(0, 0), (1, 1)])
+    loss = O2CAPLoss()
+    loss.set_labels(labels, features)
+    index = torch.tensor([0, 5, 1])
+    before = loss.memory.bank.clone()
+    loss.eval()(as_embeddings(features.banks[:, index]), as_batch(index))
+    assert torch.equal(loss.memory.bank, before)
+    loss.train()(as_embeddings(features.banks[:, index]), as_batch(index))
+    assert not torch.equal(loss.memory.bank, before)
+    assert loss.state_dict() == {}
+    assert not list(loss.parameters())
+
+
+def test_memory_starts_as_normalised_means() -> None:
+    labels, features = random_problem([(0, 0), (1, 1), (1, 2)])
+    memory = ProxyMemory(0.2)
+    memory.reset(labels.proxy, labels.num_proxies, features)
+    for proxy in range(3):
+        mean = features.banks[:, labels.proxy == proxy].mean(1)
+        torch.testing.assert_close(memory.bank[:, proxy], F.normalize(mean, dim=1))
+
+
+@pytest.mark.parametrize("proxies", [[0, 0, 0, 0], [2, 0, 2, 1, 0, 2, 2], [1], []])
+def test_memory_update_is_sample_by_sample(proxies: list[int]) -> None:
+    labels, features = random_problem([(0, 0), (1, 1), (1, 2)])
+    memory = ProxyMemory(0.2)
+    memory.reset(labels.proxy, labels.num_proxies, features)
+    expected = memory.bank.clone()
+    feature = F.normalize(torch.randn(3, len(proxies), 16), dim=2)
+    for b, proxy in enumerate(proxies):
+        mixed = 0.2 * expected[:, proxy] + 0.8 * feature[:, b]
+        expected[:, proxy] = F.normalize(mixed, dim=1)
+    memory.update(torch.tensor(proxies, dtype=torch.int64), feature)
+    torch.testing.assert_close(memory.bank, expected)
+
+
+def test_mixed_precision_computes_losses_in_float32() -> None:
+    labels, features = random_problem([(c, k) for c in range(4) for k in range(2)])
+    loss = O2CAPLoss().eval()
+    loss.set_labels(labels, features)
+    index = torch.arange(8)
+    plain = loss(as_embeddings(features.banks[:, index]), as_batch(index))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss(as_embeddings(features.banks[:, index]), as_batch(index))
+    for name in NAMES:
+        assert torch.equal(plain[name], mixed[name])
+
+
+def test_options_are_checked() -> None:
+    for options, message in (
+        ({"temperature": 0.0}, "temperature"),
+        ({"momentum": 1.5}, "momentum"),
+        ({"balance": -0.1}, "balance"),
+        ({"part_weight": -1.0}, "part_weight"),
+        ({"num_negatives": 0}, "num_negatives"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            O2CAPLoss(**options)  # type: ignore[arg-type]
+    labels, _ = random_problem([(0, 0)])
+    with pytest.raises(ValueError, match="needs the features"):
+        O2CAPLoss().set_labels(labels, None)
+
+
+def test_clusters_are_split_by_camera() -> None:
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(80) % 4
+    camids = torch.arange(80) // 40
+    feature = F.normalize(
+        torch.randn(4, 16, generator=generator)[group]
+        + 0.1 * torch.randn(80, 16, generator=generator),
+        dim=1,
+    )
+    features = as_feature_set(feature[None], camids)
+    labels = CameraProxyClusterer()(features)
+    assert torch.equal(labels.cluster, JaccardDBSCAN()(features).cluster)
+    assert labels.num_proxies == 8
+    assert labels.proxy_to_cluster.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert labels.proxy_to_camera.tolist() == [0, 1] * 4
+
+
+@pytest.mark.oracle
+def test_losses_gradients_and_memory_of_the_authors(oracle_dir: Path) -> None:
+    files = sorted(oracle_dir.glob("loss_*.npz"))
+    assert files
+    for path in files:
+        a = np.load(path)
+        tensors = {name: torch.from_numpy(np.asarray(a[name])) for name in a.files}
+        cluster, camid = tensors["cluster_label"].long(), tensors["camid"].long()
+        labels = PseudoLabels.from_clusters(cluster, camid)
+        assert torch.equal(labels.proxy, tensors["proxy_label"].long()), path
+        loss = O2CAPLoss(
+            temperature=float(a["temperature"]),
+            momentum=float(a["momentum"]),
+            balance=float(a["balance"]),
+            part_weight=float(a["part_weight"]),
+            num_positives=int(a["pos_k"]),
+            num_negatives=int(a["neg_k"]),
+        )
+        bank = tensors["bank"].float()
+        # One image of each proxy with its entry as the feature, so that means are the entries.
+        first = torch.stack([(labels.proxy == p).nonzero()[0, 0] for p in range(bank.shape[1])])
+        features = torch.zeros(bank.shape[0], len(cluster), bank.shape[2])
+        features[:, first] = bank
+        loss.set_labels(labels, as_feature_set(features, camid))
+        torch.testing.assert_close(loss.memory.bank, bank, atol=1e-6, rtol=0)
+        for step in range(3):
+            feature = tensors[f"step{step}.feature"].float().requires_grad_()
+            index = tensors[f"step{step}.index"].long()
+            found = loss(as_embeddings(feature), as_batch(index))
+            expected = ("global_off_loss", "global_on_loss", "part_off_loss", "part_on_loss")
+            for name, other in zip(NAMES, expected, strict=True):
+                value = float(a[f"step{step}.{other}"])
+                assert found[name].item() == pytest.approx(float(value), rel=1e-4), f"{path} {name}"
+            total = sum(found.values())
+            assert total.item() == pytest.approx(float(a[f"step{step}.loss"]), rel=1e-4)
+            total.backward()
+            assert feature.grad is not None
+            error = (feature.grad - tensors[f"step{step}.grad"]).abs().max()
+            assert error <= 1e-5, f"{path} step {step}"
+            torch.testing.assert_close(
+                loss.memory.bank, tensors[f"step{step}.bank_after"].float(), atol=1e-6, rtol=0
+            )
+
+
+@pytest.mark.oracle
+def test_proxies_of_the_authors(oracle_dir: Path) -> None:
+    files = sorted(oracle_dir.glob("cluster_*.npz"))
+    assert files
+    for path in files:
+        a = np.load(path)
+        camid = torch.from_numpy(a["camid"]).long()
+        features = as_feature_set(torch.from_numpy(a["feature"])[None], camid)
+        checked = 0
+        for name in a.files:
+            if not name.startswith("proxy_label_"):
+                continue
+            parts = name.split("_")
+            labels = CameraProxyClusterer(
+                k1=int(parts[3]), k2=int(parts[5]), eps=float(parts[7]), min_samples=4
+            )(features)
+            assert np.array_equal(labels.proxy.numpy(), a[name]), f"{path} {name}"
+            centers = name.replace("proxy_label", "proxy_center")
+            if centers in a.files:
+                memory = ProxyMemory(0.2)
+                memory.reset(labels.proxy, labels.num_proxies, features)
+                np.testing.assert_allclose(memory.bank[0].numpy(), a[centers], atol=1e-6)
+                checked += 1
+        assert checked

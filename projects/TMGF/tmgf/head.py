@@ -1,0 +1,128 @@
+"""The dual-branch head: a global feature and features of horizontal parts."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from reid.modeling.heads import Neck, normalize
+from reid.registry import HEAD
+from reid.structures import Embeddings, FeatureTokens
+from tmgf.backbone import IBNViT
+
+
+@HEAD.register()
+class TMGFHead(nn.Module):
+    """Branches with their own last layer, each cut into horizontal parts (TMGF, section 3.2).
+
+    The head takes the last layer and the final norm over from the backbone and copies them, so
+    pre-trained weights must be in the backbone before. The map of branch i is average-pooled into
+    K_i stripes, top to bottom (equation 4); parts are numbered branch after branch. Where K_i does
+    not divide the rows, stripes differ by one row, and every row is in one. The global feature is
+    made of the branches' class tokens (equation 5). Each feature has a BatchNorm of its own.
+
+    Args:
+        backbone: An IBNViT.
+        granularities: K_i of each branch; empty: no parts, the class token alone (TMGF1).
+        duplicate_layer: Each branch has its own copy of the last layer; otherwise all share one
+            (TMGF4). A single branch has nothing to copy.
+        global_fusion: Mean of the branches' class tokens, or the first or the second alone (TMGF5,
+            TMGF6).
+
+    Attributes:
+        embed_dim: D.
+        num_parts: K, the sum of the K_i.
+
+    Raises:
+        ValueError: Options do not fit each other or the backbone.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        granularities: Sequence[int] = (2, 3),
+        duplicate_layer: bool = True,
+        global_fusion: Literal["mean", "first", "second"] = "mean",
+    ) -> None:
+        super().__init__()
+        if not isinstance(backbone, IBNViT):
+            raise ValueError(f"backbone: expected an IBNViT, got {type(backbone).__name__}")
+        rows = backbone.grid[0]
+        if granularities and not 1 <= min(granularities) <= max(granularities) <= rows:
+            raise ValueError(
+                f"granularities: expected 1 to {rows} stripes, the rows of the tokens' grid, got "
+                f"{list(granularities)}"
+            )
+        copies = len(granularities) if duplicate_layer and len(granularities) > 1 else 1
+        if global_fusion == "second" and copies < 2:
+            raise ValueError("global_fusion: second needs two branches with their own last layer")
+        self.embed_dim = backbone.embed_dim
+        self.num_parts = sum(granularities)
+        self._granularities = tuple(granularities)
+        self._global_fusion = global_fusion
+        block, norm = backbone.split_last_layer()
+        self._last_layer = len(backbone.net.blocks)
+        self.branches = nn.ModuleList(
+            nn.Sequential(copy.deepcopy(block), copy.deepcopy(norm)) for _ in range(copies)
+        )
+        self.neck = Neck(self.embed_dim)
+        self.part_necks = nn.ModuleList(Neck(self.embed_dim) for _ in range(self.num_parts))
+
+    def forward(self, features: FeatureTokens) -> Embeddings:
+        """Global feature (B, D) and K part features of the tokens before the last layer."""
+        outputs = [branch(features.tokens) for branch in self.branches]
+        parts = [
+            stripe.mean((1, 2))
+            for number, count in enumerate(self._granularities)
+            for stripe in _token_map(outputs[number % len(outputs)], features.grid).tensor_split(
+                count, 1
+            )
+        ]
+        before = self._fuse([output[:, 0] for output in outputs])
+        after = self.neck(before)
+        part_feats = [
+            normalize(neck(part)) for neck, part in zip(self.part_necks, parts, strict=True)
+        ]
+        return Embeddings(
+            normalize(after),
+            torch.stack(part_feats, 1)
+            if part_feats
+            else after.new_zeros((len(after), 0, self.embed_dim)),
+            before.float(),
+            after,
+        )
+
+    def rename_foreign(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Names of the authors' checkpoints as ours: (known, left)."""
+        prefixes = {"bottleneck.": "neck.", "part_bns.": "part_necks."}
+        if len(self.branches) > 1:
+            prefixes |= {f"b{i + 1}.": f"branches.{i}." for i in range(len(self.branches))}
+        else:
+            last = f"base.blocks.{self._last_layer}."
+            prefixes |= {last: "branches.0.0.", "base.norm.": "branches.0.1."}
+        known, left = {}, {}
+        for name, tensor in state.items():
+            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
+            if prefix is None:
+                left[name] = tensor
+            else:
+                known[prefixes[prefix] + name.removeprefix(prefix)] = tensor
+        return known, left
+
+    def _fuse(self, class_tokens: list[Tensor]) -> Tensor:
+        if self._global_fusion == "first":
+            return class_tokens[0]
+        if self._global_fusion == "second":
+            return class_tokens[1]
+        return torch.stack(class_tokens).mean(0)
+
+
+def _token_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h, w, D) of the tokens behind the class token."""
+    return tokens[:, 1:].reshape(len(tokens), *grid, -1)
