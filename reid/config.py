@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
-from fvcore.common.config import CfgNode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -285,7 +284,9 @@ def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -
     """Reads a YAML file with its `_BASE_` files, then applies `KEY VALUE KEY VALUE`.
 
     Args:
-        file: None: the defaults.
+        file: None: the defaults. `_BASE_: other.yaml`, relative to the file, names a file whose
+            settings count where this one has none. A part with another NAME than in the base
+            replaces it with all its options.
         overrides: Dotted upper-case keys, each followed by a YAML value. A mapping as a value
             replaces what stood there: `CLUSTERER "{NAME: JaccardDBSCAN, EPS: 0.45}"`.
 
@@ -295,15 +296,7 @@ def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     raw: dict[str, Any] = {}
     if file is not None:
-        if not Path(file).is_file():
-            raise ConfigError(f"config file {str(file)!r} does not exist")
-        try:
-            raw = CfgNode.load_yaml_with_base(str(file), allow_unsafe=False)
-        except (OSError, yaml.YAMLError, AssertionError) as error:
-            raise ConfigError(f"config file {str(file)!r} cannot be read: {error}") from error
-        if not isinstance(raw, dict):
-            raise ConfigError(f"config file {str(file)!r}: expected KEY: VALUE lines, got {raw!r}")
-    raw = _lower_keys(raw)
+        raw = _read_yaml(Path(file))
     if len(overrides) % 2:
         raise ConfigError(
             f"expected KEY VALUE pairs after the options, got {' '.join(overrides)!r}; "
@@ -334,6 +327,47 @@ def dump_config(config: Config) -> str:
     return str(yaml.safe_dump(_upper_keys(asdict(config)), sort_keys=False, width=100))
 
 
+def _read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The settings of a file and its `_BASE_` files, with lower-case keys."""
+    if not path.is_file():
+        raise ConfigError(
+            f"config file {str(path)!r} does not exist"
+            + (f", but {str(readers[-1])!r} names it as _BASE_" if readers else "")
+        )
+    if path.resolve() in readers:
+        raise ConfigError(f"config file {str(path)!r} is its own _BASE_")
+    try:
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
+    if not isinstance(content, dict | None):
+        raise ConfigError(f"config file {str(path)!r}: expected KEY: VALUE lines, got {content!r}")
+    own: dict[str, Any] = _lower_keys(content or {})
+    base = own.pop("_base_", None)
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise ConfigError(f"config file {str(path)!r}: expected a file as _BASE_, got {base!r}")
+    return _merge(
+        _read_yaml(path.parent / Path(base).expanduser(), (*readers, path.resolve())), own
+    )
+
+
+def _merge(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of both; `own` wins."""
+    if base.get("name") != own.get("name") and {"name"} <= base.keys() & own.keys():
+        return dict(own)
+    merged = dict(base)
+    for key, value in own.items():
+        below = merged.get(key)
+        if isinstance(value, str) and isinstance(below, dict):
+            value = {"name": value}  # a part without options
+        if isinstance(value, dict) and isinstance(below, dict):
+            value = _merge(below, value)
+        merged[key] = value
+    return merged
+
+
 def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
     """Sets a dotted key; list items are addressed by number (`CRITERION.0.SMOOTHING`)."""
     *parents, last = dotted.lower().split(".")
@@ -350,6 +384,8 @@ def _set(tree: dict[str, Any], dotted: str, value: object) -> None:
             raise ConfigError(f"{dotted}: {where} is {child!r}, which has no options")
         node[place] = child
         node = child
+    if last == "name" and isinstance(node, dict) and node.get("name") != value:
+        node.clear()  # options belong to the part that had them
     node[_item(node, last, dotted) if isinstance(node, list) else last] = value
 
 

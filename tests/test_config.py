@@ -87,3 +87,26 @@ def test_a_wrong_file_is_named(tmp_path):
         load_config(write(tmp_path, "child.yaml", "_BASE_: missing.yaml"))
     with pytest.raises(ConfigError, match=r"solver\.base_lr.*typo\.yaml"):
         load_config(write(tmp_path, "typo.yaml", "SOLVER: {BASE_LRR: 1}"))
+
+
+def test_another_part_replaces_the_one_of_the_base(tmp_path):
+    write(
+        tmp_path,
+        "base.yaml",
+        "CLUSTERER: {NAME: JaccardDBSCAN, EPS: 0.4}\nMODEL: {HEAD: {NAME: A, X: 1}}\n",
+    )
+    text = "_BASE_: base.yaml\nCLUSTERER: {K1: 9}\nMODEL: {HEAD: {NAME: B, Y: 2}}\n"
+    child = write(tmp_path, "child.yaml", text)
+    config = load_config(child)
+    assert config.clusterer == {"name": "JaccardDBSCAN", "eps": 0.4, "k1": 9}
+    assert config.model.head == {"name": "B", "y": 2}
+    assert load_config(child, ["MODEL.HEAD.NAME", "C"]).model.head == {"name": "C"}
+    short = write(tmp_path, "short.yaml", "_BASE_: base.yaml\nMODEL: {HEAD: C}\n")
+    assert load_config(short).model.head == {"name": "C"}
+
+
+def test_a_file_that_is_its_own_base(tmp_path):
+    write(tmp_path, "a.yaml", "_BASE_: b.yaml\n")
+    child = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
+    with pytest.raises(ConfigError, match=r"b\.yaml' is its own _BASE_"):
+        load_config(child)
