@@ -1,0 +1,60 @@
+# Every target makes what it needs: a virtual environment in .venv with the project and its tools.
+# PYTHON picks the interpreter the environment is made from: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_DIR := logs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format demo-weights omniglot clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+$(VENV)/installed: pyproject.toml setup.py
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@echo "Installing the project and its tools into $(VENV) (PyTorch is large: some minutes)"
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed  ## draw a small data set, train TMGF on it without labels, show the gain
+	$(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml --overwrite \
+		OUTPUT_DIR $(DEMO_DIR)
+	@echo
+	@echo "What to try next"
+	@echo "  look at the ranked lists     $(DEMO_DIR)/ranked_lists.png"
+	@echo "  follow the run               $(BIN)/tensorboard --logdir $(DEMO_DIR)"
+	@echo "  change a setting             $(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml OUTPUT_DIR logs/demo_eps CLUSTERER.EPS 0.4"
+	@echo "  the paper's data sets        projects/TMGF/README.md"
+	@echo "  your own images              README.md, \"Your own images\""
+
+test: $(VENV)/installed lint  ## check style, types and floors, then run the tests (about 5 minutes)
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/installed  ## run the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/installed  ## check style, types and floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/installed  ## put the code into shape
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-weights: $(VENV)/installed  ## make anew the weights that the demo starts from
+	$(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo_pretrain.yaml --overwrite
+	$(BIN)/python tools/export_backbone.py logs/demo_pretrain/model_final.safetensors \
+		projects/TMGF/weights/demo_backbone.safetensors
+
+omniglot: $(VENV)/installed  ## train on real images: supervised, then without labels (docs/benchmarks.md)
+	$(BIN)/python tools/train_net.py --config-file configs/omniglot_supervised.yaml --overwrite
+	$(BIN)/python tools/train_net.py --config-file configs/omniglot_unsupervised.yaml --overwrite
+
+clean:  ## remove the environment, caches and the demo's output
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build *.egg-info $(DEMO_DIR)

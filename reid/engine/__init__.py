@@ -1,0 +1,1 @@
+"""Assembly and the training loop: the one floor that reads the config."""

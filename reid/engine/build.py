@@ -1,0 +1,369 @@
+"""From the config to objects; the only reader of `Config`."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tabulate import tabulate
+
+import reid.clustering
+import reid.data.datasets
+import reid.evaluation.evaluators
+import reid.modeling.backbones
+import reid.modeling.heads
+import reid.modeling.losses  # noqa: F401  (importing the parts registers them)
+from reid import distributed
+from reid.config import Config, InputConfig
+from reid.data.datasets.base import ReIDDataset
+from reid.data.loaders import eval_loader, train_loader
+from reid.data.samplers import LabelledSampler
+from reid.data.transforms import eval_transform, train_transform
+from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints
+from reid.engine.logs import MetricWriter
+from reid.engine.pseudo_labels import RefreshPseudoLabels
+from reid.engine.testing import TestSet
+from reid.engine.trainer import Amp, Hook, Trainer
+from reid.evaluation.evaluators import Evaluator
+from reid.modeling.losses import Criterion
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import load_backbone_weights, load_weights, read_checkpoint
+from reid.registry import (
+    BACKBONE,
+    CLUSTERER,
+    DATASET,
+    EVALUATOR,
+    HEAD,
+    HOOK,
+    LOSS,
+    SAMPLER,
+    ConfigError,
+    build,
+)
+from reid.solver import build_optimizer, build_scheduler
+from reid.structures import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+def import_plugins(names: Sequence[str]) -> None:
+    """Imports packages, which registers their parts.
+
+    Raises:
+        ConfigError: A package is not installed.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name.split(".")[0] and error.name != name:
+                raise
+            raise ConfigError(
+                f"plugins: there is no package {name!r}; install it, or put its folder on "
+                "PYTHONPATH"
+            ) from error
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of this process: with several, each takes the GPU of its local rank.
+
+    Raises:
+        ConfigError: CUDA was asked for and there is none.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device: {name!r} was asked for, but torch sees no CUDA device")
+    if name == "cuda":
+        name = f"cuda:{distributed.local_rank()}"
+    return torch.device(name)
+
+
+def build_model(config: Config, image_size: tuple[int, int], num_cameras: int) -> ReIDModel:
+    """The network with its pre-trained backbone; `model.weights` are not loaded yet.
+
+    The backbone's weights come first, since a head may take over or copy layers of the backbone.
+
+    Raises:
+        ConfigError: A part is unknown or an option is wrong.
+        WeightsError: The weights do not fit.
+    """
+    backbone = build(
+        BACKBONE,
+        config.model.backbone,
+        "model.backbone",
+        image_size=image_size,
+        num_cameras=num_cameras,
+    )
+    if config.model.backbone_weights:
+        report = load_backbone_weights(backbone, Path(config.model.backbone_weights))
+        logger.info("Backbone weights from %s\n%s", config.model.backbone_weights, report)
+    head = build(HEAD, config.model.head, "model.head", backbone=backbone)
+    return ReIDModel(backbone, head)
+
+
+def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDModel:
+    """The network with `model.weights`, and as many cameras as these weights know.
+
+    Raises:
+        ConfigError: `model.weights` is not set.
+        WeightsError: The weights do not fit.
+    """
+    if not config.model.weights:
+        raise ConfigError("model.weights: expected a checkpoint to evaluate, it is not set")
+    state, _ = read_checkpoint(Path(config.model.weights))
+    name = config.model.backbone.get("name")
+    count = getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
+    model = build_model(config, image_size, count(state) if count is not None else 0)
+    load_model_weights(model, config.model.weights)
+    return model
+
+
+def load_model_weights(model: ReIDModel, path: str) -> None:
+    """Loads weights of the whole model and logs the report.
+
+    Raises:
+        WeightsError: The weights do not fit.
+    """
+    state, _ = read_checkpoint(Path(path))
+    logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
+
+
+def build_criterion(
+    specs: Sequence[Any], *, embed_dim: int, num_parts: int, num_classes: int
+) -> Criterion:
+    """The losses of the list, each with its `weight` (1 if not given).
+
+    Raises:
+        ConfigError: The list is empty, or an entry is wrong.
+    """
+    if not specs:
+        raise ConfigError("criterion: expected a list of losses, it is empty")
+    losses, weights = [], []
+    for number, spec in enumerate(specs):
+        where = f"criterion[{number}]"
+        options = {"name": spec} if isinstance(spec, str) else dict(spec)
+        weight = options.pop("weight", 1.0)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
+            raise ConfigError(f"{where}.weight: expected a number from 0, got {weight!r}")
+        losses.append(
+            build(
+                LOSS,
+                options,
+                where,
+                embed_dim=embed_dim,
+                num_parts=num_parts,
+                num_classes=num_classes,
+            )
+        )
+        weights.append(float(weight))
+    return Criterion(losses, weights)
+
+
+def build_dataset(spec: Mapping[str, Any], where: str) -> ReIDDataset:
+    """A dataset by name.
+
+    Raises:
+        ConfigError: None is named, the name is unknown, or an option is wrong.
+    """
+    if not spec:
+        raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
+    return cast(ReIDDataset, build(DATASET, spec, where))
+
+
+def build_test_sets(config: Config) -> list[TestSet]:
+    """The test sets of `datasets.test`, or else the training set's query and gallery, if any.
+
+    Raises:
+        ConfigError: A dataset is unknown or an option is wrong.
+        DataError: Its files are not what was expected.
+    """
+    if config.datasets.test:
+        datasets = [
+            build_dataset({"name": spec} if isinstance(spec, str) else spec, f"datasets.test[{i}]")
+            for i, spec in enumerate(config.datasets.test)
+        ]
+    else:
+        train = build_dataset(config.datasets.train, "datasets.train")
+        datasets = [train] if train.has_test() else []
+    transform = eval_transform(*_image_format(config.input))
+    sets = []
+    for dataset in datasets:
+        query, gallery = dataset.load("query"), dataset.load("gallery")
+        loader = eval_loader(
+            [*query, *gallery],
+            transform,
+            batch_size=config.test.batch_size,
+            num_workers=config.dataloader.num_workers,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        sets.append(TestSet(dataset.name, query, gallery, loader))
+    return sets
+
+
+def build_evaluator(config: Config) -> Evaluator:
+    """The evaluator of `test.evaluator`.
+
+    Raises:
+        ConfigError: It is unknown or an option is wrong.
+    """
+    return cast(Evaluator, build(EVALUATOR, config.test.evaluator, "test.evaluator"))
+
+
+def build_trainer(config: Config, device: torch.device, writer: MetricWriter) -> Trainer:
+    """Everything that a training run needs, put together.
+
+    Raises:
+        ConfigError: A part is unknown, an option is wrong, or parts do not fit each other.
+        DataError: The images are not what was expected.
+        WeightsError: The weights do not fit.
+    """
+    output_dir = Path(config.output_dir)
+    dataset = build_dataset(config.datasets.train, "datasets.train")
+    records = dataset.load("train")
+    test_sets = build_test_sets(config)
+    log_dataset(dataset.name, records, test_sets)
+    identities = {record.pid for record in records if record.pid >= 0}
+    if config.clusterer is None and not identities:
+        raise ConfigError(
+            "clusterer: null takes the identities as labels, but no training image of "
+            f"{dataset.name} has one; set a clusterer, e.g. JaccardDBSCAN"
+        )
+    num_cameras = max((record.camid for record in records), default=-1) + 1
+
+    size, mean, std = _image_format(config.input)
+    model = build_model(config, size, num_cameras)
+    if config.model.weights:
+        load_model_weights(model, config.model.weights)
+    model.to(device)
+    criterion = build_criterion(
+        config.criterion,
+        embed_dim=model.embed_dim,
+        num_parts=model.num_parts,
+        num_classes=len(identities) if config.clusterer is None else 0,
+    ).to(device)
+
+    sampler: LabelledSampler = build(
+        SAMPLER,
+        config.dataloader.sampler,
+        "dataloader.sampler",
+        seed=config.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    loader = train_loader(
+        records,
+        train_transform(
+            size,
+            mean,
+            std,
+            flip_prob=config.input.flip_prob,
+            pad=config.input.pad,
+            erasing_prob=config.input.erasing_prob,
+            erasing_area=(config.input.erasing_area[0], config.input.erasing_area[1]),
+            erasing_fill=config.input.erasing_fill,
+        ),
+        sampler,
+        num_workers=config.dataloader.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    extraction = eval_loader(
+        records,
+        eval_transform(size, mean, std),
+        batch_size=config.test.batch_size,
+        num_workers=config.dataloader.num_workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    clusterer = build(CLUSTERER, config.clusterer, "clusterer") if config.clusterer else None
+
+    hooks: list[Hook] = [
+        RefreshPseudoLabels(clusterer, extraction, records, sampler, criterion, writer),
+        LogMetrics(writer, config.log_period),
+    ]
+    if test_sets:
+        hooks.append(
+            Evaluate(
+                test_sets,
+                build_evaluator(config),
+                writer,
+                output_dir,
+                period=config.test.eval_period,
+                at_start=config.test.eval_at_start,
+                best_metric=config.test.best_metric,
+                ranked_lists=config.test.ranked_lists,
+            )
+        )
+    else:
+        logger.warning("%s has no query and gallery: nothing will be evaluated", dataset.name)
+    hooks.extend(
+        build(HOOK, spec, f"hooks[{i}]", output_dir=output_dir)
+        for i, spec in enumerate(config.hooks)
+    )
+    hooks.append(SaveCheckpoints(output_dir, config.checkpoint_period))
+
+    solver = config.solver
+    optimizer = build_optimizer(
+        [*model.parameters(), *criterion.parameters()],
+        cast(Any, solver.optimizer),
+        lr=solver.base_lr,
+        momentum=solver.momentum,
+        weight_decay=solver.weight_decay,
+    )
+    scheduler = build_scheduler(
+        optimizer,
+        cast(Any, solver.schedule),
+        max_epochs=solver.max_epochs,
+        milestones=solver.milestones,
+        gamma=solver.gamma,
+        final_lr_factor=solver.final_lr_factor,
+        warmup_epochs=solver.warmup_epochs,
+        warmup_start=solver.warmup_factor,
+    )
+    return Trainer(
+        model,
+        criterion,
+        optimizer,
+        scheduler,
+        loader,
+        max_epochs=solver.max_epochs,
+        device=device,
+        amp=cast(Amp, solver.amp),
+        accumulation_steps=solver.accumulation_steps,
+        clip_grad_norm=solver.clip_grad_norm,
+        hooks=hooks,
+    )
+
+
+def log_dataset(name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet]) -> None:
+    """Logs how many images, identities and cameras each split has."""
+    splits = [(name, "train", train)] if train else []
+    for test_set in test_sets:
+        splits += [
+            (test_set.name, "query", test_set.query),
+            (test_set.name, "gallery", test_set.gallery),
+        ]
+    rows = [
+        [
+            dataset,
+            split,
+            f"{len(records):,}",
+            f"{len({r.pid for r in records if r.pid >= 0}) or 'unlabelled'}",
+            f"{len({r.camid for r in records if r.camid >= 0}) or 'unknown'}",
+        ]
+        for dataset, split, records in splits
+    ]
+    headers = ["dataset", "split", "images", "identities", "cameras"]
+    aligns = ("left", "left", "right", "right", "right")
+    logger.info("Data\n%s", tabulate(rows, headers=headers, colalign=aligns))
+
+
+def _image_format(
+    config: InputConfig,
+) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
+    return (config.size[0], config.size[1]), config.pixel_mean, config.pixel_std

@@ -1,0 +1,276 @@
+"""The trainer's own hooks: logging, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from reid import distributed
+from reid.engine.logs import MetricWriter, write_text
+from reid.engine.testing import (
+    TestSet,
+    best_evaluation,
+    draw_matches,
+    evaluate,
+    summary_table,
+)
+from reid.engine.trainer import Hook, Trainer
+from reid.evaluation.evaluators import Evaluator
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import save_checkpoint, save_weights
+
+logger = logging.getLogger(__name__)
+
+LAST_CHECKPOINT = "last_checkpoint.pth"
+BEST_MODEL = "model_best.safetensors"
+FINAL_MODEL = "model_final.safetensors"
+
+
+class LogMetrics(Hook):
+    """One aligned line every `period` iterations, and the same numbers to the writer.
+
+    Losses and times are means over the iterations since the last line; losses stay on their device
+    until then, so that logging does not slow a GPU down.
+    """
+
+    def __init__(self, writer: MetricWriter, period: int) -> None:
+        self._writer = writer
+        self._period = period
+        self._sums: dict[str, Tensor] = {}
+        self._data_time = 0.0
+        self._step_time = 0.0
+        self._count = 0
+        self._timed_steps = 0
+        self._timed_seconds = 0.0
+        self._bar: tqdm[Any] | None = None
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Opens the epoch's bar, on a terminal."""
+        self._bar = tqdm(
+            total=len(trainer.loader),
+            desc=f"Epoch {trainer.epoch + 1}/{trainer.max_epochs}",
+            leave=False,
+            disable=None if distributed.is_main() else True,
+        )
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Adds the batch up; logs at the end of a period and of an epoch.
+
+        Raises:
+            FloatingPointError: A loss is not finite.
+        """
+        if self._bar is not None:
+            self._bar.update()
+        for name, value in trainer.losses.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._data_time += trainer.data_time
+        self._step_time += trainer.step_time
+        self._count += 1
+        done = trainer.step % len(trainer.loader) or len(trainer.loader)
+        if done % self._period == 0 or done == len(trainer.loader):
+            self._log(trainer, done)
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Closes the epoch's bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def _log(self, trainer: Trainer, done: int) -> None:
+        losses = {name: float(value) / self._count for name, value in self._sums.items()}
+        for name, value in losses.items():
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{name} is {value} at epoch {trainer.epoch + 1}, within the {self._count} "
+                    f"iterations up to {done} of {len(trainer.loader)}; earlier checkpoints are "
+                    "whole. A lower solver.base_lr, solver.clip_grad_norm or solver.amp: bf16 help"
+                )
+        data_time, step_time = self._data_time / self._count, self._step_time / self._count
+        self._timed_steps += self._count
+        self._timed_seconds += self._step_time
+        left = trainer.max_epochs * len(trainer.loader) - trainer.step
+        eta = timedelta(seconds=round(left * self._timed_seconds / self._timed_steps))
+        numbers = {
+            **losses,
+            "lr": trainer.optimizer.param_groups[0]["lr"],
+            "data_time": data_time,
+            "step_time": step_time,
+            "memory_mb": memory_mb(trainer.device),
+        }
+        width = len(str(len(trainer.loader)))
+        logger.info(
+            "epoch %*d/%d  iter %*d/%d  eta %s  %s  lr %.2e  data %.3f s  step %.3f s  mem %s MB",
+            len(str(trainer.max_epochs)),
+            trainer.epoch + 1,
+            trainer.max_epochs,
+            width,
+            done,
+            len(trainer.loader),
+            eta,
+            "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
+            numbers["lr"],
+            data_time,
+            step_time,
+            f"{numbers['memory_mb']:,.0f}",
+        )
+        self._writer.write("train", trainer.step, trainer.epoch, numbers)
+        self._sums = {}
+        self._data_time = self._step_time = 0.0
+        self._count = 0
+
+
+class Evaluate(Hook):
+    """Evaluates every `period` epochs and after the last one; keeps the best weights.
+
+    Args:
+        test_sets: Each is evaluated on its own; the best weights are chosen by the first.
+        evaluator: See the EVALUATOR registry.
+        writer: Gets the numbers.
+        output_dir: For `model_best`, results.json and the picture of ranked lists.
+        period: Epochs; 0 = after the last epoch only.
+        at_start: Evaluate before the first epoch too.
+        best_metric: The number that tells which weights are best; larger is better.
+        ranked_lists: Queries in the picture that is drawn after training; 0 = none.
+    """
+
+    def __init__(
+        self,
+        test_sets: Sequence[TestSet],
+        evaluator: Evaluator,
+        writer: MetricWriter,
+        output_dir: Path,
+        *,
+        period: int = 0,
+        at_start: bool = False,
+        best_metric: str = "mAP",
+        ranked_lists: int = 0,
+    ) -> None:
+        self._test_sets = test_sets
+        self._evaluator = evaluator
+        self._writer = writer
+        self._output_dir = output_dir
+        self._period = period
+        self._at_start = at_start
+        self._best_metric = best_metric
+        self._ranked_lists = ranked_lists
+        self._history: list[dict[str, Any]] = []
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Evaluates what training starts from."""
+        if self._at_start and trainer.epoch == 0:
+            self._evaluate(trainer)
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Evaluates when the period or training ends."""
+        last = trainer.epoch == trainer.max_epochs
+        if last or (self._period and trainer.epoch % self._period == 0):
+            self._evaluate(trainer)
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Prints the table, writes results.json and the picture."""
+        if not self._history:
+            return
+        logger.info("Results\n%s", summary_table(self._history, self._best_metric))
+        if distributed.is_main():
+            write_results(self._output_dir, self._history, self._best_metric)
+        if self._ranked_lists:
+            draw_matches(
+                trainer.model,
+                self._test_sets[0],
+                trainer.device,
+                self._ranked_lists,
+                self._output_dir / "ranked_lists.png",
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The evaluations so far."""
+        return {"history": self._history}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the evaluations back."""
+        self._history = list(state["history"])
+
+    def _evaluate(self, trainer: Trainer) -> None:
+        for test_set in self._test_sets:
+            numbers = evaluate(trainer.model, test_set, self._evaluator, trainer.device)
+            if self._best_metric not in numbers:
+                raise ValueError(
+                    f"test.best_metric: {self._best_metric!r} is not among the evaluator's "
+                    f"numbers: {', '.join(numbers)}"
+                )
+            self._history.append(
+                {"test_set": test_set.name, "epoch": trainer.epoch, "numbers": numbers}
+            )
+            prefixed = {f"{test_set.name}/{name}": value for name, value in numbers.items()}
+            self._writer.write("test", trainer.step, trainer.epoch, prefixed)
+            logger.info(
+                "%s after %d epochs: %s",
+                test_set.name,
+                trainer.epoch,
+                "  ".join(f"{name} {100 * value:.1f}%" for name, value in numbers.items()),
+            )
+        best = best_evaluation(self._history, self._best_metric)
+        if trainer.epoch and best["epoch"] == trainer.epoch:
+            save_model(trainer, self._output_dir / BEST_MODEL)
+
+
+class SaveCheckpoints(Hook):
+    """Writes the last checkpoint every `period` epochs, and the final weights.
+
+    Must stand last in the list, so that it saves what the other hooks have done.
+    """
+
+    def __init__(self, output_dir: Path, period: int = 1) -> None:
+        self._output_dir = output_dir
+        self._period = period
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Saves everything that the next epoch depends on."""
+        if trainer.epoch % self._period and trainer.epoch != trainer.max_epochs:
+            return
+        state = trainer.state_dict()
+        if distributed.is_main():
+            save_checkpoint(self._output_dir / LAST_CHECKPOINT, state)
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Saves the final weights."""
+        save_model(trainer, self._output_dir / FINAL_MODEL)
+
+
+def save_model(trainer: Trainer, path: Path) -> None:
+    """Writes the model's weights alone, as safetensors with their epoch."""
+    if distributed.is_main():
+        assert isinstance(trainer.model, ReIDModel)
+        metadata = {"epoch": str(trainer.epoch), "num_cameras": str(trainer.model.num_cameras)}
+        save_weights(path, trainer.model.state_dict(), metadata)
+
+
+def write_results(output_dir: Path, history: Sequence[Mapping[str, Any]], metric: str) -> None:
+    """Writes results.json: every evaluation, and which epoch was best."""
+    best = best_evaluation(history, metric)
+    results = {
+        "final": [entry for entry in history if entry["epoch"] == history[-1]["epoch"]],
+        "best": [entry for entry in history if entry["epoch"] == best["epoch"]],
+        "best_chosen_by": f"{metric} on the test set {best['test_set']}",
+        "history": [*history],
+    }
+    write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform != "darwin" else peak / 2**20

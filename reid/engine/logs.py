@@ -1,0 +1,186 @@
+"""Where a run's words and numbers go: console, log.txt, metrics.json, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+from termcolor import colored
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from reid import distributed
+from reid.structures import ProgressBar
+
+
+class _Console(logging.Handler):
+    """Writes past open progress bars; colours levels on a terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class _Formatter(logging.Formatter):
+    def __init__(self, colour: bool) -> None:
+        super().__init__("%(asctime)s  %(message)s", datefmt="%m-%d %H:%M:%S")
+        self._colour = colour
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        if record.levelno < logging.WARNING:
+            return text
+        stamp, message = text.split("  ", 1)
+        level = record.levelname
+        if self._colour:
+            level = colored(level, "red" if record.levelno >= logging.ERROR else "yellow")
+        return f"{stamp}  {level}: {message}"
+
+
+@contextmanager
+def run_logging(output_dir: Path) -> Iterator[None]:
+    """Sends what `logging` gets from the project to the console and to `output_dir`/log.txt.
+
+    Only the main process writes; the others show warnings alone.
+    """
+    logger = logging.getLogger("reid")
+    console = _Console()
+    console.setFormatter(_Formatter(colour=sys.stdout.isatty()))
+    handlers: list[logging.Handler] = [console]
+    if distributed.is_main():
+        output_dir.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
+        handlers[-1].setFormatter(_Formatter(colour=False))
+    level, propagate = logger.level, logger.propagate
+    logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    logger.propagate = False
+    for handler in handlers:
+        logger.addHandler(handler)
+    try:
+        yield
+    except BaseException as error:
+        logger.removeHandler(console)  # whoever catches it tells the user; log.txt must know too
+        logger.error("stopped by %s: %s", type(error).__name__, error)
+        raise
+    finally:
+        for handler in handlers:
+            logger.removeHandler(handler)
+            handler.close()
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def environment(device: torch.device) -> str:
+    """A table of what the run runs on."""
+    rows = [
+        ("python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        *((name, version(name)) for name in ("reid", "torch", "torchvision", "timm", "numpy")),
+        ("device", device_name(device)),
+        ("processes", f"{distributed.world_size()}"),
+        ("CPU threads", f"{torch.get_num_threads()} of {os.cpu_count()}"),
+    ]
+    return tabulate(rows, tablefmt="plain")
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda})"
+    return str(device)
+
+
+@contextmanager
+def progress_bar(title: str, unit: str = "it") -> Iterator[ProgressBar]:
+    """A bar with ETA on a terminal, nothing in a pipe; yields a function of (done, total)."""
+    # disable=None is tqdm's "only on a terminal"
+    with tqdm(
+        desc=title, unit=unit, leave=False, disable=None if distributed.is_main() else True
+    ) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
+
+
+class MetricWriter:
+    """Numbers of a run, to metrics.json (one JSON object a line) and TensorBoard.
+
+    Nothing is touched before `start`.
+
+    Args:
+        output_dir: Folder of the run.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self._path = output_dir / "metrics.json"
+        self._board: SummaryWriter | None = None
+
+    def start(self, purge_step: int = 0) -> None:
+        """Opens the files, on the main process.
+
+        Args:
+            purge_step: Numbers that an earlier, interrupted run wrote from this step on are
+                dropped; 0 = all of them.
+        """
+        if distributed.is_main():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._keep_until(purge_step)
+            self._board = SummaryWriter(str(self._path.parent), purge_step=purge_step)
+
+    def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
+        """Appends one line; `kind` says what the numbers are about: train, labels, test."""
+        if self._board is None:
+            return
+        line = {"kind": kind, "step": step, "epoch": epoch, **numbers}
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        for name, number in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", number, step)
+
+    def close(self) -> None:
+        """Writes what TensorBoard still holds back."""
+        if self._board is not None:
+            self._board.close()
+
+    def _keep_until(self, step: int) -> None:
+        """Drops the lines after `step`; a last line that was cut off is dropped too."""
+        if step == 0:
+            self._path.unlink(missing_ok=True)
+        if not self._path.exists():
+            return
+        kept = []
+        for line in self._path.read_text(encoding="utf-8").splitlines():
+            try:
+                numbers = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            # an epoch's labels are written before its first step
+            if (numbers["step"], numbers["kind"] == "labels") < (step, True):
+                kept.append(line + "\n")
+        write_text(self._path, "".join(kept))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,123 @@
+"""The epoch cycle of unsupervised training: extract, cluster, hand the labels out."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+from tabulate import tabulate
+
+from reid import distributed
+from reid.clustering import Clusterer, ClusteringError, cluster_statistics
+from reid.data.samplers import LabelledSampler
+from reid.engine.logs import MetricWriter, progress_bar
+from reid.engine.trainer import Hook, Trainer
+from reid.evaluation.extract import extract_features
+from reid.modeling.losses import Criterion
+from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
+
+logger = logging.getLogger(__name__)
+
+
+class RefreshPseudoLabels(Hook):
+    """Gives sampler and criterion their labels before each epoch.
+
+    With a clusterer: features of every training image, clustered anew each epoch. Without one the
+    identities are the labels, which makes training supervised; features are then extracted only
+    for a criterion that needs them.
+
+    Args:
+        clusterer: FeatureSet -> PseudoLabels; None: labels are identities.
+        loader: The training images with the test transform.
+        records: The training images.
+        sampler: Gets the labels.
+        criterion: Gets the labels and the features.
+        writer: Gets the statistics of the clusters.
+    """
+
+    def __init__(
+        self,
+        clusterer: Clusterer | None,
+        loader: Iterable[Batch],
+        records: Sequence[ImageRecord],
+        sampler: LabelledSampler,
+        criterion: Criterion,
+        writer: MetricWriter,
+    ) -> None:
+        self._clusterer = clusterer
+        self._loader = loader
+        self._records = records
+        self._sampler = sampler
+        self._criterion = criterion
+        self._writer = writer
+        self._pids = torch.tensor([record.pid for record in records])
+        self._labelled = False
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Extracts, clusters, and hands (labels, features) out.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        needs_features = self._clusterer is not None or self._criterion.needs_features
+        if self._labelled and not needs_features:
+            return
+        started = time.perf_counter()
+        features = None
+        if needs_features:
+            with progress_bar("Extracting", "img") as progress:
+                features = extract_features(
+                    trainer.model, self._loader, self._records, trainer.device, progress
+                )
+        extracted = time.perf_counter()
+        labels = self._labels(features, trainer.epoch)
+        clustered = time.perf_counter()
+        device_labels = labels.to(trainer.device)
+        self._sampler.set_labels(labels)
+        self._criterion.set_labels(device_labels, features)
+        self._labelled = True
+        numbers = cluster_statistics(labels, self._pids)
+        self._writer.write("labels", trainer.step, trainer.epoch, numbers)
+        source = "Clusters" if self._clusterer is not None else "Identities"
+        logger.info(
+            "Epoch %d: %s of %s images (extraction %.1f s, labels %.1f s)\n%s",
+            trainer.epoch + 1,
+            source.lower(),
+            f"{len(labels):,}",
+            extracted - started,
+            clustered - extracted,
+            tabulate([[_number(n) for n in numbers.values()]], headers=[*numbers]),
+        )
+
+    def _labels(self, features: FeatureSet | None, epoch: int) -> PseudoLabels:
+        """Made by the main process, the same on every process; so is an error."""
+        outcome: PseudoLabels | ClusteringError | None = None
+        if distributed.is_main():
+            if self._clusterer is None:
+                outcome = identity_labels(self._records)
+            else:
+                assert features is not None
+                try:
+                    with progress_bar("Clustering", "img") as progress:
+                        outcome = self._clusterer(features, progress=progress)
+                except ClusteringError as error:
+                    outcome = ClusteringError(f"epoch {epoch + 1}: {error}")
+        result: object = distributed.broadcast_object(outcome)
+        if isinstance(result, ClusteringError):
+            raise result
+        assert isinstance(result, PseudoLabels)
+        return result
+
+
+def identity_labels(records: Sequence[ImageRecord]) -> PseudoLabels:
+    """Labels from identities, split by camera; unlabelled images are outliers."""
+    return PseudoLabels.from_clusters(
+        torch.tensor([record.pid for record in records]),
+        torch.tensor([record.camid for record in records]),
+    )
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3f}"

@@ -1,0 +1,126 @@
+"""Tests of a model: from a test set to numbers, a table, a picture."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from reid import distributed
+from reid.engine.logs import progress_bar
+from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.extract import extract_features
+from reid.evaluation.ranking import top_matches
+from reid.evaluation.visualize import draw_ranked_lists
+from reid.structures import Batch, FeatureSet, ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """Query and gallery of a dataset.
+
+    Attributes:
+        name: For tables.
+        query: Images to look for.
+        gallery: Images to look in.
+        loader: Batches of query and gallery together, in this order, with the test transform.
+    """
+
+    __test__ = False  # not a pytest class
+
+    name: str
+    query: Sequence[ImageRecord]
+    gallery: Sequence[ImageRecord]
+    loader: Iterable[Batch]
+
+    def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
+        """Features of query and gallery."""
+        with progress_bar(f"Extracting {self.name}", "img") as progress:
+            both = extract_features(
+                model, self.loader, [*self.query, *self.gallery], device, progress
+            )
+        return both[: len(self.query)], both[len(self.query) :]
+
+
+def evaluate(
+    model: nn.Module, test_set: TestSet, evaluator: Evaluator, device: torch.device
+) -> dict[str, float]:
+    """The evaluator's numbers for a model on a test set, the same on every process."""
+    query, gallery = test_set.features(model, device)
+    numbers = None
+    if distributed.is_main():
+        with progress_bar(f"Ranking {test_set.name}", "query") as progress:
+            numbers = evaluator(query, gallery, progress=progress)
+    return distributed.broadcast_object(numbers)
+
+
+def best_evaluation(history: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
+    """The first test set's best evaluation of trained weights; the earliest of equals."""
+    first = [entry for entry in history if entry["test_set"] == history[0]["test_set"]]
+    trained = [entry for entry in first if entry["epoch"]] or first
+    return max(trained, key=lambda entry: entry["numbers"][metric])
+
+
+def summary_table(history: Sequence[Mapping[str, Any]], metric: str) -> str:
+    """The results of a training run: before it, at the best epoch, and at the end."""
+    best, last = best_evaluation(history, metric)["epoch"], history[-1]["epoch"]
+    rows = []
+    for name in dict.fromkeys(entry["test_set"] for entry in history):
+        for entry in history:
+            epoch = entry["epoch"]
+            if entry["test_set"] == name and epoch in (0, best, last):
+                when = f"after epoch {epoch}" if epoch else "before training"
+                mark = " (best)" if epoch == best != last else ""
+                rows.append((name, when + mark, entry["numbers"]))
+    return results_table(rows)
+
+
+def results_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> str:
+    """A table in percent of (test set, weights, numbers)."""
+    body = [
+        [name, weights, *(f"{100 * number:.1f}" for number in numbers.values())]
+        for name, weights, numbers in rows
+    ]
+    headers = ["test set", "weights", *rows[0][2]]
+    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
+
+
+def draw_matches(
+    model: nn.Module, test_set: TestSet, device: torch.device, num_queries: int, path: Path
+) -> None:
+    """Draws queries, spread evenly over the test set, with their ten best matches."""
+    query, gallery = test_set.features(model, device)
+    if not distributed.is_main():
+        return
+    chosen = np.unique(np.linspace(0, len(query) - 1, num_queries).astype(int))
+    chosen_query = query[torch.from_numpy(chosen).to(device)]
+    matches = top_matches(
+        chosen_query.global_feat,
+        gallery.global_feat,
+        chosen_query.pids,
+        gallery.pids,
+        chosen_query.camids,
+        gallery.camids,
+        k=10,
+    )
+    draw_ranked_lists(
+        path,
+        [test_set.query[i].path for i in chosen],
+        [
+            [
+                (test_set.gallery[j].path, test_set.gallery[j].pid == test_set.query[i].pid)
+                for j in row
+                if j >= 0
+            ]
+            for i, row in zip(chosen, matches, strict=True)
+        ],
+    )

@@ -1,0 +1,285 @@
+"""The training loop and its hook points."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from reid import distributed
+from reid.structures import Batch
+
+Amp = Literal["off", "fp16", "bf16"]
+_AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+class Hook:
+    """Something to do at the points of the training loop.
+
+    The whole loop::
+
+        hook.before_train(trainer)
+        for trainer.epoch in range(trainer.epoch, trainer.max_epochs):
+            hook.before_epoch(trainer)
+            for batch in trainer.loader:
+                trainer.run_step(batch)
+                hook.after_step(trainer)
+            hook.after_epoch(trainer)
+        hook.after_train(trainer)
+
+    In `after_epoch`, `trainer.epoch` is already the number of finished epochs, so that state saved
+    there is the state before the next epoch. Hooks are called in the order of the list, and a
+    hook with state of its own returns it from `state_dict`.
+    """
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Once, before the first epoch."""
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Before each epoch; the sampler's epoch is set, its labels may be changed here."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        """After each batch; `trainer.losses` holds its losses."""
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """After each epoch; `trainer.epoch` counts the finished ones."""
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Once, after the last epoch; not called when training ends in an error."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to keep in checkpoints: numbers, strings, tensors, and lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
+
+
+class _Step(nn.Module):
+    """Model and criterion as one module, so that DistributedDataParallel sees both."""
+
+    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = criterion
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        losses: dict[str, Tensor] = self.criterion(self.model(batch.image, batch.camid), batch)
+        return losses
+
+
+class Trainer:
+    """Trains a model: one loop for supervised and unsupervised training.
+
+    Args:
+        model: (image, camid) -> Embeddings; on `device`.
+        criterion: (Embeddings, Batch) -> named losses, which are summed; on `device`.
+        optimizer: Over the parameters of both.
+        scheduler: Stepped once an epoch.
+        loader: Yields `Batch`; its batch sampler has `set_epoch`.
+        max_epochs: Epochs in all.
+        device: Where to compute.
+        amp: Mixed precision of the forward pass; `fp16` scales the loss.
+        accumulation_steps: Batches whose mean gradient makes one optimizer step. The last group
+            of an epoch may be smaller, and is averaged over the batches it has.
+        clip_grad_norm: Largest norm of the gradient; 0 = no clipping.
+        hooks: See `Hook`.
+
+    Attributes:
+        epoch: The epoch that is running, or the number of finished epochs between two.
+        step: Batches seen since the start of the first epoch.
+        losses: The last batch's losses, detached, with their sum as `loss`.
+        data_time: Seconds that the last batch was waited for.
+        step_time: Seconds of the last batch, waiting included.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        criterion: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        loader: DataLoader[Batch],
+        *,
+        max_epochs: int,
+        device: torch.device,
+        amp: Amp = "off",
+        accumulation_steps: int = 1,
+        clip_grad_norm: float = 0.0,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        if amp not in _AMP_DTYPES:
+            raise ValueError(f"amp: expected one of {', '.join(_AMP_DTYPES)}, got {amp!r}")
+        if max_epochs < 1 or accumulation_steps < 1 or clip_grad_norm < 0:
+            raise ValueError(
+                "expected max_epochs >= 1, accumulation_steps >= 1, clip_grad_norm >= 0, got "
+                f"{max_epochs}, {accumulation_steps}, {clip_grad_norm}"
+            )
+        self.model = model
+        self.criterion = criterion
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.loader = loader
+        self.max_epochs = max_epochs
+        self.device = device
+        self.hooks = list(hooks)
+        self.epoch = 0
+        self.step = 0
+        self.losses: dict[str, Tensor] = {}
+        self.data_time = 0.0
+        self.step_time = 0.0
+        self._amp_dtype = _AMP_DTYPES[amp]
+        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
+        self._accumulation_steps = accumulation_steps
+        self._clip_grad_norm = clip_grad_norm
+        self._step_module: nn.Module = _Step(model, criterion)
+        if distributed.is_distributed():
+            self._step_module = DistributedDataParallel(self._step_module)
+
+    def train(self) -> None:
+        """Trains from the present epoch to the last.
+
+        Raises:
+            FloatingPointError: The loss is not finite.
+        """
+        for hook in self.hooks:
+            hook.before_train(self)
+        while self.epoch < self.max_epochs:
+            self.loader.batch_sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
+            for hook in self.hooks:
+                hook.before_epoch(self)
+            self._run_epoch()
+            self.scheduler.step()
+            self.epoch += 1
+            for hook in self.hooks:
+                hook.after_epoch(self)
+        for hook in self.hooks:
+            hook.after_train(self)
+
+    def _run_epoch(self) -> None:
+        self.model.train()
+        self.criterion.train()
+        self.optimizer.zero_grad()
+        last = len(self.loader)
+        started = time.perf_counter()
+        for number, batch in enumerate(self.loader):
+            self.data_time = time.perf_counter() - started
+            group = number - number % self._accumulation_steps
+            self.run_step(
+                batch.to(self.device),
+                share=1 / min(self._accumulation_steps, last - group),
+                update=(number + 1) % self._accumulation_steps == 0 or number + 1 == last,
+            )
+            self.step += 1
+            self.step_time = time.perf_counter() - started
+            for hook in self.hooks:
+                hook.after_step(self)
+            started = time.perf_counter()
+
+    def run_step(self, batch: Batch, share: float = 1.0, update: bool = True) -> None:
+        """Forward and backward of one batch.
+
+        Args:
+            batch: On the trainer's device.
+            share: Weight of this batch's gradient in the sum of an accumulation group.
+            update: Whether the optimizer takes a step after this batch.
+        """
+        with torch.autocast(
+            self.device.type, self._amp_dtype, enabled=self._amp_dtype is not torch.float32
+        ):
+            losses = self._step_module(batch)
+        total = torch.stack([*losses.values()]).sum()
+        self._scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
+        self.losses = {"loss": total.detach()} | {k: v.detach() for k, v in losses.items()}
+        if not update:
+            return
+        if self._clip_grad_norm:
+            self._scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self._step_module.parameters(), self._clip_grad_norm)
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next epoch depends on; pseudo-labels and memories are made anew."""
+        return {
+            "epoch": self.epoch,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "criterion": self.criterion.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "random": distributed.gather_objects(_random_state(self.device)),
+            "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave.
+
+        Raises:
+            ValueError: The state is of a run with other hooks or another number of processes.
+            RuntimeError: The state is of another model.
+        """
+        names = [type(hook).__name__ for hook in self.hooks]
+        saved = [hook["name"] for hook in state["hooks"]]
+        if names != saved:
+            raise ValueError(f"the checkpoint is of a run with the hooks {saved}, not {names}")
+        if len(state["random"]) != distributed.world_size():
+            raise ValueError(
+                f"the checkpoint is of a run with {len(state['random'])} processes, "
+                f"this one has {distributed.world_size()}"
+            )
+        self.model.load_state_dict(state["model"])
+        self.criterion.load_state_dict(state["criterion"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self._scaler.load_state_dict(state["scaler"])
+        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
+            hook.load_state_dict({k: v for k, v in hook_state.items() if k != "name"})
+        self.epoch = state["epoch"]
+        self.step = state["step"]
+        _set_random_state(state["random"][distributed.rank()], self.device)
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python, numpy and torch; every process gets its own stream."""
+    seed += 1_000_003 * distributed.rank()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (for libraries that use the global state)
+    torch.manual_seed(seed)
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    version, words, gauss = random.getstate()
+    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
+    state: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
+        "torch": torch.get_rng_state(),
+    }
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

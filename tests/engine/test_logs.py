@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+import torch
+
+from reid.engine.logs import MetricWriter, environment, progress_bar, run_logging, write_text
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+
+
+def test_log_goes_to_console_and_file(tmp_path, capsys):
+    with run_logging(tmp_path):
+        logging.getLogger("reid.part").info("hello")
+        logging.getLogger("reid.part").warning("careful")
+    logging.getLogger("reid.part").info("after")
+    written = (tmp_path / "log.txt").read_text()
+    assert capsys.readouterr().out == written
+    assert [line.split("  ", 1)[1] for line in written.splitlines()] == [
+        "hello",
+        "WARNING: careful",
+    ]
+    assert "\x1b" not in written
+
+
+def test_metrics_are_one_object_a_line_and_tensorboard_events(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.start()
+    writer.write("train", 10, 0, {"loss": 2.0})
+    writer.write("test", 10, 1, {"mAP": 0.5})
+    writer.close()
+    assert lines(tmp_path) == [
+        {"kind": "train", "step": 10, "epoch": 0, "loss": 2.0},
+        {"kind": "test", "step": 10, "epoch": 1, "mAP": 0.5},
+    ]
+    assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_a_resumed_run_drops_what_the_broken_one_wrote_after_its_checkpoint(tmp_path):
+    writer = MetricWriter(tmp_path)
+    writer.start()
+    for kind, step in [("labels", 0), ("train", 10), ("test", 10), ("labels", 10), ("train", 15)]:
+        writer.write(kind, step, 0, {"x": 1.0})
+    writer.close()
+    with (tmp_path / "metrics.json").open("a") as file:
+        file.write('{"kind": "tra')
+    writer = MetricWriter(tmp_path)
+    writer.start(purge_step=10)
+    writer.close()
+    assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
+        ("labels", 0),
+        ("train", 10),
+        ("test", 10),
+    ]
+    writer = MetricWriter(tmp_path)
+    writer.start()
+    writer.close()
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "results.json"
+    write_text(path, "first")
+    with pytest.raises(UnicodeEncodeError):
+        write_text(path, "second \ud800")
+    assert path.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_no_bar_in_a_pipe(capfd):
+    with progress_bar("Extracting") as progress:
+        progress(3, 10)
+        progress(10, 10)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_environment_names_versions_and_device():
+    text = environment(torch.device("cpu"))
+    for word in ("python", "torch", "timm", "reid", "cpu"):
+        assert word in text

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from reid.engine.trainer import Hook, Trainer, seed_everything
+from reid.solver import build_optimizer, build_scheduler
+from reid.structures import Batch
+
+CPU = torch.device("cpu")
+
+
+class Rows(Dataset):
+    """Twelve random images with two-valued labels."""
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(12, 3, 4, 4, generator=generator)
+
+    def __getitem__(self, index: int) -> Batch:
+        pid = torch.tensor(index % 2)
+        return Batch(self.images[index], pid, torch.tensor(0), torch.tensor(index))
+
+
+class Batches:
+    """Batches of four in an order that depends on the epoch."""
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(self.epoch))
+        yield from order.view(3, 4).tolist()
+
+
+class Net(nn.Module):
+    """A linear layer with dropout, so that random state matters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(48, 2)
+
+    def forward(self, image, camid):
+        return self.layer(nn.functional.dropout(image.flatten(1), 0.3, self.training))
+
+
+class Loss(nn.Module):
+    def forward(self, logits, batch):
+        return {"ce": nn.functional.cross_entropy(logits.float(), batch.pid)}
+
+
+def make(hooks=(), max_epochs=3, net=None, **options):
+    net = net or Net()
+    optimizer = build_optimizer(net.parameters(), "SGD", lr=0.1, weight_decay=1e-3)
+    scheduler = build_scheduler(
+        optimizer, "multistep", max_epochs=max_epochs, milestones=[2], warmup_epochs=1
+    )
+    loader = DataLoader(Rows(), batch_sampler=Batches(), generator=torch.Generator())
+    return Trainer(
+        net,
+        Loss(),
+        optimizer,
+        scheduler,
+        loader,
+        max_epochs=max_epochs,
+        device=CPU,
+        hooks=hooks,
+        **options,
+    )
+
+
+class Recorder(Hook):
+    def __init__(self, name, calls):
+        self.name, self.calls = name, calls
+
+    def before_train(self, trainer):
+        self.calls.append((self.name, "before_train", trainer.epoch, trainer.step))
+
+    def before_epoch(self, trainer):
+        self.calls.append((self.name, "before_epoch", trainer.epoch, trainer.step))
+
+    def after_step(self, trainer):
+        self.calls.append((self.name, "after_step", trainer.epoch, trainer.step))
+        assert set(trainer.losses) == {"loss", "ce"}
+
+    def after_epoch(self, trainer):
+        self.calls.append((self.name, "after_epoch", trainer.epoch, trainer.step))
+
+    def after_train(self, trainer):
+        self.calls.append((self.name, "after_train", trainer.epoch, trainer.step))
+
+
+def test_hooks_are_called_in_order_with_the_documented_counters():
+    calls = []
+    make([Recorder("a", calls), Recorder("b", calls)], max_epochs=2).train()
+    assert [call[1:] for call in calls[::2]] == [
+        ("before_train", 0, 0),
+        ("before_epoch", 0, 0),
+        *[("after_step", 0, step) for step in (1, 2, 3)],
+        ("after_epoch", 1, 3),
+        ("before_epoch", 1, 3),
+        *[("after_step", 1, step) for step in (4, 5, 6)],
+        ("after_epoch", 2, 6),
+        ("after_train", 2, 6),
+    ]
+    assert [call[0] for call in calls] == ["a", "b"] * 12
+
+
+class Stop(Hook):
+    """Keeps the state after an epoch."""
+
+    def __init__(self):
+        self.states = []
+
+    def after_epoch(self, trainer):
+        self.states.append(copy.deepcopy(trainer.state_dict()))
+
+
+def test_a_resumed_run_ends_with_the_same_bits():
+    seed_everything(3)
+    stop = Stop()
+    whole = make([stop])
+    whole.train()
+    for state in stop.states[:2]:
+        seed_everything(99)
+        resumed = make([Stop()])
+        resumed.load_state_dict(state)
+        resumed.train()
+        assert resumed.epoch == whole.epoch
+        assert resumed.step == whole.step
+        for name, value in whole.model.state_dict().items():
+            assert torch.equal(value, resumed.model.state_dict()[name]), name
+        assert (
+            resumed.optimizer.state_dict()["param_groups"]
+            == whole.optimizer.state_dict()["param_groups"]
+        )
+
+
+def test_state_of_another_run_is_refused():
+    state = make([Stop()]).state_dict()
+    with pytest.raises(ValueError, match=r"hooks \['Stop'\], not \[\]"):
+        make().load_state_dict(state)
+    state["random"] *= 2
+    with pytest.raises(ValueError, match="2 processes, this one has 1"):
+        make([Stop()]).load_state_dict(state)
+
+
+def step_once(batches, net, **options):
+    trainer = make(net=net, **options)
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = 0.1
+    share = 1 / len(batches)
+    for number, batch in enumerate(batches):
+        trainer.run_step(batch, share=share, update=number + 1 == len(batches))
+    return net.layer.weight.detach().clone()
+
+
+def test_accumulated_batches_make_the_step_of_the_whole_batch():
+    rows = Rows()
+    whole = Batch(
+        *(torch.stack(field) for field in zip(*(rows[i] for i in range(12)), strict=True))
+    )
+    parts = [Batch(*(field[i : i + 4] for field in whole)) for i in (0, 4, 8)]
+    net = Net().eval()
+    first = step_once([whole], copy.deepcopy(net))
+    second = step_once(parts, copy.deepcopy(net))
+    torch.testing.assert_close(first, second)
+    assert not torch.equal(first, net.layer.weight)
+
+
+def test_the_last_group_of_an_epoch_is_averaged_over_what_it_has():
+    """Three batches in groups of two: the optimizer steps after the second and the third."""
+    shares = []
+
+    class Spy(Trainer):
+        def run_step(self, batch, share=1.0, update=True):
+            shares.append((share, update))
+            super().run_step(batch, share, update)
+
+    trainer = make(accumulation_steps=2, max_epochs=1)
+    trainer.__class__ = Spy
+    trainer.train()
+    assert shares == [(0.5, False), (0.5, True), (1.0, True)]
+
+
+def test_the_gradient_is_clipped():
+    batch = Batch(
+        torch.full((4, 3, 4, 4), 100.0), torch.tensor([0, 1, 0, 1]), torch.zeros(4), torch.arange(4)
+    )
+    net = Net().eval()
+    before = net.layer.weight.detach().clone()
+    trainer = make(net=net, clip_grad_norm=1e-3)
+    for group in trainer.optimizer.param_groups:
+        group.update(lr=1.0, weight_decay=0.0)
+    trainer.run_step(batch)
+    moved = (net.layer.weight.detach() - before).norm()
+    assert 0 < float(moved) <= 1.001e-3
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_mixed_precision_trains_and_keeps_fp32_weights(amp):
+    seed_everything(0)
+    trainer = make(amp=amp, max_epochs=2)
+    before = trainer.model.layer.weight.detach().clone()
+    trainer.train()
+    assert trainer.model.layer.weight.dtype == torch.float32
+    assert torch.isfinite(trainer.model.layer.weight).all()
+    assert not torch.equal(before, trainer.model.layer.weight)
+    assert (trainer.state_dict()["scaler"] != {}) == (amp == "fp16")
+
+
+def test_wrong_numbers_are_refused():
+    with pytest.raises(ValueError, match="amp: expected one of off, fp16, bf16, got 'half'"):
+        make(amp="half")
+    with pytest.raises(ValueError, match="accumulation_steps >= 1"):
+        make(accumulation_steps=0)

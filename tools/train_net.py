@@ -1,0 +1,59 @@
+#!/usr/bin/env python
+"""Trains or evaluates what a config file describes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from reid.clustering import ClusteringError
+from reid.config import load_config
+from reid.engine.run import test, train
+from reid.modeling.weights import WeightsError
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+EPILOG = """\
+Any setting can be given after the options as KEY VALUE pairs, which win over the file:
+
+  python tools/train_net.py --config-file projects/TMGF/configs/msmt.yaml SOLVER.BASE_LR 7e-4
+  python tools/train_net.py --config-file FILE --resume
+  python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS logs/run/model_best.safetensors
+  torchrun --nproc-per-node 4 tools/train_net.py --config-file FILE
+
+reid/config.py documents every key. Datasets lie below $REID_DATASETS (default: datasets/).
+"""  # noqa: E501
+
+
+def main() -> int:
+    """Parses the arguments and runs; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
+    mode.add_argument(
+        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+    )
+    mode.add_argument(
+        "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's"
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        config = load_config(arguments.config_file, arguments.overrides)
+        if arguments.eval_only:
+            test(config)
+        else:
+            train(config, resume=arguments.resume, overwrite=arguments.overwrite)
+    except (ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
