@@ -102,7 +102,7 @@ class DataloaderConfig:
 
     Attributes:
         sampler: Which images come, and how long an epoch is (SAMPLER registry).
-        num_workers: Processes that read images; 0 reads in the main process.
+        num_workers: Processes that read images, no more than CPUs; 0 reads in the main process.
     """
 
     sampler: Spec = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -198,7 +199,7 @@ def build_test_sets(config: Config) -> list[TestSet]:
             [*query, *gallery],
             transform,
             batch_size=config.test.batch_size,
-            num_workers=config.dataloader.num_workers,
+            num_workers=_num_workers(config),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
@@ -269,14 +270,14 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
             erasing_fill=config.input.erasing_fill,
         ),
         sampler,
-        num_workers=config.dataloader.num_workers,
+        num_workers=_num_workers(config),
         pin_memory=device.type == "cuda",
     )
     extraction = eval_loader(
         records,
         eval_transform(size, mean, std),
         batch_size=config.test.batch_size,
-        num_workers=config.dataloader.num_workers,
+        num_workers=_num_workers(config),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
@@ -361,6 +362,12 @@ def log_dataset(name: str, train: Sequence[ImageRecord], test_sets: Sequence[Tes
     headers = ["dataset", "split", "images", "identities", "cameras"]
     aligns = ("left", "left", "right", "right", "right")
     logger.info("Data\n%s", tabulate(rows, headers=headers, colalign=aligns))
+
+
+def _num_workers(config: Config) -> int:
+    """No more than there are CPUs; the images are the same for any number."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(config.dataloader.num_workers, available or 1)
 
 
 def _image_format(

@@ -1,0 +1,240 @@
+"""TMGF in training: the authors' eight steps, several processes, whole runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.multiprocessing.spawn import start_processes
+from torch.nn import functional as F
+
+from reid.config import load_config
+from reid.engine.run import train
+from reid.engine.trainer import Trainer
+from reid.evaluation.extract import extract_features
+from reid.modeling.losses import Criterion
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import load_weights, read_checkpoint
+from reid.solver import build_optimizer, build_scheduler
+from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, PseudoLabels
+from tmgf import IBNViT, O2CAPLoss, TMGFHead
+
+MEAN = torch.tensor([0.3525, 0.3106, 0.3140])[:, None, None]
+STD = torch.tensor([0.2660, 0.2522, 0.2505])[:, None, None]
+CPU = torch.device("cpu")
+
+
+class Batches(list[Batch]):
+    """A loader of given batches."""
+
+    @property
+    def batch_sampler(self) -> Batches:
+        return self
+
+    def set_epoch(self, epoch: int) -> None:
+        """They are the same in every epoch."""
+
+
+@pytest.mark.oracle
+def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
+    files = sorted(oracle_dir.glob("training_run*.npz"))
+    assert files
+    for path in files:
+        a = {name: torch.from_numpy(np.asarray(value)) for name, value in np.load(path).items()}
+        state = {n.removeprefix("state."): v for n, v in a.items() if n.startswith("state.")}
+        image = (a["image"].float() / 255 - MEAN) / STD
+        camid = a["camid"].long()
+        backbone = IBNViT(
+            (96, 48), num_cameras=4, embed_dim=24, depth=3, num_heads=3, drop_path=0.0
+        )
+        model = ReIDModel(backbone, TMGFHead(backbone))
+        load_weights(model, state)
+        records = [ImageRecord(f"{i}.jpg", -1, int(c)) for i, c in enumerate(camid)]
+
+        def batch(rows: Tensor, image: Tensor = image, camid: Tensor = camid) -> Batch:
+            return Batch(image[rows], torch.full_like(rows, -1), camid[rows], rows)
+
+        features = extract_features(model, [batch(torch.arange(96))], records, CPU)
+        labels = PseudoLabels.from_clusters(a["cluster_label"].long(), camid)
+        assert torch.equal(labels.proxy, a["proxy_label"].long())
+        loss = O2CAPLoss(num_positives=int(a["pos_k"]), num_negatives=int(a["neg_k"]))
+        loss.set_labels(labels, features)
+        torch.testing.assert_close(loss.memory.bank, a["initial_bank"], atol=1e-5, rtol=0)
+
+        lr = float(a["lr"])
+        optimizer = build_optimizer(
+            model.parameters(), "SGD", lr=lr, momentum=float(a["momentum"]),
+            weight_decay=float(a["weight_decay"]),
+        )  # fmt: skip
+        scheduler = build_scheduler(optimizer, "multistep", max_epochs=1, warmup_epochs=0)
+        loader: Any = Batches(batch(rows.long()) for rows in a["batches"])
+        trainer = Trainer(
+            model, Criterion([loss]), optimizer, scheduler, loader, max_epochs=1, device=CPU
+        )
+        found = []
+        trainer.model.train()
+        for rows in loader:
+            trainer.run_step(rows)
+            found.append([value.item() for value in trainer.losses.values()])
+        np.testing.assert_allclose(found, a["losses"], rtol=1e-4, err_msg=str(path))
+        final = extract_features(model, [batch(torch.arange(96))], records, CPU)
+        close = {"atol": 1e-3, "rtol": 0}
+        torch.testing.assert_close(final.global_feat, a["final_global"], **close)
+        torch.testing.assert_close(loss.memory.bank, a["final_bank"], **close)
+
+
+def small_problem() -> tuple[nn.Module, Criterion, Batch]:
+    """A linear model with a part, so that a sample's losses do not depend on its batch."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(12, 16)
+
+        def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+            raw = self.layer(image.flatten(1))
+            first, second = F.normalize(raw[:, :8], dim=1), F.normalize(raw[:, 8:], dim=1)
+            return Embeddings(first, second[:, None], first, first)
+
+    torch.manual_seed(0)
+    model = Linear()
+    image = torch.randn(48, 3, 2, 2)
+    camids = torch.arange(48) % 3
+    labels = PseudoLabels.from_clusters(torch.arange(48) // 3 % 4, camids)
+    with torch.no_grad():
+        out = model(image, camids)
+    features = FeatureSet(out.global_feat, out.part_feats, torch.full((48,), -1), camids)
+    criterion = Criterion([O2CAPLoss()])
+    criterion.set_labels(labels, features)
+    rows = torch.randperm(48)[:16]
+    return model, criterion, Batch(image[rows], rows * 0, camids[rows], rows)
+
+
+def one_step(batch: Batch, model: nn.Module, criterion: Criterion) -> dict[str, Tensor]:
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    loader: Any = Batches([batch])
+    trainer = Trainer(model, criterion, optimizer, scheduler, loader, max_epochs=1, device=CPU)
+    for _ in range(2):
+        trainer.run_step(batch)
+    loss = criterion.losses[0]
+    assert isinstance(loss, O2CAPLoss)
+    return {"weight": model.layer.weight.detach(), "bank": loss.memory.bank, **trainer.losses}
+
+
+def process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    model, criterion, batch = small_problem()
+    share = len(batch.index) // world_size
+    part = Batch(*(field[rank * share : (rank + 1) * share] for field in batch))
+    torch.save(one_step(part, model, criterion), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    model, criterion, batch = small_problem()
+    whole = one_step(batch, model, criterion)
+    assert torch.equal(shares[0]["bank"], shares[1]["bank"])
+    assert torch.equal(shares[0]["weight"], shares[1]["weight"])
+    for name, expected in whole.items():
+        found = (shares[0][name] + shares[1][name]) / 2
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5, msg=name)
+
+
+CONFIG = """
+PLUGINS: [tmgf]
+DATASETS:
+  TRAIN: {NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, NUM_DISTRACTORS: 2,
+          HEIGHT: 48, WIDTH: 32}
+INPUT: {SIZE: [48, 32], PAD: 2}
+DATALOADER:
+  NUM_WORKERS: 0
+  SAMPLER: {NAME: ProxyBalancedSampler, BATCH_SIZE: 16, STEPS_PER_EPOCH: 3}
+MODEL:
+  BACKBONE: {NAME: IBNViT, EMBED_DIM: 24, DEPTH: 2, NUM_HEADS: 2, STEM_CHANNELS: 8, DROP_PATH: 0.3}
+  HEAD: {NAME: TMGFHead, GRANULARITIES: [2, 3]}
+CLUSTERER: {NAME: CameraProxyClusterer, K1: 6, K2: 2, EPS: 0.8, MIN_SAMPLES: 2}
+CRITERION: [O2CAPLoss]
+SOLVER: {BASE_LR: 1.0e-2, MAX_EPOCHS: 2, WARMUP_EPOCHS: 1, MILESTONES: []}
+DEVICE: cpu
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path / "datasets"))
+    (tmp_path / "tmgf.yaml").write_text(CONFIG)
+    return tmp_path / "tmgf.yaml"
+
+
+def run(file: Path, output: str, *pairs: str) -> Path:
+    folder = file.parent / output
+    train(load_config(file, ["OUTPUT_DIR", str(folder), *pairs]))
+    return folder
+
+
+def test_whole_run_repeats_bit_for_bit_with_any_number_of_workers(config_file: Path) -> None:
+    first = run(config_file, "first")
+    second = run(config_file, "second", "DATALOADER.NUM_WORKERS", "1")
+    one, _ = read_checkpoint(first / "model_final.safetensors")
+    other, _ = read_checkpoint(second / "model_final.safetensors")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    lines = [json.loads(line) for line in (first / "metrics.json").read_text().splitlines()]
+    labels = [line for line in lines if line["kind"] == "labels"]
+    assert [line["epoch"] for line in labels] == [0, 1]
+    assert {"clusters", "proxies", "outliers", "images/cluster", "purity", "ARI"} <= labels[
+        0
+    ].keys()
+    losses = next(line for line in lines if line["kind"] == "train")
+    assert {
+        "loss",
+        "global_offline",
+        "global_online",
+        "part_offline",
+        "part_online",
+    } <= losses.keys()
+
+
+def test_identities_for_clusters(config_file: Path) -> None:
+    folder = run(config_file, "gt", "CLUSTERER", "null", "SOLVER.MAX_EPOCHS", "1")
+    first = json.loads((folder / "metrics.json").read_text().splitlines()[0])
+    assert (first["clusters"], first["outliers"], first["purity"]) == (10, 0, 1)
+
+
+def test_one_image_in_a_batch(config_file: Path) -> None:
+    sampler = "{NAME: ProxyBalancedSampler, BATCH_SIZE: 1, IMAGES_PER_PROXY: 1, STEPS_PER_EPOCH: 2}"
+    folder = run(config_file, "one", "DATALOADER.SAMPLER", sampler, "SOLVER.MAX_EPOCHS", "1")
+    state, _ = read_checkpoint(folder / "model_final.safetensors")
+    assert all(bool(torch.isfinite(value).all()) for value in state.values())
+
+
+def test_data_without_cameras_and_identities(config_file: Path) -> None:
+    persons = next((config_file.parent / "datasets").glob("*"), None)
+    if persons is None:
+        run(config_file, "drawn", "SOLVER.MAX_EPOCHS", "1")
+    drawn = sorted((config_file.parent / "datasets").glob("*/*/bounding_box_train/*.jpg"))
+    paths = "".join(f"{path.relative_to(drawn[0].parent)}\n" for path in drawn)
+    (drawn[0].parent / "list.csv").write_text(f"path\n{paths}")
+    relative = (drawn[0].parent / "list.csv").relative_to(config_file.parent / "datasets")
+    folder = run(
+        config_file, "unknown", "DATASETS.TRAIN", f"{{NAME: CSV, PATH: {relative}}}",
+        "SOLVER.MAX_EPOCHS", "1",
+    )  # fmt: skip
+    state, metadata = read_checkpoint(folder / "model_final.safetensors")
+    assert "backbone.camera_embed" not in state
+    assert metadata["num_cameras"] == "0"
+    first = json.loads((folder / "metrics.json").read_text().splitlines()[0])
+    assert first["clusters"] == first["proxies"]
+    assert "purity" not in first
+    assert "nothing will be evaluated" in (folder / "log.txt").read_text()

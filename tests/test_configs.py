@@ -1,0 +1,140 @@
+"""Every config in the repository loads and builds; the commands of the README work."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from reid.config import load_config
+from reid.engine import build
+from reid.engine.run import train
+from reid.registry import CLUSTERER, SAMPLER
+from reid.registry import build as build_part
+from reid.structures import DataError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(path)
+    build.import_plugins(config.plugins)
+    weights = config.model.backbone_weights
+    if weights.startswith("projects/"):
+        assert (ROOT / weights).is_file(), "weights that the repository brings"
+    else:
+        config.model.backbone_weights = ""
+    size = (config.input.size[0], config.input.size[1])
+    model = build.build_model(config, size, num_cameras=6)
+    build.build_evaluator(config)
+    if config.clusterer is not None:
+        build_part(CLUSTERER, config.clusterer, "clusterer")
+    if path.stem in ("base", "demo_model"):  # to be inherited from; they are no runs
+        return
+    assert len({load_config(other).output_dir for other in CONFIGS}) >= len(CONFIGS) - 2
+    build.build_dataset(config.datasets.train, "datasets.train")
+    build_part(SAMPLER, config.dataloader.sampler, "dataloader.sampler", seed=1)
+    build.build_criterion(
+        config.criterion, embed_dim=model.embed_dim, num_parts=model.num_parts, num_classes=10
+    )
+    with torch.no_grad():
+        found = model.eval()(torch.zeros(1, 3, *size), torch.zeros(1, dtype=torch.int64))
+    assert found.global_feat.shape == (1, model.embed_dim)
+
+
+def published(name: str) -> list[float]:
+    config = load_config(ROOT / "projects" / "TMGF" / "configs" / f"{name}.yaml")
+    loss, sampler, solver = config.criterion[0], config.dataloader.sampler, config.solver
+    assert config.input.size == [384, 128]
+    assert config.clusterer is not None
+    assert (solver.optimizer, solver.amp, solver.schedule) == ("SGD", "fp16", "multistep")
+    return [
+        solver.base_lr, solver.momentum, solver.weight_decay, solver.max_epochs,
+        *solver.milestones, solver.gamma, solver.warmup_epochs, solver.warmup_factor,
+        sampler["batch_size"], sampler["images_per_proxy"], sampler["steps_per_epoch"],
+        config.clusterer["k1"], config.clusterer["k2"], config.clusterer["eps"],
+        config.clusterer["min_samples"], loss["temperature"], loss["momentum"], loss["balance"],
+        loss["part_weight"], loss["num_positives"], loss["num_negatives"],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "positives"), [("market", 3), ("duke", 2), ("msmt", 3)])
+def test_published_hyper_parameters(name: str, positives: int) -> None:
+    assert published(name) == [3.5e-4, 0.9, 5e-4, 50, 20, 40, 0.1, 10, 0.01, 32, 4, 200, 20, 6, 0.5,
+                               4, 0.07, 0.2, 0.15, 0.1, positives, 50]  # fmt: skip
+
+
+def train_net(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["train_net.py", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "tools" / "train_net.py"), run_name="__main__")
+    return int(stop.value.code or 0)
+
+
+def test_msmt_stops_only_for_the_missing_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    file = str(ROOT / "projects" / "TMGF" / "configs" / "msmt.yaml")
+    assert train_net(monkeypatch, "--config-file", file, "OUTPUT_DIR", str(tmp_path / "out")) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("DataError: MSMT17: there is no folder")
+    assert str(tmp_path / "MSMT17_V1") in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-file", "gone.yaml"], "ConfigError: config file 'gone.yaml' does not exist"),
+        (["--config-file", "FILE", "SOLVER.BASE_LRR", "1"], "did you mean 'solver.base_lr'"),
+        (["--config-file", "FILE", "SOLVER.BASE_LR"], "'SOLVER.BASE_LR' has no value"),
+        (["--config-file", "FILE", "--eval-only"], "model.weights: expected a checkpoint"),
+        (["--config-file", "FILE", "--eval-only", "MODEL.WEIGHTS", "gone.pth"], "gone.pth: there"),
+    ],
+)
+def test_errors_are_one_message(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    small = (
+        "{NAME: SyntheticPersons, NUM_TRAIN: 1, NUM_TEST: 1, NUM_CAMERAS: 2, HEIGHT: 32, WIDTH: 16}"
+    )
+    (tmp_path / "FILE").write_text(f"DATASETS: {{TRAIN: {small}}}\nMODEL: {{BACKBONE: {{NAME: "
+                                   "TimmBackbone, MODEL: test_resnet}}\n")  # fmt: skip
+    assert train_net(monkeypatch, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_help_shows_what_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_net(monkeypatch, "--help") == 0
+    text = capsys.readouterr().out
+    for word in ("--config-file", "--resume", "--eval-only", "--overwrite", "KEY VALUE"):
+        assert word in text
+
+
+def test_missing_backbone_weights_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    (tmp_path / "MSMT17_V1").mkdir()
+    config = load_config(
+        ROOT / "projects" / "TMGF" / "configs" / "msmt.yaml", ["OUTPUT_DIR", str(tmp_path / "out")]
+    )
+    with pytest.raises(DataError, match=r"MSMT17_V1: there is no train/, mask_train_v2/"):
+        train(config)
