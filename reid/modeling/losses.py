@@ -125,7 +125,7 @@ class CrossEntropy(Loss):
         """Takes the identities as classes.
 
         Raises:
-        ValueError: There are more or fewer classes than the classifier has.
+            ValueError: There are more or fewer classes than the classifier has.
         """
         if labels.num_clusters != self.classifier.out_features:
             raise ValueError(

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid.modeling.losses import (
+    Criterion,
+    CrossEntropy,
+    Triplet,
+    batch_hard_triplet,
+    hardest_distances,
+    smoothed_cross_entropy,
+)
+from reid.structures import Batch, Embeddings, PseudoLabels
+
+
+def as_batch(index: list[int]) -> Batch:
+    rows = torch.tensor(index)
+    return Batch(torch.zeros(len(rows), 3, 1, 1), rows, rows, rows)
+
+
+def as_embeddings(feature: Tensor) -> Embeddings:
+    return Embeddings(F.normalize(feature, dim=1), feature[:, None][:, :0], feature, feature)
+
+
+@pytest.mark.oracle
+def test_triplet_and_cross_entropy_of_the_authors(oracle_dir: Path) -> None:
+    files = sorted(oracle_dir.glob("triplet_*.npz"))
+    assert files
+    for path in files:
+        a = {name: torch.from_numpy(np.asarray(value)) for name, value in np.load(path).items()}
+        for step in range(3):
+            b = {n.split(".", 1)[1]: v for n, v in a.items() if n.startswith(f"step{step}.")}
+            label = b["label"].long()
+            positive, negative, valid = hardest_distances(b["feature"], label)
+            alone = (label[:, None] == label).sum(1) == 1
+            assert bool(valid.all())
+            for rows, atol in ((alone, 1e-3), (~alone, 1e-5)):
+                torch.testing.assert_close(positive[rows], b["dist_ap"][rows], atol=atol, rtol=1e-5)
+            torch.testing.assert_close(negative, b["dist_an"], atol=1e-5, rtol=1e-5)
+            for name, margin, unit in (("soft", None, False), ("margin", float(a["margin"]), False),
+                                       ("soft_unit", None, True)):  # fmt: skip
+                if f"{name}_loss" not in b:
+                    continue
+                feature = b["feature"].clone().requires_grad_()
+                taken = F.normalize(feature, dim=1) if unit else feature
+                loss = batch_hard_triplet(taken, label, margin)
+                loss.backward()
+                assert loss.item() == pytest.approx(float(b[f"{name}_loss"]), rel=1e-4), path
+                # where an image is alone with its label, its distance to itself is rounding alone
+                torch.testing.assert_close(
+                    feature.grad, b[f"{name}_grad"], atol=1e-5, rtol=1e-4, msg=f"{path} {name}"
+                )
+            epsilon = float(a["epsilon"])
+            for name, smoothing, true_class in (("ce", 0.0, True), ("smooth", epsilon, True),
+                                                ("smooth_bot", epsilon, False)):  # fmt: skip
+                logit = b["logit"].clone().requires_grad_()
+                loss = smoothed_cross_entropy(logit, label, smoothing, smooth_true_class=true_class)
+                loss.backward()
+                assert loss.item() == pytest.approx(float(b[f"{name}_loss"]), rel=1e-4), path
+                torch.testing.assert_close(logit.grad, b[f"{name}_logit_grad"], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("true_class", [True, False])
+def test_outliers_are_left_out_of_cross_entropy(true_class: bool) -> None:
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    both = smoothed_cross_entropy(
+        logits, torch.tensor([0, -1, 2, -1]), 0.1, smooth_true_class=true_class
+    )
+    kept = smoothed_cross_entropy(
+        logits[[0, 2]], torch.tensor([0, 2]), 0.1, smooth_true_class=true_class
+    )
+    torch.testing.assert_close(both, kept)
+    none = smoothed_cross_entropy(logits, torch.full((4,), -1), smooth_true_class=true_class)
+    assert float(none) == 0
+
+
+def test_triplet_leaves_out_outliers_and_needs_a_negative() -> None:
+    feature = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    label = torch.tensor([0, 0, 1, 1, -1, -1])
+    torch.testing.assert_close(
+        batch_hard_triplet(feature, label, 0.3), batch_hard_triplet(feature[:4], label[:4], 0.3)
+    )
+    for single in (torch.zeros(6, dtype=torch.int64), torch.full((6,), -1)):
+        loss = batch_hard_triplet(feature, single)
+        loss.backward()
+        assert loss.item() == 0
+        assert bool((feature.grad == 0).all())
+
+
+def test_cross_entropy_takes_the_identities() -> None:
+    loss = CrossEntropy(embed_dim=4, num_classes=2)
+    loss.set_labels(PseudoLabels.from_clusters(torch.tensor([0, 1, -1])), None)
+    found = loss(as_embeddings(torch.randn(2, 4)), as_batch([1, 2]))
+    assert list(found) == ["cross_entropy"]
+    assert loss.classifier.bias is None
+    with pytest.raises(ValueError, match="expected 2 classes, got 3"):
+        loss.set_labels(PseudoLabels.from_clusters(torch.tensor([0, 1, 2])), None)
+    with pytest.raises(ValueError, match="needs two identities or more, got 0"):
+        CrossEntropy(embed_dim=4, num_classes=0)
+    with pytest.raises(ValueError, match="smoothing"):
+        CrossEntropy(embed_dim=4, num_classes=2, smoothing=1.0)
+
+
+def test_criterion_weighs_and_names() -> None:
+    labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1]))
+    embeddings, batch = as_embeddings(torch.randn(4, 8)), as_batch([0, 1, 2, 3])
+    one = Criterion([Triplet(margin=0.3)])
+    two = Criterion([Triplet(margin=0.3)], [2.0])
+    for criterion in (one, two):
+        criterion.set_labels(labels, None)
+        assert not criterion.needs_features
+    torch.testing.assert_close(
+        2 * one(embeddings, batch)["triplet"], two(embeddings, batch)["triplet"]
+    )
+    twice = Criterion([Triplet(), Triplet()])
+    twice.set_labels(labels, None)
+    with pytest.raises(ValueError, match="two losses give triplet"):
+        twice(embeddings, batch)
+    with pytest.raises(ValueError, match="a weight for each"):
+        Criterion([])
+    with pytest.raises(ValueError, match="margin: expected 0 or more"):
+        Triplet(margin=-1.0)

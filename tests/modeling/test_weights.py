@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from reid.modeling.weights import (
+    WeightsError,
+    export_backbone,
+    load_backbone_weights,
+    load_checkpoint,
+    load_weights,
+    read_checkpoint,
+    save_checkpoint,
+    save_weights,
+)
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+
+
+def values(module: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("1/0",)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_round_trip(tmp_path: Path, suffix: str) -> None:
+    path, source, target = tmp_path / f"m.{suffix}", network(), network()
+    if suffix == "pth":
+        save_checkpoint(path, source.state_dict())
+    else:
+        save_weights(path, source.state_dict(), {"epoch": "3"})
+    state, metadata = read_checkpoint(path)
+    report = load_weights(target, state, source=str(path))
+    assert len(report.loaded) == len(source.state_dict())
+    assert not report.missing + report.unexpected + report.resized
+    assert metadata == ({} if suffix == "pth" else {"epoch": "3"})
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value)
+
+
+@pytest.mark.parametrize("wrapper", ["model", "state_dict", "teacher"])
+def test_wrappers_and_module_prefix(tmp_path: Path, wrapper: str) -> None:
+    state = {f"module.{name}": value for name, value in network().state_dict().items()}
+    save_checkpoint(tmp_path / "m.pth", {wrapper: state, "epoch": 3})
+    load_weights(network(), read_checkpoint(tmp_path / "m.pth")[0])
+
+
+def test_report_names_what_happened() -> None:
+    state = dict(network().state_dict())
+    del state["1.running_mean"]
+    state["head.weight"] = torch.zeros(2)
+    report = load_weights(network(), state, allow_missing=("1.running_*",))
+    assert report.missing == ("1.running_mean",)
+    assert report.unexpected == ("head.weight",)
+    text = str(report)
+    for part in ("loaded      ", "missing     1: 1.running_mean", "unexpected  1: head.weight"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda s: s | {"0.weight": torch.zeros(9, 3)},
+            r"0\.weight: file \(9, 3\), model \(4, 3\)",
+        ),
+        (lambda s: {k: v for k, v in s.items() if k != "0.bias"}, r"not in the file.*0\.bias"),
+        (lambda s: s | {"0.bias": torch.full((4,), torch.nan)}, r"not finite.*0\.bias"),
+        (lambda s: {f"x.{k}": v for k, v in s.items()}, "no name fits the model"),
+    ],
+)
+def test_all_or_nothing(change, message) -> None:  # type: ignore[no-untyped-def]
+    target = network()
+    before = values(target)
+    with pytest.raises(WeightsError, match=message):
+        load_weights(target, change(network().state_dict()), source="file.pth")
+    assert all(torch.equal(before[name], value) for name, value in target.state_dict().items())
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"gone\.pth: there is no such"):
+        read_checkpoint(tmp_path / "gone.pth")
+    for suffix in ("pth", "safetensors"):
+        path = tmp_path / f"cut.{suffix}"
+        if suffix == "pth":
+            save_checkpoint(path, network().state_dict())
+        else:
+            save_weights(path, network().state_dict(), {})
+        path.write_bytes(path.read_bytes()[:100])
+        with pytest.raises(WeightsError, match=rf"cut\.{suffix}: is broken or cut off"):
+            read_checkpoint(path)
+    save_checkpoint(tmp_path / "empty.pth", {"epoch": 3})
+    with pytest.raises(WeightsError, match=r"no tensors found.*the file has epoch"):
+        read_checkpoint(tmp_path / "empty.pth")
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "evil.pth"
+    torch.save({"model": Evil()}, path)
+    with pytest.raises(WeightsError, match=r"evil\.pth: .*could run code"):
+        read_checkpoint(path)
+    path.write_bytes(pickle.dumps({"model": Evil()}, 2))
+    with pytest.raises(WeightsError, match=r"evil\.pth"):
+        read_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.pth"
+    save_checkpoint(path, {"epoch": 1})
+    with pytest.raises((AttributeError, pickle.PicklingError, TypeError)):
+        save_checkpoint(path, {"epoch": 2, "bad": lambda: None})
+    assert load_checkpoint(path) == {"epoch": 1}
+    assert [entry.name for entry in tmp_path.iterdir()] == ["m.pth"]
+
+
+def test_backbone_of_a_whole_model(tmp_path: Path) -> None:
+    backbone = network()
+    state = {f"backbone.{name}": value for name, value in backbone.state_dict().items()}
+    save_weights(tmp_path / "m.safetensors", state | {"head.x": torch.zeros(1)}, {"epoch": "3"})
+    report = load_backbone_weights(network(), tmp_path / "m.safetensors")
+    assert report.unexpected == ("head.x",)
+    numbers = export_backbone(
+        tmp_path / "m.safetensors", tmp_path / "b.safetensors", ("*running*",)
+    )
+    exported, metadata = read_checkpoint(tmp_path / "b.safetensors")
+    assert exported.keys() == {name for name in backbone.state_dict() if "running" not in name}
+    assert {v.dtype for v in exported.values() if v.is_floating_point()} == {torch.float16}
+    assert metadata == {"part": "backbone", "epoch": "3"}
+    assert numbers["tensors"] == len(exported)
+    with pytest.raises(WeightsError, match="holds no backbone"):
+        export_backbone(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
