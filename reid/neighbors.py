@@ -1,10 +1,11 @@
 """Exact nearest neighbours and the sparse k-reciprocal Jaccard distance.
 
 No N x N matrix is built: scores are computed in square blocks, each pair of blocks once, and only
-the best candidates of each row are kept. Candidates are found by single-precision products, then
-scored again in double precision in a fixed order of operations; a rounding bound tells for each row
-whether a neighbour could have been missed, and such rows are searched again in double precision.
-So the result is exact, and the same for any block size, number of threads and machine.
+the best candidates of each row are kept. Candidates are found in half precision (bfloat16) where
+the CPU multiplies it faster, otherwise in single precision, and are then scored again in double
+precision in a fixed order of operations. A rounding bound tells for each row whether a neighbour
+could have been missed; such rows are searched again in the next higher precision. So the result is
+exact, and the same for any block size, number of threads and machine.
 
 k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person
 Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsupervised
@@ -45,22 +46,10 @@ something.
 
 _BLOCK = 2048
 _MARGIN = 12
+_HALF_MARGIN = 44
+_BFLOAT16_TESTS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _LANES = 16
 _PART = 1024
-
-
-@dataclass(frozen=True)
-class Neighbors:
-    """The k nearest neighbours of N vectors among themselves.
-
-    Attributes:
-        index: (N, k) int32, nearest first. The vector itself is in first place; equal distances
-            are ordered by index.
-        farthest: (N,) float32, the largest squared Euclidean distance of each row.
-    """
-
-    index: Indices
-    farthest: Floats
 
 
 def nearest_neighbors(
@@ -68,38 +57,86 @@ def nearest_neighbors(
     k: int,
     *,
     block_size: int = _BLOCK,
+    half_precision: bool | None = None,
     progress: ProgressBar | None = None,
-) -> Neighbors:
-    """Exact nearest neighbours by Euclidean distance.
+) -> Indices:
+    """Exact nearest neighbours of N vectors among themselves, by Euclidean distance.
 
     Args:
         features: (N, D), finite; need not be of unit length.
         k: Length of the lists, the vector itself included; at most N.
         block_size: Rows in a block of scores; does not change the result.
+        half_precision: Look for candidates in bfloat16. None: where the CPU has instructions for
+            it. Does not change the result.
         progress: Called with (images' worth of pairs done, N).
+
+    Returns:
+        (N, k) int32, nearest first. The vector itself is in first place; equal distances are
+        ordered by index.
 
     Raises:
         ValueError: An argument is out of its range, or a feature is not finite.
     """
     rows = _as_rows(features)
-    count, dim = rows.shape
+    count = len(rows)
     if not 1 <= k <= count:
         raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
     if block_size < 1:
         raise ValueError(f"block_size: expected 1 or more, got {block_size}")
     half_norms = _half_squared_norms(rows)
-    kept = min(k + _MARGIN, count)
-    scores = np.full((count, kept), -np.inf, np.float32)
-    index = np.full((count, kept), -1, np.int32)
-    lowest = np.full(count, np.inf, np.float32)
-    _search(rows, half_norms.astype(np.float32), block_size, scores, index, lowest, progress)
-    largest = float(np.sqrt(2 * half_norms.max()))
-    bound = _rounding_bound(dim, largest)
-    found, doubtful = _rescore(rows, half_norms, scores, index, k, bound)
+    if half_precision is None:
+        half_precision = fast_bfloat16()
+    everyone = np.arange(count, dtype=np.int32)
+    searched = _Candidates.empty(count, k + (_HALF_MARGIN if half_precision else _MARGIN), count)
+    tensor = torch.from_numpy(rows)
+    if half_precision:
+        tensor = tensor.bfloat16()
+        bound = _half_rounding_bound(rows, tensor, half_norms)
+    else:
+        bound = _rounding_bound(rows.shape[1], half_norms)
+    _search(tensor, half_norms.astype(np.float32), block_size, searched, progress)
+    found, doubtful = _rescore(
+        rows, half_norms, everyone, searched.scores, searched.index, k, bound
+    )
+    del searched, tensor
+    if half_precision and doubtful.any():
+        which = everyone[doubtful]
+        again = _Candidates.empty(len(which), k + _MARGIN, count)
+        _search_some(rows, half_norms.astype(np.float32), which, block_size, again)
+        bound = _rounding_bound(rows.shape[1], half_norms)
+        found[which], still = _rescore(rows, half_norms, which, again.scores, again.index, k, bound)
+        doubtful[which] = still
     if doubtful.any():
-        _search_exactly(rows, half_norms, np.flatnonzero(doubtful), found)
-    farthest = np.maximum(2 * (half_norms - lowest), 0)
-    return Neighbors(found, farthest.astype(np.float32))
+        _search_exactly(rows, half_norms, everyone[doubtful], found)
+    return found
+
+
+def farthest_distances(features: Tensor, *, block_size: int = _BLOCK) -> Floats:
+    """(N,) largest squared Euclidean distance from each vector to any other, single precision.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
+    rows = _as_rows(features)
+    norms = (2 * _half_squared_norms(rows)).astype(np.float32)
+    tensor, squares = torch.from_numpy(rows), torch.from_numpy(norms)
+    largest = torch.zeros(len(rows))
+    for start in range(0, len(rows), block_size):
+        one = slice(start, start + block_size)
+        for other_start in range(start, len(rows), block_size):
+            other = slice(other_start, other_start + block_size)
+            block = torch.addmm(squares[other], tensor[one], tensor[other].T, alpha=-2)
+            block += squares[one, None]
+            largest[one] = torch.maximum(largest[one], block.amax(1))
+            largest[other] = torch.maximum(largest[other], block.amax(0))
+    found: Floats = largest.numpy()
+    return found
+
+
+def fast_bfloat16() -> bool:
+    """Whether the CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
+    tests = (getattr(torch.cpu, name, None) for name in _BFLOAT16_TESTS)
+    return any(bool(test()) for test in tests if test is not None)
 
 
 def jaccard_distance(
@@ -140,7 +177,7 @@ def jaccard_distance(
     neighbors = nearest_neighbors(
         features, min(max(k1, k2), count), block_size=block_size, progress=progress
     )
-    encoding = encode_neighbors(rows, neighbors.index, min(k1, count), half_length(k1, count), k2)
+    encoding = encode_neighbors(rows, neighbors, min(k1, count), half_length(k1, count), k2)
     return jaccard_of_rows(encoding, encoding, max_distance)
 
 
@@ -284,40 +321,92 @@ def _as_rows(features: Tensor) -> Floats:
     return rows
 
 
-def _rounding_bound(dim: int, largest: float) -> float:
-    """Largest error of a single-precision score x.y - y.y / 2 of vectors up to `largest` long."""
+@dataclass(frozen=True)
+class _Candidates:
+    """The best of each row so far, best first.
+
+    Attributes:
+        scores: (n, kept) float32, x.y - y.y / 2: larger is nearer.
+        index: (n, kept) int32.
+    """
+
+    scores: Floats
+    index: Indices
+
+    @classmethod
+    def empty(cls, num_rows: int, kept: int, count: int) -> _Candidates:
+        kept = min(kept, count)
+        return cls(
+            np.full((num_rows, kept), -np.inf, np.float32), np.full((num_rows, kept), -1, np.int32)
+        )
+
+
+def _rounding_bound(dim: int, half_norms: Doubles) -> float:
+    """Largest error of a single-precision score x.y - y.y / 2."""
     unit = 2.0**-24
-    return (dim + 4) * unit / (1 - (dim + 4) * unit) * 2 * largest * largest
+    return (dim + 4) * unit / (1 - (dim + 4) * unit) * 4 * float(half_norms.max())
+
+
+def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> float:
+    """Largest error of a score whose product is taken in bfloat16 and summed in float32.
+
+    By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
+    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 (2^-9 of it).
+    """
+    largest = float(np.sqrt(2 * half_norms.max()))
+    residual = 0.0
+    for start in range(0, len(rows), _BLOCK):
+        part = torch.from_numpy(rows[start : start + _BLOCK])
+        error = (part - halves[start : start + _BLOCK].float()).square().sum(1).sqrt().max()
+        residual = max(residual, float(error))
+    rounded = largest + residual
+    product = rounded * rounded * (1 + rows.shape[1] * 2.0**-22)
+    inputs = 1.0001 * residual * (largest + rounded)
+    sums = rows.shape[1] * 2.0**-22 * rounded * rounded
+    return float(inputs + sums + 2.0**-9 * product + _rounding_bound(4, half_norms))
 
 
 def _search(
-    rows: Floats,
+    tensor: Tensor,
     half_norms: Floats,
     block_size: int,
-    scores: Floats,
-    index: Indices,
-    lowest: Floats,
+    found: _Candidates,
     progress: ProgressBar | None,
 ) -> None:
-    """Fills in each row's best scores, their indices, and its lowest score."""
-    count = len(rows)
-    tensor = torch.from_numpy(rows)
+    """Finds candidates of all rows among all; each pair of blocks is multiplied once."""
+    count = len(tensor)
     starts = range(0, count, block_size)
-    buffer = torch.empty(min(block_size, count) ** 2, dtype=torch.float32)
+    side = min(block_size, count)
+    products = torch.empty(side * side, dtype=tensor.dtype)
+    scores = products if tensor.dtype == torch.float32 else products.float()
     pairs = 0
     for left in starts:
         one = tensor[left : left + block_size]
         for right in starts[left // block_size :]:
             other = tensor[right : right + block_size]
-            block = buffer[: len(one) * len(other)].view(len(one), len(other))
-            torch.mm(one, other.T, out=block)
-            products = block.numpy()
-            _take_rows(products, half_norms, left, right, scores, index, lowest)
+            shape, size = (len(one), len(other)), len(one) * len(other)
+            torch.mm(one, other.T, out=products[:size].view(shape))
+            if scores is not products:
+                scores[:size] = products[:size]
+            block = scores[:size].view(shape).numpy()
+            _take_rows(block, half_norms, left, right, found.scores, found.index)
             if right != left:
-                _take_columns(products, half_norms, left, right, scores, index, lowest)
-            pairs += len(one) * len(other) * (1 if right == left else 2)
+                _take_columns(block, half_norms, left, right, found.scores, found.index)
+            pairs += size * (1 if right == left else 2)
             if progress is not None:
                 progress(pairs // count, count)
+
+
+def _search_some(
+    rows: Floats, half_norms: Floats, which: Indices, block_size: int, found: _Candidates
+) -> None:
+    """Finds candidates of some rows among all, in single precision."""
+    tensor = torch.from_numpy(rows)
+    for left in range(0, len(which), block_size):
+        one = tensor[torch.from_numpy(which[left : left + block_size].astype(np.int64))]
+        for right in range(0, len(rows), block_size):
+            products = one @ tensor[right : right + block_size].T
+            _take_rows(products.numpy(), half_norms, left, right, found.scores, found.index)
 
 
 @njit(cache=True)
@@ -342,7 +431,6 @@ def _take_rows(
     right: int,
     scores: Floats,
     index: Indices,
-    lowest: Floats,
 ) -> None:
     """Takes x.y - y.y / 2 of a block as candidates of the x."""
     height, width = products.shape
@@ -351,21 +439,18 @@ def _take_rows(
         i = left + r
         product = products[r]
         threshold = scores[i, last]
-        least = lowest[i]
         for start in range(0, width, 64):
             stop = min(start + 64, width)
             best = np.float32(-np.inf)
             for c in range(start, stop):
                 score = product[c] - half_norms[right + c]
                 best = max(best, score)
-                least = min(least, score)
             if best > threshold:
                 for c in range(start, stop):
                     score = product[c] - half_norms[right + c]
                     if score > threshold:
                         _insert(score, right + c, scores[i], index[i])
                         threshold = scores[i, last]
-        lowest[i] = least
 
 
 @njit(parallel=True, cache=True)
@@ -376,7 +461,6 @@ def _take_columns(
     right: int,
     scores: Floats,
     index: Indices,
-    lowest: Floats,
 ) -> None:
     """Takes x.y - x.x / 2 of a block as candidates of the y."""
     height, width = products.shape
@@ -386,10 +470,8 @@ def _take_columns(
         start = chunk * step
         size = min(step, width - start)
         threshold = np.empty(step, np.float32)
-        least = np.empty(step, np.float32)
         for c in range(size):
             threshold[c] = scores[right + start + c, last]
-            least[c] = lowest[right + start + c]
         for r in range(height):
             norm = half_norms[left + r]
             product = products[r, start : start + size]
@@ -397,7 +479,6 @@ def _take_columns(
             for c in range(size):
                 score = product[c] - norm
                 hits += score > threshold[c]
-                least[c] = min(least[c], score)
             if hits:
                 for c in range(size):
                     score = product[c] - norm
@@ -405,8 +486,6 @@ def _take_columns(
                         j = right + start + c
                         _insert(score, left + r, scores[j], index[j])
                         threshold[c] = scores[j, last]
-        for c in range(size):
-            lowest[right + start + c] = least[c]
 
 
 @njit(cache=True)
@@ -440,28 +519,35 @@ def _half_squared_norms(rows: Floats) -> Doubles:
 
 @njit(parallel=True, cache=True)
 def _rescore(
-    rows: Floats, half_norms: Doubles, scores: Floats, index: Indices, k: int, bound: float
+    rows: Floats,
+    half_norms: Doubles,
+    which: Indices,
+    scores: Floats,
+    index: Indices,
+    k: int,
+    bound: float,
 ) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """The k best candidates by exact score, and the rows that may have missed one."""
-    count, kept = scores.shape
-    found = np.empty((count, k), np.int32)
-    doubtful = np.zeros(count, np.bool_)
-    for i in prange(count):
+    """The k best candidates of the rows `which`, and whether one could have been missed."""
+    count, kept = len(rows), scores.shape[1]
+    found = np.empty((len(which), k), np.int32)
+    doubtful = np.zeros(len(which), np.bool_)
+    for number in prange(len(which)):
+        i = which[number]
         best = np.full(k, -np.inf, np.float64)
         best_index = np.full(k, count, np.int32)
         for place in range(kept):
-            j = index[i, place]
+            j = index[number, place]
             score = np.inf if j == i else _dot(rows[i], rows[j]) - half_norms[j]
             if score > best[k - 1] or (score == best[k - 1] and j < best_index[k - 1]):
                 _insert(score, j, best, best_index)
-        found[i] = best_index
-        lost = best[0] != np.inf or best[k - 1] <= scores[i, kept - 1] + bound
-        doubtful[i] = lost and kept < count
+        found[number] = best_index
+        missed = best[0] != np.inf or best[k - 1] <= scores[number, kept - 1] + bound
+        doubtful[number] = missed and kept < count
     return found, doubtful
 
 
 @njit(parallel=True, cache=True)
-def _search_exactly(rows: Floats, half_norms: Doubles, which: Labels, found: Indices) -> None:
+def _search_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: Indices) -> None:
     """The same for some rows, with every score in double precision."""
     count, k = len(rows), found.shape[1]
     for number in prange(len(which)):

@@ -11,7 +11,13 @@ from sklearn.cluster import DBSCAN
 from torch.nn import functional as F
 
 from reid import neighbors
-from reid.neighbors import dbscan, half_length, jaccard_distance, nearest_neighbors
+from reid.neighbors import (
+    dbscan,
+    farthest_distances,
+    half_length,
+    jaccard_distance,
+    nearest_neighbors,
+)
 
 
 def clustered_features(count: int, groups: int, dim: int = 24, noise: float = 0.6) -> torch.Tensor:
@@ -67,39 +73,46 @@ def plain_jaccard(features: torch.Tensor, k1: int, k2: int) -> np.ndarray:
     return result
 
 
-@pytest.mark.parametrize("block_size", [7, 64, 5000])
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("block_size", [50, 5000])
 @pytest.mark.parametrize("count", [1, 50, 333])
-def test_neighbors_are_exact(count: int, block_size: int) -> None:
+def test_neighbors_are_exact(count: int, block_size: int, half: bool) -> None:
     features = clustered_features(count, 9)
     for k in {1, min(count, 21), count}:
-        found = nearest_neighbors(features, k, block_size=block_size)
-        assert np.array_equal(found.index, plain_neighbors(features, k))
+        found = nearest_neighbors(features, k, block_size=block_size, half_precision=half)
+        assert np.array_equal(found, plain_neighbors(features, k))
     squared = torch.cdist(features.double(), features.double()).square().amax(1)
-    np.testing.assert_allclose(found.farthest, squared, atol=1e-5)
+    farthest = farthest_distances(features, block_size=block_size)
+    np.testing.assert_allclose(farthest, squared, atol=1e-5)
 
 
-def test_neighbors_of_vectors_of_any_length() -> None:
+@pytest.mark.parametrize("half", [True, False])
+def test_neighbors_of_vectors_of_any_length(half: bool) -> None:
     features = clustered_features(200, 5) * torch.rand(200, 1) * 10
-    found = nearest_neighbors(features, 10, block_size=33)
-    assert np.array_equal(found.index, plain_neighbors(features, 10))
+    found = nearest_neighbors(features, 10, block_size=33, half_precision=half)
+    assert np.array_equal(found, plain_neighbors(features, 10))
 
 
-def test_equal_vectors_are_ordered_by_index() -> None:
+@pytest.mark.parametrize("half", [True, False])
+def test_equal_vectors_are_ordered_by_index(half: bool) -> None:
     features = clustered_features(40, 4)[torch.arange(400) % 3]
     for block_size in (32, 1000):
-        index = nearest_neighbors(features, 30, block_size=block_size).index
+        index = nearest_neighbors(features, 30, block_size=block_size, half_precision=half)
         for i in (0, 200, 399):
             same = [j for j in range(400) if j % 3 == i % 3 and j != i]
             assert index[i].tolist() == [i, *same[:29]]
 
 
-def test_rows_that_rounding_leaves_open_are_searched_again() -> None:
-    # 60 vectors much closer to each other than single precision can tell apart
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("spread", [3e-5, 3e-3, 0.1])
+def test_rows_that_rounding_leaves_open_are_searched_again(spread: float, half: bool) -> None:
+    # 90 vectors closer to each other than half or single precision can tell apart
     generator = torch.Generator().manual_seed(0)
     centre = F.normalize(torch.randn(1, 48, generator=generator), dim=1)
-    features = torch.cat((centre + 3e-5 * torch.randn(60, 48, generator=generator),
+    features = torch.cat((centre + spread * torch.randn(90, 48, generator=generator),
                           clustered_features(300, 5, 48)))  # fmt: skip
-    assert np.array_equal(nearest_neighbors(features, 5).index, plain_neighbors(features, 5))
+    found = nearest_neighbors(features, 5, half_precision=half)
+    assert np.array_equal(found, plain_neighbors(features, 5))
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(20, 6), (5, 1), (12, 4), (400, 400), (1, 3)])

@@ -9,7 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from reid.neighbors import encode_neighbors, half_length, jaccard_of_rows, nearest_neighbors
+from reid.neighbors import (
+    encode_neighbors,
+    farthest_distances,
+    half_length,
+    jaccard_of_rows,
+    nearest_neighbors,
+)
 from reid.structures import ProgressBar
 
 _BLOCK_BYTES = 64 * 2**20
@@ -54,8 +60,9 @@ def rerank(
     num_queries, count = len(query_feat), len(both)
     length = min(k1 + 1, count)
     neighbors = nearest_neighbors(both, min(max(k1 + 1, k2), count), progress=progress)
+    farthest = farthest_distances(both)
     encoding = encode_neighbors(
-        both.numpy(), neighbors.index, length, half_length(k1, count), k2, neighbors.farthest
+        both.numpy(), neighbors, length, half_length(k1, count), k2, farthest
     )
     queries, gallery = encoding[:num_queries], encoding[num_queries:]
     squared_norms = both.square().sum(1)
@@ -65,8 +72,8 @@ def rerank(
         block = both[start:stop]
         distances = torch.addmm(squared_norms[num_queries:], block, both[num_queries:].T, alpha=-2)
         distances += squared_norms[start:stop, None]
-        farthest = torch.from_numpy(neighbors.farthest[start:stop, None])
-        distances.clamp_(min=0).div_(farthest.clamp(min=1e-12)).square_()
+        largest = torch.from_numpy(farthest[start:stop, None])
+        distances.clamp_(min=0).div_(largest.clamp(min=1e-12)).square_()
         result = distances.mul_(lambda_value).add_(1 - lambda_value).numpy()
         jaccard = jaccard_of_rows(queries[start:stop], gallery)
         which = np.repeat(np.arange(stop - start), np.diff(jaccard.indptr))
