@@ -1,0 +1,118 @@
+"""What the benchmarks share: a side in a process of its own, a table, a last line of JSON."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import sys
+import time
+from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from tabulate import tabulate
+
+
+def measure(
+    work: Callable[..., Any], inputs: Callable[..., Any], *args: Any, warm_up: Any = None
+) -> tuple[float, float, Any]:
+    """Runs `work(inputs(*args))` in a new process.
+
+    Args:
+        work: A function of a module.
+        inputs: Makes the input; its time and memory do not count.
+        *args: Of `inputs`.
+        warm_up: Arguments of a small input that is worked on first, so that compilation and
+            thread pools do not count.
+
+    Returns:
+        Seconds, MB of peak resident memory above the inputs, and the result.
+
+    Raises:
+        RuntimeError: The process died, such as for want of memory.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(theirs, work, inputs, args, warm_up))
+    process.start()
+    theirs.close()
+    try:
+        seconds, extra_mb, result = ours.recv()
+    except EOFError:
+        process.join()
+        raise RuntimeError(f"{work.__name__} died with exit code {process.exitcode}") from None
+    process.join()
+    return seconds, extra_mb, result
+
+
+def _child(
+    pipe: Connection,
+    work: Callable[..., Any],
+    inputs: Callable[..., Any],
+    args: tuple[Any, ...],
+    warm_up: Any,
+) -> None:
+    if warm_up is not None:
+        work(inputs(*warm_up))
+    data = inputs(*args)
+    before = _memory("VmRSS")
+    # resets the peak (Linux 4.0 and newer)
+    Path("/proc/self/clear_refs").write_text("5")
+    start = time.perf_counter()
+    result = work(data)
+    seconds = time.perf_counter() - start
+    pipe.send((seconds, _memory("VmHWM") - before, result))
+
+
+def _memory(field: str) -> float:
+    """MB, from the process's status."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"this system does not tell {field}")
+
+
+def report(
+    stage: str,
+    size: str,
+    product: tuple[float, float],
+    baseline: tuple[float, float] | None,
+    agrees: bool | None,
+    **more: Any,
+) -> None:
+    """Prints a table of both sides, and one JSON object as the last line.
+
+    Args:
+        stage: What was measured.
+        size: Of the input.
+        product: Seconds and extra MB.
+        baseline: The same of the baseline; None = it was not run.
+        agrees: Whether the results are the same; None = not compared.
+        **more: Further facts for the JSON object.
+    """
+    ratio = baseline[0] / product[0] if baseline else None
+    rows = [("this project", f"{product[0]:.2f}", f"{product[1]:,.0f}", "")]
+    if baseline and ratio:
+        rows.append(
+            ("baseline", f"{baseline[0]:.2f}", f"{baseline[1]:,.0f}", f"{ratio:.1f}x slower")
+        )
+    headers = (f"{stage}, {size}", "seconds", "MB above the input", "")
+    line: Mapping[str, Any] = {
+        "stage": stage,
+        "size": size,
+        "seconds": round(product[0], 3),
+        "baseline_seconds": round(baseline[0], 3) if baseline else None,
+        "ratio": round(ratio, 2) if ratio else None,
+        "extra_mb": round(product[1], 1),
+        "baseline_extra_mb": round(baseline[1], 1) if baseline else None,
+        "agrees": agrees,
+        **more,
+    }
+    sys.stdout.write(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch "
+        f"{torch.__version__}\n{tabulate(rows, headers=headers, disable_numparse=True)}\n"
+        f"{json.dumps(line)}\n"
+    )
