@@ -317,7 +317,7 @@ def _as_rows(features: Tensor) -> Floats:
     if features.ndim != 2 or not len(features) or not features.shape[1]:
         raise ValueError(f"features: expected (N, D) with N, D > 0, got {tuple(features.shape)}")
     rows: Floats = np.ascontiguousarray(features.detach().float().cpu().numpy())
-    if not _all_finite(rows):
+    if not all_finite(rows):
         raise ValueError("features: expected finite numbers, got NaN or infinity")
     return rows
 
@@ -564,7 +564,8 @@ def _search_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: In
 
 
 @njit(parallel=True, cache=True)
-def _all_finite(rows: Floats) -> bool:
+def all_finite(rows: Floats) -> bool:
+    """Whether there is neither NaN nor infinity, without a mask of the size of the rows."""
     bad = 0
     for i in prange(len(rows)):
         for value in rows[i]:

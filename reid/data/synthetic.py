@@ -725,6 +725,30 @@ def draw_image(
     return _expose(person, camera, rng, height, width)
 
 
+_LEAST = {
+    "seed": 0,
+    "num_train": 1,
+    "num_test": 1,
+    "num_cameras": 2,
+    "images_per_camera": 1,
+    "num_distractors": 0,
+    "height": 16,
+    "width": 8,
+    "quality": 1,
+    "persons_from": 0,
+}
+
+
+def check_range(**sizes: int) -> None:
+    """Checks arguments of `draw_persons`.
+
+    Raises:
+        ValueError: One is too small, or no integer.
+    """
+    for name, value in sizes.items():
+        _at_least(name, value, _LEAST[name])
+
+
 def _at_least(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
@@ -780,19 +804,18 @@ def draw_persons(
         ValueError: An argument is out of its range.
         FileExistsError: `root` holds something else.
     """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("num_train", num_train, 1),
-        ("num_test", num_test, 1),
-        ("num_cameras", num_cameras, 2),
-        ("images_per_camera", images_per_camera, 1),
-        ("num_distractors", num_distractors, 0),
-        ("height", height, 16),
-        ("width", width, 8),
-        ("quality", quality, 1),
-        ("persons_from", persons_from, 0),
-    ):
-        _at_least(name, value, least)
+    check_range(
+        seed=seed,
+        num_train=num_train,
+        num_test=num_test,
+        num_cameras=num_cameras,
+        images_per_camera=images_per_camera,
+        num_distractors=num_distractors,
+        height=height,
+        width=width,
+        quality=quality,
+        persons_from=persons_from,
+    )
     if num_train + num_test > 9999:
         raise ValueError(
             f"num_train + num_test: expected at most 9999, four digits in a file name, "

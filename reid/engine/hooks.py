@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid import distributed
-from reid.engine.logs import MetricWriter, write_text
+from reid.engine.logs import MetricWriter
 from reid.engine.testing import (
     TestSet,
     best_evaluation,
@@ -27,6 +27,7 @@ from reid.engine.testing import (
 )
 from reid.engine.trainer import Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
+from reid.files import write_text
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import save_checkpoint, save_weights
 

@@ -7,7 +7,6 @@ import logging
 import os
 import platform
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from reid import distributed
+from reid.files import write_text
 from reid.structures import ProgressBar
 
 
@@ -170,17 +170,3 @@ class MetricWriter:
             if (numbers["step"], numbers["kind"] == "labels") < (step, True):
                 kept.append(line + "\n")
         write_text(self._path, "".join(kept))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -20,9 +20,10 @@ from reid.engine.build import (
     pick_device,
 )
 from reid.engine.hooks import BEST_MODEL, FINAL_MODEL, LAST_CHECKPOINT
-from reid.engine.logs import MetricWriter, environment, run_logging, write_text
+from reid.engine.logs import MetricWriter, environment, run_logging
 from reid.engine.testing import draw_matches, evaluate, results_table
 from reid.engine.trainer import Trainer, seed_everything
+from reid.files import write_text
 from reid.modeling.weights import WeightsError, load_checkpoint
 from reid.registry import ConfigError
 

@@ -26,6 +26,8 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from reid.neighbors import all_finite
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Distances = npt.NDArray[np.float32]
@@ -302,7 +304,7 @@ def _checked_blocks(
             )
         seen[rows] = True
         block: Distances = np.ascontiguousarray(distances, dtype=np.float32)
-        if not _all_finite(block):
+        if not all_finite(block):
             raise ValueError("blocks: expected finite distances, got NaN or infinity")
         yield start, block
     if not seen.all():
@@ -492,13 +494,3 @@ def _rank_rows(
         average_precision[row] = total / num_hits
         inverse_negative_penalty[row] = num_hits / (wrong + num_hits)
         first_match_rank[row] = counts[0]
-
-
-@njit(parallel=True, cache=True)
-def _all_finite(block: Distances) -> bool:
-    bad = 0
-    for row in prange(len(block)):
-        for value in block[row]:
-            if not np.isfinite(value):
-                bad += 1
-    return bad == 0

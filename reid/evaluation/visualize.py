@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from reid.files import replacing
 from reid.structures import DataError
 
 _IMAGE = (96, 192)  # width, height in pixels
@@ -65,7 +64,8 @@ def draw_ranked_lists(
         for column, (name, right) in enumerate(found):
             _paste(picture, name, _RIGHT if right else _WRONG, (_left_of(column), top))
     _draw_legend(draw, height - _MARGIN - _LEGEND // 2 + 8, font)
-    _save(picture, path)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG")
 
 
 def _left_of(column: int) -> int:
@@ -96,20 +96,3 @@ def _draw_legend(
         draw.rectangle((left, middle - 8, left + 16, middle + 8), outline=colour, width=4)
         draw.text((left + 26, middle), text, fill=_INK, font=font, anchor="lm")
         left += 26 + round(draw.textlength(text, font=font)) + 28
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    """Writes beside the target and renames, so that no half-written picture is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            picture.save(stream, format="PNG")
-        # mkstemp gives only the owner access; the picture gets what a plain open would give.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

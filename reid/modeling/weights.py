@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -15,6 +13,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from reid.files import replacing
 
 _WRAPPERS = ("model", "state_dict", "teacher")
 
@@ -222,12 +222,14 @@ def export_backbone(
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Writes tensors as safetensors, whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    _write(path, lambda temporary: save_file(tensors, temporary, dict(metadata)))
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, dict(metadata))
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
     """Writes tensors, numbers, strings, lists and dicts, whole or not at all."""
-    _write(path, lambda temporary: torch.save(dict(state), temporary))
+    with replacing(path) as temporary:
+        torch.save(dict(state), temporary)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -274,19 +276,3 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
 def _read_safetensors(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
     with safe_open(name, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-
-
-def _write(path: Path, writer: Callable[[str], None]) -> None:
-    """Calls `writer` with a temporary name beside `path`, then renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(descriptor)
-    try:
-        writer(temporary)
-        with Path(temporary).open("rb") as file:
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

@@ -199,5 +199,5 @@ def test_synthetic_persons_are_drawn_once(root: Path) -> None:
 
 
 def test_synthetic_persons_ranges() -> None:
-    with pytest.raises(ValueError, match="num_cameras: expected 2 or more, got 1"):
+    with pytest.raises(ValueError, match="num_cameras: expected an integer of at least 2, got 1"):
         SyntheticPersons(num_cameras=1)

@@ -7,7 +7,7 @@ import logging
 from reid import distributed
 from reid.data.datasets.base import MARKET_FOLDERS, ReIDDataset, Split, scan_market_folder
 from reid.data.datasets.market1501 import MARKET_LAYOUT
-from reid.data.synthetic import draw_persons
+from reid.data.synthetic import check_range, draw_persons
 from reid.registry import DATASET
 from reid.structures import ImageRecord
 
@@ -51,18 +51,6 @@ class SyntheticPersons(ReIDDataset):
         root: str = "",
     ) -> None:
         super().__init__(root)
-        for option, value, least in (
-            ("seed", seed, 0),
-            ("num_train", num_train, 1),
-            ("num_test", num_test, 1),
-            ("num_cameras", num_cameras, 2),
-            ("images_per_camera", images_per_camera, 1),
-            ("num_distractors", num_distractors, 0),
-            ("height", height, 16),
-            ("width", width, 8),
-        ):
-            if value < least:
-                raise ValueError(f"{option}: expected {least} or more, got {value}")
         self._options = {
             "seed": seed,
             "num_train": num_train,
@@ -73,6 +61,7 @@ class SyntheticPersons(ReIDDataset):
             "height": height,
             "width": width,
         }
+        check_range(**self._options)
         self.folder = self.root / "synthetic_persons" / (
             f"seed{seed}_train{num_train}_test{num_test}_cameras{num_cameras}"
             f"_images{images_per_camera}_distractors{num_distractors}_{height}x{width}"
