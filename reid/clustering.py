@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
 
+import faiss
+import numpy as np
+import sklearn.cluster
 import torch
-from sklearn.metrics import adjusted_rand_score
+from scipy.sparse.csgraph import connected_components
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
 from torch import Tensor
+from torch.nn import functional as F
 
-from reid.neighbors import dbscan, jaccard_distance
+from reid.neighbors import Search, dbscan, jaccard_distance
 from reid.registry import CLUSTERER
 from reid.structures import OUTLIER, UNLABELLED, FeatureSet, ProgressBar, PseudoLabels
+
+Outliers = Literal["drop", "nearest", "singleton"]
+_SILHOUETTE_SAMPLE = 2000
+# All distances that a clusterer needs, those a rounding above its largest among them.
+_SLACK = 1e-5
 
 
 class ClusteringError(ValueError):
@@ -28,8 +43,66 @@ class Clusterer(Protocol):
         """
 
 
+class FeatureClusterer(ABC):
+    """What the clusterers here share: what becomes of outliers, and the error if all are.
+
+    Args:
+        outliers: `drop`: they are not trained on. `nearest`: each joins the cluster whose mean
+            feature is most similar. `singleton`: each is a cluster of its own.
+
+    Raises:
+        ValueError: The word is none of these.
+    """
+
+    def __init__(self, outliers: Outliers) -> None:
+        if outliers not in ("drop", "nearest", "singleton"):
+            raise ValueError(f"outliers: expected drop, nearest or singleton, got {outliers!r}")
+        self._outliers = outliers
+
+    @abstractmethod
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters of unit features (N, D), -1 = outlier."""
+
+    @abstractmethod
+    def advice(self) -> str:
+        """Why there may be no cluster, and what to change."""
+
+    def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:
+        """(N,) clusters, -1 = outlier, after outliers were dealt with.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        feature = features.global_feat.detach().float()
+        found = self.find_clusters(feature, progress).cpu()
+        kept = found != OUTLIER
+        if not bool(kept.any()):
+            raise ClusteringError(f"no cluster among {len(found)} images: {self.advice()}")
+        if self._outliers == "singleton":
+            first = int(found.max()) + 1
+            found[~kept] = torch.arange(first, first + int((~kept).sum()))
+        elif self._outliers == "nearest" and not bool(kept.all()):
+            feature = feature.cpu()
+            numbers, dense = torch.unique(found[kept], return_inverse=True)
+            means = torch.zeros(len(numbers), feature.shape[1]).index_add_(0, dense, feature[kept])
+            means = F.normalize(means, dim=1)
+            lost = (~kept).nonzero()[:, 0]
+            for start in range(0, len(lost), 4096):
+                part = lost[start : start + 4096]
+                found[part] = numbers[(feature[part] @ means.T).argmax(1)]
+        return found
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images, on the CPU.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        return PseudoLabels.from_clusters(self.clusters(features, progress))
+
+
 @CLUSTERER.register()
-class JaccardDBSCAN:
+class JaccardDBSCAN(FeatureClusterer):
     """DBSCAN on k-reciprocal Jaccard distances of the global features.
 
     The pseudo-labels of Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020), and of most
@@ -42,74 +115,272 @@ class JaccardDBSCAN:
         k2: Rows averaged in the local query expansion.
         eps: Largest Jaccard distance of neighbours, from 0 to below 1.
         min_samples: Neighbours that make a core point, the image itself included.
+        outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
+        search: `exact`, or `ivf` or `hnsw` for more images than the exact search can take.
 
     Raises:
         ValueError: A number is out of its range.
     """
 
-    def __init__(self, k1: int = 20, k2: int = 6, eps: float = 0.5, min_samples: int = 4) -> None:
-        for name, value in (("k1", k1), ("k2", k2), ("min_samples", min_samples)):
-            if value < 1:
-                raise ValueError(f"{name}: expected 1 or more, got {value}")
+    def __init__(
+        self,
+        k1: int = 20,
+        k2: int = 6,
+        eps: float = 0.5,
+        min_samples: int = 4,
+        outliers: Outliers = "drop",
+        search: Search = "exact",
+    ) -> None:
+        super().__init__(outliers)
+        _at_least_one(k1=k1, k2=k2, min_samples=min_samples)
         if not 0 < eps < 1:
             raise ValueError(f"eps: expected 0 < eps < 1, got {eps}")
         self._k1 = k1
         self._k2 = k2
         self._eps = eps
         self._min_samples = min_samples
+        self._search: Search = search
 
-    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
-        """Labels of the N images, on the CPU.
-
-        Raises:
-            ClusteringError: There is no cluster.
-        """
-        return PseudoLabels.from_clusters(self.clusters(features, progress))
-
-    def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:
-        """(N,) clusters, -1 = outlier.
-
-        Raises:
-            ClusteringError: There is no cluster.
-        """
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
         distances = jaccard_distance(
-            features.global_feat,
+            features,
             self._k1,
             self._k2,
-            max_distance=min(self._eps + 1e-5, 1.0),  # above eps + the tolerance for ties
+            max_distance=self._eps + _SLACK,
+            search=self._search,
             progress=progress,
         )
-        clusters = torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
-        if bool((clusters == OUTLIER).all()):
-            raise ClusteringError(
-                f"no cluster: none of {len(clusters)} images has {self._min_samples} neighbours "
-                f"(itself included) within a Jaccard distance of eps = {self._eps}; raise "
-                "clusterer.eps, lower clusterer.min_samples, or start from better weights "
-                "(model.backbone_weights)"
+        return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
+
+    def advice(self) -> str:
+        """Why there may be no cluster, and what to change."""
+        return (
+            f"none has {self._min_samples} neighbours (itself included) within a Jaccard distance "
+            f"of eps = {self._eps}; raise clusterer.eps, lower clusterer.min_samples, or start "
+            "from better weights (model.backbone_weights)"
+        )
+
+
+@CLUSTERER.register()
+class HDBSCAN(FeatureClusterer):
+    """HDBSCAN (Campello et al., PAKDD 2013) on the global features, as scikit-learn computes it.
+
+    Its memory grows with N, its time with N^2 and on one core: for some ten thousand images.
+
+    Args:
+        min_cluster_size: Images that make a cluster.
+        min_samples: Neighbours in the core distance, the image itself included.
+        outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self, min_cluster_size: int = 4, min_samples: int = 4, outliers: Outliers = "drop"
+    ) -> None:
+        super().__init__(outliers)
+        if min_cluster_size < 2:
+            raise ValueError(f"min_cluster_size: expected 2 or more, got {min_cluster_size}")
+        _at_least_one(min_samples=min_samples)
+        self._min_cluster_size = min_cluster_size
+        self._min_samples = min_samples
+
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
+        if len(features) < max(self._min_cluster_size, self._min_samples, 2):
+            return torch.full((len(features),), OUTLIER)
+        clusterer = sklearn.cluster.HDBSCAN(
+            min_cluster_size=self._min_cluster_size,
+            min_samples=self._min_samples,
+            algorithm="ball_tree",
+            copy=True,
+        )
+        return torch.from_numpy(clusterer.fit_predict(features.cpu().numpy())).long()
+
+    def advice(self) -> str:
+        """Why there may be no cluster, and what to change."""
+        return (
+            f"lower clusterer.min_cluster_size ({self._min_cluster_size}) or "
+            f"clusterer.min_samples ({self._min_samples})"
+        )
+
+
+@CLUSTERER.register()
+class KMeans(FeatureClusterer):
+    """Spherical k-means on the global features, as FAISS computes it (Johnson et al. 2019).
+
+    It knows no outliers; every image is in a cluster.
+
+    Args:
+        num_clusters: k; at most N.
+        iterations: Of Lloyd's algorithm.
+        seed: Of the first centres.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(self, num_clusters: int, iterations: int = 25, seed: int = 0) -> None:
+        super().__init__("drop")
+        _at_least_one(num_clusters=num_clusters, iterations=iterations)
+        self._num_clusters = num_clusters
+        self._iterations = iterations
+        self._seed = seed
+
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters.
+
+        Raises:
+            ValueError: There are fewer images than clusters.
+        """
+        if len(features) < self._num_clusters:
+            raise ValueError(
+                f"num_clusters: expected at most the number of images, {len(features)}, got "
+                f"{self._num_clusters}"
             )
-        return clusters
+        rows = np.ascontiguousarray(features.cpu().numpy())
+        kmeans = faiss.Kmeans(
+            rows.shape[1],
+            self._num_clusters,
+            niter=self._iterations,
+            spherical=True,
+            seed=self._seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(rows),
+        )
+        kmeans.train(rows)
+        return torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]).long()
+
+    def advice(self) -> str:
+        """Every image is in a cluster."""
+        return f"clusterer.num_clusters is {self._num_clusters}"
 
 
-def cluster_statistics(labels: PseudoLabels, pids: Tensor) -> dict[str, float]:
+@CLUSTERER.register()
+class Agglomerative(FeatureClusterer):
+    """Average-linkage clustering of the global features along the Jaccard graph.
+
+    As scikit-learn computes it with a connectivity constraint: only clusters are merged between
+    which a k-reciprocal Jaccard distance is below 1, so that memory grows with N.
+
+    Args:
+        distance_threshold: Clusters further apart, by mean Euclidean distance of unit features
+            (0 to 2), are not merged.
+        min_cluster_size: Smaller clusters are outliers.
+        k1: Length of the neighbour lists, the image itself included.
+        k2: Rows averaged in the local query expansion.
+        outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        distance_threshold: float = 0.8,
+        min_cluster_size: int = 2,
+        k1: int = 20,
+        k2: int = 6,
+        outliers: Outliers = "drop",
+    ) -> None:
+        super().__init__(outliers)
+        if not 0 < distance_threshold <= 2:
+            raise ValueError(
+                f"distance_threshold: expected above 0 and at most 2, got {distance_threshold}"
+            )
+        _at_least_one(min_cluster_size=min_cluster_size, k1=k1, k2=k2)
+        self._distance_threshold = distance_threshold
+        self._min_cluster_size = min_cluster_size
+        self._k1 = k1
+        self._k2 = k2
+
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
+        graph = jaccard_distance(features, self._k1, self._k2, progress=progress)
+        components, part_of = connected_components(graph, directed=False)
+        rows = features.cpu().numpy()
+        found = np.full(len(rows), OUTLIER)
+        order = np.argsort(part_of, kind="stable")
+        first = 0
+        # scikit-learn would join the parts of the graph at the cost of all pairs between them
+        for part in np.split(order, np.cumsum(np.bincount(part_of, minlength=components))[:-1]):
+            labels = np.zeros(len(part), np.int64)
+            if len(part) > 1:
+                labels = sklearn.cluster.AgglomerativeClustering(
+                    n_clusters=None,
+                    distance_threshold=self._distance_threshold,
+                    linkage="average",
+                    connectivity=graph[part][:, part],
+                ).fit_predict(rows[part])
+            large = np.bincount(labels)[labels] >= self._min_cluster_size
+            found[part[large]] = first + labels[large]
+            first += int(labels.max()) + 1
+        return torch.from_numpy(found)
+
+    def advice(self) -> str:
+        """Why there may be no cluster, and what to change."""
+        return (
+            f"raise clusterer.distance_threshold ({self._distance_threshold}) or lower "
+            f"clusterer.min_cluster_size ({self._min_cluster_size})"
+        )
+
+
+def _at_least_one(**numbers: int) -> None:
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")
+
+
+def cluster_statistics(
+    labels: PseudoLabels,
+    pids: Tensor,
+    features: FeatureSet | None = None,
+    last_clusters: Tensor | None = None,
+) -> dict[str, float]:
     """Numbers that tell whether an epoch's labels are any good.
 
     Args:
         labels: Of N images.
         pids: (N,) identities for comparison, -1 = unknown.
+        features: Of the N images.
+        last_clusters: (N,) clusters of the last epoch, -1 = outlier.
 
     Returns:
-        `clusters`, `proxies`, `outliers` and `images/cluster`; and, over the clustered images whose
-        identity is known, if there are any, `purity`: the share that has its cluster's most
-        frequent identity, and `ARI`: the adjusted Rand index (Hubert & Arabie 1985).
+        `clusters`, `proxies`, `outliers`, `images/cluster`, `largest` (images in the largest
+        cluster) and `cross-camera` (share of the clusters that have several cameras; 0 where
+        clusters are not split by camera). With features, `silhouette` of a sample of at most 2,000
+        clustered images (Rousseeuw 1987). With the last clusters, `agreement`: the adjusted Rand
+        index over the images clustered in both. Over the clustered images whose identity is known, if
+        there are any, `purity`: the share that has its cluster's most frequent identity, `ARI`: the
+        adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
     """
     cluster, pids = labels.cluster.cpu(), pids.cpu()
     kept = cluster != OUTLIER
-    numbers = {
+    sizes = torch.bincount(cluster[kept], minlength=1)
+    cameras = torch.bincount(labels.proxy_to_cluster.cpu(), minlength=1)
+    numbers: dict[str, float] = {
         "clusters": labels.num_clusters,
         "proxies": labels.num_proxies,
         "outliers": labels.num_outliers,
         "images/cluster": int(kept.sum()) / max(labels.num_clusters, 1),
+        "largest": int(sizes.max()),
+        "cross-camera": int((cameras > 1).sum()) / max(labels.num_clusters, 1),
     }
+    if features is not None:
+        sample = kept.nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(0)
+        sample = sample[torch.randperm(len(sample), generator=generator)[:_SILHOUETTE_SAMPLE]]
+        chosen = cluster[sample].numpy()
+        if 1 < len(np.unique(chosen)) < len(chosen):
+            rows = features.global_feat[sample.to(features.global_feat.device)]
+            numbers["silhouette"] = float(silhouette_score(rows.cpu().numpy(), chosen))
+    if last_clusters is not None and len(last_clusters) == len(labels):
+        before = last_clusters.cpu()
+        both = kept & (before != OUTLIER)
+        if bool(both.any()):
+            numbers["agreement"] = _rand(before[both], cluster[both])
     known = kept & (pids != UNLABELLED)
     if bool(known.any()):
         pairs, counts = torch.unique(
@@ -118,5 +389,28 @@ def cluster_statistics(labels: PseudoLabels, pids: Tensor) -> dict[str, float]:
         largest = torch.zeros(labels.num_clusters, dtype=counts.dtype)
         largest.scatter_reduce_(0, pairs[0], counts, "amax")
         numbers["purity"] = int(largest.sum()) / int(known.sum())
-        numbers["ARI"] = float(adjusted_rand_score(pids[known].numpy(), cluster[known].numpy()))
+        numbers["ARI"] = _rand(pids[known], cluster[known])
+        numbers["NMI"] = float(
+            normalized_mutual_info_score(pids[known].numpy(), cluster[known].numpy())
+        )
     return numbers
+
+
+def cluster_warning(numbers: dict[str, float], count: int) -> str | None:
+    """What to change where the statistics of `count` images look ill, or None."""
+    if numbers["outliers"] > 0.9 * count:
+        return (
+            f"{numbers['outliers']:,.0f} of {count:,} images are outliers: raise clusterer.eps or "
+            "lower clusterer.min_samples; if that does not help, the weights that training starts "
+            "from are too weak (model.backbone_weights)"
+        )
+    if numbers["largest"] > count / 3:
+        return (
+            f"one cluster holds {numbers['largest']:,.0f} of {count:,} images: lower clusterer.eps "
+            "or solver.base_lr; clusters that follow cameras instead of persons look the same"
+        )
+    return None
+
+
+def _rand(one: Tensor, other: Tensor) -> float:
+    return float(adjusted_rand_score(one.numpy(), other.numpy()))

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import faiss
 import numba
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +34,8 @@ Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
+
+Search = Literal["exact", "ivf", "hnsw"]
 
 TIE_TOLERANCE = 1e-6
 """Distances up to eps + this count as within eps.
@@ -134,6 +137,53 @@ def farthest_distances(features: Tensor, *, block_size: int = _BLOCK) -> Floats:
     return found
 
 
+def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
+    """Nearest neighbours through FAISS, some of them missed (Johnson et al. 2019).
+
+    For more vectors than the exact search can take, some millions. Missed neighbours cost clusters:
+    at 130,000 points an inverted file with a recall of 0.74 left an adjusted Rand index of 0.44.
+
+    Args:
+        features: (N, D), finite.
+        k: Length of the lists, the vector itself included; at most N.
+        search: `ivf`: an inverted file of 4 sqrt(N) lists, a sixteenth of which is looked through;
+            `hnsw`: a navigable small world graph with 32 links (Malkov & Yashunin 2018).
+
+    Returns:
+        (N, k) int32, in the order of `nearest_neighbors`.
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
+    rows = _as_rows(features)
+    count, dim = rows.shape
+    if not 1 <= k <= count:
+        raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
+    index: Any
+    if search == "ivf":
+        lists = max(1, min(round(4 * count**0.5), count // 39))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
+        index.train(rows[:: max(1, count // (256 * lists))])
+        index.nprobe = max(1, lists // 16)
+    elif search == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, 32)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 100, max(100, 2 * k)
+    else:
+        raise ValueError(f"search: expected exact, ivf or hnsw, got {search!r}")
+    index.add(rows)
+    _, found = index.search(rows, min(k + _MARGIN, count))
+    everyone = np.arange(count, dtype=np.int32)
+    without_itself = ~(found == everyone[:, None]).any(1)
+    found[without_itself, -1] = everyone[without_itself]
+    half_norms = _half_squared_norms(rows)
+    scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
+    neighbors, _ = _rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0)
+    too_few = (found < 0).any(1)
+    if too_few.any():
+        _search_exactly(rows, half_norms, everyone[too_few], neighbors)
+    return neighbors
+
+
 def fast_bfloat16() -> bool:
     """Whether the CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
     tests = (getattr(torch.cpu, name, None) for name in _BFLOAT16_TESTS)
@@ -146,6 +196,7 @@ def jaccard_distance(
     k2: int = 6,
     *,
     max_distance: float = 1.0,
+    search: Search = "exact",
     block_size: int = _BLOCK,
     progress: ProgressBar | None = None,
 ) -> scipy.sparse.csr_matrix:
@@ -160,6 +211,7 @@ def jaccard_distance(
         k1: Length of the neighbour lists; lists of a smaller set are as long as the set.
         k2: Rows averaged in the local query expansion, the image's own included.
         max_distance: Larger distances are left out, which saves memory.
+        search: `exact`, or one of `approximate_neighbors`.
         block_size: Rows in a block of scores; does not change the result.
         progress: Called with (images' worth of work done, N).
 
@@ -175,9 +227,11 @@ def jaccard_distance(
             raise ValueError(f"{name}: expected 1 or more, got {value}")
     rows = _as_rows(features)
     count = len(rows)
-    neighbors = nearest_neighbors(
-        features, min(max(k1, k2), count), block_size=block_size, progress=progress
-    )
+    k = min(max(k1, k2), count)
+    if search == "exact":
+        neighbors = nearest_neighbors(features, k, block_size=block_size, progress=progress)
+    else:
+        neighbors = approximate_neighbors(features, k, search)
     encoding = encode_neighbors(rows, neighbors, min(k1, count), half_length(k1, count), k2)
     return jaccard_of_rows(encoding, encoding, max_distance)
 

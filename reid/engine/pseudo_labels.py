@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 from reid import distributed
-from reid.clustering import Clusterer, ClusteringError, cluster_statistics
+from reid.clustering import Clusterer, ClusteringError, cluster_statistics, cluster_warning
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.trainer import Hook, Trainer
@@ -54,6 +56,7 @@ class RefreshPseudoLabels(Hook):
         self._writer = writer
         self._pids = torch.tensor([record.pid for record in records])
         self._labelled = False
+        self._last_clusters: Tensor | None = None
 
     def before_epoch(self, trainer: Trainer) -> None:
         """Extracts, clusters, and hands (labels, features) out.
@@ -78,18 +81,41 @@ class RefreshPseudoLabels(Hook):
         self._sampler.set_labels(labels)
         self._criterion.set_labels(device_labels, features)
         self._labelled = True
-        numbers = cluster_statistics(labels, self._pids)
+        if distributed.is_main():
+            self._log(trainer, labels, features, extracted - started, clustered - extracted)
+        self._last_clusters = labels.cluster
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last clusters, which the next epoch's are compared with; training needs no state."""
+        return {} if self._last_clusters is None else {"last_clusters": self._last_clusters}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the last clusters back."""
+        self._last_clusters = state.get("last_clusters")
+
+    def _log(
+        self,
+        trainer: Trainer,
+        labels: PseudoLabels,
+        features: FeatureSet | None,
+        extraction: float,
+        labelling: float,
+    ) -> None:
+        last = self._last_clusters if self._clusterer is not None else None
+        numbers = cluster_statistics(labels, self._pids, features, last)
         self._writer.write("labels", trainer.step, trainer.epoch, numbers)
-        source = "Clusters" if self._clusterer is not None else "Identities"
         logger.info(
             "Epoch %d: %s of %s images (extraction %.1f s, labels %.1f s)\n%s",
             trainer.epoch + 1,
-            source.lower(),
+            "identities" if self._clusterer is None else "clusters",
             f"{len(labels):,}",
-            extracted - started,
-            clustered - extracted,
+            extraction,
+            labelling,
             tabulate([[_number(n) for n in numbers.values()]], headers=[*numbers]),
         )
+        warning = cluster_warning(numbers, len(labels)) if self._clusterer is not None else None
+        if warning is not None:
+            logger.warning("%s", warning)
 
     def _labels(self, features: FeatureSet | None, epoch: int) -> PseudoLabels:
         """Made by the main process, the same on every process; so is an error."""
