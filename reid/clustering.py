@@ -352,9 +352,9 @@ def cluster_statistics(
         cluster) and `cross-camera` (share of the clusters that have several cameras; 0 where
         clusters are not split by camera). With features, `silhouette` of a sample of at most 2,000
         clustered images (Rousseeuw 1987). With the last clusters, `agreement`: the adjusted Rand
-        index over the images clustered in both. Over the clustered images whose identity is known, if
-        there are any, `purity`: the share that has its cluster's most frequent identity, `ARI`: the
-        adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
+        index over the images clustered in both. Over the clustered images whose identity is known,
+        if there are any, `purity`: the share that has its cluster's most frequent identity, `ARI`:
+        the adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
     """
     cluster, pids = labels.cluster.cpu(), pids.cpu()
     kept = cluster != OUTLIER
