@@ -16,10 +16,11 @@ because the last bits of a matrix product change with its shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -36,6 +37,7 @@ JUNK = -1
 _TILE_ROWS = 128
 _TILE_COLUMNS = 2048
 _BLOCK_BYTES = 64 * 2**20
+_BINS = 2**20
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class RankingResult:
     def num_valid(self) -> int:
         """Number of queries that have a match."""
         return int((self.first_match_rank >= 0).sum())
+
+    def hardest(self, k: int) -> IntArray:
+        """The (at most) k queries with the lowest average precision, the lowest first."""
+        valid = np.flatnonzero(self.first_match_rank >= 0)
+        return valid[np.argsort(self.average_precision[valid], kind="stable")[:k]]
 
     def rank(self, k: int) -> float:
         """Rank-k: the fraction of queries with a match among the first k.
@@ -159,6 +166,121 @@ def rank_distances(
     """
     ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
     return _rank_blocks(_checked_blocks(blocks, ids), ids, max_rank, ap, None)
+
+
+def camera_pair_map(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    query_camids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    ap: Literal["step", "trapezoid"] = "step",
+) -> tuple[IntArray, IntArray, FloatArray]:
+    """The mAP of the queries of one camera in the gallery images of one camera, for all pairs.
+
+    Args:
+        query_feat: (Q, D) features.
+        gallery_feat: (G, D) features, on the same device.
+        query_pids: (Q,) identities.
+        gallery_pids: (G,) identities; -1 is junk.
+        query_camids: (Q,) cameras.
+        gallery_camids: (G,) cameras.
+        ap: As in `rank`.
+
+    Returns:
+        The queries' cameras (A,), the gallery's cameras (B,), and the mAP (A, B); NaN where no
+        query has a match, as within one camera.
+
+    Raises:
+        ValueError: An argument has a wrong shape or length, or features that are not finite.
+    """
+    _check_features(query_feat, gallery_feat)
+    _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids).check_lengths(
+        len(query_feat), len(gallery_feat)
+    )
+    rows = torch.unique(query_camids).cpu().numpy()
+    columns = torch.unique(gallery_camids).cpu().numpy()
+    table = np.full((len(rows), len(columns)), np.nan)
+    asked = query_camids.cpu().numpy()
+    for column, camid in enumerate(columns):
+        inside = gallery_camids == int(camid)
+        ids = _Ids.of(query_pids, gallery_pids[inside], query_camids, gallery_camids[inside])
+        blocks = _distance_blocks(query_feat, gallery_feat[inside], 0)
+        precision, _, first = _rank_queries(blocks, ids, ap, None)
+        for row, query_camid in enumerate(rows):
+            counted = (asked == query_camid) & (first >= 0)
+            if counted.any():
+                table[row, column] = precision[counted].mean()
+    return rows, columns, table
+
+
+def true_positive_rates(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    query_camids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    false_positive_rates: Sequence[float] = (1e-4, 1e-3, 1e-2),
+) -> FloatArray:
+    """Verification: the share of matching pairs accepted at given shares of other pairs accepted.
+
+    All pairs of a query and a gallery image that the protocol keeps are compared with one
+    threshold on the squared Euclidean distance. Distances are counted in 2^20 bins of equal width
+    from 0 to the largest possible one (4 for unit vectors, so 4e-6 wide); the threshold is the
+    largest bin edge that accepts no more than the given share.
+
+    Args:
+        query_feat: (Q, D) features.
+        gallery_feat: (G, D) features, on the same device.
+        query_pids: (Q,) identities; -1 has no match.
+        gallery_pids: (G,) identities; -1 is junk.
+        query_camids: (Q,) cameras; -1 is unknown.
+        gallery_camids: (G,) cameras; -1 is unknown.
+        false_positive_rates: From 0 to 1.
+
+    Returns:
+        One rate for each of `false_positive_rates`.
+
+    Raises:
+        ValueError: An argument has a wrong shape or length or range, features that are not finite,
+            or there is no matching or no other pair.
+    """
+    if not all(0 <= rate <= 1 for rate in false_positive_rates):
+        raise ValueError(f"false_positive_rates: expected 0 to 1, got {list(false_positive_rates)}")
+    _check_features(query_feat, gallery_feat)
+    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_lengths(len(query_feat), len(gallery_feat))
+    squares = query_feat.float().square().sum(1).cpu().numpy()
+    largest = float(squares.max() ** 0.5 + gallery_feat.float().square().sum(1).max() ** 0.5) ** 2
+    scale = _BINS / max(largest, 1e-30)
+    workers = numba.get_num_threads()
+    matching = np.zeros((workers, _BINS), np.int64)
+    others = np.zeros((workers, _BINS), np.int64)
+    for start, distances in _distance_blocks(query_feat, gallery_feat, 0):
+        rows = slice(start, start + len(distances))
+        _count_pairs(
+            distances,
+            squares[rows],
+            ids.query_pids[rows],
+            ids.query_camids[rows],
+            ids.gallery_pids,
+            ids.gallery_camids,
+            scale,
+            matching,
+            others,
+        )
+    accepted, wrong = np.cumsum(matching.sum(0)), np.cumsum(others.sum(0))
+    if not accepted[-1] or not wrong[-1]:
+        raise ValueError(
+            f"expected matching and other pairs, got {accepted[-1]} and {wrong[-1]}; check "
+            "query_pids, gallery_pids, query_camids and gallery_camids"
+        )
+    bins = [np.searchsorted(wrong, rate * wrong[-1], "right") - 1 for rate in false_positive_rates]
+    return np.array([accepted[i] / accepted[-1] if i >= 0 else 0.0 for i in bins])
 
 
 def top_matches(
@@ -367,6 +489,27 @@ def _rank_blocks(
 ) -> RankingResult:
     if max_rank < 1:
         raise ValueError(f"max_rank: expected 1 or more, got {max_rank}")
+    average_precision, inverse_negative_penalty, first_match_rank = _rank_queries(
+        blocks, ids, ap, progress
+    )
+    first = first_match_rank[first_match_rank >= 0]
+    if not len(first):
+        raise ValueError(
+            f"no query has a match: of {len(ids.query_pids)} queries and {len(ids.gallery_pids)} "
+            "gallery images, no pair shares an identity across cameras; check query_pids, "
+            "gallery_pids, query_camids and gallery_camids"
+        )
+    cmc = np.cumsum(np.bincount(first[first < max_rank], minlength=max_rank)) / len(first)
+    return RankingResult(average_precision, inverse_negative_penalty, first_match_rank, cmc)
+
+
+def _rank_queries(
+    blocks: Iterable[tuple[int, Distances]],
+    ids: _Ids,
+    ap: Literal["step", "trapezoid"],
+    progress: Callable[[int, int], None] | None,
+) -> tuple[FloatArray, FloatArray, IntArray]:
+    """Average precision, inverse negative penalty and rank of the first match of each query."""
     if ap not in ("step", "trapezoid"):
         raise ValueError(f"ap: expected step or trapezoid, got {ap!r}")
     num_queries = len(ids.query_pids)
@@ -392,15 +535,7 @@ def _rank_blocks(
         done += len(distances)
         if progress is not None:
             progress(done, num_queries)
-    first = first_match_rank[first_match_rank >= 0]
-    if not len(first):
-        raise ValueError(
-            f"no query has a match: of {num_queries} queries and {len(ids.gallery_pids)} gallery "
-            "images, no pair shares an identity across cameras; check query_pids, gallery_pids, "
-            "query_camids and gallery_camids"
-        )
-    cmc = np.cumsum(np.bincount(first[first < max_rank], minlength=max_rank)) / len(first)
-    return RankingResult(average_precision, inverse_negative_penalty, first_match_rank, cmc)
+    return average_precision, inverse_negative_penalty, first_match_rank
 
 
 @njit(cache=True)
@@ -494,3 +629,34 @@ def _rank_rows(
         average_precision[row] = total / num_hits
         inverse_negative_penalty[row] = num_hits / (wrong + num_hits)
         first_match_rank[row] = counts[0]
+
+
+@njit(parallel=True, cache=True)
+def _count_pairs(
+    distances: Distances,
+    squares: Distances,
+    query_pids: IntArray,
+    query_camids: IntArray,
+    gallery_pids: IntArray,
+    gallery_camids: IntArray,
+    scale: float,
+    matching: IntArray,
+    others: IntArray,
+) -> None:
+    """Adds the pairs of a block to the histograms of matching and other pairs."""
+    workers = len(matching)
+    for worker in prange(workers):
+        for row in range(worker, len(distances), workers):
+            pid, camid = query_pids[row], query_camids[row]
+            for index in range(len(gallery_pids)):
+                if gallery_pids[index] == JUNK:
+                    continue
+                same = gallery_pids[index] == pid and pid != JUNK
+                if same and camid >= 0 and gallery_camids[index] == camid:
+                    continue
+                place = int(max(distances[row, index] + squares[row], 0.0) * scale)
+                place = min(place, matching.shape[1] - 1)
+                if same:
+                    matching[worker, place] += 1
+                else:
+                    others[worker, place] += 1

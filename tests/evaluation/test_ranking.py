@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.evaluation.ranking import RankingResult, rank, rank_distances, top_matches
+from reid.evaluation.ranking import (
+    RankingResult,
+    camera_pair_map,
+    rank,
+    rank_distances,
+    top_matches,
+    true_positive_rates,
+)
 
 
 def problem(
@@ -143,7 +150,8 @@ def test_numbers_of_the_authors(oracle_dir: Path) -> None:
         ids = tuple(
             a[name].long() for name in ("query_pid", "gallery_pid", "query_camid", "gallery_camid")
         )
-        result = rank(a["query_feature"].float(), a["gallery_feature"].float(), *ids)
+        features = (a["query_feature"].float(), a["gallery_feature"].float())
+        result = rank(*features, *ids, max_rank=len(a["cmc"]))
         assert result.mAP == pytest.approx(float(a["mAP"]), abs=1e-6), path
         np.testing.assert_allclose(result.cmc, a["cmc"], atol=1e-6, err_msg=str(path))
 
@@ -154,3 +162,52 @@ def test_block_size_does_not_change_a_bit() -> None:
     args = (features[:100], features[100:], pids[:100], pids[100:], camids[:100], camids[100:])
     first, other = rank(*args), rank(*args, block_size=1)
     assert np.array_equal(first.average_precision, other.average_precision)
+
+
+def test_camera_pairs() -> None:
+    query, gallery, q_pids, g_pids, q_camids, g_camids = problem(80, 400)
+    rows, columns, table = camera_pair_map(query, gallery, q_pids, g_pids, q_camids, g_camids)
+    distance = torch.cdist(query.double(), gallery.double()).square().numpy()
+    for i, from_camera in enumerate(rows):
+        for j, to_camera in enumerate(columns):
+            asked, inside = q_camids == int(from_camera), g_camids == int(to_camera)
+            aps, *_ = plain(
+                distance[asked.numpy()][:, inside.numpy()],
+                (q_pids[asked], g_pids[inside]),
+                (q_camids[asked], g_camids[inside]),
+                "step",
+            )
+            if aps:
+                assert table[i, j] == pytest.approx(np.mean(aps), abs=1e-9)
+            else:
+                assert np.isnan(table[i, j])
+            assert np.isnan(table[i, j]) == (not aps)
+    assert np.isnan(table[list(rows).index(2), list(columns).index(2)])
+
+
+def test_hardest_queries() -> None:
+    result = rank(*problem(60, 300))
+    found = result.hardest(5)
+    assert len(found) == 5
+    worst = np.sort(result.average_precision[~np.isnan(result.average_precision)])[:5]
+    np.testing.assert_array_equal(result.average_precision[found], worst)
+
+
+def test_true_positive_rates() -> None:
+    args = problem(60, 500)
+    query, gallery, q_pids, g_pids, q_camids, g_camids = args
+    rates = (0.0, 0.01, 0.1, 1.0)
+    found = true_positive_rates(*args, false_positive_rates=rates)
+    distance = torch.cdist(query.double(), gallery.double()).square()
+    same = q_pids[:, None] == g_pids
+    kept = (g_pids != -1) & ~(same & (q_camids[:, None] == g_camids) & (q_camids >= 0)[:, None])
+    right, wrong = distance[kept & same], distance[kept & ~same].sort().values
+    for rate, value in zip(rates, found, strict=True):
+        allowed = int(rate * len(wrong))
+        threshold = wrong[allowed] if allowed < len(wrong) else torch.inf
+        assert value == pytest.approx(float((right < threshold).double().mean()), abs=2e-3)
+    assert found[-1] == 1
+    with pytest.raises(ValueError, match="false_positive_rates"):
+        true_positive_rates(*args, false_positive_rates=(2.0,))
+    with pytest.raises(ValueError, match="expected matching and other pairs"):
+        true_positive_rates(query, gallery, q_pids + 100, g_pids, q_camids, g_camids)

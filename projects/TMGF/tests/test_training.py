@@ -50,9 +50,12 @@ def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
         state = {n.removeprefix("state."): v for n, v in a.items() if n.startswith("state.")}
         image = (a["image"].float() / 255 - MEAN) / STD
         camid = a["camid"].long()
+        count, size = len(image), (image.shape[2], image.shape[3])
         backbone = IBNViT(
-            (96, 48), num_cameras=4, embed_dim=24, depth=3, num_heads=3, drop_path=0.0
-        )
+            size, num_cameras=len(state["base.sie_embed"]), num_heads=3, drop_path=0.0,
+            embed_dim=state["base.cls_token"].shape[2],
+            depth=len({name.split(".")[2] for name in state if name.startswith("base.blocks.")}),
+        )  # fmt: skip
         model = ReIDModel(backbone, TMGFHead(backbone))
         load_weights(model, state)
         records = [ImageRecord(f"{i}.jpg", -1, int(c)) for i, c in enumerate(camid)]
@@ -60,7 +63,7 @@ def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
         def batch(rows: Tensor, image: Tensor = image, camid: Tensor = camid) -> Batch:
             return Batch(image[rows], torch.full_like(rows, -1), camid[rows], rows)
 
-        features = extract_features(model, [batch(torch.arange(96))], records, CPU)
+        features = extract_features(model, [batch(torch.arange(count))], records, CPU)
         labels = PseudoLabels.from_clusters(a["cluster_label"].long(), camid)
         assert torch.equal(labels.proxy, a["proxy_label"].long())
         loss = O2CAPLoss(num_positives=int(a["pos_k"]), num_negatives=int(a["neg_k"]))
@@ -83,7 +86,7 @@ def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
             trainer.run_step(rows)
             found.append([value.item() for value in trainer.losses.values()])
         np.testing.assert_allclose(found, a["losses"], rtol=1e-4, err_msg=str(path))
-        final = extract_features(model, [batch(torch.arange(96))], records, CPU)
+        final = extract_features(model, [batch(torch.arange(count))], records, CPU)
         close = {"atol": 1e-3, "rtol": 0}
         torch.testing.assert_close(final.global_feat, a["final_global"], **close)
         torch.testing.assert_close(loss.memory.bank, a["final_bank"], **close)
