@@ -378,7 +378,7 @@ def _as_rows(features: Tensor) -> Floats:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The best of each row so far, best first.
+    """The best of each row so far, as heaps: the worst of them is in first place.
 
     Attributes:
         scores: (n, kept) float32, x.y - y.y / 2: larger is nearer.
@@ -478,6 +478,25 @@ def _insert(value: float, item: int, scores: npt.NDArray[Any], index: Indices) -
     index[place] = item
 
 
+@njit(cache=True)
+def _replace_worst(value: float, item: int, scores: Floats, index: Indices) -> None:
+    """Puts an item into a heap, whose worst item is at its root, in place of that one."""
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= len(scores):
+            break
+        if child + 1 < len(scores) and scores[child + 1] < scores[child]:
+            child += 1
+        if scores[child] >= value:
+            break
+        scores[place] = scores[child]
+        index[place] = index[child]
+        place = child
+    scores[place] = value
+    index[place] = item
+
+
 @njit(parallel=True, cache=True, fastmath=_NO_NANS)
 def _take_rows(
     products: Floats,
@@ -489,10 +508,9 @@ def _take_rows(
 ) -> None:
     """Takes x.y - y.y / 2 of a block as candidates of the x."""
     height, width = products.shape
-    last = scores.shape[1] - 1
     for r in prange(height):
         i = left + r
-        threshold = scores[i, last]
+        threshold = scores[i, 0]
         for start in range(0, width, _CHUNK):
             product = products[r, start : start + _CHUNK]
             norm = half_norms[right + start : right + start + len(product)]
@@ -503,8 +521,8 @@ def _take_rows(
                 for c in range(len(product)):
                     score = product[c] - norm[c]
                     if score > threshold:
-                        _insert(score, right + start + c, scores[i], index[i])
-                        threshold = scores[i, last]
+                        _replace_worst(score, right + start + c, scores[i], index[i])
+                        threshold = scores[i, 0]
 
 
 @njit(parallel=True, cache=True, fastmath=_NO_NANS)
@@ -518,11 +536,10 @@ def _take_columns(
 ) -> None:
     """Takes x.y - x.x / 2 of a block as candidates of the y."""
     height, width = products.shape
-    last = scores.shape[1] - 1
     for chunk in prange((width + _CHUNK - 1) // _CHUNK):
         start = chunk * _CHUNK
         first = right + start
-        threshold = scores[first : first + min(_CHUNK, width - start), last].copy()
+        threshold = scores[first : first + min(_CHUNK, width - start), 0].copy()
         for r in range(height):
             norm = half_norms[left + r]
             product = products[r, start : start + _CHUNK]
@@ -533,8 +550,8 @@ def _take_columns(
                 for c in range(len(threshold)):
                     score = product[c] - norm
                     if score > threshold[c]:
-                        _insert(score, left + r, scores[first + c], index[first + c])
-                        threshold[c] = scores[first + c, last]
+                        _replace_worst(score, left + r, scores[first + c], index[first + c])
+                        threshold[c] = scores[first + c, 0]
 
 
 @njit(cache=True)
@@ -588,7 +605,7 @@ def _rescore(
         best = np.full(k, -np.inf, np.float64)
         best_index = np.full(k, count, np.int32)
         # What lies lower by more than both errors cannot be among the k best.
-        enough = scores[number, min(k, kept) - 1] - 2 * bound
+        enough = np.sort(scores[number])[kept - k] - 2 * bound
         for place in range(kept):
             j = index[number, place]
             if scores[number, place] < enough and j != i:
@@ -597,7 +614,7 @@ def _rescore(
             if score > best[k - 1] or (score == best[k - 1] and j < best_index[k - 1]):
                 _insert(score, j, best, best_index)
         found[number] = best_index
-        missed = best[0] != np.inf or best[k - 1] <= scores[number, kept - 1] + bound
+        missed = best[0] != np.inf or best[k - 1] <= scores[number, 0] + bound
         doubtful[number] = missed and kept < count
     return found, doubtful
 
