@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from reid.data.datasets.base import ReIDDataset, Split, check_files, not_empty
@@ -56,41 +56,57 @@ class CSV(ReIDDataset):
 
     def _read(self) -> list[tuple[str, ImageRecord]]:
         self.find_folder((str(self.file.parent.absolute()),), _LAYOUT)
-        if not self.file.is_file():
-            raise DataError(f"{self.file}: there is no such file; expected {_LAYOUT}")
-        try:
-            text = self.file.read_text("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise DataError(f"{self.file}: is not UTF-8 text; expected {_LAYOUT}") from error
-        reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
-        columns = reader.fieldnames or []
-        strange = set(columns) - {"path", "pid", "camid", "split"}
-        if "path" not in columns or strange:
-            raise DataError(
-                f"{self.file}: the header is {','.join(columns) or 'missing'}; expected {_LAYOUT}"
-            )
-        rows = [self._record(row, f"{self.file}, line {reader.line_num}") for row in reader]
-        not_empty([record for _, record in rows], self.file, _LAYOUT)
-        return rows
+        return read_csv(self.file, self._train_split)
 
-    def _record(self, row: Mapping[str | None, str | None], where: str) -> tuple[str, ImageRecord]:
-        path = row["path"]
-        if None in row or not path or None in row.values():
-            raise DataError(f"{where}: has more or fewer fields than the header, or no path")
-        if (
-            PurePosixPath(path).is_absolute()
-            or PureWindowsPath(path).is_absolute()
-            or ".." in Path(path).parts
-        ):
-            raise DataError(
-                f"{where}: {path!r} leaves the folder; paths are relative to {self.file.parent}"
-            )
-        split = row.get("split") or "train"
-        if split not in ("train", "query", "gallery", self._train_split):
-            raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
-        pid = _number(row.get("pid"), UNLABELLED, f"{where}: pid")
-        camid = _number(row.get("camid"), UNKNOWN_CAMERA, f"{where}: camid")
-        return split, ImageRecord(str(self.file.parent / path), pid, camid)
+
+def read_csv(file: Path, train_split: str = "train") -> list[tuple[str, ImageRecord]]:
+    """The split and the record of each line.
+
+    Args:
+        file: With the header `path,pid,camid,split`; see `CSV`.
+        train_split: Another name of a split, besides `train`, `query` and `gallery`.
+
+    Raises:
+        DataError: The file is missing or empty, or a line is wrong.
+    """
+    if not file.is_file():
+        raise DataError(f"{file}: there is no such file; expected {_LAYOUT}")
+    try:
+        text = file.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file}: is not UTF-8 text; expected {_LAYOUT}") from error
+    reader = csv.DictReader(io.StringIO(text, newline=""), skipinitialspace=True)
+    columns = reader.fieldnames or []
+    strange = set(columns) - {"path", "pid", "camid", "split"}
+    if "path" not in columns or strange:
+        raise DataError(
+            f"{file}: the header is {','.join(columns) or 'missing'}; expected {_LAYOUT}"
+        )
+    splits = ("train", "query", "gallery", train_split)
+    rows = [_read_row(row, file, reader.line_num, splits) for row in reader]
+    not_empty([record for _, record in rows], file, _LAYOUT)
+    return rows
+
+
+def _read_row(
+    row: Mapping[str | None, str | None], file: Path, line: int, splits: Sequence[str]
+) -> tuple[str, ImageRecord]:
+    where = f"{file}, line {line}"
+    path = row["path"]
+    if None in row or not path or None in row.values():
+        raise DataError(f"{where}: has more or fewer fields than the header, or no path")
+    if (
+        PurePosixPath(path).is_absolute()
+        or PureWindowsPath(path).is_absolute()
+        or ".." in Path(path).parts
+    ):
+        raise DataError(f"{where}: {path!r} leaves the folder; paths are relative to {file.parent}")
+    split = row.get("split") or "train"
+    if split not in splits:
+        raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
+    pid = _number(row.get("pid"), UNLABELLED, f"{where}: pid")
+    camid = _number(row.get("camid"), UNKNOWN_CAMERA, f"{where}: camid")
+    return split, ImageRecord(str(file.parent / path), pid, camid)
 
 
 def _number(text: str | None, empty: int, where: str) -> int:

@@ -1,0 +1,190 @@
+"""Evaluation without a trainer: features from a file become a full report."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from tabulate import tabulate
+from torch import Tensor
+from torch.nn import functional as F
+
+import reid.evaluation.evaluators  # noqa: F401  (importing the evaluators registers them)
+from reid.data.datasets.csv_dataset import read_csv
+from reid.evaluation.ranking import camera_pair_map, rank, true_positive_rates
+from reid.registry import EVALUATOR, ConfigError, build
+from reid.structures import DataError, FeatureSet
+
+_FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
+_HARDEST = 10
+
+
+def load_features(path: Path, csv: Path | None = None) -> tuple[FeatureSet, FeatureSet]:
+    """Query and gallery of an .npz file, with features made unit vectors.
+
+    Args:
+        path: With `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`, `gallery_pids`,
+            `query_camids` and `gallery_camids`; or with `features` (N, D), if there is a list.
+        csv: A list of N images, in the order of the features; images for training are passed over.
+
+    Raises:
+        DataError: A file is missing or broken, an array is missing, or lengths do not fit.
+    """
+    arrays = _read_arrays(path)
+    if csv is None:
+        return _feature_set(arrays, "query", path), _feature_set(arrays, "gallery", path)
+    rows = read_csv(csv)
+    features = _array(arrays, "features", path)
+    if len(features) != len(rows):
+        raise DataError(f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images")
+    found = []
+    for split in ("query", "gallery"):
+        places = [place for place, (name, _) in enumerate(rows) if name == split]
+        if not places:
+            raise DataError(f"{csv}: lists no image of the split {split!r}")
+        records = [rows[place][1] for place in places]
+        chosen = {
+            f"{split}_feat": features[places],
+            f"{split}_pids": np.array([record.pid for record in records]),
+            f"{split}_camids": np.array([record.camid for record in records]),
+        }
+        found.append(_feature_set(chosen, split, path))
+    return found[0], found[1]
+
+
+def evaluate_features(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    evaluator: str = "Market1501Evaluator",
+    options: Sequence[str] = (),
+) -> dict[str, Any]:
+    """All that can be told of query and gallery features.
+
+    Args:
+        query: Features of unit length.
+        gallery: Features of unit length.
+        evaluator: Name in EVALUATOR.
+        options: KEY VALUE pairs for its constructor.
+
+    Returns:
+        `numbers`: the evaluator's. Of the plain Euclidean ranking besides: `TPR@FPR`,
+        `per_query_AP` (None without a match), `hardest_queries` (indices, worst first), and
+        `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None where there is
+        no match).
+
+    Raises:
+        ConfigError: The evaluator or an option is unknown or wrong.
+        ValueError: No query has a match, or features are not finite.
+    """
+    if len(options) % 2:
+        raise ConfigError(f"expected KEY VALUE pairs, got {' '.join(options)!r}")
+    spec: dict[str, Any] = {"name": evaluator}
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        spec[key.lower()] = yaml.safe_load(value)
+    numbers = build(EVALUATOR, spec, "evaluator")(query, gallery)
+    args = (
+        query.global_feat,
+        gallery.global_feat,
+        query.pids,
+        gallery.pids,
+        query.camids,
+        gallery.camids,
+    )
+    ranking = rank(*args)
+    rates = true_positive_rates(*args, false_positive_rates=_FALSE_POSITIVE_RATES)
+    query_cameras, gallery_cameras, table = camera_pair_map(*args)
+    return {
+        "evaluator": spec,
+        "numbers": numbers,
+        "TPR@FPR": {
+            f"{rate:g}": float(value)
+            for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
+        },
+        "hardest_queries": [int(row) for row in ranking.hardest(_HARDEST)],
+        "camera_pairs": {
+            "query_cameras": [int(camid) for camid in query_cameras],
+            "gallery_cameras": [int(camid) for camid in gallery_cameras],
+            "mAP": [[_or_none(value) for value in row] for row in table],
+        },
+        "per_query_AP": [_or_none(value) for value in ranking.average_precision],
+    }
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """The report as tables, in percent."""
+    numbers = report["numbers"] | {
+        f"TPR@FPR {rate}": value for rate, value in report["TPR@FPR"].items()
+    }
+    pairs = report["camera_pairs"]
+    body = [
+        [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
+        for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
+    ]
+    precision = report["per_query_AP"]
+    hardest = [[row, f"{100 * precision[row]:.1f}"] for row in report["hardest_queries"]]
+    tables = (
+        tabulate(
+            [[f"{100 * value:.1f}" for value in numbers.values()]],
+            headers=[*numbers],
+            tablefmt="github",
+            disable_numparse=True,
+        ),
+        "mAP from the row's camera to the column's\n"
+        + tabulate(
+            body,
+            headers=["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])],
+            tablefmt="github",
+            disable_numparse=True,
+        ),
+        "Hardest queries\n"
+        + tabulate(hardest, headers=["query", "AP"], tablefmt="github", disable_numparse=True),
+    )
+    return "\n\n".join(tables)
+
+
+def _read_arrays(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such file; expected an .npz file")
+    try:
+        with path.open("rb") as stream:
+            content = np.load(stream, allow_pickle=False)
+            if isinstance(content, np.ndarray):
+                raise DataError(f"{path}: is a single array; expected an .npz file")
+            return dict(content.items())
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
+
+
+def _array(arrays: Mapping[str, Any], name: str, path: Path) -> Any:
+    if name not in arrays:
+        raise DataError(f"{path}: has no array {name!r}; it has {', '.join(arrays) or 'none'}")
+    return arrays[name]
+
+
+def _feature_set(arrays: Mapping[str, Any], split: str, path: Path) -> FeatureSet:
+    feature = torch.from_numpy(np.asarray(_array(arrays, f"{split}_feat", path), np.float32))
+    if feature.ndim != 2:
+        raise DataError(f"{path}: {split}_feat must be (N, D), got {tuple(feature.shape)}")
+    ids: list[Tensor] = []
+    for name in (f"{split}_pids", f"{split}_camids"):
+        values = _array(arrays, name, path)
+        if values.shape != (len(feature),) or values.dtype.kind not in "iu":
+            raise DataError(
+                f"{path}: {name} must be {len(feature)} whole numbers, got {values.dtype} "
+                f"{values.shape}"
+            )
+        ids.append(torch.from_numpy(values.astype(np.int64)))
+    parts = torch.zeros(len(feature), 0, feature.shape[1])
+    try:
+        return FeatureSet(F.normalize(feature, dim=1), parts, *ids)
+    except ValueError as error:
+        raise DataError(f"{path}: {split}: {error}") from error
+
+
+def _or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

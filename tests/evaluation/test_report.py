@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reid.evaluation.report import evaluate_features, load_features
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+TOOL = Path(__file__).parents[2] / "tools" / "evaluate.py"
+
+
+def arrays(count: int = 60) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    pids = np.arange(count) % 10
+    features = rng.normal(size=(10, 8))[pids] + 0.5 * rng.normal(size=(count, 8))
+    camids = np.arange(count) // 10 % 3
+    split = {"query": slice(0, 20), "gallery": slice(20, None)}
+    return {
+        f"{name}_{key}": values[rows]
+        for name, rows in split.items()
+        for key, values in (("feat", 7 * features), ("pids", pids), ("camids", camids))
+    }
+
+
+def write_csv(path: Path, found: dict[str, np.ndarray]) -> None:
+    lines = ["path,pid,camid,split", "0.jpg,,,train"]
+    for split in ("query", "gallery"):
+        for pid, camid in zip(found[f"{split}_pids"], found[f"{split}_camids"], strict=True):
+            lines.append(f"{len(lines)}.jpg,{pid},{camid},{split}")
+    path.write_text("\n".join(lines))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return int(stop.value.code or 0)
+
+
+def test_features_with_ids_and_features_with_a_list_are_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = arrays()
+    np.savez(tmp_path / "all.npz", **found)
+    features = np.concatenate([np.zeros((1, 8)), found["query_feat"], found["gallery_feat"]])
+    np.savez(tmp_path / "features.npz", features=features)
+    write_csv(tmp_path / "list.csv", found)
+    assert run(monkeypatch, tmp_path / "all.npz", "--output", tmp_path / "a.json") == 0
+    text = capsys.readouterr().out
+    for word in ("mAP", "Rank-20", "TPR@FPR 0.001", "camera 2", "Hardest queries"):
+        assert word in text
+    assert (
+        run(monkeypatch, tmp_path / "features.npz", "--csv", tmp_path / "list.csv",
+            "--output", tmp_path / "b.json") == 0
+    )  # fmt: skip
+    one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    assert one == other
+    assert len(one["per_query_AP"]) == 20
+    assert one["numbers"]["mAP"] == pytest.approx(np.mean(one["per_query_AP"]))
+    assert one["camera_pairs"]["mAP"][0][0] is None
+
+
+def test_options_reach_the_evaluator(tmp_path: Path) -> None:
+    np.savez(tmp_path / "all.npz", **arrays())
+    sets = load_features(tmp_path / "all.npz")
+    plain = evaluate_features(*sets)
+    trapezoid = evaluate_features(*sets, options=["AP", "trapezoid"])
+    assert trapezoid["numbers"]["mAP"] < plain["numbers"]["mAP"]
+    with pytest.raises(ConfigError, match=r"evaluator\.app: .*did you mean 'ap'"):
+        evaluate_features(*sets, options=["APP", "step"])
+    with pytest.raises(ConfigError, match="expected KEY VALUE pairs"):
+        evaluate_features(*sets, options=["AP"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"query_pids": None}, "has no array 'query_pids'"),
+        ({"query_pids": np.zeros(3, int)}, "query_pids must be 20 whole numbers"),
+        ({"gallery_camids": np.zeros(40)}, "gallery_camids must be 40 whole numbers, got float64"),
+        ({"query_feat": np.zeros(20)}, r"query_feat must be (N, D), got (20,)"),
+        ({"gallery_pids": np.full(40, -3)}, "gallery: pids must be -1 or more"),
+    ],
+)
+def test_wrong_arrays_are_named(
+    tmp_path: Path, change: dict[str, np.ndarray | None], message: str
+) -> None:
+    found = {name: value for name, value in (arrays() | change).items() if value is not None}
+    np.savez(tmp_path / "f.npz", **found)
+    with pytest.raises(DataError) as caught:
+        load_features(tmp_path / "f.npz")
+    assert str(tmp_path / "f.npz") in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_wrong_files_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no archive")
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "pickled.npz", query_feat=np.array([{}], dtype=object))
+    for name in ("gone.npz", "broken.npz", "one.npy", "pickled.npz"):
+        assert run(monkeypatch, tmp_path / name) == 2
+        assert f"DataError: {tmp_path / name}" in capsys.readouterr().err
+    np.savez(tmp_path / "f.npz", features=np.zeros((3, 2)))
+    write_csv(tmp_path / "list.csv", arrays())
+    with pytest.raises(DataError, match=r"has 3 features, but .* lists 61 images"):
+        load_features(tmp_path / "f.npz", tmp_path / "list.csv")

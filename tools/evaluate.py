@@ -1,0 +1,57 @@
+#!/usr/bin/env python
+"""Evaluates features that any code has made, under the protocol of Market-1501."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from reid.evaluation.report import evaluate_features, load_features, report_text
+from reid.files import write_text
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+EPILOG = """\
+FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
+`gallery_pids`, `query_camids`, `gallery_camids`; or of `features` (N, D) together with --csv, a
+list of N images with the header path,pid,camid,split in the same order. Features are made unit
+vectors first.
+
+  python tools/evaluate.py features.npz
+  python tools/evaluate.py features.npz --csv list.csv --output results.json RERANKING true K1 20
+"""
+
+
+def main() -> int:
+    """Parses the arguments and evaluates; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("features", type=Path, metavar="FEATURES", help=".npz file")
+    parser.add_argument("--csv", type=Path, metavar="LIST", help="identities, cameras and splits")
+    parser.add_argument("--evaluator", default="Market1501Evaluator", help="(default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="JSON", help="write all numbers to a file")
+    parser.add_argument(
+        "options",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="options of the evaluator, e.g. AP trapezoid",
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        query, gallery = load_features(arguments.features, arguments.csv)
+        report = evaluate_features(query, gallery, arguments.evaluator, arguments.options)
+    except (ConfigError, DataError, ValueError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    sys.stdout.write(report_text(report) + "\n")
+    if arguments.output is not None:
+        write_text(arguments.output, json.dumps(report, indent=2) + "\n")
+        sys.stdout.write(f"Written to {arguments.output}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
