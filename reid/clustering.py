@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
@@ -18,12 +19,15 @@ from sklearn.metrics import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.neighbors import Search, dbscan, jaccard_distance
+from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
 from reid.registry import CLUSTERER
 from reid.structures import OUTLIER, UNLABELLED, FeatureSet, ProgressBar, PseudoLabels
 
 Outliers = Literal["drop", "nearest", "singleton"]
+logger = logging.getLogger(__name__)
+
 _SILHOUETTE_SAMPLE = 2000
+_LARGE = 50_000
 # All distances that a clusterer needs, those a rounding above its largest among them.
 _SLACK = 1e-5
 
@@ -143,6 +147,12 @@ class JaccardDBSCAN(FeatureClusterer):
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
+        if len(features) >= _LARGE:
+            logger.info(
+                "Clustering %s images, about %s MB above their features",
+                f"{len(features):,}",
+                f"{jaccard_memory_mb(len(features), features.shape[1], self._k1, self._k2):,.0f}",
+            )
         distances = jaccard_distance(
             features,
             self._k1,

@@ -208,6 +208,7 @@ class TestConfig:
         batch_size: Images per batch in extraction, for clustering and for tests.
         eval_period: Epochs between evaluations; 0 = after the last epoch only.
         eval_at_start: Evaluate before the first epoch too.
+        flip: Flip-test: features of an image and of its mirror image are averaged, in tests only.
         evaluator: EVALUATOR registry.
         best_metric: The number by which `model_best` is chosen.
         ranked_lists: Queries drawn with their first ten matches after the last evaluation; 0 =
@@ -219,6 +220,7 @@ class TestConfig:
     batch_size: int = 128
     eval_period: int = 10
     eval_at_start: bool = False
+    flip: bool = False
     evaluator: Spec = field(default_factory=lambda: {"name": "Market1501Evaluator"})
     best_metric: str = "mAP"
     ranked_lists: int = 0

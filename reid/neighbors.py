@@ -110,8 +110,7 @@ def nearest_neighbors(
         bound = _rounding_bound(rows.shape[1], half_norms)
         found[which], still = _rescore(rows, half_norms, which, again.scores, again.index, k, bound)
         doubtful[which] = still
-    if doubtful.any():
-        _search_exactly(rows, half_norms, everyone[doubtful], found)
+    _search_all_exactly(rows, half_norms, everyone[doubtful], found)
     return found
 
 
@@ -179,8 +178,7 @@ def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
     scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
     neighbors, _ = _rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0)
     too_few = (found < 0).any(1)
-    if too_few.any():
-        _search_exactly(rows, half_norms, everyone[too_few], neighbors)
+    _search_all_exactly(rows, half_norms, everyone[too_few], neighbors)
     return neighbors
 
 
@@ -234,6 +232,15 @@ def jaccard_distance(
         neighbors = approximate_neighbors(features, k, search)
     encoding = encode_neighbors(rows, neighbors, min(k1, count), half_length(k1, count), k2)
     return jaccard_of_rows(encoding, encoding, max_distance)
+
+
+def jaccard_memory_mb(count: int, dim: int, k1: int = 20, k2: int = 6) -> float:
+    """About how many MB `jaccard_distance` takes above the features, without what it returns.
+
+    A half-precision copy of the features, the candidates, and the rows of weights.
+    """
+    candidates = 8 * (max(k1, k2) + _HALF_MARGIN)
+    return count * (2 * dim + candidates + 12 * k1 * k2) / 2**20
 
 
 def half_length(k1: int, count: int) -> int:
@@ -315,7 +322,11 @@ def jaccard_of_rows(
         return found
 
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
-        parts = [*pool.map(part, range(0, queries.shape[0], _PART))]
+        try:
+            parts = [*pool.map(part, range(0, queries.shape[0], _PART))]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for what is left
+            raise
     indptr = np.concatenate(([0], np.cumsum(counts)))
     kind = np.int32 if indptr[-1] < 2**31 else np.int64
     return scipy.sparse.csr_matrix(
@@ -374,6 +385,13 @@ def _as_rows(features: Tensor) -> Floats:
     if not all_finite(rows):
         raise ValueError("features: expected finite numbers, got NaN or infinity")
     return rows
+
+
+def _search_all_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: Indices) -> None:
+    """`_search_exactly` in pieces of less than a second, between which Ctrl-C is answered."""
+    step = max(1, int(2e8 / rows.size))
+    for start in range(0, len(which), step):
+        _search_exactly(rows, half_norms, which[start : start + step], found)
 
 
 @dataclass(frozen=True)

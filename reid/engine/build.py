@@ -203,7 +203,7 @@ def build_test_sets(config: Config) -> list[TestSet]:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        sets.append(TestSet(dataset.name, query, gallery, loader))
+        sets.append(TestSet(dataset.name, query, gallery, loader, config.test.flip))
     return sets
 
 

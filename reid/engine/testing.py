@@ -33,6 +33,7 @@ class TestSet:
         query: Images to look for.
         gallery: Images to look in.
         loader: Batches of query and gallery together, in this order, with the test transform.
+        flip: Flip-test; see `extract_features`.
     """
 
     __test__ = False  # not a pytest class
@@ -41,12 +42,18 @@ class TestSet:
     query: Sequence[ImageRecord]
     gallery: Sequence[ImageRecord]
     loader: Iterable[Batch]
+    flip: bool = False
 
     def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
         """Features of query and gallery."""
         with progress_bar(f"Extracting {self.name}", "img") as progress:
             both = extract_features(
-                model, self.loader, [*self.query, *self.gallery], device, progress
+                model,
+                self.loader,
+                [*self.query, *self.gallery],
+                device,
+                progress,
+                flip=self.flip,
             )
         return both[: len(self.query)], both[len(self.query) :]
 

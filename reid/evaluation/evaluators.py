@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal, Protocol
 
 from reid.evaluation.ranking import rank, rank_distances
-from reid.evaluation.reranking import rerank
+from reid.evaluation.reranking import expand_queries, rerank
 from reid.registry import EVALUATOR
 from reid.structures import FeatureSet, ProgressBar
 
@@ -32,19 +32,23 @@ class Market1501Evaluator:
         ranks: The k of Rank-k.
         ap: `step`, the mean of the precision at each hit, as the field computes it; `trapezoid`,
             as the original Market-1501 code does, which gives slightly lower numbers.
+        query_expansion: Gallery images that each query is averaged with first; 0 = none.
+        alpha: Exponent of their weights; 0 = average query expansion, see `expand_queries`.
         reranking: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before the ranking.
         k1: Length of the neighbour lists of re-ranking.
         k2: Length of the lists of its local query expansion.
         original_weight: Weight of the original distance in the re-ranked one (lambda).
 
     Raises:
-        ValueError: A rank is below 1.
+        ValueError: A number is out of its range.
     """
 
     def __init__(
         self,
         ranks: Sequence[int] = (1, 5, 10, 20),
         ap: Literal["step", "trapezoid"] = "step",
+        query_expansion: int = 0,
+        alpha: float = 0.0,
         reranking: bool = False,
         k1: int = 20,
         k2: int = 6,
@@ -54,6 +58,12 @@ class Market1501Evaluator:
             raise ValueError(f"ranks: expected one or more numbers from 1, got {list(ranks)}")
         self._ranks = tuple(ranks)
         self._ap: Literal["step", "trapezoid"] = ap
+        if query_expansion < 0 or alpha < 0:
+            raise ValueError(
+                f"expected query_expansion and alpha of 0 or more, got {query_expansion}, {alpha}"
+            )
+        self._query_expansion = query_expansion
+        self._alpha = alpha
         self._reranking = reranking
         self._k1 = k1
         self._k2 = k2
@@ -69,9 +79,13 @@ class Market1501Evaluator:
         """
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
         max_rank = max(self._ranks)
+        query_feat = query.global_feat
+        if self._query_expansion:
+            count = min(self._query_expansion, len(gallery))
+            query_feat = expand_queries(query_feat, gallery.global_feat, count, self._alpha)
         if self._reranking:
             blocks = rerank(
-                query.global_feat,
+                query_feat,
                 gallery.global_feat,
                 k1=self._k1,
                 k2=self._k2,
@@ -80,7 +94,7 @@ class Market1501Evaluator:
             result = rank_distances(blocks, *ids, max_rank=max_rank, ap=self._ap)
         else:
             result = rank(
-                query.global_feat,
+                query_feat,
                 gallery.global_feat,
                 *ids,
                 max_rank=max_rank,

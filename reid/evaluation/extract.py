@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from reid import distributed
 from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, ProgressBar
@@ -17,6 +18,8 @@ def extract_features(
     records: Sequence[ImageRecord],
     device: torch.device,
     progress: ProgressBar | None = None,
+    *,
+    flip: bool = False,
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and full precision.
 
@@ -29,6 +32,7 @@ def extract_features(
         records: The N images.
         device: Where the model is and where the features stay.
         progress: Called with (images done, N).
+        flip: Flip-test: features are the mean of those of the image and of its mirror image.
 
     Raises:
         ValueError: There is no image, an image was not in any batch, or a feature is not finite.
@@ -46,9 +50,14 @@ def extract_features(
             for batch in loader:
                 moved = batch.to(device)
                 embeddings: Embeddings = model(moved.image, moved.camid)
+                global_feat, parts = embeddings.global_feat.float(), embeddings.part_feats.float()
+                if flip:
+                    mirrored: Embeddings = model(moved.image.flip(3), moved.camid)
+                    global_feat = F.normalize(global_feat + mirrored.global_feat.float(), dim=-1)
+                    parts = F.normalize(parts + mirrored.part_feats.float(), dim=-1)
                 rows.append(moved.index)
-                global_feats.append(embeddings.global_feat.float())
-                part_feats.append(embeddings.part_feats.float())
+                global_feats.append(global_feat)
+                part_feats.append(parts)
                 done += len(moved.index) * distributed.world_size()
                 if progress is not None:
                     progress(min(done, len(records)), len(records))

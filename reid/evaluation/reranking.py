@@ -1,4 +1,4 @@
-"""k-reciprocal re-ranking of a gallery for each query."""
+"""k-reciprocal re-ranking of a gallery for each query, and query expansion."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from reid.neighbors import (
     encode_neighbors,
@@ -79,3 +80,37 @@ def rerank(
         which = np.repeat(np.arange(stop - start), np.diff(jaccard.indptr))
         result[which, jaccard.indices] += (1 - lambda_value) * (jaccard.data - 1)
         yield start, result
+
+
+def expand_queries(query_feat: Tensor, gallery_feat: Tensor, k: int, alpha: float = 0.0) -> Tensor:
+    """Queries averaged with their nearest gallery images.
+
+    With alpha 0, average query expansion (Chum et al., ICCV 2007); above, alpha-weighted expansion
+    (Radenovic et al., *Fine-tuning CNN Image Retrieval*, TPAMI 2019): the weight of a gallery image
+    is its cosine similarity to the query, at least 0, to the power alpha. The query weighs 1.
+
+    Args:
+        query_feat: (Q, D) features of unit length.
+        gallery_feat: (G, D) features of unit length, on the same device.
+        k: Gallery images in each mean, at most G.
+        alpha: Exponent, 0 or more.
+
+    Returns:
+        (Q, D) features of unit length.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+    if not 1 <= k <= len(gallery_feat):
+        raise ValueError(f"k: expected 1 to the gallery's {len(gallery_feat)} images, got {k}")
+    if alpha < 0:
+        raise ValueError(f"alpha: expected 0 or more, got {alpha}")
+    expanded = torch.empty_like(query_feat, dtype=torch.float32)
+    rows = max(1, _BLOCK_BYTES // (4 * len(gallery_feat)))
+    for start in range(0, len(query_feat), rows):
+        queries = query_feat[start : start + rows].float()
+        similarity, nearest = (queries @ gallery_feat.float().T).topk(k, 1)
+        weights = similarity.clamp(min=0).pow(alpha)
+        total = queries + (weights[:, None] @ gallery_feat[nearest].float())[:, 0]
+        expanded[start : start + rows] = F.normalize(total, dim=1)
+    return expanded

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from reid.evaluation.evaluators import Market1501Evaluator
+from reid.evaluation.reranking import expand_queries
 from reid.structures import FeatureSet
 
 
@@ -31,6 +32,27 @@ def test_reranking_helps_here(sets: tuple[FeatureSet, FeatureSet]) -> None:
     plain = Market1501Evaluator()(*sets)
     reranked = Market1501Evaluator(reranking=True, k1=8, k2=3)(*sets)
     assert reranked["mAP"] > plain["mAP"]
+
+
+def test_query_expansion_helps_here(sets: tuple[FeatureSet, FeatureSet]) -> None:
+    plain = Market1501Evaluator()(*sets)
+    assert Market1501Evaluator(query_expansion=2)(*sets)["mAP"] > plain["mAP"]
+    assert Market1501Evaluator(query_expansion=3, alpha=3.0)(*sets)["mAP"] > plain["mAP"]
+    assert Market1501Evaluator(query_expansion=1000)(*sets)["mAP"] < plain["mAP"]
+    with pytest.raises(ValueError, match="query_expansion and alpha of 0 or more"):
+        Market1501Evaluator(query_expansion=-1)
+
+
+def test_query_expansion_by_hand() -> None:
+    query = torch.tensor([[1.0, 0.0]])
+    gallery = torch.tensor([[0.6, 0.8], [0.0, -1.0]])
+    found = expand_queries(query, gallery, k=1)
+    torch.testing.assert_close(found, F.normalize(torch.tensor([[1.6, 0.8]]), dim=1))
+    weighted = expand_queries(query, gallery, k=2, alpha=2.0)
+    expected = F.normalize(torch.tensor([[1 + 0.36 * 0.6, 0.36 * 0.8]]), dim=1)
+    torch.testing.assert_close(weighted, expected)
+    with pytest.raises(ValueError, match="k: expected 1 to the gallery's 2 images"):
+        expand_queries(query, gallery, k=3)
 
 
 def test_ranks_are_checked() -> None:

@@ -45,6 +45,27 @@ def test_rows_are_placed_by_index() -> None:
     assert done[-1] == (5, 5)
 
 
+def test_flip_test_averages_with_the_mirror_image() -> None:
+    class Corner(nn.Module):
+        def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+            left, right = image[:, 0, 0, 0], image[:, 0, 0, -1]
+            feature = nn.functional.normalize(torch.stack((left, right, left * 0 + 1), 1), dim=1)
+            return Embeddings(feature, feature[:, None], feature, feature)
+
+    one = batch([0, 1, 2, 3, 4])
+    image = one.image.clone()
+    image[..., -1] = 3.0
+    before = image.clone()
+    one = one._replace(image=image)
+    plain = extract_features(Corner(), [one], RECORDS, CPU)
+    flipped = extract_features(Corner(), [one], RECORDS, CPU, flip=True)
+    other = plain.global_feat[:, [1, 0, 2]]
+    expected = nn.functional.normalize(plain.global_feat + other, dim=1)
+    torch.testing.assert_close(flipped.global_feat, expected)
+    torch.testing.assert_close(flipped.part_feats[:, 0], expected)
+    assert torch.equal(one.image, before)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="1 of 5 images were in no batch"):
         extract_features(Echo(), [batch([0, 1, 2, 3])], RECORDS, CPU)
