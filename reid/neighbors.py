@@ -224,6 +224,7 @@ def jaccard_distance(
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
     rows = _as_rows(features)
+    features = torch.from_numpy(rows)
     count = len(rows)
     k = min(max(k1, k2), count)
     if search == "exact":
@@ -291,13 +292,15 @@ def encode_neighbors(
 
 
 def jaccard_of_rows(
-    queries: scipy.sparse.csr_matrix, gallery: scipy.sparse.csr_matrix, max_distance: float = 1.0
+    queries: scipy.sparse.csr_matrix,
+    gallery: scipy.sparse.csr_matrix | scipy.sparse.csc_matrix,
+    max_distance: float = 1.0,
 ) -> scipy.sparse.csr_matrix:
     """Jaccard distances 1 - m / (2 - m) below 1, m the sum of minima of two rows that sum to 1.
 
     Args:
         queries: (Q, N) with sorted columns.
-        gallery: (G, N) with sorted columns.
+        gallery: (G, N), by columns (CSC) where it is used more than once.
         max_distance: Larger distances are left out.
 
     Returns:

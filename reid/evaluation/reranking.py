@@ -65,7 +65,8 @@ def rerank(
     encoding = encode_neighbors(
         both.numpy(), neighbors, length, half_length(k1, count), k2, farthest
     )
-    queries, gallery = encoding[:num_queries], encoding[num_queries:]
+    queries = encoding[:num_queries]
+    gallery = encoding[num_queries:].tocsc()  # once, not for every block
     squared_norms = both.square().sum(1)
     rows = max(1, _BLOCK_BYTES // (4 * max(len(gallery_feat), 1)))
     for start in range(0, num_queries, rows):
