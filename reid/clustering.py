@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import heapq
+import importlib
+import itertools
 import logging
 from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import faiss
 import numpy as np
+import scipy.sparse
 import sklearn.cluster
 import torch
 from scipy.sparse.csgraph import connected_components
@@ -19,8 +23,15 @@ from sklearn.metrics import (
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
-from reid.registry import CLUSTERER
+from reid.neighbors import (
+    Labels,
+    Search,
+    dbscan,
+    jaccard_distance,
+    jaccard_memory_mb,
+    nearest_neighbors,
+)
+from reid.registry import CLUSTERER, ConfigError
 from reid.structures import OUTLIER, UNLABELLED, FeatureSet, ProgressBar, PseudoLabels
 
 Outliers = Literal["drop", "nearest", "singleton"]
@@ -68,8 +79,46 @@ class FeatureClusterer(ABC):
         """(N,) clusters of unit features (N, D), -1 = outlier."""
 
     @abstractmethod
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters of a graph of distances (see `graph_clusters`), -1 = outlier."""
+
+    @abstractmethod
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""
+
+    def graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters of a ready graph, -1 = outlier, after outliers were dealt with.
+
+        `nearest` has no mean features here: an outlier joins the cluster of the nearest clustered
+        image that the graph stores for it, and stays an outlier where there is none.
+
+        Args:
+            distances: (N, N) symmetric CSR of distances from 0 to 1, such as `jaccard_distance`
+                gives; zeros count as stored, what is not stored is 1.
+
+        Raises:
+            ClusteringError: There is no cluster.
+            ValueError: The graph is not such a matrix, or this clusterer needs features.
+        """
+        _check_graph(distances)
+        found = self._with_clusters(self.find_graph_clusters(distances))
+        if self._outliers == "singleton":
+            _number_outliers(found)
+        elif self._outliers == "nearest":
+            before = found.clone()
+            for i in (before == OUTLIER).nonzero()[:, 0].tolist():
+                row = slice(distances.indptr[i], distances.indptr[i + 1])
+                others = torch.from_numpy(distances.indices[row]).long()
+                near = torch.from_numpy(distances.data[row])
+                near = near.masked_fill(before[others] == OUTLIER, torch.inf)
+                if len(near) and bool(near.min() < torch.inf):
+                    found[i] = before[others[near.argmin()]]
+        return found
+
+    def _with_clusters(self, found: Tensor) -> Tensor:
+        if not bool((found != OUTLIER).any()):
+            raise ClusteringError(f"no cluster among {len(found)} images: {self.advice()}")
+        return found
 
     def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:
         """(N,) clusters, -1 = outlier, after outliers were dealt with.
@@ -78,13 +127,10 @@ class FeatureClusterer(ABC):
             ClusteringError: There is no cluster.
         """
         feature = features.global_feat.detach().float()
-        found = self.find_clusters(feature, progress).cpu()
+        found = self._with_clusters(self.find_clusters(feature, progress).cpu())
         kept = found != OUTLIER
-        if not bool(kept.any()):
-            raise ClusteringError(f"no cluster among {len(found)} images: {self.advice()}")
         if self._outliers == "singleton":
-            first = int(found.max()) + 1
-            found[~kept] = torch.arange(first, first + int((~kept).sum()))
+            _number_outliers(found)
         elif self._outliers == "nearest" and not bool(kept.all()):
             feature = feature.cpu()
             numbers, dense = torch.unique(found[kept], return_inverse=True)
@@ -161,6 +207,10 @@ class JaccardDBSCAN(FeatureClusterer):
             search=self._search,
             progress=progress,
         )
+        return self.find_graph_clusters(distances)
+
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
         return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
 
     def advice(self) -> str:
@@ -208,6 +258,20 @@ class HDBSCAN(FeatureClusterer):
             copy=True,
         )
         return torch.from_numpy(clusterer.fit_predict(features.cpu().numpy())).long()
+
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters, -1 = outlier; images that the graph does not join lie at distance 1."""
+        count = distances.shape[0]
+        if count < max(self._min_cluster_size, self._min_samples, 2):
+            return torch.full((count,), OUTLIER)
+        clusterer = sklearn.cluster.HDBSCAN(
+            min_cluster_size=self._min_cluster_size,
+            min_samples=self._min_samples,
+            metric="precomputed",
+            copy=True,
+        )
+        joined = _joined_graph(distances, self._min_samples)
+        return torch.from_numpy(clusterer.fit_predict(joined)).long()
 
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""
@@ -263,6 +327,17 @@ class KMeans(FeatureClusterer):
         kmeans.train(rows)
         return torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]).long()
 
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """A graph has no means.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"KMeans needs features, not a graph of {distances.shape[0]} images: it averages them; "
+            "use JaccardDBSCAN, HDBSCAN, Agglomerative or Infomap"
+        )
+
     def advice(self) -> str:
         """Every image is in a cluster."""
         return f"clusterer.num_clusters is {self._num_clusters}"
@@ -273,11 +348,13 @@ class Agglomerative(FeatureClusterer):
     """Average-linkage clustering of the global features along the Jaccard graph.
 
     As scikit-learn computes it with a connectivity constraint: only clusters are merged between
-    which a k-reciprocal Jaccard distance is below 1, so that memory grows with N.
+    which a k-reciprocal Jaccard distance is below 1, so that memory grows with N. On a ready graph
+    the distance of two clusters is the mean over their pairs of images (UPGMA), 1 for a pair that
+    the graph does not store; clusters with no stored pair are never merged.
 
     Args:
         distance_threshold: Clusters further apart, by mean Euclidean distance of unit features
-            (0 to 2), are not merged.
+            (0 to 2) or mean distance in the graph (0 to 1), are not merged.
         min_cluster_size: Smaller clusters are outliers.
         k1: Length of the neighbour lists, the image itself included.
         k2: Rows averaged in the local query expansion.
@@ -329,12 +406,214 @@ class Agglomerative(FeatureClusterer):
             first += int(labels.max()) + 1
         return torch.from_numpy(found)
 
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters by the mean distance of their pairs in the graph, -1 = outlier."""
+        labels = _average_linkage(distances, self._distance_threshold)
+        sizes = np.bincount(labels)
+        return torch.from_numpy(np.where(sizes[labels] >= self._min_cluster_size, labels, OUTLIER))
+
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""
         return (
             f"raise clusterer.distance_threshold ({self._distance_threshold}) or lower "
             f"clusterer.min_cluster_size ({self._min_cluster_size})"
         )
+
+
+@CLUSTERER.register()
+class Infomap(FeatureClusterer):
+    """Two-level Infomap (Rosvall & Bergstrom, PNAS 2008) on links between near images.
+
+    As Cluster Contrast (Dai et al., ACCV 2022) uses it: a directed link from each image to those of
+    its k1 nearest neighbours whose cosine similarity is at least `min_similarity`, with the
+    similarity as its weight. On a ready graph of distances the weight is 1 - distance. It needs the
+    package `infomap` (GPL-3.0-or-later): `pip install 'reid[infomap]'`.
+
+    Args:
+        k1: Length of the neighbour lists, the image itself included.
+        min_similarity: Weakest link, above 0 and at most 1.
+        min_cluster_size: Smaller clusters are outliers.
+        seed: Of its search.
+        trials: Searches, of which the best is taken.
+        outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
+
+    Raises:
+        ValueError: A number is out of its range.
+        ConfigError: The package is not installed.
+    """
+
+    def __init__(
+        self,
+        k1: int = 15,
+        min_similarity: float = 0.5,
+        min_cluster_size: int = 5,
+        seed: int = 1,
+        trials: int = 1,
+        outliers: Outliers = "drop",
+    ) -> None:
+        super().__init__(outliers)
+        _at_least_one(k1=k1, min_cluster_size=min_cluster_size, seed=seed, trials=trials)
+        if not 0 < min_similarity <= 1:
+            raise ValueError(
+                f"min_similarity: expected above 0 and at most 1, got {min_similarity}"
+            )
+        try:
+            self._package = importlib.import_module("infomap")
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                "clusterer.name: Infomap needs the package infomap (GPL-3.0-or-later); "
+                "run: pip install infomap"
+            ) from error
+        self._k1 = k1
+        self._min_similarity = min_similarity
+        self._min_cluster_size = min_cluster_size
+        self._seed = seed
+        self._trials = trials
+
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
+        count = len(features)
+        features = F.normalize(features.cpu(), dim=1)
+        lists = nearest_neighbors(features, min(self._k1, count), progress=progress)[:, 1:]
+        links = []
+        for start in range(0, count, 4096):
+            near = torch.from_numpy(lists[start : start + 4096]).long()
+            similarity = torch.einsum("nd,nkd->nk", features[start : start + 4096], features[near])
+            rows, columns = (similarity >= self._min_similarity).nonzero(as_tuple=True)
+            links.append(
+                torch.stack(
+                    (
+                        (rows + start).double(),
+                        near[rows, columns].double(),
+                        similarity[rows, columns].double(),
+                    ),
+                    1,
+                )
+            )
+        return self._modules(torch.cat(links), count)
+
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
+        entries = distances.tocoo()
+        weight = 1 - entries.data.astype(np.float64)
+        linked = (entries.row != entries.col) & (weight >= self._min_similarity)
+        links = np.stack((entries.row[linked], entries.col[linked], weight[linked]), 1)
+        return self._modules(torch.from_numpy(links), distances.shape[0])
+
+    def _modules(self, links: Tensor, count: int) -> Tensor:
+        found = torch.full((count,), OUTLIER)
+        if not len(links):
+            return found
+        network = self._package.Infomap(
+            two_level=True,
+            directed=True,
+            silent=True,
+            seed=self._seed,
+            num_trials=self._trials,
+        )
+        network.add_links(links.numpy())
+        result = network.run()
+        modules = result.modules()
+        nodes = torch.tensor(list(modules))
+        labels = torch.unique(torch.tensor(list(modules.values())), return_inverse=True)[1]
+        large = torch.bincount(labels)[labels] >= self._min_cluster_size
+        found[nodes[large]] = labels[large]
+        return found
+
+    def advice(self) -> str:
+        """Why there may be no cluster, and what to change."""
+        return (
+            f"lower clusterer.min_similarity ({self._min_similarity}) or "
+            f"clusterer.min_cluster_size ({self._min_cluster_size})"
+        )
+
+
+def _check_graph(distances: scipy.sparse.csr_matrix) -> None:
+    """Raises ValueError where `graph_clusters` cannot take the graph."""
+    if not scipy.sparse.issparse(distances) or distances.format != "csr":
+        raise ValueError(f"distances: expected a CSR matrix, got {type(distances).__name__}")
+    rows, columns = distances.shape
+    if rows != columns or not rows:
+        raise ValueError(f"distances: expected (N, N) with N > 0, got {distances.shape}")
+    data = distances.data
+    if len(data) and not (np.isfinite(data).all() and data.min() >= 0 and data.max() <= 1):
+        raise ValueError("distances: expected numbers from 0 to 1")
+    other = distances.T.tocsr()
+    own = distances if distances.has_sorted_indices else distances.sorted_indices()
+    other.sort_indices()
+    if not all(np.array_equal(getattr(own, x), getattr(other, x)) for x in ("indices", "data")):
+        raise ValueError("distances: expected a symmetric matrix")
+
+
+def _number_outliers(found: Tensor) -> None:
+    """Makes a cluster of its own of each outlier, in place."""
+    lost = found == OUTLIER
+    first = int(found.max()) + 1
+    found[lost] = torch.arange(first, first + int(lost.sum()))
+
+
+def _joined_graph(distances: scipy.sparse.csr_matrix, least: int) -> scipy.sparse.csr_matrix:
+    """The graph in one piece, with at least `least` entries a row.
+
+    Pairs that are not stored lie at distance 1: storing some of them changes nothing. Distances of
+    0 become 1e-12, since spanning trees take a 0 for no link.
+    """
+    count = distances.shape[0]
+    part_of = connected_components(distances, directed=False)[1]
+    first = np.unique(part_of, return_index=True)[1]
+    pairs = {(int(a), int(b)) for a, b in itertools.pairwise(first)}
+    stored = np.diff(distances.indptr)
+    for i in np.flatnonzero(stored < least).tolist():
+        own = set(distances.indices[distances.indptr[i] : distances.indptr[i + 1]].tolist())
+        others = [j for j in range(min(count, 2 * least)) if j != i and j not in own]
+        pairs.update((min(i, j), max(i, j)) for j in others[: least - stored[i]])
+    entries = distances.tocoo()
+    present = set(zip(entries.row.tolist(), entries.col.tolist(), strict=True)) if pairs else set()
+    added = np.array(sorted(pairs - present), np.int64).reshape(-1, 2)
+    rows = np.concatenate((entries.row, added[:, 0], added[:, 1]))
+    columns = np.concatenate((entries.col, added[:, 1], added[:, 0]))
+    data = np.concatenate((np.maximum(entries.data, 1e-12), np.ones(2 * len(added))))
+    return scipy.sparse.csr_matrix((data.astype(np.float64), (rows, columns)), distances.shape)
+
+
+def _average_linkage(distances: scipy.sparse.csr_matrix, threshold: float) -> Labels:
+    """(N,) clusters from 0 by UPGMA on a sparse graph; what is not stored is 1.
+
+    The sum of 1 - distance over the pairs of two clusters adds up when clusters merge, so that only
+    sums above 0 are kept. Equal distances are merged in the order of the images.
+    """
+    count = distances.shape[0]
+    entries = distances.tocoo()
+    sums: list[dict[int, float]] = [{} for _ in range(count)]
+    for i, j, d in zip(
+        entries.row.tolist(), entries.col.tolist(), entries.data.tolist(), strict=True
+    ):
+        if i != j and d < 1:
+            sums[i][j] = 1 - d
+    sizes = [1] * count
+    parent = list(range(count))
+    heap = [(1 - s, i, j) for i, row in enumerate(sums) for j, s in row.items() if i < j]
+    heapq.heapify(heap)
+    while heap and heap[0][0] <= threshold:
+        distance, i, j = heapq.heappop(heap)
+        if parent[i] != i or parent[j] != j:
+            continue
+        if distance != 1 - sums[i][j] / (sizes[i] * sizes[j]):
+            continue  # of the clusters as they were before a merge
+        parent[j] = i
+        sizes[i] += sizes[j]
+        del sums[i][j], sums[j][i]
+        for k, s in sums[j].items():
+            del sums[k][j]
+            sums[i][k] = sums[i].get(k, 0.0) + s
+            sums[k][i] = sums[i][k]
+        sums[j] = {}
+        for k, s in sums[i].items():
+            heapq.heappush(heap, (1 - s / (sizes[i] * sizes[k]), min(i, k), max(i, k)))
+    for i in range(count):
+        parent[i] = parent[parent[i]]  # a parent has the smaller number, so it is a root by now
+    found: Labels = np.unique(parent, return_inverse=True)[1]
+    return found
 
 
 def _at_least_one(**numbers: int) -> None:

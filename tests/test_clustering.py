@@ -1,7 +1,14 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import scipy.sparse
+import sklearn.cluster
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import squareform
+from sklearn.metrics import adjusted_rand_score
 from torch.nn import functional as F
 
 from reid.clustering import (
@@ -9,11 +16,15 @@ from reid.clustering import (
     Agglomerative,
     ClusteringError,
     FeatureClusterer,
+    Infomap,
     JaccardDBSCAN,
     KMeans,
+    _joined_graph,
     cluster_statistics,
     cluster_warning,
 )
+from reid.neighbors import jaccard_distance
+from reid.registry import ConfigError
 from reid.structures import FeatureSet, PseudoLabels
 
 
@@ -96,8 +107,9 @@ def grouped(noise: float = 0.1) -> tuple[FeatureSet, torch.Tensor]:
         JaccardDBSCAN(k1=15, search="ivf"),
         HDBSCAN(min_cluster_size=8),
         Agglomerative(min_cluster_size=8),
+        Infomap(min_cluster_size=8),
     ],
-    ids=["dbscan", "dbscan, hnsw", "dbscan, ivf", "hdbscan", "agglomerative"],
+    ids=["dbscan", "dbscan, hnsw", "dbscan, ivf", "hdbscan", "agglomerative", "infomap"],
 )
 def test_every_clusterer_finds_the_groups(clusterer: FeatureClusterer) -> None:
     features, group = grouped()
@@ -157,3 +169,114 @@ def test_warnings_say_what_to_change() -> None:
     assert cluster_warning(healthy, 100) is None
     assert "raise clusterer.eps" in str(cluster_warning({"outliers": 95, "largest": 5}, 100))
     assert "lower clusterer.eps" in str(cluster_warning({"outliers": 0, "largest": 40}, 100))
+
+
+def full(graph: scipy.sparse.csr_matrix) -> np.ndarray:
+    """What is not stored is 1."""
+    distance = np.ones(graph.shape)
+    distance[np.repeat(np.arange(len(distance)), np.diff(graph.indptr)), graph.indices] = graph.data
+    np.fill_diagonal(distance, 0)
+    return distance
+
+
+@pytest.mark.parametrize(
+    "clusterer",
+    [
+        JaccardDBSCAN(),
+        HDBSCAN(min_cluster_size=8),
+        Agglomerative(min_cluster_size=8),
+        Infomap(min_cluster_size=8, min_similarity=0.3),
+    ],
+)
+def test_every_clusterer_but_k_means_takes_a_graph(clusterer: FeatureClusterer) -> None:
+    features, group = grouped()
+    found = clusterer.graph_clusters(jaccard_distance(features.global_feat, 15))
+    assert adjusted_rand_score(group[:80], found[:80]) == 1
+
+
+def test_k_means_needs_features() -> None:
+    with pytest.raises(ValueError, match="KMeans needs features, not a graph of 85 images"):
+        KMeans(4).graph_clusters(jaccard_distance(grouped()[0].global_feat))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("threshold", [0.5, 0.9, 0.98])
+def test_agglomerative_on_a_graph_is_average_linkage(seed: int, threshold: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features = F.normalize(torch.randn(90, 6, generator=generator), dim=1)
+    graph = jaccard_distance(features, 12)
+    tree = linkage(squareform(full(graph), checks=False), "average")
+    expected = fcluster(tree, threshold, "distance")
+    found = Agglomerative(threshold, min_cluster_size=1).graph_clusters(graph)
+    assert adjusted_rand_score(expected, found) == 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_hdbscan_on_a_graph_takes_what_is_not_stored_as_1(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(6, 8, generator=generator)
+    features = centres[torch.arange(90) % 6] + 0.6 * torch.randn(90, 8, generator=generator)
+    graph = jaccard_distance(F.normalize(features, dim=1), 12)
+    expected = sklearn.cluster.HDBSCAN(
+        min_cluster_size=4, min_samples=4, metric="precomputed", copy=True
+    ).fit_predict(full(graph))
+    found = HDBSCAN().graph_clusters(graph).numpy()
+    assert found.max() == expected.max() > 0
+    # mutual reachability has many equal distances; which is merged first decides on single images
+    assert adjusted_rand_score(expected, found) > 0.95
+
+
+def test_a_joined_graph_says_the_same_of_every_pair() -> None:
+    features, _ = grouped()
+    graph = jaccard_distance(features.global_feat, 5, 1)
+    assert connected_components(graph, directed=False)[0] > 1
+    assert np.diff(graph.indptr).min() < 6
+    joined = _joined_graph(graph, 6)
+    assert connected_components(joined, directed=False)[0] == 1
+    assert np.diff(joined.indptr).min() >= 6
+    assert joined.data.min() > 0
+    np.testing.assert_allclose(full(joined), full(graph), atol=1e-11)
+
+
+def test_outliers_of_a_graph() -> None:
+    near = np.array([[0, 0.1, 0.1, 0.6, 1], [0.1, 0, 0.1, 1, 1], [0.1, 0.1, 0, 0.7, 1],
+                     [0.6, 1, 0.7, 0, 1], [1, 1, 1, 1, 0]])  # fmt: skip
+    rows, columns = np.nonzero(near < 1)
+    graph = scipy.sparse.csr_matrix((near[rows, columns], (rows, columns)), near.shape)
+    expected = {"drop": [0, 0, 0, -1, -1], "nearest": [0, 0, 0, 0, -1],
+                "singleton": [0, 0, 0, 1, 2]}  # fmt: skip
+    for policy, labels in expected.items():
+        clusterer = JaccardDBSCAN(min_samples=3, outliers=policy)  # type: ignore[arg-type]
+        assert clusterer.graph_clusters(graph).tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.zeros((2, 2)), "expected a CSR matrix, got ndarray"),
+        (scipy.sparse.csr_matrix((2, 3)), r"expected \(N, N\) with N > 0, got \(2, 3\)"),
+        (scipy.sparse.csr_matrix([[0, 2.0], [2, 0]]), "expected numbers from 0 to 1"),
+        (scipy.sparse.csr_matrix([[0, np.nan], [np.nan, 0]]), "expected numbers from 0 to 1"),
+        (scipy.sparse.csr_matrix([[0, 0.5], [0.4, 0]]), "expected a symmetric matrix"),
+    ],
+)
+def test_a_graph_is_checked(matrix: scipy.sparse.csr_matrix, message: str) -> None:
+    with pytest.raises(ValueError, match=f"distances: {message}"):
+        JaccardDBSCAN().graph_clusters(matrix)
+
+
+def test_infomap_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "infomap", None)
+    with pytest.raises(ConfigError, match=r"Infomap needs the package infomap .*pip install"):
+        Infomap()
+
+
+def test_infomap_drops_small_clusters() -> None:
+    features, _ = grouped()
+    every = Infomap(min_cluster_size=1)(features).cluster
+    sizes = torch.bincount(every[every >= 0])
+    large = Infomap(min_cluster_size=8)(features).cluster
+    assert sizes.min() < 8 <= torch.bincount(large[large >= 0]).min()
+    assert (large >= 0).sum() == sizes[sizes >= 8].sum()
+    with pytest.raises(ClusteringError, match=r"lower clusterer\.min_similarity"):
+        Infomap(min_similarity=1.0)(features)
