@@ -138,7 +138,8 @@ class Evaluate(Hook):
         test_sets: Each is evaluated on its own; the best weights are chosen by the first.
         evaluator: See the EVALUATOR registry.
         writer: Gets the numbers.
-        output_dir: For `model_best`, results.json and the picture of ranked lists.
+        output_dir: For `model_best`, results.json (see `write_results`) and the picture of ranked
+            lists.
         period: Epochs; 0 = after the last epoch only.
         at_start: Evaluate before the first epoch too.
         best_metric: The number that tells which weights are best; larger is better.
@@ -166,6 +167,7 @@ class Evaluate(Hook):
         self._best_metric = best_metric
         self._ranked_lists = ranked_lists
         self._history: list[dict[str, Any]] = []
+        self._details: list[dict[str, Any]] = []
 
     def before_train(self, trainer: Trainer) -> None:
         """Evaluates what training starts from."""
@@ -184,7 +186,7 @@ class Evaluate(Hook):
             return
         logger.info("Results\n%s", summary_table(self._history, self._best_metric))
         if distributed.is_main():
-            write_results(self._output_dir, self._history, self._best_metric)
+            write_results(self._output_dir, self._history, self._details, self._best_metric)
         if self._ranked_lists:
             draw_matches(
                 trainer.model,
@@ -196,15 +198,24 @@ class Evaluate(Hook):
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far."""
-        return {"history": self._history}
+        return {"history": self._history, "details": self._details}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the evaluations back."""
         self._history = list(state["history"])
+        self._details = list(state.get("details", ()))  # older checkpoints have none
 
     def _evaluate(self, trainer: Trainer) -> None:
+        self._details = []
         for test_set in self._test_sets:
-            numbers = evaluate(trainer.model, test_set, self._evaluator, trainer.device)
+            numbers, details = evaluate(
+                trainer.model,
+                test_set,
+                self._evaluator,
+                trainer.device,
+                details=trainer.epoch == trainer.max_epochs,
+            )
+            self._details.append(details)
             if self._best_metric not in numbers:
                 raise ValueError(
                     f"test.best_metric: {self._best_metric!r} is not among the evaluator's "
@@ -257,11 +268,29 @@ def save_model(trainer: Trainer, path: Path) -> None:
         save_weights(path, trainer.model.state_dict(), metadata)
 
 
-def write_results(output_dir: Path, history: Sequence[Mapping[str, Any]], metric: str) -> None:
-    """Writes results.json: every evaluation, and which epoch was best."""
+def write_results(
+    output_dir: Path,
+    history: Sequence[Mapping[str, Any]],
+    details: Sequence[Mapping[str, Any]],
+    metric: str,
+) -> None:
+    """Writes results.json: every evaluation, and which epoch was best.
+
+    To keep the file small, only the last evaluation of each test set, under `final`, carries the
+    details: `per_query_AP`, `camera_pairs`, `hardest_queries` and `hardest_query_paths`, as
+    `ranking_details` describes them. `best` and `history` hold numbers alone.
+
+    Args:
+        output_dir: Where to.
+        history: `test_set`, `epoch` and `numbers` of every evaluation, the last one last.
+        details: Of the last evaluation, one for each test set in their order; empty: not known.
+        metric: Chooses the best epoch.
+    """
     best = best_evaluation(history, metric)
+    final = [entry for entry in history if entry["epoch"] == history[-1]["epoch"]]
+    known: Sequence[Mapping[str, Any]] = details or [{}] * len(final)
     results = {
-        "final": [entry for entry in history if entry["epoch"] == history[-1]["epoch"]],
+        "final": [{**entry, **more} for entry, more in zip(final, known, strict=True)],
         "best": [entry for entry in history if entry["epoch"] == best["epoch"]],
         "best_chosen_by": f"{metric} on the test set {best['test_set']}",
         "history": [*history],

@@ -33,7 +33,7 @@ _FILES = {
     "config.yaml": "everything that was set, resolved",
     "log.txt": "this text",
     "metrics.json": "losses, cluster statistics, results; one JSON object a line",
-    "results.json": "every evaluation",
+    "results.json": "every evaluation; of the last one AP by query, camera pairs, hardest queries",
     "ranked_lists.png": "queries with their ten best matches, right and wrong",
     BEST_MODEL: "weights of the best evaluation",
     FINAL_MODEL: "weights at the end",
@@ -98,6 +98,9 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> N
 def test(config: Config) -> dict[str, dict[str, float]]:
     """Evaluates `config.model.weights` on the test sets.
 
+    Leaves results_eval_only.json in `config.output_dir`: `weights`, and by test set the `numbers`
+    with the details that `ranking_details` describes.
+
     Returns:
         Numbers by test set.
 
@@ -120,17 +123,20 @@ def test(config: Config) -> dict[str, dict[str, float]]:
             model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
             model.to(device).eval()
             evaluator = build_evaluator(config)
-            results = {
-                test_set.name: evaluate(model, test_set, evaluator, device)
+            found = {
+                test_set.name: evaluate(model, test_set, evaluator, device, details=True)
                 for test_set in test_sets
             }
+            results = {name: numbers for name, (numbers, _) in found.items()}
             rows = [(name, config.model.weights, numbers) for name, numbers in results.items()]
             logger.info("Results\n%s", results_table(rows))
             if distributed.is_main():
                 path = output_dir / "results_eval_only.json"
-                write_text(
-                    path, json.dumps({"weights": config.model.weights, **results}, indent=2) + "\n"
-                )
+                content = {
+                    "weights": config.model.weights,
+                    **{name: {"numbers": n, **details} for name, (n, details) in found.items()},
+                }
+                write_text(path, json.dumps(content, indent=2) + "\n")
             if config.test.ranked_lists:
                 draw_matches(
                     model,

@@ -18,6 +18,7 @@ from reid.engine.logs import progress_bar
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import extract_features
 from reid.evaluation.ranking import top_matches
+from reid.evaluation.report import ranking_details
 from reid.evaluation.visualize import draw_ranked_lists
 from reid.structures import Batch, FeatureSet, ImageRecord
 
@@ -59,15 +60,41 @@ class TestSet:
 
 
 def evaluate(
-    model: nn.Module, test_set: TestSet, evaluator: Evaluator, device: torch.device
-) -> dict[str, float]:
-    """The evaluator's numbers for a model on a test set, the same on every process."""
+    model: nn.Module,
+    test_set: TestSet,
+    evaluator: Evaluator,
+    device: torch.device,
+    *,
+    details: bool = False,
+) -> tuple[dict[str, float], dict[str, Any]]:
+    """A model on a test set, the same on every process.
+
+    Args:
+        model: Gives the features.
+        test_set: Query and gallery.
+        evaluator: Gives the numbers.
+        device: Where the model is.
+        details: Whether to look behind the numbers too.
+
+    Returns:
+        The evaluator's numbers; and what `ranking_details` gives, or nothing without `details`
+        or where the plain ranking finds no match (an evaluator may have its own protocol).
+    """
     query, gallery = test_set.features(model, device)
-    numbers = None
+    found = None
     if distributed.is_main():
         with progress_bar(f"Ranking {test_set.name}", "query") as progress:
             numbers = evaluator(query, gallery, progress=progress)
-    return distributed.broadcast_object(numbers)
+        found = numbers, _details(test_set, query, gallery) if details else {}
+    return distributed.broadcast_object(found)
+
+
+def _details(test_set: TestSet, query: FeatureSet, gallery: FeatureSet) -> dict[str, Any]:
+    try:
+        return ranking_details(query, gallery, [record.path for record in test_set.query])
+    except ValueError as error:
+        logger.warning("%s: no details of the ranking (%s)", test_set.name, error)
+        return {}
 
 
 def best_evaluation(history: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:

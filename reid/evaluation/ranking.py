@@ -197,23 +197,46 @@ def camera_pair_map(
         ValueError: An argument has a wrong shape or length, or features that are not finite.
     """
     _check_features(query_feat, gallery_feat)
-    _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids).check_lengths(
-        len(query_feat), len(gallery_feat)
-    )
-    rows = torch.unique(query_camids).cpu().numpy()
-    columns = torch.unique(gallery_camids).cpu().numpy()
-    table = np.full((len(rows), len(columns)), np.nan)
-    asked = query_camids.cpu().numpy()
-    for column, camid in enumerate(columns):
-        inside = gallery_camids == int(camid)
-        ids = _Ids.of(query_pids, gallery_pids[inside], query_camids, gallery_camids[inside])
-        blocks = _distance_blocks(query_feat, gallery_feat[inside], 0)
-        precision, _, first = _rank_queries(blocks, ids, ap, None)
-        for row, query_camid in enumerate(rows):
-            counted = (asked == query_camid) & (first >= 0)
-            if counted.any():
-                table[row, column] = precision[counted].mean()
-    return rows, columns, table
+    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_lengths(len(query_feat), len(gallery_feat))
+    pairs = _CameraPairs(ids, ap)
+    for _ in pairs.watch(_distance_blocks(query_feat, gallery_feat, 0)):
+        pass
+    return pairs.table()
+
+
+def rank_with_camera_pairs(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    query_pids: Tensor,
+    gallery_pids: Tensor,
+    query_camids: Tensor,
+    gallery_camids: Tensor,
+    *,
+    max_rank: int = 50,
+    ap: Literal["step", "trapezoid"] = "step",
+) -> tuple[RankingResult, tuple[IntArray, IntArray, FloatArray]]:
+    """What `rank` and `camera_pair_map` give, with the distances computed once for both.
+
+    Args:
+        query_feat: (Q, D) features.
+        gallery_feat: (G, D) features, on the same device.
+        query_pids: (Q,) identities; -1 has no match.
+        gallery_pids: (G,) identities; -1 is junk.
+        query_camids: (Q,) cameras; -1 is unknown.
+        gallery_camids: (G,) cameras; -1 is unknown.
+        max_rank: Length of the CMC curve.
+        ap: As in `rank`.
+
+    Raises:
+        ValueError: As in `rank`.
+    """
+    _check_features(query_feat, gallery_feat)
+    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_lengths(len(query_feat), len(gallery_feat))
+    pairs = _CameraPairs(ids, ap)
+    blocks = pairs.watch(_distance_blocks(query_feat, gallery_feat, 0))
+    return _rank_blocks(blocks, ids, max_rank, ap, None), pairs.table()
 
 
 def true_positive_rates(
@@ -355,6 +378,12 @@ class _Ids:
         g_camids = _id_array("gallery_camids", gallery_camids)
         _check_length("query_camids", len(q_camids), len(q_pids))
         _check_length("gallery_camids", len(g_camids), len(g_pids))
+        return cls.of_arrays(q_pids, g_pids, q_camids, g_camids)
+
+    @classmethod
+    def of_arrays(
+        cls, q_pids: IntArray, g_pids: IntArray, q_camids: IntArray, g_camids: IntArray
+    ) -> _Ids:
         by_pid = np.argsort(g_pids, kind="stable")
         start = np.searchsorted(g_pids, q_pids, side="left", sorter=by_pid)
         end = np.searchsorted(g_pids, q_pids, side="right", sorter=by_pid)
@@ -503,6 +532,48 @@ def _rank_blocks(
     return RankingResult(average_precision, inverse_negative_penalty, first_match_rank, cmc)
 
 
+class _CameraPairs:
+    """The mAP from camera to camera, from the blocks of distances to the whole gallery."""
+
+    def __init__(self, ids: _Ids, ap: Literal["step", "trapezoid"]) -> None:
+        self._ap: Literal["step", "trapezoid"] = ap
+        self._query_camids = ids.query_camids
+        self._cameras: IntArray = np.unique(ids.gallery_camids)
+        self._places = [np.flatnonzero(ids.gallery_camids == camid) for camid in self._cameras]
+        self._ids = [
+            _Ids.of_arrays(
+                ids.query_pids,
+                ids.gallery_pids[places],
+                ids.query_camids,
+                ids.gallery_camids[places],
+            )
+            for places in self._places
+        ]
+        self._precision = np.full((len(self._cameras), len(ids.query_pids)), np.nan)
+
+    def watch(self, blocks: Iterable[tuple[int, Distances]]) -> Iterator[tuple[int, Distances]]:
+        """Hands the blocks (b, at least G) on, and ranks each camera's columns on the way."""
+        unused = np.empty(len(self._query_camids)), np.empty(len(self._query_camids), np.int64)
+        for start, distances in blocks:
+            for ids, places, precision in zip(
+                self._ids, self._places, self._precision, strict=True
+            ):
+                columns = np.take(distances, places, axis=1)
+                _rank_block(start, columns, ids, self._ap, precision, *unused)
+            yield start, distances
+
+    def table(self) -> tuple[IntArray, IntArray, FloatArray]:
+        """What `camera_pair_map` returns, once all blocks have passed."""
+        rows: IntArray = np.unique(self._query_camids)
+        table = np.full((len(rows), len(self._cameras)), np.nan)
+        for row, camid in enumerate(rows):
+            for column, precision in enumerate(self._precision[:, self._query_camids == camid]):
+                counted = precision[~np.isnan(precision)]
+                if len(counted):
+                    table[row, column] = counted.mean()
+        return rows, self._cameras, table
+
+
 def _rank_queries(
     blocks: Iterable[tuple[int, Distances]],
     ids: _Ids,
@@ -510,32 +581,47 @@ def _rank_queries(
     progress: Callable[[int, int], None] | None,
 ) -> tuple[FloatArray, FloatArray, IntArray]:
     """Average precision, inverse negative penalty and rank of the first match of each query."""
-    if ap not in ("step", "trapezoid"):
-        raise ValueError(f"ap: expected step or trapezoid, got {ap!r}")
     num_queries = len(ids.query_pids)
     average_precision = np.full(num_queries, np.nan)
     inverse_negative_penalty = np.full(num_queries, np.nan)
     first_match_rank = np.full(num_queries, -1, dtype=np.int64)
     done = 0
     for start, distances in blocks:
-        rows = slice(start, start + len(distances))
-        _rank_rows(
-            distances,
-            ids.query_camids[rows],
-            ids.gallery_camids,
-            ids.by_pid,
-            ids.start[rows],
-            ids.end[rows],
-            ids.junk,
-            ap == "trapezoid",
-            average_precision[rows],
-            inverse_negative_penalty[rows],
-            first_match_rank[rows],
+        _rank_block(
+            start, distances, ids, ap, average_precision, inverse_negative_penalty, first_match_rank
         )
         done += len(distances)
         if progress is not None:
             progress(done, num_queries)
     return average_precision, inverse_negative_penalty, first_match_rank
+
+
+def _rank_block(
+    start: int,
+    distances: Distances,
+    ids: _Ids,
+    ap: Literal["step", "trapezoid"],
+    average_precision: FloatArray,
+    inverse_negative_penalty: FloatArray,
+    first_match_rank: IntArray,
+) -> None:
+    """Fills in the last three, (Q,) each, for the queries of one block."""
+    if ap not in ("step", "trapezoid"):
+        raise ValueError(f"ap: expected step or trapezoid, got {ap!r}")
+    rows = slice(start, start + len(distances))
+    _rank_rows(
+        distances,
+        ids.query_camids[rows],
+        ids.gallery_camids,
+        ids.by_pid,
+        ids.start[rows],
+        ids.end[rows],
+        ids.junk,
+        ap == "trapezoid",
+        average_precision[rows],
+        inverse_negative_penalty[rows],
+        first_match_rank[rows],
+    )
 
 
 @njit(cache=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import reid.evaluation.evaluators  # noqa: F401  (importing the evaluators registers them)
 from reid.data.datasets.csv_dataset import read_csv
-from reid.evaluation.ranking import camera_pair_map, rank, true_positive_rates
+from reid.evaluation.ranking import rank_with_camera_pairs, true_positive_rates
 from reid.registry import EVALUATOR, ConfigError, build
 from reid.structures import DataError, FeatureSet
 
@@ -72,10 +72,8 @@ def evaluate_features(
         options: KEY VALUE pairs for its constructor.
 
     Returns:
-        `numbers`: the evaluator's. Of the plain Euclidean ranking besides: `TPR@FPR`,
-        `per_query_AP` (None without a match), `hardest_queries` (indices, worst first), and
-        `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None where there is
-        no match).
+        `numbers`: the evaluator's. Of the plain Euclidean ranking besides: `TPR@FPR`, and what
+        `ranking_details` gives.
 
     Raises:
         ConfigError: The evaluator or an option is unknown or wrong.
@@ -87,17 +85,9 @@ def evaluate_features(
     for key, value in zip(options[::2], options[1::2], strict=True):
         spec[key.lower()] = yaml.safe_load(value)
     numbers = build(EVALUATOR, spec, "evaluator")(query, gallery)
-    args = (
-        query.global_feat,
-        gallery.global_feat,
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
+    rates = true_positive_rates(
+        *_ranking_arguments(query, gallery), false_positive_rates=_FALSE_POSITIVE_RATES
     )
-    ranking = rank(*args)
-    rates = true_positive_rates(*args, false_positive_rates=_FALSE_POSITIVE_RATES)
-    query_cameras, gallery_cameras, table = camera_pair_map(*args)
     return {
         "evaluator": spec,
         "numbers": numbers,
@@ -105,7 +95,36 @@ def evaluate_features(
             f"{rate:g}": float(value)
             for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
         },
-        "hardest_queries": [int(row) for row in ranking.hardest(_HARDEST)],
+        **ranking_details(query, gallery),
+    }
+
+
+def ranking_details(
+    query: FeatureSet, gallery: FeatureSet, query_paths: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """What lies behind the totals, of the plain Euclidean ranking, whatever the evaluator does.
+
+    Args:
+        query: Q features of unit length.
+        gallery: Features of unit length.
+        query_paths: Q paths of the queries' images, where they are known.
+
+    Returns:
+        `hardest_queries` (indices, worst first), with `query_paths` `hardest_query_paths` in the
+        same order, `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None
+        where there is no match), and `per_query_AP` (Q; None without a match).
+
+    Raises:
+        ValueError: No query has a match, or features are not finite.
+    """
+    ranking, (query_cameras, gallery_cameras, table) = rank_with_camera_pairs(
+        *_ranking_arguments(query, gallery)
+    )
+    hardest = [int(row) for row in ranking.hardest(_HARDEST)]
+    details: dict[str, Any] = {"hardest_queries": hardest}
+    if query_paths is not None:
+        details["hardest_query_paths"] = [query_paths[row] for row in hardest]
+    return details | {
         "camera_pairs": {
             "query_cameras": [int(camid) for camid in query_cameras],
             "gallery_cameras": [int(camid) for camid in gallery_cameras],
@@ -145,6 +164,19 @@ def report_text(report: Mapping[str, Any]) -> str:
         + tabulate(hardest, headers=["query", "AP"], tablefmt="github", disable_numparse=True),
     )
     return "\n\n".join(tables)
+
+
+def _ranking_arguments(
+    query: FeatureSet, gallery: FeatureSet
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return (
+        query.global_feat,
+        gallery.global_feat,
+        query.pids,
+        gallery.pids,
+        query.camids,
+        gallery.camids,
+    )
 
 
 def _read_arrays(path: Path) -> Mapping[str, Any]:

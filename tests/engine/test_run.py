@@ -113,6 +113,39 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
         assert picture.width > 400
 
 
+def test_only_the_last_evaluation_carries_details(finished: Path, folder: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    (final,) = results["final"]
+    assert len(final["per_query_AP"]) > 10
+    precision = [value for value in final["per_query_AP"] if value is not None]
+    assert final["numbers"]["mAP"] == pytest.approx(sum(precision) / len(precision))
+    worst = [final["per_query_AP"][row] for row in final["hardest_queries"]]
+    assert worst == sorted(precision)[:10]
+    assert len(final["hardest_query_paths"]) == len(worst)
+    assert all(Path(path).is_file() for path in final["hardest_query_paths"])
+    pairs = final["camera_pairs"]
+    assert pairs["query_cameras"] == [0, 1, 2]
+    for row, camid in zip(pairs["mAP"], pairs["query_cameras"], strict=True):
+        for value, other in zip(row, pairs["gallery_cameras"], strict=True):
+            assert (value is None) == (camid == other)
+    for entry in (*results["best"], *results["history"]):
+        assert entry.keys() == {"test_set", "epoch", "numbers"}
+
+
+def test_details_of_several_test_sets_and_of_a_reranking_evaluator(folder: Path) -> None:
+    other = PERSONS.replace("NUM_TEST: 5", "NUM_TEST: 7")
+    evaluator = "{NAME: Market1501Evaluator, RERANKING: true, K1: 4, K2: 2}"
+    pairs = ("DATASETS.TEST", f"[{PERSONS}, {other}]", "SOLVER.MAX_EPOCHS", 1,
+             "TEST.EVAL_AT_START", "false", "TEST.EVALUATOR", evaluator)  # fmt: skip
+    train(config(folder, "supervised", "several", *pairs))
+    final = json.loads((folder / "several" / "results.json").read_text())["final"]
+    assert len(final) == 2  # of one name
+    assert len(final[0]["per_query_AP"]) < len(final[1]["per_query_AP"])
+    for entry in final:  # The numbers are re-ranked, the details are of the plain ranking.
+        precision = [value for value in entry["per_query_AP"] if value is not None]
+        assert entry["numbers"]["mAP"] != pytest.approx(sum(precision) / len(precision))
+
+
 def test_the_log_tells_everything(finished: Path) -> None:
     log = (finished / "log.txt").read_text()
     for text in ("Environment", "torch", "CUDA" if torch.cuda.is_available() else "cpu",
@@ -144,7 +177,13 @@ def test_eval_only_gives_the_numbers_of_the_run(finished: Path, folder: Path) ->
     )
     results = json.loads((finished / "results.json").read_text())
     assert found["SyntheticPersons"] == pytest.approx(results["final"][0]["numbers"])
-    assert (folder / "eval" / "results_eval_only.json").exists()
+    written = json.loads((folder / "eval" / "results_eval_only.json").read_text())
+    (final,) = results["final"]
+    details = written["SyntheticPersons"]
+    assert details.keys() == final.keys() - {"test_set", "epoch"}
+    assert details["numbers"] == found["SyntheticPersons"]
+    assert details["hardest_query_paths"] == final["hardest_query_paths"]
+    assert details["per_query_AP"] == pytest.approx(final["per_query_AP"])
     with pytest.raises(ConfigError, match=r"model\.weights: expected a checkpoint"):
         run_test(config(folder, "supervised", "eval"))
 

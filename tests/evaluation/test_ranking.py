@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from reid.evaluation.ranking import (
     camera_pair_map,
     rank,
     rank_distances,
+    rank_with_camera_pairs,
     top_matches,
     true_positive_rates,
 )
@@ -183,6 +185,15 @@ def test_camera_pairs() -> None:
                 assert np.isnan(table[i, j])
             assert np.isnan(table[i, j]) == (not aps)
     assert np.isnan(table[list(rows).index(2), list(columns).index(2)])
+
+
+@pytest.mark.parametrize("ap", ["step", "trapezoid"])
+def test_ranking_and_camera_pairs_at_once(ap: Literal["step", "trapezoid"]) -> None:
+    args = problem(300, 2500)
+    ranking, pairs = rank_with_camera_pairs(*args, ap=ap)
+    np.testing.assert_array_equal(ranking.average_precision, rank(*args, ap=ap).average_precision)
+    for found, expected in zip(pairs, camera_pair_map(*args, ap=ap), strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_hardest_queries() -> None:
