@@ -14,9 +14,13 @@ re-identification has used since Ge et al., *Self-paced Contrastive Learning* (N
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import faiss
 import numba
@@ -27,8 +31,10 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from reid import distributed
 from reid.structures import ProgressBar
 
+T = TypeVar("T")
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
@@ -54,6 +60,8 @@ _BFLOAT16_TESTS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _CHUNK = 64
 _NO_NANS = {"nnan", "nsz"}
 _PART = 1024
+_GPU_COLUMNS = 65536
+_helped = ContextVar("_helped", default=False)
 
 
 def nearest_neighbors(
@@ -67,11 +75,12 @@ def nearest_neighbors(
     """Exact nearest neighbours of N vectors among themselves, by Euclidean distance.
 
     Args:
-        features: (N, D), finite; need not be of unit length.
+        features: (N, D), finite; need not be of unit length. On a CUDA device candidates are
+            found there, and scored again on the CPU: the result is the same.
         k: Length of the lists, the vector itself included; at most N.
         block_size: Rows in a block of scores; does not change the result.
-        half_precision: Look for candidates in bfloat16. None: where the CPU has instructions for
-            it. Does not change the result.
+        half_precision: Look for candidates in bfloat16. None: where the device has instructions
+            for it. Does not change the result.
         progress: Called with (images' worth of pairs done, N).
 
     Returns:
@@ -87,31 +96,50 @@ def nearest_neighbors(
         raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
     if block_size < 1:
         raise ValueError(f"block_size: expected 1 or more, got {block_size}")
-    half_norms = _half_squared_norms(rows)
-    if half_precision is None:
-        half_precision = fast_bfloat16()
-    everyone = np.arange(count, dtype=np.int32)
-    searched = _Candidates.empty(count, k + (_HALF_MARGIN if half_precision else _MARGIN), count)
-    tensor = torch.from_numpy(rows)
-    if half_precision:
-        tensor = tensor.bfloat16()
-        bound = _half_rounding_bound(rows, tensor, half_norms)
+    task = _Task(rows, k, block_size, half_precision, features.device.type)
+    if not _helped.get():
+        return _neighbors_of(task, 0, count, progress)
+    distributed.broadcast_object(task)
+    return _search_own_part(task, progress)
+
+
+def run_on_main(work: Callable[[], T]) -> T:
+    """Runs `work` on the main process; the others take their parts of its neighbour searches.
+
+    Every process must call it. While the main process works, each `nearest_neighbors` in it sends
+    its vectors to the others; the process of number r searches and certifies the rows from
+    N r / R to N (r + 1) / R, R processes in all, and the main process gets all lists. They are
+    those that it would have found alone, bit for bit. Everything else is done once, and what
+    searches no neighbours needs to know nothing of this.
+
+    Two rows of different processes are multiplied by both of them, so that two processes save a
+    quarter of the multiplications that one would wait for, and eight three quarters.
+
+    Returns:
+        What `work` returned on the main process, on every process; must be picklable.
+
+    Raises:
+        Exception: What `work` raised on the main process, on every process.
+    """
+    if not distributed.is_distributed():
+        return work()
+    outcome: _Task | _Outcome[T]
+    if not distributed.is_main():
+        while isinstance(outcome := distributed.broadcast_object(None), _Task):
+            with contextlib.suppress(SearchError):  # the main process tells how it ends
+                _search_own_part(outcome, None)
     else:
-        bound = _rounding_bound(rows.shape[1], half_norms)
-    _search(tensor, half_norms.astype(np.float32), block_size, searched, progress)
-    found, doubtful = _rescore(
-        rows, half_norms, everyone, searched.scores, searched.index, k, bound
-    )
-    del searched, tensor
-    if half_precision and doubtful.any():
-        which = everyone[doubtful]
-        again = _Candidates.empty(len(which), k + _MARGIN, count)
-        _search_some(rows, half_norms.astype(np.float32), which, block_size, again)
-        bound = _rounding_bound(rows.shape[1], half_norms)
-        found[which], still = _rescore(rows, half_norms, which, again.scores, again.index, k, bound)
-        doubtful[which] = still
-    _search_all_exactly(rows, half_norms, everyone[doubtful], found)
-    return found
+        token = _helped.set(True)
+        try:
+            outcome = _Outcome(work(), None)
+        except Exception as error:  # noqa: BLE001 - raised below, on every process
+            outcome = _Outcome(None, error)
+        finally:
+            _helped.reset(token)
+        distributed.broadcast_object(outcome)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value  # type: ignore[return-value]
 
 
 def farthest_distances(features: Tensor, *, block_size: int = _BLOCK) -> Floats:
@@ -178,12 +206,14 @@ def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
     scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
     neighbors, _ = _rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0)
     too_few = (found < 0).any(1)
-    _search_all_exactly(rows, half_norms, everyone[too_few], neighbors)
+    neighbors[too_few] = _search_all_exactly(rows, half_norms, everyone[too_few], k)
     return neighbors
 
 
-def fast_bfloat16() -> bool:
-    """Whether the CPU has instructions that multiply bfloat16 (AVX-512 BF16 or AMX)."""
+def fast_bfloat16(device: str = "cpu") -> bool:
+    """Whether a `cpu` (AVX-512 BF16 or AMX) or a `cuda` device multiplies bfloat16 itself."""
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     tests = (getattr(torch.cpu, name, None) for name in _BFLOAT16_TESTS)
     return any(bool(test()) for test in tests if test is not None)
 
@@ -224,7 +254,6 @@ def jaccard_distance(
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
     rows = _as_rows(features)
-    features = torch.from_numpy(rows)
     count = len(rows)
     k = min(max(k1, k2), count)
     if search == "exact":
@@ -390,11 +419,101 @@ def _as_rows(features: Tensor) -> Floats:
     return rows
 
 
-def _search_all_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: Indices) -> None:
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `nearest_neighbors`, checked; rows are (N, D)."""
+
+    rows: Floats
+    k: int
+    block_size: int
+    half_precision: bool | None
+    device: str
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[T]):
+    """How the main process's work ended."""
+
+    value: T | None
+    error: Exception | None
+
+
+class SearchError(RuntimeError):
+    """A process failed in its part of a search."""
+
+
+def _search_own_part(task: _Task, progress: ProgressBar | None) -> Indices:
+    """(N, k) lists, those of this process's rows found here and the others by the others.
+
+    The processes of a machine share its threads.
+
+    Raises:
+        SearchError: Some process failed; every process raises it.
+    """
+    count, rank, world = len(task.rows), distributed.rank(), distributed.world_size()
+    threads = numba.get_num_threads()
+    found: Indices | str
+    try:
+        numba.set_num_threads(max(1, threads // distributed.local_world_size()))
+        first, last = count * rank // world, count * (rank + 1) // world
+        found = _neighbors_of(task, first, last, progress)
+    except Exception as error:  # noqa: BLE001 - told to every process
+        found = f"neighbour search of process {rank}: {type(error).__name__}: {error}"
+    finally:
+        numba.set_num_threads(threads)
+    parts = distributed.gather_objects(found)
+    for part in parts:
+        if isinstance(part, str):
+            raise SearchError(part)
+    return np.concatenate(parts)
+
+
+def _neighbors_of(task: _Task, first: int, last: int, progress: ProgressBar | None) -> Indices:
+    """(last - first, k) lists of the rows from `first` to `last`, among all rows."""
+    rows, k, block_size = task.rows, task.k, task.block_size
+    count = len(rows)
+    half_norms = _half_squared_norms(rows)
+    half_precision = task.half_precision
+    if half_precision is None:
+        half_precision = fast_bfloat16(task.device)
+    own = np.arange(first, last, dtype=np.int32)
+    searched = _Candidates.empty(len(own), k + (_HALF_MARGIN if half_precision else _MARGIN), count)
+    tensor = torch.from_numpy(rows)
+    if half_precision:
+        tensor = tensor.bfloat16()
+        bound = _half_rounding_bound(rows, tensor, half_norms)
+    else:
+        bound = _rounding_bound(rows.shape[1], half_norms)
+    norms = half_norms.astype(np.float32)
+    if task.device == "cuda":
+        on_gpu = tensor.cuda(), torch.from_numpy(norms).cuda()
+        _search_on_gpu(*on_gpu, first, block_size, searched, progress)
+        del on_gpu
+    else:
+        _search(tensor, norms, first, block_size, searched, progress)
+    found, doubtful = _rescore(rows, half_norms, own, searched.scores, searched.index, k, bound)
+    del searched, tensor
+    if half_precision and doubtful.any():
+        which = own[doubtful]
+        again = _Candidates.empty(len(which), k + _MARGIN, count)
+        _search_some(rows, norms, which, block_size, again)
+        bound = _rounding_bound(rows.shape[1], half_norms)
+        found[doubtful], still = _rescore(
+            rows, half_norms, which, again.scores, again.index, k, bound
+        )
+        doubtful[doubtful] = still
+    found[doubtful] = _search_all_exactly(rows, half_norms, own[doubtful], k)
+    return found
+
+
+def _search_all_exactly(rows: Floats, half_norms: Doubles, which: Indices, k: int) -> Indices:
     """`_search_exactly` in pieces of less than a second, between which Ctrl-C is answered."""
+    found = np.empty((len(which), k), np.int32)
     step = max(1, int(2e8 / rows.size))
     for start in range(0, len(which), step):
-        _search_exactly(rows, half_norms, which[start : start + step], found)
+        piece = slice(start, start + step)
+        _search_exactly(rows, half_norms, which[piece], found[piece])
+    return found
 
 
 @dataclass(frozen=True)
@@ -445,32 +564,80 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
 def _search(
     tensor: Tensor,
     half_norms: Floats,
+    first: int,
     block_size: int,
     found: _Candidates,
     progress: ProgressBar | None,
 ) -> None:
-    """Finds candidates of all rows among all; each pair of blocks is multiplied once."""
-    count = len(tensor)
-    starts = range(0, count, block_size)
+    """Finds candidates of the rows from `first` on, as many as `found` has, among all.
+
+    Each pair of blocks of these rows is multiplied once.
+    """
+    count, last = len(tensor), first + len(found.scores)
     side = min(block_size, count)
     products = torch.empty(side * side, dtype=tensor.dtype)
     scores = products if tensor.dtype == torch.float32 else products.float()
     pairs = 0
-    for left in starts:
-        one = tensor[left : left + block_size]
-        for right in starts[left // block_size :]:
-            other = tensor[right : right + block_size]
-            shape, size = (len(one), len(other)), len(one) * len(other)
-            torch.mm(one, other.T, out=products[:size].view(shape))
-            if scores is not products:
-                scores[:size] = products[:size]
-            block = scores[:size].view(shape).numpy()
-            _take_rows(block, half_norms, left, right, found.scores, found.index)
-            if right != left:
-                _take_columns(block, half_norms, left, right, found.scores, found.index)
-            pairs += size * (1 if right == left else 2)
+    for left in range(first, last, block_size):
+        one = tensor[left : min(left + block_size, last)]
+        for start, stop in ((0, first), (left, last), (last, count)):
+            for right in range(start, stop, block_size):
+                other = tensor[right : min(right + block_size, stop)]
+                shape, size = (len(one), len(other)), len(one) * len(other)
+                torch.mm(one, other.T, out=products[:size].view(shape))
+                if scores is not products:
+                    scores[:size] = products[:size]
+                block = scores[:size].view(shape).numpy()
+                _take_rows(block, half_norms, left - first, right, found.scores, found.index)
+                pairs += size
+                if start == left and right != left:  # both are rows to find candidates of
+                    _take_columns(block, half_norms, left, right - first, found.scores, found.index)
+                    pairs += size
+                if progress is not None:
+                    progress(pairs // (last - first), count)
+
+
+@contextmanager
+def _exact_sums() -> Iterator[None]:
+    """Matrix products as the rounding bounds take them: no TF32, sums in single precision."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction = before
+
+
+def _search_on_gpu(
+    tensor: Tensor,
+    half_norms: Tensor,
+    first: int,
+    block_size: int,
+    found: _Candidates,
+    progress: ProgressBar | None,
+) -> None:
+    """`_search` with torch on the device of `tensor`: blocks of scores, their best ones merged."""
+    kept = found.scores.shape[1]
+    with _exact_sums():
+        for left in range(0, len(found.scores), block_size):
+            own = slice(left, min(left + block_size, len(found.scores)))
+            one = tensor[first + own.start : first + own.stop]
+            scores = torch.full((len(one), kept), -torch.inf, device=tensor.device)
+            index = torch.full((len(one), kept), -1, dtype=torch.int32, device=tensor.device)
+            for right in range(0, len(tensor), _GPU_COLUMNS):
+                other = slice(right, right + _GPU_COLUMNS)
+                block = (one @ tensor[other].T).float() - half_norms[other]
+                best, place = block.topk(min(kept, block.shape[1]), 1)
+                both = torch.cat((scores, best), 1)
+                indices = torch.cat((index, (place + right).int()), 1)
+                scores, order = both.topk(kept, 1)
+                index = indices.gather(1, order)
+            # the worst in first place, as in a heap
+            found.scores[own] = scores.flip(1).cpu().numpy()
+            found.index[own] = index.flip(1).cpu().numpy()
             if progress is not None:
-                progress(pairs // count, count)
+                progress(len(tensor) * own.stop // len(found.scores), len(tensor))
 
 
 def _search_some(
@@ -527,7 +694,7 @@ def _take_rows(
     scores: Floats,
     index: Indices,
 ) -> None:
-    """Takes x.y - y.y / 2 of a block as candidates of the x."""
+    """Takes x.y - y.y / 2 of a block as candidates of the x, whose heaps start at `left`."""
     height, width = products.shape
     for r in prange(height):
         i = left + r
@@ -555,7 +722,7 @@ def _take_columns(
     scores: Floats,
     index: Indices,
 ) -> None:
-    """Takes x.y - x.x / 2 of a block as candidates of the y."""
+    """Takes x.y - x.x / 2 of a block as candidates of the y, whose heaps start at `right`."""
     height, width = products.shape
     for chunk in prange((width + _CHUNK - 1) // _CHUNK):
         start = chunk * _CHUNK
@@ -652,7 +819,7 @@ def _search_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: In
             score = np.inf if j == i else _dot(rows[i], rows[j]) - half_norms[j]
             if score > scores[k - 1]:
                 _insert(score, j, scores, index)
-        found[i] = index
+        found[number] = index
 
 
 @njit(parallel=True, cache=True)

@@ -220,3 +220,33 @@ def test_jaccard_and_dbscan_of_the_authors(oracle_dir: Path) -> None:
                     assert np.array_equal(labels, arrays[other]), f"{path}: {other}"
                     checked += 1
         assert checked
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize(("first", "last"), [(0, 300), (0, 100), (101, 300), (7, 8)])
+def test_candidates_of_torch_give_the_exact_lists(
+    monkeypatch: pytest.MonkeyPatch, half: bool, first: int, last: int
+) -> None:
+    # what runs on a GPU, here on the CPU, in columns that do not divide the rows
+    features = clustered_features(300, 10)
+    calls = []
+
+    def search(tensor: torch.Tensor, norms: np.ndarray, *rest: object) -> None:
+        calls.append(tensor.dtype)
+        neighbors._search_on_gpu(tensor, torch.from_numpy(norms), *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(neighbors, "_search", search)
+    monkeypatch.setattr(neighbors, "_GPU_COLUMNS", 70)
+    task = neighbors._Task(features.numpy(), 12, 64, half, "cpu")
+    found = neighbors._neighbors_of(task, first, last, None)
+    assert calls == [torch.bfloat16 if half else torch.float32]
+    np.testing.assert_array_equal(found, plain_neighbors(features, 12)[first:last])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", [False, True])
+def test_lists_of_a_gpu_are_those_of_the_cpu(half: bool) -> None:
+    features = clustered_features(3000, 100)
+    on_gpu = nearest_neighbors(features.cuda(), 20, half_precision=half)
+    assert np.array_equal(on_gpu, nearest_neighbors(features, 20))
+    assert np.array_equal(jaccard_distance(features.cuda()).data, jaccard_distance(features).data)

@@ -18,6 +18,7 @@ from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.trainer import Hook, Trainer
 from reid.evaluation.extract import extract_features
 from reid.modeling.losses import Criterion
+from reid.neighbors import run_on_main
 from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
 
 logger = logging.getLogger(__name__)
@@ -118,23 +119,22 @@ class RefreshPseudoLabels(Hook):
             logger.warning("%s", warning)
 
     def _labels(self, features: FeatureSet | None, epoch: int) -> PseudoLabels:
-        """Made by the main process, the same on every process; so is an error."""
-        outcome: PseudoLabels | ClusteringError | None = None
-        if distributed.is_main():
+        """Made by the main process, the same on every process; so is an error.
+
+        The other processes take their parts of the clusterer's exact neighbour searches.
+        """
+
+        def work() -> PseudoLabels:
             if self._clusterer is None:
-                outcome = identity_labels(self._records)
-            else:
-                assert features is not None
-                try:
-                    with progress_bar("Clustering", "img") as progress:
-                        outcome = self._clusterer(features, progress=progress)
-                except ClusteringError as error:
-                    outcome = ClusteringError(f"epoch {epoch + 1}: {error}")
-        result: object = distributed.broadcast_object(outcome)
-        if isinstance(result, ClusteringError):
-            raise result
-        assert isinstance(result, PseudoLabels)
-        return result
+                return identity_labels(self._records)
+            assert features is not None
+            try:
+                with progress_bar("Clustering", "img") as progress:
+                    return self._clusterer(features, progress=progress)
+            except ClusteringError as error:
+                raise ClusteringError(f"epoch {epoch + 1}: {error}") from None
+
+        return run_on_main(work)
 
 
 def identity_labels(records: Sequence[ImageRecord]) -> PseudoLabels:
