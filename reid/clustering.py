@@ -395,11 +395,13 @@ class Agglomerative(FeatureClusterer):
         for part in np.split(order, np.cumsum(np.bincount(part_of, minlength=components))[:-1]):
             labels = np.zeros(len(part), np.int64)
             if len(part) > 1:
+                links = graph[part][:, part]
+                links.data[:] = 1  # scikit-learn drops links of distance 0
                 labels = sklearn.cluster.AgglomerativeClustering(
                     n_clusters=None,
                     distance_threshold=self._distance_threshold,
                     linkage="average",
-                    connectivity=graph[part][:, part],
+                    connectivity=links,
                 ).fit_predict(rows[part])
             large = np.bincount(labels)[labels] >= self._min_cluster_size
             found[part[large]] = first + labels[large]

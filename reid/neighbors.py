@@ -1015,10 +1015,13 @@ def _jaccard_part(
             column, weight = indices[place], data[place]
             for other in range(column_indptr[column], column_indptr[column + 1]):
                 j = column_indices[other]
+                smaller = min(weight, column_data[other])
+                if smaller == 0.0:
+                    continue  # underflow of a far member's weight
                 if shared[j] == 0.0:
                     touched[num_touched] = j
                     num_touched += 1
-                shared[j] += min(weight, column_data[other])
+                shared[j] += smaller
         if size + num_touched > room:
             room = 2 * (size + num_touched)
             found = _grown(found[:size], room)

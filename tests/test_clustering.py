@@ -280,3 +280,9 @@ def test_infomap_drops_small_clusters() -> None:
     assert (large >= 0).sum() == sizes[sizes >= 8].sum()
     with pytest.raises(ClusteringError, match=r"lower clusterer\.min_similarity"):
         Infomap(min_similarity=1.0)(features)
+
+
+def test_agglomerative_with_equal_images() -> None:
+    features = F.normalize(torch.eye(4).repeat_interleave(20, 0) + 1e-8, dim=1)
+    labels = Agglomerative(k1=25, k2=3)(feature_set(features))
+    assert adjusted_rand_score(torch.arange(4).repeat_interleave(20), labels.cluster) == 1

@@ -250,3 +250,13 @@ def test_lists_of_a_gpu_are_those_of_the_cpu(half: bool) -> None:
     on_gpu = nearest_neighbors(features.cuda(), 20, half_precision=half)
     assert np.array_equal(on_gpu, nearest_neighbors(features, 20))
     assert np.array_equal(jaccard_distance(features.cuda()).data, jaccard_distance(features).data)
+
+
+def test_weights_that_underflow_share_nothing() -> None:
+    # squared distances of over 100: far members of a set weigh exactly 0
+    features = 3 * torch.randn(500, 64, generator=torch.Generator().manual_seed(0))
+    found = jaccard_distance(features)
+    assert found.has_canonical_format
+    assert (found != found.T).nnz == 0
+    assert (found.diagonal() < 1e-6).all()
+    assert found.data.max() < 1
