@@ -78,9 +78,16 @@ class FeatureClusterer(ABC):
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters of unit features (N, D), -1 = outlier."""
 
-    @abstractmethod
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
-        """(N,) clusters of a graph of distances (see `graph_clusters`), -1 = outlier."""
+        """(N,) clusters of a graph of distances (see `graph_clusters`), -1 = outlier.
+
+        Raises:
+            ValueError: This clusterer needs features, as one that averages them does.
+        """
+        raise ValueError(
+            f"{type(self).__name__} needs features, not a graph of {distances.shape[0]} images; "
+            "use JaccardDBSCAN, HDBSCAN, Agglomerative or Infomap"
+        )
 
     @abstractmethod
     def advice(self) -> str:
@@ -326,17 +333,6 @@ class KMeans(FeatureClusterer):
         )
         kmeans.train(rows)
         return torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]).long()
-
-    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
-        """A graph has no means.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(
-            f"KMeans needs features, not a graph of {distances.shape[0]} images: it averages them; "
-            "use JaccardDBSCAN, HDBSCAN, Agglomerative or Infomap"
-        )
 
     def advice(self) -> str:
         """Every image is in a cluster."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
@@ -597,7 +596,7 @@ def _search(
                     progress(pairs // (last - first), count)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exact_sums() -> Iterator[None]:
     """Matrix products as the rounding bounds take them: no TF32, sums in single precision."""
     matmul = torch.backends.cuda.matmul
