@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from reid.data.datasets import CSV, MSMT17, DukeMTMCreID, Market1501, SyntheticPersons
+from reid.data.datasets.base import join_below
 from reid.structures import DataError, ImageRecord
 
 
@@ -201,3 +202,21 @@ def test_synthetic_persons_are_drawn_once(root: Path) -> None:
 def test_synthetic_persons_ranges() -> None:
     with pytest.raises(ValueError, match="num_cameras: expected an integer of at least 2, got 1"):
         SyntheticPersons(num_cameras=1)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    ["../1.png", "a/../../1.png", "/etc/1.png", "C:\\1.png", "\\\\host\\1.png", "a\\..\\..\\1.png"],
+)
+def test_a_listed_path_stays_below_its_folder(tmp_path: Path, listed: str) -> None:
+    with pytest.raises(DataError, match=r"list\.txt, line 3: .* leaves the folder; paths are rel"):
+        join_below(tmp_path, listed, "list.txt, line 3")
+    assert join_below(tmp_path, listed, "", allow_outside=True) == tmp_path / listed
+
+
+def test_names_with_dots_spaces_and_colons_are_paths(tmp_path: Path) -> None:
+    for listed in ("a b/..c.png", "12:30.png", "./Straße/人.png"):
+        assert join_below(tmp_path, listed, "") == tmp_path / listed
+    for listed in ("", "a\0.png"):
+        with pytest.raises(DataError, match="is no path"):
+            join_below(tmp_path, listed, "", allow_outside=True)

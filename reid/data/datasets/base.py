@@ -6,7 +6,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Literal
 
 from reid.structures import DataError, ImageRecord
@@ -111,6 +111,34 @@ def not_empty(records: list[ImageRecord], source: Path, layout: str) -> list[Ima
     if not records:
         raise DataError(f"{source}: no image found; expected layout: {layout}")
     return records
+
+
+def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = False) -> Path:
+    """The path of an image that a list names, below the folder that the list is about.
+
+    Symbolic links below the folder may lead anywhere: who owns the folder has put them there. The
+    text of a list may not.
+
+    Args:
+        folder: What `listed` is relative to.
+        listed: As it stands in the list.
+        where: Names the list and the line in messages.
+        allow_outside: Takes absolute paths and `..` too.
+
+    Raises:
+        DataError: The path is empty, absolute or goes up, under the rules of any system.
+    """
+    windows = PureWindowsPath(listed)  # both / and \ separate
+    if not listed or "\0" in listed:
+        raise DataError(f"{where}: {listed!r} is no path")
+    if not allow_outside and (
+        Path(listed).anchor or windows.is_absolute() or ".." in windows.parts
+    ):
+        raise DataError(
+            f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may not "
+            "go up"
+        )
+    return folder / listed
 
 
 def check_files(records: Iterable[ImageRecord], source: Path) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 
-from reid.data.datasets.base import ReIDDataset, Split, check_files, not_empty
+from reid.data.datasets.base import ReIDDataset, Split, check_files, join_below, not_empty
 from reid.registry import DATASET
 from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
 
@@ -95,18 +95,12 @@ def _read_row(
     path = row["path"]
     if None in row or not path or None in row.values():
         raise DataError(f"{where}: has more or fewer fields than the header, or no path")
-    if (
-        PurePosixPath(path).is_absolute()
-        or PureWindowsPath(path).is_absolute()
-        or ".." in Path(path).parts
-    ):
-        raise DataError(f"{where}: {path!r} leaves the folder; paths are relative to {file.parent}")
     split = row.get("split") or "train"
     if split not in splits:
         raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
     pid = _number(row.get("pid"), UNLABELLED, f"{where}: pid")
     camid = _number(row.get("camid"), UNKNOWN_CAMERA, f"{where}: camid")
-    return split, ImageRecord(str(file.parent / path), pid, camid)
+    return split, ImageRecord(str(join_below(file.parent, path, where)), pid, camid)
 
 
 def _number(text: str | None, empty: int, where: str) -> int:
