@@ -17,7 +17,8 @@ import reid.data.datasets
 import reid.evaluation.evaluators
 import reid.modeling.backbones
 import reid.modeling.heads
-import reid.modeling.losses  # noqa: F401  (importing the parts registers them)
+import reid.modeling.losses
+import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
 from reid.data.datasets.base import ReIDDataset

@@ -8,7 +8,6 @@ from typing import Any, Literal
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from reid.registry import BACKBONE, nearest
 from reid.structures import FeatureTokens
@@ -118,37 +117,3 @@ class TimmBackbone(nn.Module):
         if rows == 0 or count % rows:
             raise ValueError(f"{count} tokens of a {height} x {width} image make no grid")
         return rows, count // rows
-
-
-def resize_position_embedding(
-    embedding: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None
-) -> Tensor:
-    """Position embeddings for another grid, bilinear (align_corners false, no antialias).
-
-    Args:
-        embedding: (1, 1 + n, D), the class token's first.
-        grid: (h, w) to give.
-        source_grid: (h, w) with h * w = n. None: the grid that is two times as high as wide, as in
-            LUPerson checkpoints, three times, or square; no n fits two of these.
-
-    Returns:
-        (1, 1 + h * w, D).
-
-    Raises:
-        ValueError: The n tokens do not make the source grid.
-    """
-    if embedding.ndim != 3 or embedding.shape[0] != 1:
-        raise ValueError(
-            f"expected a position embedding (1, 1 + n, D), got {tuple(embedding.shape)}"
-        )
-    count = embedding.shape[1] - 1
-    if source_grid is None:
-        widths = [(aspect, math.isqrt(count // aspect)) for aspect in (2, 3, 1)]
-        fitting = [(aspect * w, w) for aspect, w in widths if aspect * w * w == count]
-        source_grid = fitting[0] if fitting else (0, 0)
-    if source_grid[0] * source_grid[1] != count or not count:
-        raise ValueError(f"a position embedding of {count} tokens is no grid of 2:1, 3:1 or 1:1")
-    first, patches = embedding[:, :1], embedding[:, 1:]
-    square = patches.transpose(1, 2).reshape(1, -1, *source_grid)
-    resized = F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False)
-    return torch.cat((first, resized.flatten(2).transpose(1, 2).to(embedding.dtype)), 1)

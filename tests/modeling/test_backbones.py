@@ -2,11 +2,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from reid.modeling.backbones import TimmBackbone, resize_position_embedding
+from reid.modeling.backbones import TimmBackbone
 from reid.modeling.heads import BNNeckHead, Neck
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_backbone_weights, save_weights
@@ -89,41 +88,3 @@ def test_neck_of_one_image_uses_running_statistics() -> None:
     found = neck(feature)
     assert torch.equal(neck.running_mean, before)
     torch.testing.assert_close(found, neck.eval()(feature))
-
-
-@pytest.mark.parametrize(("count", "size"), [(128, 16), (192, 24), (196, 14)])
-def test_grid_of_a_position_embedding_is_guessed(count: int, size: int) -> None:
-    columns = count // size
-    rows = torch.arange(float(size))[:, None].expand(size, columns)
-    embedding = torch.cat((torch.tensor([99.0]), rows.reshape(-1)))[None, :, None]
-    same = resize_position_embedding(embedding, (size, columns))
-    torch.testing.assert_close(same, embedding)
-    other = resize_position_embedding(embedding, (size // 2, columns))
-    assert float(other[0, 0]) == 99
-    torch.testing.assert_close(other[0, 1::columns, 0], torch.arange(float(size // 2)) * 2 + 0.5)
-
-
-def test_position_embedding_that_is_no_grid() -> None:
-    with pytest.raises(ValueError, match="of 7 tokens is no grid of 2:1, 3:1 or 1:1"):
-        resize_position_embedding(torch.zeros(1, 8, 4), (4, 2))
-    with pytest.raises(ValueError, match=r"expected a position embedding \(1, 1 \+ n, D\)"):
-        resize_position_embedding(torch.zeros(8, 4), (4, 2))
-
-
-@pytest.mark.oracle
-def test_position_embedding_of_the_authors(oracle_dir: Path) -> None:
-    files = sorted(oracle_dir.glob("position_embedding*.npz"))
-    assert files
-    for path in files:
-        a = {name: torch.from_numpy(np.asarray(value)) for name, value in np.load(path).items()}
-        source = a["pretrained"]
-        width = round(((source.shape[1] - 1) / float(a["pretrained_height_over_width"])) ** 0.5)
-        grid = ((source.shape[1] - 1) // width, width)
-        resized = [name for name in a if name.startswith("resized_")]
-        assert resized
-        for name in resized:
-            height, _, width_text = name.removeprefix("resized_").partition("x")
-            size = (int(height), int(width_text))
-            for given in (grid, None):
-                found = resize_position_embedding(source, size, given)
-                torch.testing.assert_close(found, a[name], atol=1e-5, rtol=0, msg=f"{path} {name}")

@@ -1,0 +1,272 @@
+"""timm's VisionTransformer with a choice of stems, and embeddings of the camera."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid.registry import BACKBONE
+from reid.structures import FeatureTokens
+
+_FOREIGN_CAMERA_EMBED = "sie_embed"
+
+
+class IBN(nn.Module):
+    """InstanceNorm on the first half of the channels, BatchNorm on the second.
+
+    Pan et al., *Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net* (ECCV
+    2018). The names of the two parts are those of all published checkpoints.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self._half = channels // 2
+        self.IN = nn.InstanceNorm2d(self._half, affine=True)
+        self.BN = nn.BatchNorm2d(channels - self._half)
+
+    def forward(self, feature: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        first, second = feature[:, : self._half], feature[:, self._half :]
+        return torch.cat((self.IN(first.contiguous()), self.BN(second.contiguous())), 1)
+
+
+class IBNStem(nn.Module):
+    """Three convolutions and a patch projection, in place of timm's PatchEmbed.
+
+    Luo et al., *Self-Supervised Pre-Training for Transformer-Based Person Re-Identification*
+    (2021), figure 2. The first convolution halves the resolution, so that a patch of P pixels is
+    P / 2 of its steps wide.
+
+    Args:
+        img_size: (H, W) in pixels.
+        patch_size: P in pixels.
+        in_chans: Channels of the image.
+        embed_dim: D.
+        bias: Of the projection.
+        channels: Of the convolutions.
+        **_: What else timm passes to a patch embedding; the stem has no use for it.
+    """
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        patch_size: int,
+        in_chans: int = 3,
+        embed_dim: int = 384,
+        bias: bool = True,
+        channels: int = 64,
+        **_: object,
+    ) -> None:
+        super().__init__()
+        self.grid_size = (img_size[0] // patch_size, img_size[1] // patch_size)
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+        self.conv = nn.Sequential(
+            nn.Conv2d(in_chans, channels, 7, stride=2, padding=3, bias=False),
+            IBN(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            IBN(channels),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(channels, channels, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels),
+            nn.ReLU(inplace=True),
+        )
+        half = patch_size // 2
+        self.proj = nn.Conv2d(channels, embed_dim, half, stride=half, bias=bias)
+        for module in self.conv:
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, h * w, D)."""
+        patches: Tensor = self.proj(self.conv(image))
+        return patches.flatten(2).transpose(1, 2)
+
+
+@BACKBONE.register()
+class ViT(nn.Module):
+    """ViT as person re-identification uses it: two stems, any image size, camera embeddings.
+
+    Dosovitskiy et al., *An Image is Worth 16x16 Words* (ICLR 2021), without registers, its class
+    token being the token of the whole image. The camera embedding (SIE) is one learned vector for
+    each camera, added to every token with the position embedding: He et al., *TransReID* (ICCV
+    2021), section 3.3, equation 4, without viewpoints. An image of a camera that the model does
+    not know, or of an unknown camera (-1), gets the mean of the learned camera embeddings.
+
+    ViT-S/16 is the default; ViT-B/16 has `embed_dim` 768 and 12 heads.
+
+    Args:
+        image_size: (H, W) in pixels.
+        num_cameras: Cameras of the training data.
+        stem: `patches`, one projection of each patch, or `ibn`, convolutions (see `IBNStem`).
+        stem_channels: Of the convolutions of `ibn`; even.
+        embed_dim: D.
+        depth: Transformer layers.
+        num_heads: Attention heads.
+        mlp_ratio: Width of the MLPs in D.
+        patch_size: Pixels; even with the stem `ibn`.
+        drop_path: Rate of stochastic depth at the last layer, growing linearly from 0.
+        camera_embedding: Learn a vector for each camera; none if the data have no cameras.
+        camera_scale: Factor of the camera embedding (lambda_c).
+
+    Attributes:
+        embed_dim: D.
+        grid: (h, w) of the tokens.
+        num_cameras: Cameras that have an embedding; 0 without `camera_embedding`.
+        dataset_specific: Weights that belong to the cameras of a data set; pre-trained ones are not
+            taken over.
+
+    Raises:
+        ValueError: A number is out of its range, or sizes do not fit each other.
+    """
+
+    dataset_specific = ("camera_embed", _FOREIGN_CAMERA_EMBED)
+
+    def __init__(
+        self,
+        image_size: tuple[int, int],
+        num_cameras: int = 0,
+        stem: Literal["patches", "ibn"] = "patches",
+        stem_channels: int = 64,
+        embed_dim: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        patch_size: int = 16,
+        drop_path: float = 0.1,
+        camera_embedding: bool = False,
+        camera_scale: float = 3.0,
+    ) -> None:
+        super().__init__()
+        if num_heads < 1:
+            raise ValueError(f"num_heads: expected 1 or more, got {num_heads}")
+        for name, value, step in (
+            ("patch_size", patch_size, 2 if stem == "ibn" else 1),
+            ("stem_channels", stem_channels, 2),
+            ("embed_dim", embed_dim, num_heads),
+            ("depth", depth, 1),
+        ):
+            if value < step or value % step:
+                raise ValueError(f"{name}: expected a multiple of {step}, got {value}")
+        if min(image_size) < patch_size or any(side % patch_size for side in image_size):
+            nearest = [max(1, round(side / patch_size)) * patch_size for side in image_size]
+            raise ValueError(
+                f"input.size: expected multiples of the patch size {patch_size}, got "
+                f"{list(image_size)}; the nearest is {nearest}"
+            )
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: expected 0 <= drop_path < 1, got {drop_path}")
+        self.embed_dim = embed_dim
+        self.num_cameras = num_cameras if camera_embedding else 0
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self._image_size = image_size
+        self._camera_scale = camera_scale
+        self.net: Any = VisionTransformer(
+            img_size=image_size,
+            patch_size=patch_size,
+            num_classes=0,
+            embed_dim=embed_dim,
+            depth=depth,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path,
+            embed_layer=partial(IBNStem, channels=stem_channels) if stem == "ibn" else PatchEmbed,
+            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        )
+        nn.init.trunc_normal_(self.net.get_parameter("cls_token"), std=0.02)
+        self.camera_embed: nn.Parameter | None = None
+        if self.num_cameras:
+            vectors = nn.init.trunc_normal_(torch.empty(self.num_cameras, 1, embed_dim), std=0.02)
+            self.camera_embed = nn.Parameter(vectors)
+
+    def forward(self, image: Tensor, camid: Tensor) -> FeatureTokens:
+        """Tokens of images (B, 3, H, W) taken by cameras (B,).
+
+        Raises:
+            ValueError: The images are of another size than the network is made for.
+        """
+        if tuple(image.shape[2:]) != self._image_size:
+            raise ValueError(f"expected images of {self._image_size}, got {tuple(image.shape[2:])}")
+        patches = self.net.patch_embed(image)
+        first = self.net.cls_token.expand(len(patches), -1, -1)
+        tokens = torch.cat((first, patches), 1) + self.net.pos_embed
+        if self.camera_embed is not None:
+            tokens = tokens + self._camera_scale * self._embed_cameras(self.camera_embed, camid)
+        return FeatureTokens(self.net.norm(self.net.blocks(tokens)), self.grid)
+
+    def rename_foreign(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Names of LUPerson checkpoints and of the authors' (`base.`) as ours: (known, left)."""
+        ours = self.state_dict().keys() | set(self.dataset_specific)
+        known, left = {}, {}
+        for name, tensor in state.items():
+            plain = name.removeprefix("base.")
+            mine = "camera_embed" if plain == _FOREIGN_CAMERA_EMBED else f"net.{plain}"
+            if mine in ours:
+                known[mine] = tensor
+            else:
+                left[name] = tensor
+        return known, left
+
+    def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
+        """A position embedding of another grid, resized to this one."""
+        if name != "net.pos_embed":
+            return None
+        return resize_position_embedding(tensor, self.grid)
+
+    @staticmethod
+    def count_cameras(state: Mapping[str, Tensor]) -> int:
+        """Cameras that a checkpoint knows; 0 = it has no camera embedding."""
+        for name, tensor in state.items():
+            if name.rpartition(".")[2] in ("camera_embed", _FOREIGN_CAMERA_EMBED):
+                return len(tensor)
+        return 0
+
+    def _embed_cameras(self, camera_embed: Tensor, camid: Tensor) -> Tensor:
+        """(B, 1, D)."""
+        known = (camid >= 0) & (camid < len(camera_embed))
+        own = camera_embed[torch.where(known, camid, 0)]
+        return torch.where(known[:, None, None], own, camera_embed.mean(0))
+
+
+def resize_position_embedding(
+    embedding: Tensor, grid: tuple[int, int], source_grid: tuple[int, int] | None = None
+) -> Tensor:
+    """Position embeddings for another grid, bilinear (align_corners false, no antialias).
+
+    Args:
+        embedding: (1, 1 + n, D), the class token's first.
+        grid: (h, w) to give.
+        source_grid: (h, w) with h * w = n. None: the grid that is two times as high as wide, as in
+            LUPerson checkpoints, three times, or square; no n fits two of these.
+
+    Returns:
+        (1, 1 + h * w, D).
+
+    Raises:
+        ValueError: The n tokens do not make the source grid.
+    """
+    if embedding.ndim != 3 or embedding.shape[0] != 1:
+        raise ValueError(
+            f"expected a position embedding (1, 1 + n, D), got {tuple(embedding.shape)}"
+        )
+    count = embedding.shape[1] - 1
+    if source_grid is None:
+        widths = [(aspect, math.isqrt(count // aspect)) for aspect in (2, 3, 1)]
+        fitting = [(aspect * w, w) for aspect, w in widths if aspect * w * w == count]
+        source_grid = fitting[0] if fitting else (0, 0)
+    if source_grid[0] * source_grid[1] != count or not count:
+        raise ValueError(f"a position embedding of {count} tokens is no grid of 2:1, 3:1 or 1:1")
+    first, patches = embedding[:, :1], embedding[:, 1:]
+    square = patches.transpose(1, 2).reshape(1, -1, *source_grid)
+    resized = F.interpolate(square.float(), size=grid, mode="bilinear", align_corners=False)
+    return torch.cat((first, resized.flatten(2).transpose(1, 2).to(embedding.dtype)), 1)
