@@ -21,7 +21,7 @@ import reid.modeling.losses
 import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
-from reid.data.datasets.base import ReIDDataset
+from reid.data.datasets.base import ReIDDataset, SplitCounts
 from reid.data.loaders import eval_loader, train_loader
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import eval_transform, train_transform
@@ -204,7 +204,9 @@ def build_test_sets(config: Config) -> list[TestSet]:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        sets.append(TestSet(dataset.name, query, gallery, loader, config.test.flip))
+        sets.append(
+            TestSet(dataset.name, query, gallery, loader, config.test.flip, dataset.version)
+        )
     return sets
 
 
@@ -229,7 +231,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     dataset = build_dataset(config.datasets.train, "datasets.train")
     records = dataset.load("train")
     test_sets = build_test_sets(config)
-    log_dataset(dataset.name, records, test_sets)
+    log_dataset(dataset.name, records, test_sets, dataset.version)
     identities = {record.pid for record in records if record.pid >= 0}
     if config.clusterer is None and not identities:
         raise ConfigError(
@@ -342,26 +344,33 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     )
 
 
-def log_dataset(name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet]) -> None:
-    """Logs how many images, identities and cameras each split has."""
-    splits = [(name, "train", train)] if train else []
+def log_dataset(
+    name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet], version: str = ""
+) -> None:
+    """Logs how many images, identities and cameras each split has, and the version found."""
+    splits = [(name, "train", train, version)] if train else []
     for test_set in test_sets:
         splits += [
-            (test_set.name, "query", test_set.query),
-            (test_set.name, "gallery", test_set.gallery),
+            (test_set.name, "query", test_set.query, test_set.version),
+            (test_set.name, "gallery", test_set.gallery, test_set.version),
         ]
-    rows = [
-        [
-            dataset,
-            split,
-            f"{len(records):,}",
-            f"{len({r.pid for r in records if r.pid >= 0}) or 'unlabelled'}",
-            f"{len({r.camid for r in records if r.camid >= 0}) or 'unknown'}",
-        ]
-        for dataset, split, records in splits
-    ]
-    headers = ["dataset", "split", "images", "identities", "cameras"]
-    aligns = ("left", "left", "right", "right", "right")
+    rows = []
+    for dataset, split, records, found in splits:
+        counts = SplitCounts.of(records)
+        rows.append(
+            [
+                dataset,
+                split,
+                f"{counts.images:,}",
+                f"{counts.identities or 'unlabelled'}",
+                f"{counts.cameras or 'unknown'}",
+                found,
+            ]
+        )
+    headers = ["dataset", "split", "images", "identities", "cameras", "version"]
+    aligns = ["left", "left", "right", "right", "right", "left"]
+    if not any(row[-1] for row in rows):  # most datasets have one version only
+        rows, headers, aligns = [row[:-1] for row in rows], headers[:-1], aligns[:-1]
     logger.info("Data\n%s", tabulate(rows, headers=headers, colalign=aligns))
 
 

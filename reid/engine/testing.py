@@ -35,6 +35,7 @@ class TestSet:
         gallery: Images to look in.
         loader: Batches of query and gallery together, in this order, with the test transform.
         flip: Flip-test; see `extract_features`.
+        version: Which of several circulating versions was found; empty where there is one only.
     """
 
     __test__ = False  # not a pytest class
@@ -44,6 +45,7 @@ class TestSet:
     gallery: Sequence[ImageRecord]
     loader: Iterable[Batch]
     flip: bool = False
+    version: str = ""
 
     def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
         """Features of query and gallery."""

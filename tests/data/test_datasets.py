@@ -6,7 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from reid.data.datasets import CSV, MSMT17, DukeMTMCreID, Market1501, SyntheticPersons
+from reid.data.datasets import (
+    CSV,
+    MSMT17,
+    DukeMTMCreID,
+    Market1501,
+    SplitCounts,
+    SyntheticPersons,
+)
 from reid.data.datasets.base import join_below
 from reid.structures import DataError, ImageRecord
 
@@ -44,6 +51,16 @@ def test_market_keeps_distractors_and_junk_apart(root: Path) -> None:
     assert sorted(ids(dataset.load("gallery"))) == [(-1, 0), (0, 2), (1, 0)]
 
 
+def test_counts_leave_out_junk_and_unknown_cameras() -> None:
+    records = [
+        ImageRecord("a", -1, 0),
+        ImageRecord("b", 0, 2),
+        ImageRecord("c", 7, 2),
+        ImageRecord("d", 7, -1),
+    ]
+    assert SplitCounts.of(records) == SplitCounts(identities=2, images=4, cameras=2)
+
+
 def test_duke_names(root: Path) -> None:
     touch(root / "DukeMTMC-reID" / "bounding_box_train", ["0001_c8_f0046182.jpg"])
     assert ids(DukeMTMCreID().load("train")) == [(1, 7)]
@@ -68,11 +85,15 @@ def test_msmt_lists(root: Path, version: str, train: str, test: str) -> None:
     assert ids(dataset.load("train")) == [(0, 0), (3, 14)]
     assert ids(dataset.load("query")) == [(0, 1)]
     assert ids(dataset.load("gallery")) == [(0, 13)]
+    assert dataset.version == version
 
 
 def test_msmt_in_market_folders(root: Path) -> None:
     touch(root / "MSMT17" / "bounding_box_train", ["0000_c15_0001.jpg"])
-    assert ids(MSMT17().load("train")) == [(0, 14)]
+    dataset = MSMT17()
+    assert dataset.version == ""
+    assert ids(dataset.load("train")) == [(0, 14)]
+    assert dataset.version == "MSMT17, in Market-1501's layout"
     with pytest.raises(DataError, match=r"there is no test/, mask_test_v2/ or query/"):
         MSMT17().load("query")
 

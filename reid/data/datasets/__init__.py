@@ -1,6 +1,6 @@
 """The datasets; importing this package registers them."""
 
-from reid.data.datasets.base import ReIDDataset, Split
+from reid.data.datasets.base import ReIDDataset, Split, SplitCounts
 from reid.data.datasets.csv_dataset import CSV
 from reid.data.datasets.dukemtmc import DukeMTMCreID
 from reid.data.datasets.market1501 import Market1501
@@ -14,5 +14,6 @@ __all__ = [
     "Market1501",
     "ReIDDataset",
     "Split",
+    "SplitCounts",
     "SyntheticPersons",
 ]

@@ -6,6 +6,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Literal
 
@@ -21,8 +22,33 @@ MARKET_FOLDERS: Mapping[Split, str] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """How much a split has, counted as `ReIDDataset.load` gives it; None: nobody publishes it.
+
+    Attributes:
+        identities: Different identities from 0; distractors of identity 0 are one of them, junk
+            (-1) is none.
+        images: All of them, with distractors and junk.
+        cameras: Different cameras from 0.
+    """
+
+    identities: int | None = None
+    images: int | None = None
+    cameras: int | None = None
+
+    @classmethod
+    def of(cls, records: Sequence[ImageRecord]) -> SplitCounts:
+        """The counts of images that were found."""
+        return cls(
+            len({record.pid for record in records if record.pid >= 0}),
+            len(records),
+            len({record.camid for record in records if record.camid >= 0}),
+        )
+
+
 class ReIDDataset(ABC):
-    """Images of persons in three splits.
+    """Images of persons, or vehicles, in three splits.
 
     Nothing is read before `load`.
 
@@ -32,9 +58,12 @@ class ReIDDataset(ABC):
     Attributes:
         name: For tables and messages.
         root: Folder of all datasets.
+        version: Which of several circulating versions or layouts `load` has found; empty where
+            there is one only, and before it was looked for.
     """
 
     name: str
+    version: str = ""
 
     def __init__(self, root: str = "") -> None:
         self.root = Path(root or os.environ.get("REID_DATASETS", "datasets"))
@@ -50,6 +79,10 @@ class ReIDDataset(ABC):
     def has_test(self) -> bool:
         """Whether there are query and gallery; the benchmarks have them."""
         return True
+
+    def published(self) -> Mapping[Split, SplitCounts]:
+        """The counts that a paper or an official page states; empty where there are none."""
+        return {}
 
     def find_folder(self, candidates: Sequence[str], layout: str) -> Path:
         """The first of some folders below the root that exists.

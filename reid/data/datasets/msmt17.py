@@ -10,6 +10,7 @@ from reid.data.datasets.base import (
     MARKET_FOLDERS,
     ReIDDataset,
     Split,
+    SplitCounts,
     check_files,
     not_empty,
     scan_market_folder,
@@ -36,7 +37,8 @@ class MSMT17(ReIDDataset):
 
     Training takes list_train.txt and list_val.txt together, as all published results do: 1,041
     identities with 32,621 images; 11,659 queries of 3,060 other identities and a gallery of
-    82,161 images from 15 cameras.
+    82,161 images from 15 cameras. V2 has the images of V1 with faces blurred. The counts are the
+    paper's.
 
     Args:
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
@@ -44,10 +46,19 @@ class MSMT17(ReIDDataset):
 
     name = "MSMT17"
 
+    def published(self) -> Mapping[Split, SplitCounts]:
+        """The counts of the paper; both versions have them."""
+        return {
+            "train": SplitCounts(1041, 32621, 15),
+            "query": SplitCounts(3060, 11659, 15),
+            "gallery": SplitCounts(3060, 82161, 15),
+        }
+
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of the lists, or of the names where there is none."""
         folder = self.find_folder(("MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17"), _LAYOUT)
         if (folder / MARKET_FOLDERS[split]).is_dir():
+            self.version = f"{folder.name}, in Market-1501's layout"
             return scan_market_folder(folder / MARKET_FOLDERS[split], _LAYOUT)
         part = "train" if split == "train" else "test"
         images = next(
@@ -58,6 +69,7 @@ class MSMT17(ReIDDataset):
                 f"{folder}: there is no {part}/, mask_{part}_v2/ or {MARKET_FOLDERS[split]}/; "
                 f"expected layout: {_LAYOUT}"
             )
+        self.version = "MSMT17_V1" if images.name == part else "MSMT17_V2"
         records = [record for name in _LISTS[split] for record in _read_list(folder / name, images)]
         return not_empty(records, folder / _LISTS[split][0], _LAYOUT)
 
