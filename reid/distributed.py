@@ -71,6 +71,16 @@ def broadcast_object(value: T | None) -> T:
     return values[0]  # type: ignore[return-value]
 
 
+def broadcast_rows(rows: Tensor) -> Tensor:
+    """The main process's `rows`, on every process; elsewhere only their shape and type count."""
+    if not is_distributed():
+        return rows
+    through_gpu = dist.get_backend() == "nccl"
+    sent = rows.cuda() if through_gpu else rows
+    dist.broadcast(sent, src=0)
+    return sent.to(rows.device)
+
+
 def gather_objects(value: T) -> list[T]:
     """Every process's `value` in rank order, on every process."""
     if not is_distributed():

@@ -17,9 +17,9 @@ from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
-from reid import distributed, neighbors
+from reid import distributed
 from reid.clustering import Clusterer, ClusteringError, JaccardDBSCAN, KMeans
-from reid.neighbors import nearest_neighbors, run_on_main
+from reid.neighbors import exact, nearest_neighbors, processes, run_on_main
 from reid.structures import FeatureSet
 
 COUNTS = (301, 2, 1)
@@ -85,7 +85,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
         error_of(lambda: nearest_neighbors(features.global_feat, 41)),
         error_of(lambda: KMeans(50)(features)),
     ]
-    alone, searched = neighbors._neighbors_of, []
+    alone, searched = processes.neighbors_of, []
 
     def search(task: Any, first: int, last: int, progress: Any) -> Any:
         searched.append((first, last))
@@ -93,9 +93,9 @@ def process(rank: int, world_size: int, folder: str) -> None:
             raise MemoryError("too much")
         return alone(task, first, last, progress)
 
-    neighbors._neighbors_of = search
+    processes.neighbors_of = search
     errors.append(error_of(lambda: nearest_neighbors(features.global_feat, 5)))
-    neighbors._neighbors_of = alone
+    processes.neighbors_of = alone
     torch.save(
         {"results": results(), "errors": errors, "searched": searched}, f"{folder}/{rank}.pt"
     )
@@ -126,11 +126,11 @@ def test_processes_find_what_one_finds(world_size: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize("half", [False, True])
 def test_part_of_the_rows(half: bool) -> None:
     rows = feature_set(301).global_feat.numpy()
-    task = neighbors._Task(rows, 7, 40, half, "cpu")
-    whole = neighbors._neighbors_of(task, 0, 301, None)
+    task = exact.SearchTask(rows, 7, 40, half, "cpu")
+    whole = exact.neighbors_of(task, 0, 301, None)
     for first, last in ((0, 100), (100, 200), (17, 18), (250, 301), (9, 9)):
         done = [(0, 0)]
-        part = neighbors._neighbors_of(
+        part = exact.neighbors_of(
             task, first, last, lambda count, total, done=done: done.append((count, total))
         )
         assert np.array_equal(part, whole[first:last])
@@ -152,7 +152,7 @@ print("finished", flush=True)
 def test_ctrl_c_ends_the_search() -> None:
     with subprocess.Popen(
         [sys.executable, "-c", WORK],
-        cwd=Path(neighbors.__file__).parents[1],
+        cwd=Path(exact.__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -10,9 +10,10 @@ import torch
 from sklearn.cluster import DBSCAN
 from torch.nn import functional as F
 
-from reid import neighbors
 from reid.neighbors import (
+    TIE_TOLERANCE,
     dbscan,
+    exact,
     farthest_distances,
     half_length,
     jaccard_distance,
@@ -159,7 +160,7 @@ def test_same_bits_for_any_block_size_and_threads() -> None:
 @pytest.mark.parametrize("min_samples", [1, 2, 4, 9])
 def test_dbscan_gives_the_labels_of_scikit_learn(eps: float, min_samples: int) -> None:
     distances = jaccard_distance(clustered_features(500, 40, noise=0.9), k1=15)
-    expected = DBSCAN(eps=eps + neighbors.TIE_TOLERANCE, min_samples=min_samples,
+    expected = DBSCAN(eps=eps + TIE_TOLERANCE, min_samples=min_samples,
                       metric="precomputed").fit_predict(dense(distances).astype(float))  # fmt: skip
     found = dbscan(distances, eps, min_samples)
     assert np.array_equal(found, expected)
@@ -233,12 +234,12 @@ def test_candidates_of_torch_give_the_exact_lists(
 
     def search(tensor: torch.Tensor, norms: np.ndarray, *rest: object) -> None:
         calls.append(tensor.dtype)
-        neighbors._search_on_gpu(tensor, torch.from_numpy(norms), *rest)  # type: ignore[arg-type]
+        exact._search_on_gpu(tensor, torch.from_numpy(norms), *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(neighbors, "_search", search)
-    monkeypatch.setattr(neighbors, "_GPU_COLUMNS", 70)
-    task = neighbors._Task(features.numpy(), 12, 64, half, "cpu")
-    found = neighbors._neighbors_of(task, first, last, None)
+    monkeypatch.setattr(exact, "_search", search)
+    monkeypatch.setattr(exact, "_GPU_COLUMNS", 70)
+    task = exact.SearchTask(features.numpy(), 12, 64, half, "cpu")
+    found = exact.neighbors_of(task, first, last, None)
     assert calls == [torch.bfloat16 if half else torch.float32]
     np.testing.assert_array_equal(found, plain_neighbors(features, 12)[first:last])
 

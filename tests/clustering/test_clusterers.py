@@ -19,10 +19,10 @@ from reid.clustering import (
     Infomap,
     JaccardDBSCAN,
     KMeans,
-    _joined_graph,
     cluster_statistics,
     cluster_warning,
 )
+from reid.clustering.hdbscan import _joined_graph
 from reid.neighbors import jaccard_distance
 from reid.registry import ConfigError
 from reid.structures import FeatureSet, PseudoLabels

@@ -1,0 +1,23 @@
+"""Clusterers: features become pseudo-labels."""
+
+from reid.clustering.agglomerative import Agglomerative
+from reid.clustering.base import Clusterer, ClusteringError, FeatureClusterer, Outliers
+from reid.clustering.dbscan import JaccardDBSCAN
+from reid.clustering.hdbscan import HDBSCAN
+from reid.clustering.health import cluster_statistics, cluster_warning
+from reid.clustering.infomap import Infomap
+from reid.clustering.kmeans import KMeans
+
+__all__ = [
+    "HDBSCAN",
+    "Agglomerative",
+    "Clusterer",
+    "ClusteringError",
+    "FeatureClusterer",
+    "Infomap",
+    "JaccardDBSCAN",
+    "KMeans",
+    "Outliers",
+    "cluster_statistics",
+    "cluster_warning",
+]

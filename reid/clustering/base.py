@@ -1,0 +1,166 @@
+"""What a clusterer is, and what all of them share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, Protocol
+
+import numpy as np
+import scipy.sparse
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
+
+Outliers = Literal["drop", "nearest", "singleton"]
+
+
+class ClusteringError(ValueError):
+    """The features give no usable clusters; says what to change."""
+
+
+class Clusterer(Protocol):
+    """What is registered in CLUSTERER."""
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images, on the CPU.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+
+
+class FeatureClusterer(ABC):
+    """What the clusterers here share: what becomes of outliers, and the error if all are.
+
+    Args:
+        outliers: `drop`: they are not trained on. `nearest`: each joins the cluster whose mean
+            feature is most similar. `singleton`: each is a cluster of its own.
+
+    Raises:
+        ValueError: The word is none of these.
+    """
+
+    def __init__(self, outliers: Outliers) -> None:
+        if outliers not in ("drop", "nearest", "singleton"):
+            raise ValueError(f"outliers: expected drop, nearest or singleton, got {outliers!r}")
+        self._outliers = outliers
+
+    @abstractmethod
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters of unit features (N, D), -1 = outlier."""
+
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters of a graph of distances (see `graph_clusters`), -1 = outlier.
+
+        Raises:
+            ValueError: This clusterer needs features, as one that averages them does.
+        """
+        raise ValueError(
+            f"{type(self).__name__} needs features, not a graph of {distances.shape[0]} images; "
+            "use JaccardDBSCAN, HDBSCAN, Agglomerative or Infomap"
+        )
+
+    @abstractmethod
+    def advice(self) -> str:
+        """Why there may be no cluster, and what to change."""
+
+    def graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters of a ready graph, -1 = outlier, after outliers were dealt with.
+
+        `nearest` has no mean features here: an outlier joins the cluster of the nearest clustered
+        image that the graph stores for it, and stays an outlier where there is none.
+
+        Args:
+            distances: (N, N) symmetric CSR of distances from 0 to 1, such as `jaccard_distance`
+                gives; zeros count as stored, what is not stored is 1.
+
+        Raises:
+            ClusteringError: There is no cluster.
+            ValueError: The graph is not such a matrix, or this clusterer needs features.
+        """
+        _check_graph(distances)
+        found = self._with_clusters(self.find_graph_clusters(distances))
+        if self._outliers == "singleton":
+            _number_outliers(found)
+        elif self._outliers == "nearest":
+            before = found.clone()
+            for i in (before == OUTLIER).nonzero()[:, 0].tolist():
+                row = slice(distances.indptr[i], distances.indptr[i + 1])
+                others = torch.from_numpy(distances.indices[row]).long()
+                near = torch.from_numpy(distances.data[row])
+                near = near.masked_fill(before[others] == OUTLIER, torch.inf)
+                if len(near) and bool(near.min() < torch.inf):
+                    found[i] = before[others[near.argmin()]]
+        return found
+
+    def _with_clusters(self, found: Tensor) -> Tensor:
+        if not bool((found != OUTLIER).any()):
+            raise ClusteringError(f"no cluster among {len(found)} images: {self.advice()}")
+        return found
+
+    def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:
+        """(N,) clusters, -1 = outlier, after outliers were dealt with.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        feature = features.global_feat.detach().float()
+        found = self._with_clusters(self.find_clusters(feature, progress).cpu())
+        kept = found != OUTLIER
+        if self._outliers == "singleton":
+            _number_outliers(found)
+        elif self._outliers == "nearest" and not bool(kept.all()):
+            feature = feature.cpu()
+            numbers, dense = torch.unique(found[kept], return_inverse=True)
+            means = torch.zeros(len(numbers), feature.shape[1]).index_add_(0, dense, feature[kept])
+            means = F.normalize(means, dim=1)
+            lost = (~kept).nonzero()[:, 0]
+            for start in range(0, len(lost), 4096):
+                part = lost[start : start + 4096]
+                found[part] = numbers[(feature[part] @ means.T).argmax(1)]
+        return found
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images, on the CPU.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        return PseudoLabels.from_clusters(self.clusters(features, progress))
+
+
+def _check_graph(distances: scipy.sparse.csr_matrix) -> None:
+    """Raises ValueError where `graph_clusters` cannot take the graph."""
+    if not scipy.sparse.issparse(distances) or distances.format != "csr":
+        raise ValueError(f"distances: expected a CSR matrix, got {type(distances).__name__}")
+    rows, columns = distances.shape
+    if rows != columns or not rows:
+        raise ValueError(f"distances: expected (N, N) with N > 0, got {distances.shape}")
+    data = distances.data
+    if len(data) and not (np.isfinite(data).all() and data.min() >= 0 and data.max() <= 1):
+        raise ValueError("distances: expected numbers from 0 to 1")
+    other = distances.T.tocsr()
+    own = distances if distances.has_sorted_indices else distances.sorted_indices()
+    other.sort_indices()
+    if not all(np.array_equal(getattr(own, x), getattr(other, x)) for x in ("indices", "data")):
+        raise ValueError("distances: expected a symmetric matrix")
+
+
+def _number_outliers(found: Tensor) -> None:
+    """Makes a cluster of its own of each outlier, in place."""
+    lost = found == OUTLIER
+    first = int(found.max()) + 1
+    found[lost] = torch.arange(first, first + int(lost.sum()))
+
+
+def at_least_one(**numbers: int) -> None:
+    """Checks options by name.
+
+    Raises:
+        ValueError: One is below 1.
+    """
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected 1 or more, got {value}")

@@ -1,0 +1,99 @@
+"""Whether an epoch's clusters are any good."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.metrics import (
+    adjusted_rand_score,
+    normalized_mutual_info_score,
+    silhouette_score,
+)
+from torch import Tensor
+
+from reid.structures import OUTLIER, UNLABELLED, FeatureSet, PseudoLabels
+
+_SILHOUETTE_SAMPLE = 2000
+
+
+def cluster_statistics(
+    labels: PseudoLabels,
+    pids: Tensor,
+    features: FeatureSet | None = None,
+    last_clusters: Tensor | None = None,
+) -> dict[str, float]:
+    """Numbers that tell whether an epoch's labels are any good.
+
+    Args:
+        labels: Of N images.
+        pids: (N,) identities for comparison, -1 = unknown.
+        features: Of the N images.
+        last_clusters: (N,) clusters of the last epoch, -1 = outlier.
+
+    Returns:
+        `clusters`, `proxies`, `outliers`, `images/cluster`, `largest` (images in the largest
+        cluster) and `cross-camera` (share of the clusters that have several cameras; 0 where
+        clusters are not split by camera). With features, `silhouette` of a sample of at most 2,000
+        clustered images (Rousseeuw 1987). With the last clusters, `agreement`: the adjusted Rand
+        index over the images clustered in both. Over the clustered images whose identity is known,
+        if there are any, `purity`: the share that has its cluster's most frequent identity, `ARI`:
+        the adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
+    """
+    cluster, pids = labels.cluster.cpu(), pids.cpu()
+    kept = cluster != OUTLIER
+    sizes = torch.bincount(cluster[kept], minlength=1)
+    cameras = torch.bincount(labels.proxy_to_cluster.cpu(), minlength=1)
+    numbers: dict[str, float] = {
+        "clusters": labels.num_clusters,
+        "proxies": labels.num_proxies,
+        "outliers": labels.num_outliers,
+        "images/cluster": int(kept.sum()) / max(labels.num_clusters, 1),
+        "largest": int(sizes.max()),
+        "cross-camera": int((cameras > 1).sum()) / max(labels.num_clusters, 1),
+    }
+    if features is not None:
+        sample = kept.nonzero()[:, 0]
+        generator = torch.Generator().manual_seed(0)
+        sample = sample[torch.randperm(len(sample), generator=generator)[:_SILHOUETTE_SAMPLE]]
+        chosen = cluster[sample].numpy()
+        if 1 < len(np.unique(chosen)) < len(chosen):
+            rows = features.global_feat[sample.to(features.global_feat.device)]
+            numbers["silhouette"] = float(silhouette_score(rows.cpu().numpy(), chosen))
+    if last_clusters is not None and len(last_clusters) == len(labels):
+        before = last_clusters.cpu()
+        both = kept & (before != OUTLIER)
+        if bool(both.any()):
+            numbers["agreement"] = _rand(before[both], cluster[both])
+    known = kept & (pids != UNLABELLED)
+    if bool(known.any()):
+        pairs, counts = torch.unique(
+            torch.stack((cluster[known], pids[known])), dim=1, return_counts=True
+        )
+        largest = torch.zeros(labels.num_clusters, dtype=counts.dtype)
+        largest.scatter_reduce_(0, pairs[0], counts, "amax")
+        numbers["purity"] = int(largest.sum()) / int(known.sum())
+        numbers["ARI"] = _rand(pids[known], cluster[known])
+        numbers["NMI"] = float(
+            normalized_mutual_info_score(pids[known].numpy(), cluster[known].numpy())
+        )
+    return numbers
+
+
+def cluster_warning(numbers: dict[str, float], count: int) -> str | None:
+    """What to change where the statistics of `count` images look ill, or None."""
+    if numbers["outliers"] > 0.9 * count:
+        return (
+            f"{numbers['outliers']:,.0f} of {count:,} images are outliers: raise clusterer.eps or "
+            "lower clusterer.min_samples; if that does not help, the weights that training starts "
+            "from are too weak (model.backbone_weights)"
+        )
+    if numbers["largest"] > count / 3:
+        return (
+            f"one cluster holds {numbers['largest']:,.0f} of {count:,} images: lower clusterer.eps "
+            "or solver.base_lr; clusters that follow cameras instead of persons look the same"
+        )
+    return None
+
+
+def _rand(one: Tensor, other: Tensor) -> float:
+    return float(adjusted_rand_score(one.numpy(), other.numpy()))

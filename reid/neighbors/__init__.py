@@ -1,0 +1,50 @@
+"""Exact nearest neighbours and the sparse k-reciprocal Jaccard distance.
+
+No N x N matrix is built: scores are computed in square blocks, each pair of blocks once, and only
+the best candidates of each row are kept. Candidates are found in half precision (bfloat16) where
+the CPU multiplies it faster, otherwise in single precision, and are then scored again in double
+precision in a fixed order of operations. A rounding bound tells for each row whether a neighbour
+could have been missed; such rows are searched again in the next higher precision. So the result is
+exact, and the same for any block size, number of threads and machine.
+
+k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person
+Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsupervised
+re-identification has used since Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020).
+"""
+
+from reid.neighbors.dbscan import TIE_TOLERANCE, dbscan
+from reid.neighbors.exact import fast_bfloat16
+from reid.neighbors.jaccard import (
+    encode_neighbors,
+    half_length,
+    jaccard_distance,
+    jaccard_memory_mb,
+    jaccard_of_rows,
+)
+from reid.neighbors.kernels import Labels, all_finite
+from reid.neighbors.processes import SearchError, run_on_main
+from reid.neighbors.search import (
+    Search,
+    approximate_neighbors,
+    farthest_distances,
+    nearest_neighbors,
+)
+
+__all__ = [
+    "TIE_TOLERANCE",
+    "Labels",
+    "Search",
+    "SearchError",
+    "all_finite",
+    "approximate_neighbors",
+    "dbscan",
+    "encode_neighbors",
+    "farthest_distances",
+    "fast_bfloat16",
+    "half_length",
+    "jaccard_distance",
+    "jaccard_memory_mb",
+    "jaccard_of_rows",
+    "nearest_neighbors",
+    "run_on_main",
+]

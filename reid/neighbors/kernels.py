@@ -1,0 +1,214 @@
+"""Compiled loops of the exact search, and the types of its arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numba import njit, prange
+from torch import Tensor
+
+Floats = npt.NDArray[np.float32]
+Doubles = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int32]
+Offsets = npt.NDArray[np.int64]
+Labels = npt.NDArray[np.int64]
+_CHUNK = 64
+_NO_NANS = {"nnan", "nsz"}
+
+
+def as_rows(features: Tensor) -> Floats:
+    """(N, D) features as an array of single precision.
+
+    Raises:
+        ValueError: They have another shape, there is none, or a number is not finite.
+    """
+    if features.ndim != 2 or not len(features) or not features.shape[1]:
+        raise ValueError(f"features: expected (N, D) with N, D > 0, got {tuple(features.shape)}")
+    rows: Floats = np.ascontiguousarray(features.detach().float().cpu().numpy())
+    if not all_finite(rows):
+        raise ValueError("features: expected finite numbers, got NaN or infinity")
+    return rows
+
+
+@njit(cache=True)
+def _insert(value: float, item: int, scores: npt.NDArray[Any], index: Indices) -> None:
+    """Puts an item into a list that is sorted by score, then index, in place of its last."""
+    place = len(scores) - 1
+    while place > 0 and (
+        scores[place - 1] < value or (scores[place - 1] == value and index[place - 1] > item)
+    ):
+        scores[place] = scores[place - 1]
+        index[place] = index[place - 1]
+        place -= 1
+    scores[place] = value
+    index[place] = item
+
+
+@njit(cache=True)
+def _replace_worst(value: float, item: int, scores: Floats, index: Indices) -> None:
+    """Puts an item into a heap, whose worst item is at its root, in place of that one."""
+    place = 0
+    while True:
+        child = 2 * place + 1
+        if child >= len(scores):
+            break
+        if child + 1 < len(scores) and scores[child + 1] < scores[child]:
+            child += 1
+        if scores[child] >= value:
+            break
+        scores[place] = scores[child]
+        index[place] = index[child]
+        place = child
+    scores[place] = value
+    index[place] = item
+
+
+@njit(parallel=True, cache=True, fastmath=_NO_NANS)
+def take_rows(
+    products: Floats,
+    half_norms: Floats,
+    left: int,
+    right: int,
+    scores: Floats,
+    index: Indices,
+) -> None:
+    """Takes x.y - y.y / 2 of a block as candidates of the x, whose heaps start at `left`."""
+    height, width = products.shape
+    for r in prange(height):
+        i = left + r
+        threshold = scores[i, 0]
+        for start in range(0, width, _CHUNK):
+            product = products[r, start : start + _CHUNK]
+            norm = half_norms[right + start : right + start + len(product)]
+            hits = np.int32(0)  # counting without a branch is what the CPU does 16 at a time
+            for c in range(len(product)):
+                hits += np.int32(product[c] - norm[c] > threshold)
+            if hits:
+                for c in range(len(product)):
+                    score = product[c] - norm[c]
+                    if score > threshold:
+                        _replace_worst(score, right + start + c, scores[i], index[i])
+                        threshold = scores[i, 0]
+
+
+@njit(parallel=True, cache=True, fastmath=_NO_NANS)
+def take_columns(
+    products: Floats,
+    half_norms: Floats,
+    left: int,
+    right: int,
+    scores: Floats,
+    index: Indices,
+) -> None:
+    """Takes x.y - x.x / 2 of a block as candidates of the y, whose heaps start at `right`."""
+    height, width = products.shape
+    for chunk in prange((width + _CHUNK - 1) // _CHUNK):
+        start = chunk * _CHUNK
+        first = right + start
+        threshold = scores[first : first + min(_CHUNK, width - start), 0].copy()
+        for r in range(height):
+            norm = half_norms[left + r]
+            product = products[r, start : start + _CHUNK]
+            hits = np.int32(0)
+            for c in range(len(threshold)):
+                hits += np.int32(product[c] - norm > threshold[c])
+            if hits:
+                for c in range(len(threshold)):
+                    score = product[c] - norm
+                    if score > threshold[c]:
+                        _replace_worst(score, left + r, scores[first + c], index[first + c])
+                        threshold[c] = scores[first + c, 0]
+
+
+@njit(cache=True)
+def dot(one: Floats, other: Floats) -> float:
+    """Inner product in double precision, in the same order of additions on every machine.
+
+    The product of two single-precision numbers is exact in double precision, so that fused
+    multiply-adds make no difference.
+    """
+    dim = len(one)
+    whole = dim - dim % 8
+    a = b = c = d = e = f = g = h = 0.0
+    for x in range(0, whole, 8):
+        a += np.float64(one[x]) * np.float64(other[x])
+        b += np.float64(one[x + 1]) * np.float64(other[x + 1])
+        c += np.float64(one[x + 2]) * np.float64(other[x + 2])
+        d += np.float64(one[x + 3]) * np.float64(other[x + 3])
+        e += np.float64(one[x + 4]) * np.float64(other[x + 4])
+        f += np.float64(one[x + 5]) * np.float64(other[x + 5])
+        g += np.float64(one[x + 6]) * np.float64(other[x + 6])
+        h += np.float64(one[x + 7]) * np.float64(other[x + 7])
+    for x in range(whole, dim):
+        a += np.float64(one[x]) * np.float64(other[x])
+    return ((a + e) + (c + g)) + ((b + f) + (d + h))
+
+
+@njit(parallel=True, cache=True)
+def half_squared_norms(rows: Floats) -> Doubles:
+    """(N,) halves of the squared lengths."""
+    norms = np.empty(len(rows), np.float64)
+    for i in prange(len(rows)):
+        norms[i] = 0.5 * dot(rows[i], rows[i])
+    return norms
+
+
+@njit(parallel=True, cache=True)
+def rescore(
+    rows: Floats,
+    half_norms: Doubles,
+    which: Indices,
+    scores: Floats,
+    index: Indices,
+    k: int,
+    bound: float,
+) -> tuple[Indices, npt.NDArray[np.bool_]]:
+    """The k best candidates of the rows `which`, and whether one could have been missed."""
+    count, kept = len(rows), scores.shape[1]
+    found = np.empty((len(which), k), np.int32)
+    doubtful = np.zeros(len(which), np.bool_)
+    for number in prange(len(which)):
+        i = which[number]
+        best = np.full(k, -np.inf, np.float64)
+        best_index = np.full(k, count, np.int32)
+        # What lies lower by more than both errors cannot be among the k best.
+        enough = np.sort(scores[number])[kept - k] - 2 * bound
+        for place in range(kept):
+            j = index[number, place]
+            if scores[number, place] < enough and j != i:
+                continue
+            score = np.inf if j == i else dot(rows[i], rows[j]) - half_norms[j]
+            if score > best[k - 1] or (score == best[k - 1] and j < best_index[k - 1]):
+                _insert(score, j, best, best_index)
+        found[number] = best_index
+        missed = best[0] != np.inf or best[k - 1] <= scores[number, 0] + bound
+        doubtful[number] = missed and kept < count
+    return found, doubtful
+
+
+@njit(parallel=True, cache=True)
+def search_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: Indices) -> None:
+    """The same for some rows, with every score in double precision."""
+    count, k = len(rows), found.shape[1]
+    for number in prange(len(which)):
+        i = which[number]
+        scores = np.full(k, -np.inf, np.float64)
+        index = np.full(k, -1, np.int32)
+        for j in range(count):
+            score = np.inf if j == i else dot(rows[i], rows[j]) - half_norms[j]
+            if score > scores[k - 1]:
+                _insert(score, j, scores, index)
+        found[number] = index
+
+
+@njit(parallel=True, cache=True)
+def all_finite(rows: Floats) -> bool:
+    """Whether there is neither NaN nor infinity, without a mask of the size of the rows."""
+    bad = 0
+    for i in prange(len(rows)):
+        for value in rows[i]:
+            if not np.isfinite(value):
+                bad += 1
+    return bad == 0

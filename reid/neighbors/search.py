@@ -1,0 +1,129 @@
+"""Nearest neighbours: the exact ones, and approximate ones through FAISS."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid.neighbors.exact import (
+    BLOCK_SIZE,
+    MARGIN,
+    SearchTask,
+    neighbors_of,
+    search_all_exactly,
+)
+from reid.neighbors.kernels import Floats, Indices, as_rows, half_squared_norms, rescore
+from reid.neighbors.processes import helped, search_together
+from reid.structures import ProgressBar
+
+Search = Literal["exact", "ivf", "hnsw"]
+
+
+def nearest_neighbors(
+    features: Tensor,
+    k: int,
+    *,
+    block_size: int = BLOCK_SIZE,
+    half_precision: bool | None = None,
+    progress: ProgressBar | None = None,
+) -> Indices:
+    """Exact nearest neighbours of N vectors among themselves, by Euclidean distance.
+
+    Args:
+        features: (N, D), finite; need not be of unit length. On a CUDA device candidates are
+            found there, and scored again on the CPU: the result is the same.
+        k: Length of the lists, the vector itself included; at most N.
+        block_size: Rows in a block of scores; does not change the result.
+        half_precision: Look for candidates in bfloat16. None: where the device has instructions
+            for it. Does not change the result.
+        progress: Called with (images' worth of pairs done, N).
+
+    Returns:
+        (N, k) int32, nearest first. The vector itself is in first place; equal distances are
+        ordered by index.
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
+    rows = as_rows(features)
+    count = len(rows)
+    if not 1 <= k <= count:
+        raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
+    if block_size < 1:
+        raise ValueError(f"block_size: expected 1 or more, got {block_size}")
+    task = SearchTask(rows, k, block_size, half_precision, features.device.type)
+    if not helped.get():
+        return neighbors_of(task, 0, count, progress)
+    return search_together(task, progress)
+
+
+def farthest_distances(features: Tensor, *, block_size: int = BLOCK_SIZE) -> Floats:
+    """(N,) largest squared Euclidean distance from each vector to any other, single precision.
+
+    Raises:
+        ValueError: A feature is not finite.
+    """
+    rows = as_rows(features)
+    norms = (2 * half_squared_norms(rows)).astype(np.float32)
+    tensor, squares = torch.from_numpy(rows), torch.from_numpy(norms)
+    largest = torch.zeros(len(rows))
+    for start in range(0, len(rows), block_size):
+        one = slice(start, start + block_size)
+        for other_start in range(start, len(rows), block_size):
+            other = slice(other_start, other_start + block_size)
+            block = torch.addmm(squares[other], tensor[one], tensor[other].T, alpha=-2)
+            block += squares[one, None]
+            largest[one] = torch.maximum(largest[one], block.amax(1))
+            largest[other] = torch.maximum(largest[other], block.amax(0))
+    found: Floats = largest.numpy()
+    return found
+
+
+def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
+    """Nearest neighbours through FAISS, some of them missed (Johnson et al. 2019).
+
+    For more vectors than the exact search can take, some millions. Missed neighbours cost clusters:
+    at 130,000 points an inverted file with a recall of 0.74 left an adjusted Rand index of 0.44.
+
+    Args:
+        features: (N, D), finite.
+        k: Length of the lists, the vector itself included; at most N.
+        search: `ivf`: an inverted file of 4 sqrt(N) lists, a sixteenth of which is looked through;
+            `hnsw`: a navigable small world graph with 32 links (Malkov & Yashunin 2018).
+
+    Returns:
+        (N, k) int32, in the order of `nearest_neighbors`.
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
+    rows = as_rows(features)
+    count, dim = rows.shape
+    if not 1 <= k <= count:
+        raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
+    index: Any
+    if search == "ivf":
+        lists = max(1, min(round(4 * count**0.5), count // 39))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
+        index.train(rows[:: max(1, count // (256 * lists))])
+        index.nprobe = max(1, lists // 16)
+    elif search == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, 32)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 100, max(100, 2 * k)
+    else:
+        raise ValueError(f"search: expected exact, ivf or hnsw, got {search!r}")
+    index.add(rows)
+    _, found = index.search(rows, min(k + MARGIN, count))
+    everyone = np.arange(count, dtype=np.int32)
+    without_itself = ~(found == everyone[:, None]).any(1)
+    found[without_itself, -1] = everyone[without_itself]
+    half_norms = half_squared_norms(rows)
+    scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
+    neighbors, _ = rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0)
+    too_few = (found < 0).any(1)
+    neighbors[too_few] = search_all_exactly(rows, half_norms, everyone[too_few], k)
+    return neighbors
