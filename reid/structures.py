@@ -76,7 +76,8 @@ class Embeddings(NamedTuple):
     """What a model gives for a batch.
 
     Attributes:
-        global_feat: L2-normalised features of the whole image (B, D).
+        global_feat: L2-normalised features of the whole image (B, D), which are compared in tests
+            and in clustering.
         part_feats: L2-normalised features of K parts (B, K, D); K may be 0.
         pre_neck: The global feature before the neck's BatchNorm (B, D), not normalised: what
             metric losses such as the triplet loss take.

@@ -26,7 +26,8 @@ class TimmBackbone(nn.Module):
         pretrained: Load timm's own weights, which needs the network once.
         pool: Pooling of a convolutional map: `avg`, `max`, or `gem`, the generalised mean with a
             learnable exponent (Radenovic et al., TPAMI 2019).
-        last_stride: 1 keeps the resolution in a ResNet's last stage (Luo et al., CVPRW 2019).
+        last_stride: 1 keeps the resolution in a ResNet's last stage (Luo et al., CVPRW 2019);
+            its convolutions are not dilated.
         drop_path: Rate of stochastic depth.
 
     Raises:
@@ -66,6 +67,8 @@ class TimmBackbone(nn.Module):
             ) from error
         except TypeError as error:
             raise ValueError(f"model: {model!r} does not take an option: {error}") from error
+        if last_stride == 1:
+            _undo_dilation(net)
         self.embed_dim = int(net.num_features)
         self.net: nn.Module = net
         self._pool = pool
@@ -117,3 +120,11 @@ class TimmBackbone(nn.Module):
         if rows == 0 or count % rows:
             raise ValueError(f"{count} tokens of a {height} x {width} image make no grid")
         return rows, count // rows
+
+
+def _undo_dilation(net: nn.Module) -> None:
+    """Takes away the dilation that timm puts in place of a stride; the baselines have none."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
+            module.dilation = (1, 1)
+            module.padding = tuple(side // 2 for side in module.kernel_size)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,10 +49,15 @@ class BNNeckHead(nn.Module):
 
     Args:
         backbone: Its `embed_dim` is D.
+        neck_feature: The embedding is the feature `after` the neck (BoT), or `before` it (as
+            TransReID's configurations have it).
     """
 
-    def __init__(self, backbone: nn.Module) -> None:
+    def __init__(
+        self, backbone: nn.Module, neck_feature: Literal["before", "after"] = "after"
+    ) -> None:
         super().__init__()
+        self._neck_feature = neck_feature
         self.embed_dim = int(backbone.embed_dim)  # type: ignore[arg-type]
         self.num_parts = 0
         self.neck = Neck(self.embed_dim)
@@ -59,4 +67,17 @@ class BNNeckHead(nn.Module):
         pooled = features.tokens[:, 0]
         after = self.neck(pooled)
         parts = after.new_zeros((len(after), 0, self.embed_dim))
-        return Embeddings(normalize(after), parts, pooled.float(), after)
+        chosen = after if self._neck_feature == "after" else pooled
+        return Embeddings(normalize(chosen), parts, pooled.float(), after)
+
+    def rename_foreign(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The neck of TransReID's and TransReID-SSL's checkpoints as ours: (known, left)."""
+        foreign = "bottleneck."
+        known = {
+            f"neck.{name.removeprefix(foreign)}": tensor
+            for name, tensor in state.items()
+            if name.startswith(foreign)
+        }
+        return known, {n: tensor for n, tensor in state.items() if not n.startswith(foreign)}

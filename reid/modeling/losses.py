@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -94,11 +95,12 @@ class CrossEntropy(Loss):
         embed_dim: D.
         num_classes: Identities of the training set.
         smoothing: Share of the target that is spread over the classes (label smoothing).
-        smooth_true_class: Spread it over all C classes (Szegedy et al. 2016; Luo et al. 2019);
-            otherwise over the C - 1 others, as fast-reid does.
+        smooth_true_class: Spread it over all C classes (Szegedy et al. 2016; Luo et al. 2019;
+            TransReID-SSL); otherwise over the C - 1 others, as fast-reid does.
+        init_std: Of the classifier's normal weights at the start.
 
     Raises:
-        ValueError: There is no class, or `smoothing` is not in [0, 1).
+        ValueError: There is no class, `smoothing` is not in [0, 1), or `init_std` is not above 0.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class CrossEntropy(Loss):
         num_classes: int,
         smoothing: float = 0.0,
         smooth_true_class: bool = True,
+        init_std: float = 0.001,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -116,10 +119,12 @@ class CrossEntropy(Loss):
             )
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing: expected 0 <= smoothing < 1, got {smoothing}")
+        if not init_std > 0:
+            raise ValueError(f"init_std: expected a number above 0, got {init_std}")
         self._smoothing = smoothing
         self._smooth_true_class = smooth_true_class
         self.classifier = nn.Linear(embed_dim, num_classes, bias=False)
-        nn.init.normal_(self.classifier.weight, std=0.001)
+        nn.init.normal_(self.classifier.weight, std=init_std)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the identities as classes.
@@ -146,26 +151,34 @@ class CrossEntropy(Loss):
 
 @LOSS.register()
 class Triplet(Loss):
-    """Batch-hard triplet loss (Hermans et al., arXiv:1703.07737) on the feature before the neck.
+    """Batch-hard triplet loss (Hermans et al., arXiv:1703.07737).
 
     Args:
         margin: Of the hinge; null: the soft margin, log(1 + exp(.)).
         normalize: Take unit vectors instead of raw features.
+        feature: The feature `before` or `after` the neck.
 
     Raises:
         ValueError: The margin is negative.
     """
 
-    def __init__(self, margin: float | None = None, normalize: bool = False) -> None:
+    def __init__(
+        self,
+        margin: float | None = None,
+        normalize: bool = False,
+        feature: Literal["before", "after"] = "before",
+    ) -> None:
         super().__init__()
         if margin is not None and margin < 0:
             raise ValueError(f"margin: expected 0 or more, or null, got {margin}")
         self._margin = margin
         self._normalize = normalize
+        self._feature = feature
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """`triplet`, mean over the anchors that have a positive and a negative."""
-        feature = embeddings.pre_neck.float()
+        feature = embeddings.pre_neck if self._feature == "before" else embeddings.post_neck
+        feature = feature.float()
         if self._normalize:
             feature = F.normalize(feature, dim=1)
         return {"triplet": batch_hard_triplet(feature, self.cluster[batch.index], self._margin)}
@@ -174,7 +187,7 @@ class Triplet(Loss):
 def smoothed_cross_entropy(
     logits: Tensor, target: Tensor, smoothing: float = 0.0, *, smooth_true_class: bool = True
 ) -> Tensor:
-    """Mean cross entropy with label smoothing; rows with target -1 are left out.
+    """Cross entropy with label smoothing; rows with target -1 are left out.
 
     Args:
         logits: (B, C).
@@ -183,24 +196,30 @@ def smoothed_cross_entropy(
         smooth_true_class: epsilon / C on every class, so that the true one has
             1 - epsilon + epsilon / C (Szegedy et al., CVPR 2016); else epsilon / (C - 1) on the
             others alone (fast-reid).
+
+    Returns:
+        With `smooth_true_class` the mean over the rows that count; without, their sum over the
+        number of those whose loss is not exactly 0, as in fast-reid. 0 if there are none.
     """
     logits = logits.float()
     kept = target != OUTLIER
-    count = kept.sum().clamp(min=1)
     if smooth_true_class:
         total = F.cross_entropy(
             logits, target, ignore_index=OUTLIER, label_smoothing=smoothing, reduction="sum"
         )
-        return total / count
+        return total / kept.sum().clamp(min=1)
     log_prob = F.log_softmax(logits, dim=1)
     others = smoothing / (logits.shape[1] - 1)
     weights = torch.full_like(log_prob, others)
     weights.scatter_(1, target.clamp(min=0)[:, None], 1 - smoothing)
-    return -(weights * log_prob).sum(1)[kept].sum() / count
+    losses = -(weights * log_prob).sum(1)[kept]
+    return losses.sum() / losses.count_nonzero().clamp(min=1)
 
 
 def hardest_distances(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Each image's distance to the farthest of its label and to the nearest of another.
+
+    In float32 under mixed precision too: half precision loses the small distances.
 
     Args:
         feature: (B, D) float32.
@@ -210,8 +229,9 @@ def hardest_distances(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor, T
         `positive` (B,): Euclidean distance to the farthest image of the same label, itself
         included. `negative` (B,). `valid` (B,): labelled, and a negative exists.
     """
-    squared = feature.square().sum(1)
-    distance = (squared[:, None] + squared - 2 * feature @ feature.T).clamp(min=1e-12).sqrt()
+    with torch.autocast(feature.device.type, enabled=False):
+        squared = feature.square().sum(1)
+        distance = (squared[:, None] + squared - 2 * feature @ feature.T).clamp(min=1e-12).sqrt()
     labelled = label != OUTLIER
     same = label[:, None] == label
     others = ~same & labelled

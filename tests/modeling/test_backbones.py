@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.heads import BNNeckHead, Neck
 from reid.modeling.model import ReIDModel
-from reid.modeling.weights import load_backbone_weights, save_weights
+from reid.modeling.weights import load_backbone_weights, load_weights, save_weights
 
 CAMID = torch.zeros(2, dtype=torch.int64)
 
@@ -49,7 +51,14 @@ def test_pooling_of_a_map() -> None:
 
 def test_last_stride() -> None:
     image = torch.randn(2, 3, 64, 32)
-    assert TimmBackbone("resnet18", (64, 32), last_stride=1).eval()(image, CAMID).grid == (4, 2)
+    backbone = TimmBackbone("resnet50", (64, 32), last_stride=1).eval()
+    found = backbone(image, CAMID)
+    assert found.grid == (4, 2)
+    plain = TimmBackbone("resnet50", (64, 32)).eval()
+    plain.load_state_dict(backbone.state_dict())
+    block = plain.net.layer4[0]
+    block.conv2.stride = block.downsample[0].stride = (1, 1)  # all that the baselines change
+    torch.testing.assert_close(found.tokens, plain(image, CAMID).tokens)
 
 
 def test_unknown_model_suggests_one() -> None:
@@ -78,6 +87,24 @@ def test_bnneck_head() -> None:
     assert found.part_feats.shape == (2, 0, backbone.embed_dim)
     assert not torch.allclose(found.pre_neck, found.post_neck)
     assert not model.head.neck.bias.requires_grad
+
+
+def test_embedding_before_the_neck() -> None:
+    backbone = TimmBackbone("test_resnet", (64, 32))
+    before = ReIDModel(backbone, BNNeckHead(backbone, neck_feature="before"))
+    after = ReIDModel(backbone, BNNeckHead(backbone))
+    nn.init.uniform_(before.head.neck.running_mean)
+    state = before.state_dict()
+    foreign = {f"bottleneck.{n}": v for n, v in before.head.neck.state_dict().items()}
+    inner = "backbone.net."
+    theirs = {n.removeprefix(inner): v for n, v in state.items() if n.startswith(inner)} | foreign
+    load_weights(after, theirs | {"classifier.weight": torch.zeros(3, backbone.embed_dim)})
+    image = torch.randn(2, 3, 64, 32)
+    one, other = before.eval()(image, CAMID), after.eval()(image, CAMID)
+    torch.testing.assert_close(one.global_feat, F.normalize(one.pre_neck, dim=1))
+    torch.testing.assert_close(other.global_feat, F.normalize(other.post_neck, dim=1))
+    torch.testing.assert_close(one.post_neck, other.post_neck)
+    assert not torch.allclose(one.global_feat, other.global_feat)
 
 
 def test_neck_of_one_image_uses_running_statistics() -> None:

@@ -80,6 +80,68 @@ def test_outliers_are_left_out_of_cross_entropy(true_class: bool) -> None:
     assert float(none) == 0
 
 
+def test_smoothing_of_fast_reid_divides_by_the_losses_that_are_not_zero() -> None:
+    logits = torch.tensor([[200.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+    target = torch.tensor([0, 1, -1])
+    lost = float(F.cross_entropy(logits[1:2], target[1:2]))  # the first row's is exactly 0
+    for true_class, count in ((False, 1), (True, 2)):
+        loss = smoothed_cross_entropy(logits, target, smooth_true_class=true_class)
+        assert float(loss) == pytest.approx(lost / count)
+    sure = smoothed_cross_entropy(logits[:1], target[:1], smooth_true_class=False)
+    assert float(sure) == 0
+
+
+@pytest.mark.parametrize("std", [0.01, 0.001])
+def test_classifier_starts_with_the_published_spread(std: float) -> None:
+    torch.manual_seed(0)
+    weight = CrossEntropy(embed_dim=256, num_classes=100, init_std=std).classifier.weight.detach()
+    assert float(weight.std()) == pytest.approx(std, rel=0.02)
+    assert abs(float(weight.mean())) < 0.02 * std
+    with pytest.raises(ValueError, match="init_std: expected a number above 0, got 0"):
+        CrossEntropy(embed_dim=4, num_classes=2, init_std=0.0)
+
+
+def test_triplet_takes_the_feature_it_is_told() -> None:
+    raw, normal = (torch.randn(4, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
+    embeddings = Embeddings(F.normalize(normal, dim=1), raw[:, None][:, :0], raw, normal)
+    labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1]))
+    for options, expected in (
+        ({}, raw),
+        ({"normalize": True}, F.normalize(raw, dim=1)),
+        ({"feature": "after"}, normal),
+    ):
+        for margin in (None, 0.3):
+            loss = Triplet(margin, **options)
+            loss.set_labels(labels, None)
+            found = loss(embeddings, as_batch([0, 1, 2, 3]))["triplet"]
+            torch.testing.assert_close(found, batch_hard_triplet(expected, labels.cluster, margin))
+
+
+def test_distances_are_in_float32_under_mixed_precision() -> None:
+    feature = torch.randn(8, 4, generator=torch.Generator().manual_seed(0)) + 100
+    label = torch.arange(8) // 2
+    with torch.autocast("cpu", torch.bfloat16):
+        found = hardest_distances(feature, label)
+    for one, other in zip(found, hardest_distances(feature, label), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_batch_of_uneven_identities() -> None:
+    """One image of an identity is its own farthest positive, at a distance of about 0."""
+    feature = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    label = torch.tensor([3, 5, 5, 5, 8, 8])
+    by_hand = torch.cdist(feature.double(), feature.double())
+    positive, negative, valid = hardest_distances(feature, label)
+    assert bool(valid.all())
+    for row in range(6):
+        same = label == label[row]
+        expected = float(by_hand[row][same].max()), float(by_hand[row][~same].min())
+        found = float(positive[row]), float(negative[row])
+        assert found == pytest.approx(expected, abs=1e-3)
+    batch_hard_triplet(feature.requires_grad_(), label).backward()
+    assert bool(torch.isfinite(feature.grad).all())
+
+
 def test_triplet_leaves_out_outliers_and_needs_a_negative() -> None:
     feature = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
     label = torch.tensor([0, 0, 1, 1, -1, -1])
