@@ -9,10 +9,12 @@ import numba
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
+import torch
 from numba import njit, prange
 from torch import Tensor
 
 from reid.neighbors.exact import BLOCK_SIZE, HALF_MARGIN
+from reid.neighbors.jaccard_torch import jaccard_on_device
 from reid.neighbors.kernels import (
     Doubles,
     Floats,
@@ -45,7 +47,8 @@ def jaccard_distance(
     k2 nearest rows, and 1 - m / (2 - m) where m is the sum of minima of two rows.
 
     Args:
-        features: (N, D), of unit length.
+        features: (N, D), of unit length. Those on a CUDA device are worked on there; distances
+            may then differ in the last bit, labels do not (see `TIE_TOLERANCE`).
         k1: Length of the neighbour lists; lists of a smaller set are as long as the set.
         k2: Rows averaged in the local query expansion, the image's own included.
         max_distance: Larger distances are left out, which saves memory.
@@ -70,7 +73,11 @@ def jaccard_distance(
         neighbors = nearest_neighbors(features, k, block_size=block_size, progress=progress)
     else:
         neighbors = approximate_neighbors(features, k, search)
-    encoding = encode_neighbors(rows, neighbors, min(k1, count), half_length(k1, count), k2)
+    lengths = min(k1, count), half_length(k1, count), k2
+    if features.device.type == "cuda":
+        on_device = features.detach(), torch.from_numpy(neighbors).to(features.device)
+        return jaccard_on_device(*on_device, *lengths, max_distance)
+    encoding = encode_neighbors(rows, neighbors, *lengths)
     return jaccard_of_rows(encoding, encoding, max_distance)
 
 

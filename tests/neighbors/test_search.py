@@ -19,6 +19,7 @@ from reid.neighbors import (
     jaccard_distance,
     nearest_neighbors,
 )
+from reid.neighbors.jaccard_torch import jaccard_on_device
 
 
 def clustered_features(count: int, groups: int, dim: int = 24, noise: float = 0.6) -> torch.Tensor:
@@ -244,13 +245,44 @@ def test_candidates_of_torch_give_the_exact_lists(
     np.testing.assert_array_equal(found, plain_neighbors(features, 12)[first:last])
 
 
+@pytest.mark.parametrize(
+    ("count", "k1", "k2", "pairs"),
+    [
+        (400, 20, 6, 2**25),
+        (400, 20, 6, 5000),
+        (300, 7, 1, 1),
+        (1500, 20, 6, 2**14),
+        (9, 20, 6, 100),
+    ],
+)
+def test_jaccard_distance_of_torch_is_that_of_the_cpu(
+    count: int, k1: int, k2: int, pairs: int
+) -> None:
+    # what runs on a GPU, here on the CPU, in blocks of few pairs too
+    features = clustered_features(count, max(2, count // 12), noise=0.4)
+    features[count // 2] = features[0]
+    for max_distance in (1.0, 0.5):
+        expected = jaccard_distance(features, k1, k2, max_distance=max_distance)
+        lists = torch.from_numpy(nearest_neighbors(features, min(max(k1, k2), count)))
+        lengths = min(k1, count), half_length(k1, count), k2
+        found = jaccard_on_device(features, lists, *lengths, max_distance, pairs=pairs)
+        assert found.has_canonical_format
+        assert np.array_equal(found.indptr, expected.indptr)
+        assert np.array_equal(found.indices, expected.indices)
+        np.testing.assert_allclose(found.data, expected.data, rtol=0, atol=2e-7)
+        assert np.array_equal(dbscan(found, 0.5, 4), dbscan(expected, 0.5, 4))
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("half", [False, True])
-def test_lists_of_a_gpu_are_those_of_the_cpu(half: bool) -> None:
+def test_lists_and_labels_of_a_gpu_are_those_of_the_cpu(half: bool) -> None:
     features = clustered_features(3000, 100)
     on_gpu = nearest_neighbors(features.cuda(), 20, half_precision=half)
     assert np.array_equal(on_gpu, nearest_neighbors(features, 20))
-    assert np.array_equal(jaccard_distance(features.cuda()).data, jaccard_distance(features).data)
+    found, expected = jaccard_distance(features.cuda()), jaccard_distance(features)
+    assert np.array_equal(found.indices, expected.indices)
+    np.testing.assert_allclose(found.data, expected.data, rtol=0, atol=2e-7)
+    assert np.array_equal(dbscan(found, 0.5, 4), dbscan(expected, 0.5, 4))
 
 
 def test_weights_that_underflow_share_nothing() -> None:
