@@ -8,7 +8,7 @@ A part is written as a mapping with `NAME` and its options, and is checked when 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -282,13 +282,16 @@ class Config:
         _require(valid, "device", self.device, "auto, cpu, cuda or cuda:N")
 
 
-def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(
+    file: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()
+) -> Config:
     """Reads a YAML file with its `_BASE_` files, then applies `KEY VALUE KEY VALUE`.
 
     Args:
         file: None: the defaults. `_BASE_: other.yaml`, relative to the file, names a file whose
             settings count where this one has none. A part with another NAME than in the base
-            replaces it with all its options.
+            replaces it with all its options. Of several files each lies over those before it, as
+            over a `_BASE_`: what a method does in one, on which data in another.
         overrides: Dotted upper-case keys, each followed by a YAML value. A mapping as a value
             replaces what stood there: `CLUSTERER "{NAME: JaccardDBSCAN, EPS: 0.45}"`.
 
@@ -296,9 +299,10 @@ def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -
         ConfigError: The file is missing or is not YAML, a key is unknown, or a value has a wrong
             type or range.
     """
+    files = [file] if isinstance(file, str | Path) else list(file or ())
     raw: dict[str, Any] = {}
-    if file is not None:
-        raw = _read_yaml(Path(file))
+    for path in files:
+        raw = _merge(raw, _read_yaml(Path(path)))
     if len(overrides) % 2:
         raise ConfigError(
             f"expected KEY VALUE pairs after the options, got {' '.join(overrides)!r}; "
@@ -315,7 +319,8 @@ def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -
         checked = _check(resolved, Config, "")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), checked))
     except ConfigError as error:
-        raise ConfigError(f"{error} (in {file})" if file is not None else str(error)) from None
+        where = f" (in {', '.join(map(str, files))})" if files else ""
+        raise ConfigError(f"{error}{where}") from None
     except OmegaConfBaseException as error:
         if isinstance(error.__cause__, ConfigError):
             raise error.__cause__ from None
@@ -327,6 +332,26 @@ def load_config(file: str | Path | None = None, overrides: Sequence[str] = ()) -
 def dump_config(config: Config) -> str:
     """The config as YAML that `load_config` reads back to the same config."""
     return str(yaml.safe_dump(_upper_keys(asdict(config)), sort_keys=False, width=100))
+
+
+def config_differences(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ, as dotted key: (old value, new value).
+
+    A list is one setting. A key that only one of the two has counts as None in the other.
+    """
+    before, after = (dict(_leaves(asdict(config))) for config in (old, new))
+    keys = [*before, *(key for key in after if key not in before)]
+    return {
+        key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)
+    }
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:

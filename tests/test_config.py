@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from reid.config import Config, dump_config, load_config
+from reid.config import Config, config_differences, dump_config, load_config
 from reid.registry import ConfigError
 
 
@@ -110,3 +110,27 @@ def test_a_file_that_is_its_own_base(tmp_path):
     child = write(tmp_path, "b.yaml", "_BASE_: a.yaml\n")
     with pytest.raises(ConfigError, match=r"b\.yaml' is its own _BASE_"):
         load_config(child)
+
+
+def test_files_lie_over_each_other_from_left_to_right(tmp_path):
+    data = write(tmp_path, "data.yaml", "MODEL: {HEAD: {NAME: A, X: 1, Y: 2}}\nCLUSTERER: C\n")
+    method = write(tmp_path, "method.yaml", "MODEL: {HEAD: {X: 3}}\nCLUSTERER: null\n")
+    other = write(tmp_path, "other.yaml", "MODEL: {HEAD: {NAME: B}}\n")
+    config = load_config([data, method], ["SEED", "5"])
+    assert (config.model.head, config.clusterer) == ({"name": "A", "x": 3, "y": 2}, None)
+    assert load_config([data, method, other]).model.head == {"name": "B"}
+    wrong = write(tmp_path, "wrong.yaml", "SEDE: 1\n")
+    with pytest.raises(ConfigError, match=r"sede: unknown key.*\(in .*data\.yaml, .*wrong\.yaml\)"):
+        load_config([data, wrong])
+
+
+def test_differences_of_two_configs_are_named():
+    old = load_config(None, ["MODEL.HEAD", "{NAME: A, X: 1}", "CRITERION", "[Triplet]"])
+    new = load_config(None, ["MODEL.HEAD", "{NAME: A, Y: 1}", "SOLVER.MAX_EPOCHS", "3"])
+    assert config_differences(old, old) == {}
+    assert config_differences(old, new) == {
+        "model.head.x": (1, None),
+        "criterion": (["Triplet"], []),
+        "solver.max_epochs": (50, 3),
+        "model.head.y": (None, 1),
+    }

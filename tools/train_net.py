@@ -17,6 +17,7 @@ EPILOG = """\
 Any setting can be given after the options as KEY VALUE pairs, which win over the file:
 
   python tools/train_net.py --config-file projects/TMGF/configs/msmt.yaml SOLVER.BASE_LR 7e-4
+  python tools/train_net.py --config-file DATA --config-file METHOD  (METHOD lies over DATA)
   python tools/train_net.py --config-file FILE --resume
   python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS logs/run/model_best.safetensors
   torchrun --nproc-per-node 4 tools/train_net.py --config-file FILE
@@ -30,7 +31,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="YAML file")
+    parser.add_argument(
+        "--config-file",
+        required=True,
+        action="append",
+        metavar="FILE",
+        help="YAML file; given several times, each lies over those before it",
+    )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     mode.add_argument(
