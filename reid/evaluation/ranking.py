@@ -23,20 +23,22 @@ from typing import Literal
 import numba
 import numpy as np
 import numpy.typing as npt
-import torch
-from numba import njit, prange
 from torch import Tensor
 
-from reid.neighbors import all_finite
+from reid.evaluation.ranking_inputs import (
+    RankingIds,
+    checked_blocks,
+    distance_blocks,
+)
+from reid.evaluation.ranking_kernels import (
+    JUNK,
+    Distances,
+    FloatArray,
+    IntArray,
+    count_pairs,
+    rank_rows,
+)
 
-FloatArray = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
-Distances = npt.NDArray[np.float32]
-
-JUNK = -1
-_TILE_ROWS = 128
-_TILE_COLUMNS = 2048
-_BLOCK_BYTES = 64 * 2**20
 _BINS = 2**20
 
 
@@ -129,12 +131,11 @@ def rank(
         ValueError: An argument has a wrong shape or length or range, or features that are not
             finite, or no query has a match.
     """
-    _check_features(query_feat, gallery_feat)
     if block_size < 0:
         raise ValueError(f"block_size: expected 0 or more, got {block_size}")
-    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    ids.check_lengths(len(query_feat), len(gallery_feat))
-    blocks = _distance_blocks(query_feat, gallery_feat, block_size)
+    ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_features(query_feat, gallery_feat)
+    blocks = distance_blocks(query_feat, gallery_feat, block_size)
     return _rank_blocks(blocks, ids, max_rank, ap, progress)
 
 
@@ -164,8 +165,8 @@ def rank_distances(
         ValueError: An argument has a wrong shape or length or range, or distances that are not
             finite, or no query has a match.
     """
-    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    return _rank_blocks(_checked_blocks(blocks, ids), ids, max_rank, ap, None)
+    ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    return _rank_blocks(checked_blocks(blocks, ids), ids, max_rank, ap, None)
 
 
 def camera_pair_map(
@@ -196,11 +197,10 @@ def camera_pair_map(
     Raises:
         ValueError: An argument has a wrong shape or length, or features that are not finite.
     """
-    _check_features(query_feat, gallery_feat)
-    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    ids.check_lengths(len(query_feat), len(gallery_feat))
+    ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_features(query_feat, gallery_feat)
     pairs = _CameraPairs(ids, ap)
-    for _ in pairs.watch(_distance_blocks(query_feat, gallery_feat, 0)):
+    for _ in pairs.watch(distance_blocks(query_feat, gallery_feat, 0)):
         pass
     return pairs.table()
 
@@ -231,11 +231,10 @@ def rank_with_camera_pairs(
     Raises:
         ValueError: As in `rank`.
     """
-    _check_features(query_feat, gallery_feat)
-    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    ids.check_lengths(len(query_feat), len(gallery_feat))
+    ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_features(query_feat, gallery_feat)
     pairs = _CameraPairs(ids, ap)
-    blocks = pairs.watch(_distance_blocks(query_feat, gallery_feat, 0))
+    blocks = pairs.watch(distance_blocks(query_feat, gallery_feat, 0))
     return _rank_blocks(blocks, ids, max_rank, ap, None), pairs.table()
 
 
@@ -274,18 +273,17 @@ def true_positive_rates(
     """
     if not all(0 <= rate <= 1 for rate in false_positive_rates):
         raise ValueError(f"false_positive_rates: expected 0 to 1, got {list(false_positive_rates)}")
-    _check_features(query_feat, gallery_feat)
-    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    ids.check_lengths(len(query_feat), len(gallery_feat))
+    ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_features(query_feat, gallery_feat)
     squares = query_feat.float().square().sum(1).cpu().numpy()
     largest = float(squares.max() ** 0.5 + gallery_feat.float().square().sum(1).max() ** 0.5) ** 2
     scale = _BINS / max(largest, 1e-30)
     workers = numba.get_num_threads()
     matching = np.zeros((workers, _BINS), np.int64)
     others = np.zeros((workers, _BINS), np.int64)
-    for start, distances in _distance_blocks(query_feat, gallery_feat, 0):
+    for start, distances in distance_blocks(query_feat, gallery_feat, 0):
         rows = slice(start, start + len(distances))
-        _count_pairs(
+        count_pairs(
             distances,
             squares[rows],
             ids.query_pids[rows],
@@ -327,12 +325,11 @@ def top_matches(
     """
     if k < 1:
         raise ValueError(f"k: expected 1 or more, got {k}")
-    _check_features(query_feat, gallery_feat)
-    ids = _Ids.of(query_pids, gallery_pids, query_camids, gallery_camids)
-    ids.check_lengths(len(query_feat), len(gallery_feat))
+    ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
+    ids.check_features(query_feat, gallery_feat)
     num_gallery = len(ids.gallery_pids)
     result = np.full((len(ids.query_pids), k), -1, dtype=np.int64)
-    for start, distances in _distance_blocks(query_feat, gallery_feat, 0):
+    for start, distances in distance_blocks(query_feat, gallery_feat, 0):
         for row, distance in enumerate(distances[:, :num_gallery], start):
             pid, camid = ids.query_pids[row], ids.query_camids[row]
             removed = ids.gallery_pids == JUNK
@@ -348,170 +345,9 @@ def top_matches(
     return result
 
 
-@dataclass(frozen=True)
-class _Ids:
-    """Identities and cameras, with the gallery grouped by identity.
-
-    Attributes:
-        by_pid: (G,) gallery indices ordered by (identity, index).
-        start: (Q,) where the query's identity starts in `by_pid`.
-        end: (Q,) where it ends; equal to start for queries of identity -1.
-        junk: Gallery indices of junk.
-    """
-
-    query_pids: IntArray
-    gallery_pids: IntArray
-    query_camids: IntArray
-    gallery_camids: IntArray
-    by_pid: IntArray
-    start: IntArray
-    end: IntArray
-    junk: IntArray
-
-    @classmethod
-    def of(
-        cls, query_pids: Tensor, gallery_pids: Tensor, query_camids: Tensor, gallery_camids: Tensor
-    ) -> _Ids:
-        q_pids = _id_array("query_pids", query_pids)
-        g_pids = _id_array("gallery_pids", gallery_pids)
-        q_camids = _id_array("query_camids", query_camids)
-        g_camids = _id_array("gallery_camids", gallery_camids)
-        _check_length("query_camids", len(q_camids), len(q_pids))
-        _check_length("gallery_camids", len(g_camids), len(g_pids))
-        return cls.of_arrays(q_pids, g_pids, q_camids, g_camids)
-
-    @classmethod
-    def of_arrays(
-        cls, q_pids: IntArray, g_pids: IntArray, q_camids: IntArray, g_camids: IntArray
-    ) -> _Ids:
-        by_pid = np.argsort(g_pids, kind="stable")
-        start = np.searchsorted(g_pids, q_pids, side="left", sorter=by_pid)
-        end = np.searchsorted(g_pids, q_pids, side="right", sorter=by_pid)
-        end[q_pids == JUNK] = start[q_pids == JUNK]
-        junk = np.flatnonzero(g_pids == JUNK)
-        return cls(q_pids, g_pids, q_camids, g_camids, by_pid, start, end, junk)
-
-    def check_lengths(self, num_queries: int, num_gallery: int) -> None:
-        _check_length("query_pids", len(self.query_pids), num_queries)
-        _check_length("gallery_pids", len(self.gallery_pids), num_gallery)
-
-
-def _id_array(name: str, ids: Tensor) -> IntArray:
-    if ids.ndim != 1 or ids.dtype != torch.int64:
-        raise ValueError(
-            f"{name}: expected one dimension of int64, got {ids.dtype} {tuple(ids.shape)}"
-        )
-    if len(ids) and int(ids.min()) < -1:
-        raise ValueError(f"{name}: expected -1 or more, got {int(ids.min())}")
-    array: IntArray = np.ascontiguousarray(ids.detach().cpu().numpy())
-    return array
-
-
-def _check_length(name: str, length: int, expected: int) -> None:
-    if length != expected:
-        raise ValueError(f"{name}: expected {expected} entries, got {length}")
-
-
-def _check_features(query_feat: Tensor, gallery_feat: Tensor) -> None:
-    for name, feat in (("query_feat", query_feat), ("gallery_feat", gallery_feat)):
-        if feat.ndim != 2 or not feat.is_floating_point():
-            raise ValueError(
-                f"{name}: expected (N, D) floating point, got {feat.dtype} {tuple(feat.shape)}"
-            )
-        # In blocks: a mask of all of it would cost a quarter of the features' memory.
-        for start in range(0, len(feat), _TILE_COLUMNS):
-            part = feat[start : start + _TILE_COLUMNS]
-            if not bool(torch.isfinite(part).all()):
-                raise ValueError(f"{name}: expected finite features, got NaN or infinity")
-            # A squared distance is at most four times the larger squared norm.
-            if bool((part.float().square().sum(1) > torch.finfo(torch.float32).max / 8).any()):
-                raise ValueError(f"{name}: expected features whose distances fit into float32")
-    if query_feat.shape[1] != gallery_feat.shape[1]:
-        raise ValueError(
-            f"gallery_feat: expected (G, {query_feat.shape[1]}) as query_feat has, "
-            f"got {tuple(gallery_feat.shape)}"
-        )
-    if query_feat.device != gallery_feat.device:
-        raise ValueError(
-            f"gallery_feat: expected on {query_feat.device} as query_feat is, "
-            f"got {gallery_feat.device}"
-        )
-
-
-def _checked_blocks(
-    blocks: Iterable[tuple[int, npt.NDArray[np.floating]]], ids: _Ids
-) -> Iterator[tuple[int, Distances]]:
-    """Given blocks as float32, each query once."""
-    num_queries, num_gallery = len(ids.query_pids), len(ids.gallery_pids)
-    seen = np.zeros(num_queries, dtype=bool)
-    for start, distances in blocks:
-        if distances.ndim != 2 or distances.shape[1] != num_gallery:
-            raise ValueError(f"blocks: expected (b, {num_gallery}), got {distances.shape}")
-        rows = slice(start, start + len(distances))
-        if start < 0 or rows.stop > num_queries or seen[rows].any():
-            raise ValueError(
-                f"blocks: expected each of {num_queries} queries once, got rows {start} to "
-                f"{rows.stop} of them"
-            )
-        seen[rows] = True
-        block: Distances = np.ascontiguousarray(distances, dtype=np.float32)
-        if not all_finite(block):
-            raise ValueError("blocks: expected finite distances, got NaN or infinity")
-        yield start, block
-    if not seen.all():
-        raise ValueError(f"blocks: expected {num_queries} queries, got {int(seen.sum())}")
-
-
-def _distance_blocks(
-    query_feat: Tensor, gallery_feat: Tensor, block_size: int
-) -> Iterator[tuple[int, Distances]]:
-    """Distances up to a constant per query, (b, G padded to whole tiles).
-
-    What lies behind the G-th column is padding. The next block overwrites the last one.
-    """
-    num_queries, dim = query_feat.shape
-    num_gallery = len(gallery_feat)
-    num_tiles = -(-num_gallery // _TILE_COLUMNS)
-    width = num_tiles * _TILE_COLUMNS
-    wanted = block_size or _BLOCK_BYTES // (4 * max(width, 1)) // _TILE_ROWS * _TILE_ROWS
-    rows = max(1, -(-min(wanted, num_queries) // _TILE_ROWS)) * _TILE_ROWS
-    device = query_feat.device
-    buffer = torch.empty(rows, width, dtype=torch.float32, device=device)
-    tail = torch.zeros(_TILE_COLUMNS, dim, dtype=torch.float32, device=device)
-    if num_tiles:
-        last = gallery_feat[(num_tiles - 1) * _TILE_COLUMNS :]
-        tail[: len(last)] = last
-
-    def tile_of(index: int) -> Tensor:
-        if index == num_tiles - 1:
-            return tail
-        return gallery_feat[index * _TILE_COLUMNS : (index + 1) * _TILE_COLUMNS].float()
-
-    # |q - g|^2 = |q|^2 + |g|^2 - 2qg, where |q|^2 does not matter.
-    norms = torch.cat(
-        [tile_of(i).double().square().sum(1).float() for i in range(num_tiles)]
-        or [torch.empty(0, device=device)]
-    )
-    for start in range(0, num_queries, rows):
-        queries = query_feat[start : start + rows].float()
-        used = len(queries)
-        padding = -used % _TILE_ROWS
-        if padding:
-            queries = torch.cat([queries, queries.new_zeros(padding, dim)])
-        for index in range(num_tiles):
-            columns = slice(index * _TILE_COLUMNS, (index + 1) * _TILE_COLUMNS)
-            gallery = tile_of(index).T
-            for top in range(0, len(queries), _TILE_ROWS):
-                tile = slice(top, top + _TILE_ROWS)
-                torch.addmm(
-                    norms[columns], queries[tile], gallery, alpha=-2.0, out=buffer[tile, columns]
-                )
-        yield start, buffer[:used].cpu().numpy()
-
-
 def _rank_blocks(
     blocks: Iterable[tuple[int, Distances]],
-    ids: _Ids,
+    ids: RankingIds,
     max_rank: int,
     ap: Literal["step", "trapezoid"],
     progress: Callable[[int, int], None] | None,
@@ -535,13 +371,13 @@ def _rank_blocks(
 class _CameraPairs:
     """The mAP from camera to camera, from the blocks of distances to the whole gallery."""
 
-    def __init__(self, ids: _Ids, ap: Literal["step", "trapezoid"]) -> None:
+    def __init__(self, ids: RankingIds, ap: Literal["step", "trapezoid"]) -> None:
         self._ap: Literal["step", "trapezoid"] = ap
         self._query_camids = ids.query_camids
         self._cameras: IntArray = np.unique(ids.gallery_camids)
         self._places = [np.flatnonzero(ids.gallery_camids == camid) for camid in self._cameras]
         self._ids = [
-            _Ids.of_arrays(
+            RankingIds.of_arrays(
                 ids.query_pids,
                 ids.gallery_pids[places],
                 ids.query_camids,
@@ -576,7 +412,7 @@ class _CameraPairs:
 
 def _rank_queries(
     blocks: Iterable[tuple[int, Distances]],
-    ids: _Ids,
+    ids: RankingIds,
     ap: Literal["step", "trapezoid"],
     progress: Callable[[int, int], None] | None,
 ) -> tuple[FloatArray, FloatArray, IntArray]:
@@ -599,7 +435,7 @@ def _rank_queries(
 def _rank_block(
     start: int,
     distances: Distances,
-    ids: _Ids,
+    ids: RankingIds,
     ap: Literal["step", "trapezoid"],
     average_precision: FloatArray,
     inverse_negative_penalty: FloatArray,
@@ -609,7 +445,7 @@ def _rank_block(
     if ap not in ("step", "trapezoid"):
         raise ValueError(f"ap: expected step or trapezoid, got {ap!r}")
     rows = slice(start, start + len(distances))
-    _rank_rows(
+    rank_rows(
         distances,
         ids.query_camids[rows],
         ids.gallery_camids,
@@ -622,127 +458,3 @@ def _rank_block(
         inverse_negative_penalty[rows],
         first_match_rank[rows],
     )
-
-
-@njit(cache=True)
-def _num_before(
-    values: Distances, indices: IntArray, padded: int, distance: np.float32, index: int
-) -> int:
-    """How many of the sorted (value, index) lie before (distance, index).
-
-    `values` is filled up with infinity to `padded` - 1 entries, a power of two less one, so that
-    the search has no branches.
-    """
-    position = 0
-    step = padded >> 1
-    while step:
-        if values[position + step - 1] < distance:
-            position += step
-        step >>= 1
-    if position < len(indices) and values[position] == distance:
-        end = len(indices)
-        while position < end:
-            middle = (position + end) >> 1
-            if values[middle] == distance and indices[middle] < index:
-                position = middle + 1
-            else:
-                end = middle
-    return position
-
-
-@njit(parallel=True, cache=True)
-def _rank_rows(
-    distances: Distances,
-    query_camids: IntArray,
-    gallery_camids: IntArray,
-    by_pid: IntArray,
-    starts: IntArray,
-    ends: IntArray,
-    junk: IntArray,
-    trapezoid: bool,
-    average_precision: FloatArray,
-    inverse_negative_penalty: FloatArray,
-    first_match_rank: IntArray,
-) -> None:
-    """Fills in the last three for the queries of a block of distances."""
-    num_gallery = len(gallery_camids)
-    for row in prange(len(distances)):
-        distance = distances[row]
-        camid = query_camids[row]
-        group = by_pid[starts[row] : ends[row]]
-        hits = np.empty(len(group), np.int64)
-        num_hits = 0
-        for index in group:
-            if camid < 0 or gallery_camids[index] != camid:
-                hits[num_hits] = index
-                num_hits += 1
-        if num_hits == 0:
-            continue
-        hits = hits[:num_hits]
-        # The group is in the order of the gallery, so a stable sort keeps it among equals.
-        hits = hits[np.argsort(distance[hits], kind="mergesort")]
-        padded = 1
-        while padded <= num_hits:
-            padded <<= 1
-        values = np.full(padded, np.inf, np.float32)
-        for i in range(num_hits):
-            values[i] = distance[hits[i]]
-
-        # counts[i]: images between hit i - 1 and hit i.
-        counts = np.zeros(num_hits + 1, np.int64)
-        last = values[num_hits - 1]
-        for index in range(num_gallery):
-            if distance[index] <= last:
-                counts[_num_before(values, hits, padded, distance[index], index)] += 1
-        # All of the identity and all junk was counted: hits here, the rest is removed.
-        for index in group:
-            if distance[index] <= last:
-                counts[_num_before(values, hits, padded, distance[index], index)] -= 1
-        for index in junk:
-            if distance[index] <= last:
-                counts[_num_before(values, hits, padded, distance[index], index)] -= 1
-
-        total = 0.0
-        wrong = 0
-        for i in range(num_hits):
-            wrong += counts[i]
-            before = wrong + i
-            precision = (i + 1) / (before + 1)
-            if trapezoid:
-                previous = i / before if before else 1.0
-                precision = (previous + precision) / 2
-            total += precision
-        average_precision[row] = total / num_hits
-        inverse_negative_penalty[row] = num_hits / (wrong + num_hits)
-        first_match_rank[row] = counts[0]
-
-
-@njit(parallel=True, cache=True)
-def _count_pairs(
-    distances: Distances,
-    squares: Distances,
-    query_pids: IntArray,
-    query_camids: IntArray,
-    gallery_pids: IntArray,
-    gallery_camids: IntArray,
-    scale: float,
-    matching: IntArray,
-    others: IntArray,
-) -> None:
-    """Adds the pairs of a block to the histograms of matching and other pairs."""
-    workers = len(matching)
-    for worker in prange(workers):
-        for row in range(worker, len(distances), workers):
-            pid, camid = query_pids[row], query_camids[row]
-            for index in range(len(gallery_pids)):
-                if gallery_pids[index] == JUNK:
-                    continue
-                same = gallery_pids[index] == pid and pid != JUNK
-                if same and camid >= 0 and gallery_camids[index] == camid:
-                    continue
-                place = int(max(distances[row, index] + squares[row], 0.0) * scale)
-                place = min(place, matching.shape[1] - 1)
-                if same:
-                    matching[worker, place] += 1
-                else:
-                    others[worker, place] += 1
