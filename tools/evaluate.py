@@ -41,8 +41,8 @@ def main() -> int:
     )
     arguments = parser.parse_intermixed_args()
     try:
-        query, gallery = load_features(arguments.features, arguments.csv)
-        report = evaluate_features(query, gallery, arguments.evaluator, arguments.options)
+        loaded = load_features(arguments.features, arguments.csv)
+        report = evaluate_features(*loaded, arguments.evaluator, arguments.options)
     except (ConfigError, DataError, ValueError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2

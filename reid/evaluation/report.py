@@ -5,7 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,9 +22,24 @@ from reid.structures import DataError, FeatureSet
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 _HARDEST = 10
+_SPLITS = ("query", "gallery")
 
 
-def load_features(path: Path, csv: Path | None = None) -> tuple[FeatureSet, FeatureSet]:
+class LoadedFeatures(NamedTuple):
+    """Features from a file.
+
+    Attributes:
+        query: Q features of unit length.
+        gallery: Features of unit length.
+        query_paths: Q paths of the queries' images, where a list gave them.
+    """
+
+    query: FeatureSet
+    gallery: FeatureSet
+    query_paths: list[str] | None = None
+
+
+def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
     """Query and gallery of an .npz file, with features made unit vectors.
 
     Args:
@@ -37,13 +52,14 @@ def load_features(path: Path, csv: Path | None = None) -> tuple[FeatureSet, Feat
     """
     arrays = _read_arrays(path)
     if csv is None:
-        return _feature_set(arrays, "query", path), _feature_set(arrays, "gallery", path)
+        query, gallery = (_feature_set(arrays, split, path) for split in _SPLITS)
+        return LoadedFeatures(query, gallery)
     rows = read_csv(csv)
     features = _array(arrays, "features", path)
     if len(features) != len(rows):
         raise DataError(f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images")
-    found = []
-    for split in ("query", "gallery"):
+    found, paths = [], []
+    for split in _SPLITS:
         places = [place for place, (name, _) in enumerate(rows) if name == split]
         if not places:
             raise DataError(f"{csv}: lists no image of the split {split!r}")
@@ -54,12 +70,14 @@ def load_features(path: Path, csv: Path | None = None) -> tuple[FeatureSet, Feat
             f"{split}_camids": np.array([record.camid for record in records]),
         }
         found.append(_feature_set(chosen, split, path))
-    return found[0], found[1]
+        paths.append([record.path for record in records])
+    return LoadedFeatures(found[0], found[1], paths[0])
 
 
 def evaluate_features(
     query: FeatureSet,
     gallery: FeatureSet,
+    query_paths: Sequence[str] | None = None,
     evaluator: str = "Market1501Evaluator",
     options: Sequence[str] = (),
 ) -> dict[str, Any]:
@@ -68,6 +86,7 @@ def evaluate_features(
     Args:
         query: Features of unit length.
         gallery: Features of unit length.
+        query_paths: Q paths of the queries' images, where they are known.
         evaluator: Name in EVALUATOR.
         options: KEY VALUE pairs for its constructor.
 
@@ -95,7 +114,7 @@ def evaluate_features(
             f"{rate:g}": float(value)
             for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
         },
-        **ranking_details(query, gallery),
+        **ranking_details(query, gallery, query_paths),
     }
 
 
@@ -145,7 +164,11 @@ def report_text(report: Mapping[str, Any]) -> str:
         for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
     ]
     precision = report["per_query_AP"]
-    hardest = [[row, f"{100 * precision[row]:.1f}"] for row in report["hardest_queries"]]
+    paths = report.get("hardest_query_paths")
+    hardest = [
+        [row, f"{100 * precision[row]:.1f}", *([paths[place]] if paths else [])]
+        for place, row in enumerate(report["hardest_queries"])
+    ]
     tables = (
         tabulate(
             [[f"{100 * value:.1f}" for value in numbers.values()]],
@@ -161,7 +184,12 @@ def report_text(report: Mapping[str, Any]) -> str:
             disable_numparse=True,
         ),
         "Hardest queries\n"
-        + tabulate(hardest, headers=["query", "AP"], tablefmt="github", disable_numparse=True),
+        + tabulate(
+            hardest,
+            headers=["query", "AP", *(["image"] if paths else [])],
+            tablefmt="github",
+            disable_numparse=True,
+        ),
     )
     return "\n\n".join(tables)
 

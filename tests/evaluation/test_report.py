@@ -60,7 +60,12 @@ def test_features_with_ids_and_features_with_a_list_are_the_same(
             "--output", tmp_path / "b.json") == 0
     )  # fmt: skip
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
+    paths = other.pop("hardest_query_paths")
     assert one == other
+    # the list's first image is one for training, and images are named by their line
+    hardest = [f"{row + 1}.jpg" for row in one["hardest_queries"]]
+    assert [Path(path).name for path in paths] == hardest
+    assert hardest[0] in capsys.readouterr().out
     assert len(one["per_query_AP"]) == 20
     assert one["numbers"]["mAP"] == pytest.approx(np.mean(one["per_query_AP"]))
     assert one["camera_pairs"]["mAP"][0][0] is None
