@@ -62,8 +62,8 @@ def test_features_with_ids_and_features_with_a_list_are_the_same(
     one, other = (json.loads((tmp_path / f"{name}.json").read_text()) for name in "ab")
     paths = other.pop("hardest_query_paths")
     assert one == other
-    # the list's first image is one for training, and images are named by their line
-    hardest = [f"{row + 1}.jpg" for row in one["hardest_queries"]]
+    # images are named by their line after the header, the first is one for training
+    hardest = [f"{row + 2}.jpg" for row in one["hardest_queries"]]
     assert [Path(path).name for path in paths] == hardest
     assert hardest[0] in capsys.readouterr().out
     assert len(one["per_query_AP"]) == 20
