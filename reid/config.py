@@ -56,22 +56,24 @@ class InputConfig:
         size: Height and width in pixels.
         pixel_mean: Per channel, for RGB in [0, 1].
         pixel_std: Per channel, for RGB in [0, 1].
-        flip_prob: Probability of a horizontal flip.
-        pad: Black border in pixels before the random crop back to `size`; 0 = no crop.
-        erasing_prob: Probability of random erasing.
-        erasing_area: Smallest and largest share of the image that is erased.
-        erasing_fill: What is filled in, in normalised units, per channel. None: `pixel_mean` as it
-            is, as the field's code does.
+        interpolation: Of the resize: `bicubic` or `bilinear`.
+        test_interpolation: The same in extraction and in tests.
+        transforms: Augmentations in training, in their order (TRANSFORM registry); those on pixels
+            stand before those on the normalised image.
     """
 
     size: list[int] = field(default_factory=lambda: [256, 128])
     pixel_mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     pixel_std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    flip_prob: float = 0.5
-    pad: int = 10
-    erasing_prob: float = 0.5
-    erasing_area: list[float] = field(default_factory=lambda: [0.02, 0.4])
-    erasing_fill: list[float] | None = None
+    interpolation: str = "bicubic"
+    test_interpolation: str = "bicubic"
+    transforms: list[Any] = field(
+        default_factory=lambda: [
+            {"name": "RandomFlip", "prob": 0.5},
+            {"name": "PadCrop", "pad": 10},
+            {"name": "RandomErasing", "prob": 0.5},
+        ]
+    )
 
     def __post_init__(self) -> None:
         _require(
@@ -81,19 +83,8 @@ class InputConfig:
             value = getattr(self, key)
             _require(len(value) == 3, f"input.{key}", value, "three numbers")
         _require(min(self.pixel_std) > 0, "input.pixel_std", self.pixel_std, "numbers above 0")
-        for key in ("flip_prob", "erasing_prob"):
-            value = getattr(self, key)
-            _require(0 <= value <= 1, f"input.{key}", value, "a probability from 0 to 1")
-        _require(self.pad >= 0, "input.pad", self.pad, "0 or more pixels")
-        area = self.erasing_area
-        _require(
-            len(area) == 2 and 0 < area[0] <= area[1] < 1,
-            "input.erasing_area",
-            area,
-            "[smallest, largest] with 0 < smallest <= largest < 1",
-        )
-        fill = self.erasing_fill
-        _require(fill is None or len(fill) == 3, "input.erasing_fill", fill, "three numbers")
+        for key in ("interpolation", "test_interpolation"):
+            _require_choice(f"input.{key}", getattr(self, key), ("bicubic", "bilinear"))
 
 
 @dataclass
@@ -103,12 +94,21 @@ class DataloaderConfig:
     Attributes:
         sampler: Which images come, and how long an epoch is (SAMPLER registry).
         num_workers: Processes that read images, no more than CPUs; 0 reads in the main process.
+        cache: `ram` keeps the resized training images in memory, shared by the reading processes;
+            the log states the size before it starts. `off`: every image is read anew.
+        on_error: What a training image that cannot be read does: `stop` ends the run, `skip` leaves
+            it out of its batch and of the clusters, and counts it in the log. In tests it ends the
+            run.
     """
 
     sampler: Spec = field(default_factory=dict)
     num_workers: int = 4
+    cache: str = "off"
+    on_error: str = "stop"
 
     def __post_init__(self) -> None:
+        _require_choice("dataloader.cache", self.cache, ("off", "ram"))
+        _require_choice("dataloader.on_error", self.on_error, ("stop", "skip"))
         _require(self.num_workers >= 0, "dataloader.num_workers", self.num_workers, "0 or more")
 
 

@@ -19,6 +19,7 @@ EVALUATOR = Registry("EVALUATOR")
 DATASET = Registry("DATASET")
 SAMPLER = Registry("SAMPLER")
 HOOK = Registry("HOOK")
+TRANSFORM = Registry("TRANSFORM")
 
 
 class ConfigError(ValueError):

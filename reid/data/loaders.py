@@ -2,101 +2,255 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
+from reid.data.cache import PixelCache
+from reid.data.images import read_image
+from reid.data.resize import Pixels
 from reid.data.samplers import Draw, LabelledSampler
-from reid.data.transforms import Transform
+from reid.data.transforms import ImageTransform
 from reid.structures import Batch, DataError, ImageRecord
 
+logger = logging.getLogger(__name__)
 
-class ImageDataset(Dataset[Batch]):
-    """Records and how their pictures become tensors.
+OnError = Literal["stop", "skip"]
+
+_SHOWN = 5  # paths in a message
+
+
+class Loaded(NamedTuple):
+    """What a reading process gives: the images that could be read, and what failed.
+
+    Attributes:
+        batch: The images.
+        errors: A message for each image that could not be read.
+    """
+
+    batch: Batch
+    errors: list[str]
+
+
+class ImageDataset(Dataset[Loaded]):
+    """Records and how their pictures become batches.
 
     Args:
         records: The images.
-        transform: RGB picture -> (3, H, W). Its randomness must come from torch's generator.
+        transform: Makes the model's input.
+        cache: Where resized images are kept; several datasets may share one if they have the same
+            records, size and interpolation.
     """
 
-    def __init__(self, records: Sequence[ImageRecord], transform: Transform) -> None:
+    def __init__(
+        self,
+        records: Sequence[ImageRecord],
+        transform: ImageTransform,
+        cache: PixelCache | None = None,
+    ) -> None:
         self._records = records
         self._transform = transform
+        self._cache = cache
 
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, item: int | Draw) -> Batch:
-        """One image, with numbers that the loader collates into tensors.
+    def __getitems__(self, items: Sequence[Draw]) -> Loaded:
+        """Images as a batch.
 
-        A `Draw` brings the seed of its augmentation, so that it comes out the same in any process
-        and leaves no trace in torch's generator.
+        A `Draw` brings the seed of its augmentation, so that it comes out the same in any process.
+        """
+        images = _empty_images(len(items), self._transform.size)
+        rows: list[int] = []
+        errors: list[str] = []
+        for item in items:
+            rng = np.random.default_rng(item.seed)
+            try:
+                self._transform.finish(
+                    self._pixels(item.index),
+                    images[len(rows)].numpy(),
+                    rng,
+                    self._other(rng),
+                )
+            except DataError as error:
+                errors.append(str(error))
+            else:
+                rows.append(item.index)
+        records = [self._records[row] for row in rows]
+        batch = Batch(
+            images[: len(rows)],
+            torch.tensor([record.pid for record in records], dtype=torch.int64),
+            torch.tensor([record.camid for record in records], dtype=torch.int64),
+            torch.tensor(rows, dtype=torch.int64),
+        )
+        return Loaded(batch, errors)
+
+    def _pixels(self, index: int) -> Pixels:
+        known = self._cache.get(index) if self._cache is not None else None
+        if known is not None:
+            return known
+        pixels = self._transform.resize(read_image(self._records[index].path))
+        if self._cache is not None:
+            self._cache.put(index, pixels)
+        return pixels
+
+    def _other(self, rng: np.random.Generator) -> Callable[[], Pixels]:
+        return lambda: self._pixels(int(rng.integers(len(self._records))))
+
+
+class BatchLoader(DataLoader[Batch]):
+    """Batches of images; what becomes of unreadable ones is said here.
+
+    An unreadable image is never replaced by another one. With `stop` it ends the pass. With `skip`
+    its batch is smaller by it, and the end of a pass logs how many were left out and the first
+    paths; a batch of training that loses more than half of its images ends the pass all the same,
+    since that is no longer one bad image.
+
+    Args:
+        dataset: The images.
+        batches: Draws, batch by batch.
+        on_error: What an unreadable image does.
+        num_workers: Reading processes; 0: this one reads.
+        pin_memory: Batches in page-locked memory, for a GPU.
+        persistent: Whether the workers live on after a pass.
+    """
+
+    def __init__(
+        self,
+        dataset: ImageDataset,
+        batches: Sampler[list[Draw]] | Sequence[list[Draw]],
+        *,
+        on_error: OnError = "stop",
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        persistent: bool = False,
+    ) -> None:
+        super().__init__(
+            dataset,  # type: ignore[arg-type]  # whole batches come from it
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_same,  # type: ignore[arg-type]
+            pin_memory=pin_memory,
+            persistent_workers=persistent and num_workers > 0,
+            generator=torch.Generator(),
+        )
+        self._on_error = on_error
+        self._in_training = isinstance(batches, LabelledSampler)
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        """Batches of one pass.
 
         Raises:
-            DataError: The file is not a readable image.
+            DataError: An image cannot be read, or with `skip` too many of a batch.
         """
-        index = item.index if isinstance(item, Draw) else item
-        record = self._records[index]
-        picture = _read(record.path)
-        if isinstance(item, Draw):
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(item.seed)
-                image = self._transform(picture)
-        else:
-            image = self._transform(picture)
-        return Batch(image, record.pid, record.camid, index)  # type: ignore[arg-type]
+        errors: list[str] = []
+        count = 0
+        for batch, failed in super().__iter__():
+            count += len(batch.index) + len(failed)
+            if failed and self._on_error == "stop":
+                raise DataError(failed[0])
+            errors += failed
+            if self._in_training and len(failed) > len(batch.index):
+                raise DataError(
+                    f"{len(failed)} of {len(failed) + len(batch.index)} images of a batch cannot "
+                    f"be read, too many to skip; is the disk still there? {failed[0]}"
+                )
+            if len(batch.index):
+                yield batch
+        if errors:
+            first = [*dict.fromkeys(errors)]
+            logger.warning(
+                "%s of %s images were skipped, since they cannot be read (%d different files):%s",
+                f"{len(errors):,}",
+                f"{count:,}",
+                len(first),
+                "".join(f"\n  {error}" for error in first[:_SHOWN])
+                + ("\n  ..." if len(first) > _SHOWN else ""),
+            )
 
 
 def train_loader(
     records: Sequence[ImageRecord],
-    transform: Transform,
+    transform: ImageTransform,
     sampler: LabelledSampler,
     *,
+    cache: PixelCache | None = None,
+    on_error: OnError = "stop",
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Batch]:
-    """Batches as the sampler draws them; workers live on from epoch to epoch."""
-    return DataLoader(
-        ImageDataset(records, transform),
-        batch_sampler=sampler,
+) -> BatchLoader:
+    """Batches as the sampler draws them; workers live on from epoch to epoch.
+
+    Args:
+        records: The images.
+        transform: With augmentation.
+        sampler: Which images come.
+        cache: See `ImageDataset`.
+        on_error: See `BatchLoader`.
+        num_workers: Reading processes; the batches are the same for any number.
+        pin_memory: See `BatchLoader`.
+    """
+    return BatchLoader(
+        ImageDataset(records, transform, cache),
+        sampler,
+        on_error=on_error,
         num_workers=num_workers,
         pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        generator=torch.Generator(),
+        persistent=True,
     )
 
 
 def eval_loader(
     records: Sequence[ImageRecord],
-    transform: Transform,
+    transform: ImageTransform,
     *,
     batch_size: int,
+    cache: PixelCache | None = None,
+    on_error: OnError = "stop",
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader[Batch]:
+) -> BatchLoader:
     """This process's share of the images, in order.
 
     Shares are of equal length, so that every process has one: the last ones may repeat the first
-    images, which `Batch.index` tells.
+    images, which `Batch.index` tells. Batches without any readable image are left out.
+
+    Args:
+        records: The images.
+        transform: Without augmentation.
+        batch_size: Images in a batch.
+        cache: See `ImageDataset`.
+        on_error: See `BatchLoader`.
+        num_workers: Reading processes.
+        rank: This process.
+        world_size: All processes.
     """
     share = -(-len(records) // world_size)
-    rows = [row % len(records) for row in range(rank * share, (rank + 1) * share)]
-    batches = [rows[start : start + batch_size] for start in range(0, share, batch_size)]
-    return DataLoader(
-        ImageDataset(records, transform),
-        batch_sampler=batches,
+    draws = [Draw(row % len(records), 0) for row in range(rank * share, (rank + 1) * share)]
+    batches = [draws[start : start + batch_size] for start in range(0, share, batch_size)]
+    return BatchLoader(
+        ImageDataset(records, transform, cache),
+        batches,
+        on_error=on_error,
         num_workers=num_workers,
-        generator=torch.Generator(),
     )
 
 
-def _read(path: str) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            picture: Image.Image = image.convert("RGB")
-            return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path}: is not a readable image ({error})") from error
+def _empty_images(count: int, size: tuple[int, int]) -> Tensor:
+    """Room for images (count, 3, H, W), in a worker where the main process can see it."""
+    images = torch.empty(0)
+    if get_worker_info() is not None:
+        # As torch's own collate does, which saves a copy of every batch.
+        values = count * 3 * size[0] * size[1]
+        images.set_(images.untyped_storage()._new_shared(4 * values))  # type: ignore[no-untyped-call]
+    return images.resize_(count, 3, *size)
+
+
+def _same(loaded: Loaded) -> Loaded:
+    return loaded

@@ -1,128 +1,122 @@
-"""From a picture to the model's input."""
+"""From a picture's pixels to the model's input."""
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from PIL import Image
-from torch import Tensor, nn
-from torchvision.transforms import v2
+from numba import njit
 
-Transform = Callable[[Image.Image], Tensor]
+from reid.data.resize import Interpolation, Pixels, resize
+
+FloatImage = npt.NDArray[np.float32]
+"""A normalised image (3, H, W)."""
 
 
-def eval_transform(size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Transform:
-    """Bicubic resize and normalisation: an RGB picture becomes (3, H, W).
+class PixelTransform(ABC):
+    """An augmentation of pixels, after the resize and before normalisation."""
+
+    @abstractmethod
+    def __call__(
+        self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
+    ) -> Pixels:
+        """Pixels of the same size; the given ones are not written to.
+
+        Args:
+            pixels: (H, W, 3).
+            rng: Of all that is drawn.
+            other: Gives the pixels (H, W, 3) of another training image, drawn with `rng`, as they
+                are after the resize.
+        """
+
+
+class NormalizedTransform(ABC):
+    """An augmentation of the normalised image."""
+
+    @abstractmethod
+    def __call__(self, image: FloatImage, rng: np.random.Generator) -> None:
+        """Changes the image (3, H, W) in place; all that is drawn comes from `rng`."""
+
+
+class ImageTransform:
+    """What makes the model's input of a picture's pixels.
 
     Args:
-        size: (H, W) in pixels.
+        size: (H, W) of the input.
         mean: Per channel, for values in [0, 1].
         std: Per channel, for values in [0, 1].
+        steps: Augmentations in their order; those on pixels come first.
+        interpolation: Of the resize.
+
+    Attributes:
+        size: (H, W) of the input.
+        interpolation: Of the resize.
+
+    Raises:
+        ValueError: A step on pixels stands behind one on the normalised image.
     """
-    return _compose([_resize(size), *_to_tensor(mean, std)])
-
-
-def train_transform(
-    size: tuple[int, int],
-    mean: Sequence[float],
-    std: Sequence[float],
-    *,
-    flip_prob: float,
-    pad: int,
-    erasing_prob: float,
-    erasing_area: tuple[float, float] = (0.02, 0.4),
-    erasing_fill: Sequence[float] | None = None,
-) -> Transform:
-    """The augmentation of the field's baselines (Luo et al., *Bag of Tricks*, CVPRW 2019).
-
-    Bicubic resize, horizontal flip, black border and random crop back, normalisation, random
-    erasing; all randomness comes from torch's generator.
-
-    Args:
-        size: (H, W) in pixels.
-        mean: Per channel, for values in [0, 1].
-        std: Per channel, for values in [0, 1].
-        flip_prob: Probability of the flip.
-        pad: Border in pixels; 0 = no crop.
-        erasing_prob: Probability of erasing.
-        erasing_area: Smallest and largest share of the image that is erased.
-        erasing_fill: What is filled in, per channel, in normalised units. None: the numbers of
-            `mean` as they are, as the field's code does, which is not the mean's normalised value.
-    """
-    steps: list[nn.Module] = [_resize(size)]
-    if flip_prob:
-        steps.append(v2.RandomHorizontalFlip(flip_prob))
-    if pad:
-        steps += [v2.Pad(pad), v2.RandomCrop(size)]
-    steps += _to_tensor(mean, std)
-    if erasing_prob:
-        steps.append(RandomErasing(erasing_prob, mean if erasing_fill is None else erasing_fill,
-                                   erasing_area))  # fmt: skip
-    return _compose(steps)
-
-
-class RandomErasing(nn.Module):
-    """A rectangle of the image is overwritten (Zhong et al., *Random Erasing*, AAAI 2020).
-
-    A share of the area and an aspect ratio (height / width) are drawn evenly until the rectangle
-    fits into the image, up to 100 times; then it is placed evenly.
-
-    Args:
-        prob: Probability that an image is erased.
-        fill: Per channel.
-        area: Smallest and largest share of the image.
-        smallest_aspect: Smallest aspect ratio; the largest is its inverse.
-    """
-
-    _TRIES = 100
 
     def __init__(
         self,
-        prob: float,
-        fill: Sequence[float],
-        area: tuple[float, float] = (0.02, 0.4),
-        smallest_aspect: float = 0.3,
+        size: tuple[int, int],
+        mean: Sequence[float],
+        std: Sequence[float],
+        steps: Sequence[PixelTransform | NormalizedTransform] = (),
+        *,
+        interpolation: Interpolation = "bicubic",
     ) -> None:
-        super().__init__()
-        self._prob = prob
-        self._fill = torch.tensor(fill, dtype=torch.float32)[:, None, None]
-        self._area = area
-        self._aspect = (smallest_aspect, 1 / smallest_aspect)
+        self.size = size
+        self.interpolation: Interpolation = interpolation
+        self._on_pixels = [step for step in steps if isinstance(step, PixelTransform)]
+        self._on_normalized = [step for step in steps if isinstance(step, NormalizedTransform)]
+        if [*self._on_pixels, *self._on_normalized] != [*steps]:
+            raise ValueError(
+                "transforms: expected those on pixels before those on the normalised image "
+                f"({', '.join(type(step).__name__ for step in self._on_normalized)}), got "
+                f"{', '.join(type(step).__name__ for step in steps)}"
+            )
+        levels = torch.arange(256, dtype=torch.float32) / 255
+        table = (levels - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
+        self._table: FloatImage = table.numpy()
+        # Compiled here, before there are workers, which would each do it.
+        black = self.resize(np.zeros((1, 1, 3), np.uint8))
+        _normalize(black, self._table, np.empty((3, *size), np.float32))
 
-    def forward(self, image: Tensor) -> Tensor:
-        """The image (C, H, W), erased or as it is."""
-        if float(torch.rand(())) >= self._prob:
-            return image
-        height, width = image.shape[1:]
-        for _ in range(self._TRIES):
-            area = _uniform(*self._area) * height * width
-            aspect = _uniform(*self._aspect)
-            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < h < height and 0 < w < width:
-                top = int(torch.randint(height - h + 1, ()))
-                left = int(torch.randint(width - w + 1, ()))
-                erased = image.clone()
-                erased[:, top : top + h, left : left + w] = self._fill
-                return erased
-        return image
+    def resize(self, pixels: Pixels) -> Pixels:
+        """Pixels (height, width, 3) at the input's size, (H, W, 3)."""
+        return resize(pixels, self.size, self.interpolation)
+
+    def finish(
+        self,
+        pixels: Pixels,
+        out: FloatImage,
+        rng: np.random.Generator,
+        other: Callable[[], Pixels],
+    ) -> None:
+        """Writes the input that is made of resized pixels.
+
+        Args:
+            pixels: (H, W, 3), not written to.
+            out: (3, H, W).
+            rng: See `PixelTransform`.
+            other: See `PixelTransform`.
+        """
+        for change in self._on_pixels:
+            pixels = change(pixels, rng, other)
+        _normalize(pixels, self._table, out)
+        for erase in self._on_normalized:
+            erase(out, rng)
 
 
-def _compose(steps: Sequence[nn.Module]) -> Transform:
-    transform: Transform = v2.Compose(steps)
-    return transform
-
-
-def _resize(size: tuple[int, int]) -> nn.Module:
-    resize: nn.Module = v2.Resize(size, interpolation=v2.InterpolationMode.BICUBIC)
-    return resize
-
-
-def _to_tensor(mean: Sequence[float], std: Sequence[float]) -> list[nn.Module]:
-    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std),
-            v2.ToPureTensor()]  # fmt: skip
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(()))
+@njit(cache=True)
+def _normalize(pixels: Pixels, table: FloatImage, out: FloatImage) -> None:
+    """Looks each grey level up in the table (3, 256) of normalised values."""
+    height, width, _ = pixels.shape
+    for y in range(height):
+        for x in range(width):
+            out[0, y, x] = table[0, pixels[y, x, 0]]
+            out[1, y, x] = table[1, pixels[y, x, 1]]
+            out[2, y, x] = table[2, pixels[y, x, 2]]

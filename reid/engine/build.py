@@ -13,6 +13,7 @@ import torch
 from tabulate import tabulate
 
 import reid.clustering
+import reid.data.augmentation
 import reid.data.datasets
 import reid.evaluation.evaluators
 import reid.modeling.backbones
@@ -21,10 +22,12 @@ import reid.modeling.losses
 import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
+from reid.data.cache import PixelCache, gigabytes
 from reid.data.datasets.base import ReIDDataset, SplitCounts
-from reid.data.loaders import eval_loader, train_loader
+from reid.data.loaders import OnError, eval_loader, train_loader
+from reid.data.resize import Interpolation
 from reid.data.samplers import LabelledSampler
-from reid.data.transforms import eval_transform, train_transform
+from reid.data.transforms import ImageTransform
 from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints
 from reid.engine.logs import MetricWriter
 from reid.engine.pseudo_labels import RefreshPseudoLabels
@@ -43,6 +46,7 @@ from reid.registry import (
     HOOK,
     LOSS,
     SAMPLER,
+    TRANSFORM,
     ConfigError,
     build,
 )
@@ -192,7 +196,7 @@ def build_test_sets(config: Config) -> list[TestSet]:
     else:
         train = build_dataset(config.datasets.train, "datasets.train")
         datasets = [train] if train.has_test() else []
-    transform = eval_transform(*_image_format(config.input))
+    transform = build_transform(config.input, training=False)
     sets = []
     for dataset in datasets:
         query, gallery = dataset.load("query"), dataset.load("gallery")
@@ -208,6 +212,53 @@ def build_test_sets(config: Config) -> list[TestSet]:
             TestSet(dataset.name, query, gallery, loader, config.test.flip, dataset.version)
         )
     return sets
+
+
+def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
+    """From pictures to the model's input; with augmentation in training.
+
+    Raises:
+        ConfigError: A transform is unknown, an option is wrong, or the order is.
+    """
+    steps = [
+        build(TRANSFORM, spec, f"input.transforms[{i}]", mean=tuple(config.pixel_mean))
+        for i, spec in enumerate(config.transforms if training else ())
+    ]
+    interpolation = config.interpolation if training else config.test_interpolation
+    try:
+        return ImageTransform(
+            _image_size(config),
+            config.pixel_mean,
+            config.pixel_std,
+            steps,
+            interpolation=cast(Interpolation, interpolation),
+        )
+    except ValueError as error:
+        raise ConfigError(f"input.{error}") from error
+
+
+def build_cache(config: Config, count: int) -> PixelCache | None:
+    """Memory for the training images, if `dataloader.cache` says so; logs its size.
+
+    Raises:
+        ConfigError: There is too little memory.
+    """
+    if config.dataloader.cache == "off":
+        return None
+    size, processes = _image_size(config.input), distributed.local_world_size()
+    try:
+        cache = PixelCache(count, size, num_workers=_num_workers(config), copies=processes)
+    except ValueError as error:
+        raise ConfigError(f"dataloader.cache: {error}; 'off' needs none") from error
+    logger.info(
+        "Cache: %s images of %dx%d take %s of memory%s as they are read; %s are available",
+        f"{count:,}",
+        *size,
+        gigabytes(cache.num_bytes),
+        f" in each of {processes} training processes" if processes > 1 else "",
+        gigabytes(cache.available),
+    )
+    return cache
 
 
 def build_evaluator(config: Config) -> Evaluator:
@@ -240,8 +291,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         )
     num_cameras = max((record.camid for record in records), default=-1) + 1
 
-    size, mean, std = _image_format(config.input)
-    model = build_model(config, size, num_cameras)
+    model = build_model(config, _image_size(config.input), num_cameras)
     if config.model.weights:
         load_model_weights(model, config.model.weights)
     model.to(device)
@@ -260,26 +310,23 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    cache = build_cache(config, len(records))
     loader = train_loader(
         records,
-        train_transform(
-            size,
-            mean,
-            std,
-            flip_prob=config.input.flip_prob,
-            pad=config.input.pad,
-            erasing_prob=config.input.erasing_prob,
-            erasing_area=(config.input.erasing_area[0], config.input.erasing_area[1]),
-            erasing_fill=config.input.erasing_fill,
-        ),
+        build_transform(config.input, training=True),
         sampler,
+        cache=cache,
+        on_error=cast(OnError, config.dataloader.on_error),
         num_workers=_num_workers(config),
         pin_memory=device.type == "cuda",
     )
+    same_resize = config.input.interpolation == config.input.test_interpolation
     extraction = eval_loader(
         records,
-        eval_transform(size, mean, std),
+        build_transform(config.input, training=False),
         batch_size=config.test.batch_size,
+        cache=cache if same_resize else None,
+        on_error=cast(OnError, config.dataloader.on_error),
         num_workers=_num_workers(config),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -380,7 +427,5 @@ def _num_workers(config: Config) -> int:
     return min(config.dataloader.num_workers, available or 1)
 
 
-def _image_format(
-    config: InputConfig,
-) -> tuple[tuple[int, int], Sequence[float], Sequence[float]]:
-    return (config.size[0], config.size[1]), config.pixel_mean, config.pixel_std
+def _image_size(config: InputConfig) -> tuple[int, int]:
+    return config.size[0], config.size[1]

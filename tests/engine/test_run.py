@@ -24,7 +24,7 @@ PERSONS = ("{NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 5, NUM_CAMERAS: 3, 
            "NUM_DISTRACTORS: 4, HEIGHT: 32, WIDTH: 16}")  # fmt: skip
 SUPERVISED = f"""
 DATASETS: {{TRAIN: {PERSONS}}}
-INPUT: {{SIZE: [64, 32], PAD: 2}}
+INPUT: {{SIZE: [64, 32], TRANSFORMS: [RandomFlip, {{NAME: PadCrop, PAD: 2}}, RandomErasing]}}
 DATALOADER:
   NUM_WORKERS: 0
   SAMPLER: {{NAME: PKSampler, BATCH_SIZE: 16, STEPS_PER_EPOCH: 3}}

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid.data.images import read_image
+from reid.structures import DataError
+
+
+def noise(height: int = 40, width: int = 24) -> np.ndarray:
+    """Smooth pixels with some noise, so that JPEG and resizing have something to do."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
+    smooth = np.asarray(Image.fromarray(small).resize((width, height))).astype(int)
+    return (smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8)
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> int:
+    assert one.shape == other.shape
+    return int(np.abs(one.astype(int) - other.astype(int)).max())
+
+
+@pytest.mark.parametrize("options", [
+    {}, {"quality": 30}, {"progressive": True}, {"subsampling": 0}, {"optimize": True},
+    {"comment": b"a comment"}, {"restart_marker_blocks": 2},
+])  # fmt: skip
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_jpeg_as_pillow_decodes_it(tmp_path: Path, mode: str, options: dict) -> None:
+    path = tmp_path / "image.jpg"
+    Image.fromarray(noise()).convert(mode).save(path, **options)
+    pixels = read_image(str(path))
+    assert pixels.flags.c_contiguous
+    assert difference(pixels, np.asarray(Image.open(path).convert("RGB"))) == 0
+
+
+def test_grey_palette_and_alpha_become_rgb(tmp_path: Path) -> None:
+    colours = noise()
+    path = str(tmp_path / "image.png")
+    for mode in ("1", "L", "LA", "P", "RGBA"):
+        image = Image.fromarray(colours).convert(mode)
+        image.save(path)
+        assert difference(read_image(path), np.asarray(image.convert("RGB"))) == 0
+    hidden = np.dstack([colours, np.zeros(colours.shape[:2], np.uint8)])
+    Image.fromarray(hidden).save(path)
+    assert difference(read_image(path), colours) == 0
+    palette = Image.fromarray(colours).convert("P")
+    palette.save(path, transparency=bytes(range(256)))
+    assert difference(read_image(path), np.asarray(palette.convert("RGB"))) == 0
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_upper_byte_of_16_bits(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"deep.{suffix}"
+    grey = noise()[:, :, 0]
+    Image.fromarray(grey.astype(np.uint16) * 256 + 77).save(path)
+    assert difference(read_image(str(path)), np.repeat(grey[:, :, None], 3, 2)) == 0
+
+
+def test_32_bits_have_no_known_range(tmp_path: Path) -> None:
+    path = tmp_path / "float.tif"
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(path)
+    with pytest.raises(DataError, match=r"float\.tif: .*32 bits without a known range"):
+        read_image(str(path))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"turned.{suffix}"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a viewer turns it by 90 degrees, clockwise
+    pixels = noise()
+    Image.fromarray(pixels).save(path, exif=exif)
+    stored = np.asarray(Image.open(path).convert("RGB"))
+    assert difference(read_image(str(path)), np.rot90(stored, -1)) == 0
+
+
+def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+    path = tmp_path / "moving.gif"
+    frames = [Image.new("RGB", (8, 16), colour) for colour in ("red", "blue")]
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    assert read_image(str(path))[3, 3].tolist() == [255, 0, 0]
+
+
+def test_every_cut_off_jpeg_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cut.jpg"
+    buffer = io.BytesIO()
+    Image.fromarray(noise()).save(buffer, "JPEG", quality=90)
+    content = buffer.getvalue()
+    for length in (0, 1, 2, 3, 4, 20, 160, 300, 600, len(content) // 2, len(content) - 40):
+        path.write_bytes(content[:length])
+        with pytest.raises(DataError, match=r"cut\.jpg: is not a readable image"):
+            read_image(str(path))
+
+
+def test_broken_jpeg_reads_as_pillow_reads_it_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "broken.jpg"
+    buffer = io.BytesIO()
+    Image.fromarray(noise()).save(buffer, "JPEG", quality=60)
+    rng = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(150):
+        content = bytearray(buffer.getvalue())
+        content[int(rng.integers(len(content)))] = int(rng.integers(256))
+        path.write_bytes(content)
+        try:
+            expected = np.asarray(Image.open(path).convert("RGB"))
+        except (OSError, SyntaxError):
+            with pytest.raises(DataError, match=r"broken\.jpg"):
+                read_image(str(path))
+            outcomes.add("refused")
+        else:
+            assert difference(read_image(str(path)), expected) == 0
+            outcomes.add("read")
+    assert outcomes == {"read", "refused"}
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_decompression_bomb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    path = tmp_path / f"bomb.{suffix}"
+    Image.new("L", (200, 300)).save(path)
+    assert read_image(str(path)).shape == (300, 200, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20_000)
+    with pytest.raises(DataError, match=rf"bomb\.{suffix}: .*decompression bomb"):
+        read_image(str(path))
+
+
+def test_what_is_no_image(tmp_path: Path) -> None:
+    for content in (b"no image", b"\xff\xd8\xff\xe0cut", b"\x89PNG\r\n\x1a\nno"):
+        (tmp_path / "x.jpg").write_bytes(content)
+        with pytest.raises(DataError, match=r"x\.jpg: is not a readable image"):
+            read_image(str(tmp_path / "x.jpg"))
+    with pytest.raises(DataError, match=r"missing\.jpg: is not a readable image"):
+        read_image(str(tmp_path / "missing.jpg"))
+    with pytest.raises(DataError, match="is not a readable image"):
+        read_image(str(tmp_path))
