@@ -2,7 +2,7 @@
 
 from reid.clustering.agglomerative import Agglomerative
 from reid.clustering.base import Clusterer, ClusteringError, FeatureClusterer, Outliers
-from reid.clustering.dbscan import JaccardDBSCAN
+from reid.clustering.dbscan import CameraProxyClusterer, JaccardDBSCAN
 from reid.clustering.hdbscan import HDBSCAN
 from reid.clustering.health import cluster_statistics, cluster_warning
 from reid.clustering.infomap import Infomap
@@ -11,6 +11,7 @@ from reid.clustering.kmeans import KMeans
 __all__ = [
     "HDBSCAN",
     "Agglomerative",
+    "CameraProxyClusterer",
     "Clusterer",
     "ClusteringError",
     "FeatureClusterer",

@@ -11,7 +11,7 @@ from torch import Tensor
 from reid.clustering.base import FeatureClusterer, Outliers, at_least_one
 from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
 from reid.registry import CLUSTERER
-from reid.structures import ProgressBar
+from reid.structures import FeatureSet, ProgressBar, PseudoLabels
 
 logger = logging.getLogger(__name__)
 _LARGE = 50_000
@@ -88,3 +88,20 @@ class JaccardDBSCAN(FeatureClusterer):
             f"of eps = {self._eps}; raise clusterer.eps, lower clusterer.min_samples, or start "
             "from better weights (model.backbone_weights)"
         )
+
+
+@CLUSTERER.register()
+class CameraProxyClusterer(JaccardDBSCAN):
+    """Jaccard-DBSCAN clusters, each split by camera into proxies (CAP; O2CAP; TMGF, section 3.3).
+
+    Proxies are numbered by cluster, then camera; only cameras present in a cluster have one. For
+    the options see `JaccardDBSCAN`.
+    """
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images, on the CPU.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        return PseudoLabels.from_clusters(self.clusters(features, progress), features.camids.cpu())

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -14,6 +16,7 @@ from torch.nn import functional as F
 from reid.clustering import (
     HDBSCAN,
     Agglomerative,
+    CameraProxyClusterer,
     ClusteringError,
     FeatureClusterer,
     Infomap,
@@ -23,6 +26,7 @@ from reid.clustering import (
     cluster_warning,
 )
 from reid.clustering.hdbscan import _joined_graph
+from reid.modeling.memory import ProxyMemory
 from reid.neighbors import jaccard_distance
 from reid.registry import ConfigError
 from reid.structures import FeatureSet, PseudoLabels
@@ -286,3 +290,46 @@ def test_agglomerative_with_equal_images() -> None:
     features = F.normalize(torch.eye(4).repeat_interleave(20, 0) + 1e-8, dim=1)
     labels = Agglomerative(k1=25, k2=3)(feature_set(features))
     assert adjusted_rand_score(torch.arange(4).repeat_interleave(20), labels.cluster) == 1
+
+
+def test_clusters_are_split_by_camera() -> None:
+    generator = torch.Generator().manual_seed(0)
+    group = torch.arange(80) % 4
+    camids = torch.arange(80) // 40
+    feature = F.normalize(
+        torch.randn(4, 16, generator=generator)[group]
+        + 0.1 * torch.randn(80, 16, generator=generator),
+        dim=1,
+    )
+    features = feature_set(feature, camids)
+    labels = CameraProxyClusterer()(features)
+    assert torch.equal(labels.cluster, JaccardDBSCAN()(features).cluster)
+    assert labels.num_proxies == 8
+    assert labels.proxy_to_cluster.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert labels.proxy_to_camera.tolist() == [0, 1] * 4
+
+
+@pytest.mark.oracle
+def test_proxies_of_the_authors(oracle_dir: Path) -> None:
+    files = sorted(oracle_dir.glob("cluster_*.npz"))
+    assert files
+    for path in files:
+        a = np.load(path)
+        camid = torch.from_numpy(a["camid"]).long()
+        features = feature_set(torch.from_numpy(a["feature"]), camid)
+        checked = 0
+        for name in a.files:
+            if not name.startswith("proxy_label_"):
+                continue
+            parts = name.split("_")
+            labels = CameraProxyClusterer(
+                k1=int(parts[3]), k2=int(parts[5]), eps=float(parts[7]), min_samples=4
+            )(features)
+            assert np.array_equal(labels.proxy.numpy(), a[name]), f"{path} {name}"
+            centers = name.replace("proxy_label", "proxy_center")
+            if centers in a.files:
+                memory = ProxyMemory(0.2)
+                memory.reset(labels.proxy, labels.num_proxies, features)
+                np.testing.assert_allclose(memory.bank[0].numpy(), a[centers], atol=1e-6)
+                checked += 1
+        assert checked

@@ -19,11 +19,12 @@ from reid.engine.run import train
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import extract_features
 from reid.modeling.losses import Criterion
+from reid.modeling.memory_losses import O2CAPLoss
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_weights, read_checkpoint
 from reid.solver import build_optimizer, build_scheduler
 from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, PseudoLabels
-from tmgf import IBNViT, O2CAPLoss, TMGFHead
+from tmgf import IBNViT, TMGFHead
 
 MEAN = torch.tensor([0.3525, 0.3106, 0.3140])[:, None, None]
 STD = torch.tensor([0.2660, 0.2522, 0.2505])[:, None, None]

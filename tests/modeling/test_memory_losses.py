@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.clustering import JaccardDBSCAN
+from reid.modeling.memory import ProxyMemory
+from reid.modeling.memory_losses import O2CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
-from tmgf import CameraProxyClusterer, O2CAPLoss, ProxyMemory
 
 NAMES = ("global_offline", "global_online", "part_offline", "part_online")
 
@@ -203,23 +203,6 @@ def test_options_are_checked() -> None:
         O2CAPLoss().set_labels(labels, None)
 
 
-def test_clusters_are_split_by_camera() -> None:
-    generator = torch.Generator().manual_seed(0)
-    group = torch.arange(80) % 4
-    camids = torch.arange(80) // 40
-    feature = F.normalize(
-        torch.randn(4, 16, generator=generator)[group]
-        + 0.1 * torch.randn(80, 16, generator=generator),
-        dim=1,
-    )
-    features = as_feature_set(feature[None], camids)
-    labels = CameraProxyClusterer()(features)
-    assert torch.equal(labels.cluster, JaccardDBSCAN()(features).cluster)
-    assert labels.num_proxies == 8
-    assert labels.proxy_to_cluster.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert labels.proxy_to_camera.tolist() == [0, 1] * 4
-
-
 @pytest.mark.oracle
 def test_losses_gradients_and_memory_of_the_authors(oracle_dir: Path) -> None:
     files = sorted(oracle_dir.glob("loss_*.npz"))
@@ -262,29 +245,3 @@ def test_losses_gradients_and_memory_of_the_authors(oracle_dir: Path) -> None:
             torch.testing.assert_close(
                 loss.memory.bank, tensors[f"step{step}.bank_after"].float(), atol=1e-6, rtol=0
             )
-
-
-@pytest.mark.oracle
-def test_proxies_of_the_authors(oracle_dir: Path) -> None:
-    files = sorted(oracle_dir.glob("cluster_*.npz"))
-    assert files
-    for path in files:
-        a = np.load(path)
-        camid = torch.from_numpy(a["camid"]).long()
-        features = as_feature_set(torch.from_numpy(a["feature"])[None], camid)
-        checked = 0
-        for name in a.files:
-            if not name.startswith("proxy_label_"):
-                continue
-            parts = name.split("_")
-            labels = CameraProxyClusterer(
-                k1=int(parts[3]), k2=int(parts[5]), eps=float(parts[7]), min_samples=4
-            )(features)
-            assert np.array_equal(labels.proxy.numpy(), a[name]), f"{path} {name}"
-            centers = name.replace("proxy_label", "proxy_center")
-            if centers in a.files:
-                memory = ProxyMemory(0.2)
-                memory.reset(labels.proxy, labels.num_proxies, features)
-                np.testing.assert_allclose(memory.bank[0].numpy(), a[centers], atol=1e-6)
-                checked += 1
-        assert checked

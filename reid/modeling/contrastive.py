@@ -1,0 +1,171 @@
+"""Contrast with a memory: which proxies a sample is compared with, and its loss.
+
+Pure functions of similarities to all rows of a memory, for every bank and sample at once. Shapes:
+M banks, B samples, P rows (clusters or proxies), D dimensions. The choice of proxies carries no
+gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Average = Literal["batch", "camera"]
+
+
+class Choice(NamedTuple):
+    """The proxies that a sample is compared with.
+
+    Attributes:
+        proxies: (M, B, n) int64.
+        positive: (M, B, n) bool.
+        valid: (M, B, n) bool; others are padding and count nothing.
+    """
+
+    proxies: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+class Groups(NamedTuple):
+    """Proxies by cluster or by camera, as slices of one list.
+
+    Attributes:
+        order: (P,) proxies, group after group.
+        sizes: Proxies of each group, known without asking a GPU.
+        start: (groups,) where each begins in `order`.
+        size: (groups,) `sizes` on the device.
+    """
+
+    order: Tensor
+    sizes: list[int]
+    start: Tensor
+    size: Tensor
+
+    @classmethod
+    def of(cls, group: Tensor) -> Groups:
+        """The groups of P proxies, which `group` (P,) numbers; gaps and -1 are allowed."""
+        dense = torch.unique(group, return_inverse=True)[1]
+        size = torch.bincount(dense)
+        return cls(dense.argsort(stable=True), size.tolist(), size.cumsum(0) - size, size)
+
+
+def info_nce(logits: Tensor, row: Tensor, rival: Tensor | None = None) -> Tensor:
+    """Cross entropy of a sample's own row among all rows (InfoNCE).
+
+    -z_y + log sum_k exp z_k (Dai et al., *Cluster Contrast*, ACCV 2022).
+
+    Args:
+        logits: (M, B, P) similarities divided by the temperature.
+        row: (B,) each sample's own.
+        rival: (B, P) bool, the rows that the sum runs over, the own one among them; None: all.
+
+    Returns:
+        (M, B).
+    """
+    own = logits.gather(2, row.expand(len(logits), -1)[..., None])[..., 0]
+    if rival is not None:
+        logits = logits.masked_fill(~rival, -torch.inf)
+    return logits.logsumexp(2) - own
+
+
+def even_nce(logits: Tensor, choice: Choice) -> Tensor:
+    """Cross entropy between the softmax over a choice and an even target on its positives.
+
+    -1/|A| sum_{a in A} log (exp z_a / sum_{k in A + N} exp z_k) (Wang et al., *CAP*, AAAI 2021;
+    O2CAP, TIP 2022; TMGF, equations 7 and 8).
+
+    Args:
+        logits: (M, B, n) of the chosen proxies.
+        choice: Positives A and negatives N.
+
+    Returns:
+        (M, B).
+    """
+    total = logits.masked_fill(~choice.valid, -torch.inf).logsumexp(2)
+    return total - (logits * choice.positive).sum(2) / choice.positive.sum(2)
+
+
+def similarity_to(feature: Tensor, bank: Tensor, proxies: Tensor) -> Tensor:
+    """Dot products of samples with some of the proxies, with a gradient for the samples.
+
+    Args:
+        feature: (M, B, D).
+        bank: (M, P, D).
+        proxies: (M, B, n).
+
+    Returns:
+        (M, B, n).
+    """
+    banks = torch.arange(len(bank), device=bank.device)[:, None, None]
+    return torch.einsum("mbd,mbnd->mbn", feature, bank[banks, proxies])
+
+
+@torch.no_grad()
+def choose_offline(similarity: Tensor, cluster: Tensor, clusters: Groups, count: int) -> Choice:
+    """All proxies of a sample's cluster, and the most similar others (CAP, O2CAP).
+
+    Args:
+        similarity: (M, B, P) to the samples.
+        cluster: (B,) of the samples.
+        clusters: The proxies by cluster.
+        count: Negatives; all others where there are fewer.
+    """
+    place = torch.arange(max(clusters.sizes), device=cluster.device)
+    valid = place < clusters.size[cluster][:, None]
+    # Padding repeats the cluster's first proxy, which is a positive itself.
+    proxies = clusters.order[clusters.start[cluster][:, None] + torch.where(valid, place, 0)]
+    banks = len(similarity)
+    return _with_hardest(
+        similarity, proxies.expand(banks, -1, -1), valid.expand(banks, -1, -1), count
+    )
+
+
+@torch.no_grad()
+def choose_online(similarity: Tensor, cameras: Groups, num_positives: int, count: int) -> Choice:
+    """The best of each camera's best proxies, and the most similar others (O2CAP).
+
+    Args:
+        similarity: (M, B, P) by which proxies are chosen.
+        cameras: The proxies by camera.
+        num_positives: Positives; as many as there are cameras with proxies where these are fewer.
+        count: Negatives; all others where there are fewer.
+    """
+    by_camera = torch.split(similarity[..., cameras.order], cameras.sizes, 2)
+    best = [values.max(2) for values in by_camera]
+    values = torch.stack([camera.values for camera in best], 2)  # (M, B, cameras)
+    place = torch.stack([camera.indices for camera in best], 2) + cameras.start
+    chosen = values.topk(min(num_positives, len(best)), 2).indices
+    proxies = cameras.order[place.gather(2, chosen)]
+    return _with_hardest(similarity, proxies, torch.ones_like(proxies, dtype=torch.bool), count)
+
+
+def sample_weights(kept: Tensor, camera: Tensor, average: Average) -> Tensor:
+    """What a sample's loss counts in the batch.
+
+    Args:
+        kept: (B,) bool, whether a sample has a loss.
+        camera: (B,) of the samples.
+        average: `batch`: the mean of all. `camera`: the mean of each camera's samples, added up
+            over the cameras of the batch, so that an image of a rare camera counts more (CAP,
+            O2CAP).
+
+    Returns:
+        (B,), 0 where a sample is not kept.
+    """
+    together = camera[:, None] == camera if average == "camera" else torch.ones_like(kept)
+    return kept / (together & kept).sum(-1).clamp(min=1)
+
+
+def _with_hardest(similarity: Tensor, positives: Tensor, valid: Tensor, count: int) -> Choice:
+    """Positives, and the most similar proxies that are none of them."""
+    others = similarity.scatter(2, positives, -torch.inf)
+    values, negatives = others.topk(min(count, others.shape[2]), 2, sorted=False)
+    exist = values > -torch.inf
+    return Choice(
+        torch.cat((positives, negatives), 2),
+        torch.cat((valid, torch.zeros_like(exist)), 2),
+        torch.cat((valid, exist), 2),
+    )

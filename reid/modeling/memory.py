@@ -1,0 +1,127 @@
+"""Memories: a unit vector for each cluster or proxy, which the batches move."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from reid.structures import OUTLIER, FeatureSet
+
+Update = Literal["sequential", "hard"]
+
+
+class ProxyMemory(nn.Module):
+    """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster or a proxy.
+
+    Like BatchNorm's statistics, it moves in training mode only, and is no parameter. It is derived
+    from the model's features at the start of an epoch, so checkpoints do not hold it.
+
+    Args:
+        momentum: Share of the old row that an update keeps (mu).
+        update: `sequential`: a row takes in its samples one by one, in batch order. `hard`: it
+            takes in the one sample that it resembles least.
+
+    Attributes:
+        bank: (1 + K, P, D).
+
+    Raises:
+        ValueError: The momentum is not in [0, 1], or the word is neither of these.
+    """
+
+    bank: Tensor
+
+    def __init__(self, momentum: float, update: Update = "sequential") -> None:
+        super().__init__()
+        if not 0 <= momentum <= 1:
+            raise ValueError(f"momentum: expected 0 <= momentum <= 1, got {momentum}")
+        if update not in get_args(Update):
+            raise ValueError(f"update: expected sequential or hard, got {update!r}")
+        self._momentum = momentum
+        self._hard = update == "hard"
+        self.register_buffer("bank", torch.zeros(0, 0, 0), persistent=False)
+
+    def reset(self, row: Tensor, num_rows: int, features: FeatureSet) -> None:
+        """Every row becomes the normalised mean feature of its images.
+
+        Args:
+            row: (N,) rows of the images, -1 = none.
+            num_rows: P.
+            features: Of the N images.
+        """
+        kept = row != OUTLIER
+        banks = [
+            features.global_feat,
+            *(features.part_feats[:, part] for part in range(features.part_feats.shape[1])),
+        ]
+        # The mean and the sum have the same direction.
+        sums = [
+            bank.new_zeros((num_rows, bank.shape[1])).index_add_(0, row[kept], bank[kept])
+            for bank in banks
+        ]
+        self.bank = F.normalize(torch.stack(sums), dim=2)
+
+    @torch.no_grad()
+    def update(self, row: Tensor, feature: Tensor) -> None:
+        """Moves the rows of a batch: K_y <- normalise(mu K_y + (1 - mu) f).
+
+        Sequential: sample by sample in batch order (Ge et al., *Self-paced Contrastive Learning*,
+        NeurIPS 2020; O2CAP; TMGF, equation 6). Hard: once for each row, with the sample of the
+        batch that has the smallest K_y . f, the first of equals (Dai et al., *Cluster Contrast*,
+        ACCV 2022). With several processes, give the rows of the whole batch.
+
+        Nothing waits for a GPU: no shape depends on the labels of the batch.
+
+        Args:
+            row: (B,) rows of the samples, -1 = none.
+            feature: (1 + K, B, D) unit vectors.
+        """
+        if not self.training or not len(row):
+            return
+        kept = row != OUTLIER
+        # A sample without a row stands in one that the batch has, and leaves it as it is.
+        row = torch.where(kept, row, row[kept.long().argmax()]).clamp(min=0)
+        take = self._hardest if self._hard else self._one_by_one
+        bank = self.bank.clone()  # the losses' backward needs the old one
+        bank[:, row] = take(row, kept, feature.detach())
+        self.bank = bank
+
+    def _one_by_one(self, row: Tensor, kept: Tensor, feature: Tensor) -> Tensor:
+        """(1 + K, B, D), for each sample its row after the batch.
+
+        Rows do not touch each other: the first sample of every row is done at once, then the
+        second, and so on. Rows stand in order of falling numbers of samples, so that no more than
+        B / (r + 1) of them can have a sample in round r.
+        """
+        same = row[:, None] == row
+        turn = same.tril(-1).sum(1)  # how often a sample's row has come before
+        count = same.sum(1)
+        order = torch.where(turn == 0, -count, 1).argsort()  # first samples of the rows, then rest
+        place = torch.arange(len(row), device=row.device)
+        slot = torch.empty_like(place).scatter_(0, order, place)[same.long().argmax(1)]
+        sample_of = torch.full_like(same, -1, dtype=torch.int64)  # (round, slot)
+        sample_of[turn, slot] = place
+        state = self.bank[:, row[order]]
+        # Only a CPU tells the number of rounds without being waited for.
+        rounds = int(count.max()) if row.device.type == "cpu" else len(row)
+        for number in range(rounds):
+            active = len(row) // (number + 1)
+            sample = sample_of[number, :active]
+            moved = self._move(state[:, :active], feature[:, sample])
+            moves = ((sample >= 0) & kept[sample])[:, None]
+            state[:, :active] = torch.where(moves, moved, state[:, :active])
+        return state[:, slot]
+
+    def _hardest(self, row: Tensor, kept: Tensor, feature: Tensor) -> Tensor:
+        """(1 + K, B, D), for each sample its row after the batch."""
+        own = self.bank[:, row]
+        score = (own * feature).sum(2).masked_fill(~kept, torch.inf)
+        candidates = torch.where(row[:, None] == row, score[:, None], torch.inf)  # (1 + K, B, B)
+        hardest = candidates.argmin(2)
+        moved = self._move(own, feature.gather(1, hardest[..., None].expand_as(feature)))
+        return torch.where(kept[hardest][..., None], moved, own)
+
+    def _move(self, old: Tensor, feature: Tensor) -> Tensor:
+        return F.normalize(self._momentum * old + (1 - self._momentum) * feature, dim=2)

@@ -1,0 +1,314 @@
+"""Losses against a memory of clusters or proxies, each by name."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid import distributed
+from reid.modeling.contrastive import (
+    Average,
+    Groups,
+    choose_offline,
+    choose_online,
+    even_nce,
+    info_nce,
+    sample_weights,
+    similarity_to,
+)
+from reid.modeling.losses import Loss
+from reid.modeling.memory import ProxyMemory, Update
+from reid.registry import LOSS
+from reid.structures import (
+    OUTLIER,
+    UNKNOWN_CAMERA,
+    Batch,
+    Embeddings,
+    FeatureSet,
+    PseudoLabels,
+)
+
+
+class MemoryLoss(Loss):
+    """The base of losses that compare a batch with a memory, for the whole image and for parts.
+
+    A subclass names the losses of each sample in each bank (`sample_losses`). Here they become
+    `global_NAME` and, if the model has parts, `part_NAME`: `part_weight` * the mean over the
+    parts. Samples without a row are left out. The memory is updated after the losses of a batch,
+    in training mode, once, and apart from backward. With several processes, the weights of the
+    samples and the update are those of the whole batch.
+
+    Args:
+        temperature: tau.
+        momentum: Share of a memory row that an update keeps (mu).
+        update: See `ProxyMemory`.
+        average: See `sample_weights`.
+        part_weight: Weight of the parts (TMGF's lambda_p).
+
+    Attributes:
+        memory: The memory; its rows are clusters or proxies, as `memory_rows` says.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    needs_features = True
+    row: Tensor
+    row_to_camera: Tensor
+
+    def __init__(
+        self,
+        temperature: float,
+        momentum: float,
+        part_weight: float,
+        update: Update = "sequential",
+        average: Average = "batch",
+    ) -> None:
+        super().__init__()
+        if temperature <= 0:
+            raise ValueError(f"temperature: expected a number above 0, got {temperature}")
+        if part_weight < 0:
+            raise ValueError(f"part_weight: expected 0 or more, got {part_weight}")
+        if average not in ("batch", "camera"):
+            raise ValueError(f"average: expected batch or camera, got {average!r}")
+        self._temperature = temperature
+        self._part_weight = part_weight
+        self._average: Average = average
+        self.memory = ProxyMemory(momentum, update)
+        for name in ("row", "row_to_camera"):
+            self.register_buffer(name, torch.zeros(0, dtype=torch.int64), persistent=False)
+
+    def memory_rows(self, labels: PseudoLabels) -> tuple[Tensor, Tensor]:
+        """The memory's row of each image (N,), -1 = none, and the camera of each row (P,)."""
+        return labels.proxy, labels.proxy_to_camera
+
+    def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """Named losses (1 + K, B) of unit features (1 + K, B, D) with rows (B,), all from 0."""
+        raise AssertionError(f"{type(self).__name__} must define sample_losses")
+
+    def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
+        """Takes the labels of an epoch and fills the memory.
+
+        Raises:
+            ValueError: Features are missing, or no image has a label.
+        """
+        if features is None:
+            raise ValueError(
+                f"{type(self).__name__}: set_labels needs the features of the training images"
+            )
+        if not labels.num_proxies:
+            raise ValueError(f"{type(self).__name__}: none of {len(labels)} images has a label")
+        super().set_labels(labels, features)
+        self.row, self.row_to_camera = self.memory_rows(labels)
+        self.memory.reset(self.row, len(self.row_to_camera), features)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """`global_NAME` and, if the model has parts, `part_NAME`, ready to be added up."""
+        with torch.autocast(embeddings.global_feat.device.type, enabled=False):
+            both = torch.cat((embeddings.global_feat[:, None], embeddings.part_feats), 1)
+            feature = both.float().transpose(0, 1)  # (1 + K, B, D)
+            row = self.row[batch.index]
+            found = self.sample_losses(feature, row.clamp(min=0))
+            every_row = distributed.gather_rows(row)
+            weight = self._weights(every_row, len(row))
+            every_feature = distributed.gather_rows(feature.detach().transpose(0, 1))
+            self.memory.update(every_row, every_feature.transpose(0, 1))
+        losses = {name: (value * weight).sum(1) for name, value in found.items()}
+        named = {f"global_{name}": value[0] for name, value in losses.items()}
+        if len(feature) > 1:
+            named |= {
+                f"part_{name}": self._part_weight * value[1:].mean()
+                for name, value in losses.items()
+            }
+        return named
+
+    def _weights(self, every_row: Tensor, count: int) -> Tensor:
+        """(B,) of this process's samples; the mean over the processes is the whole batch's."""
+        camera = self.row_to_camera[every_row.clamp(min=0)]
+        weight = sample_weights(every_row != OUTLIER, camera, self._average)
+        share = distributed.rank() * count
+        return distributed.world_size() * weight[share : share + count]
+
+
+@LOSS.register()
+class ClusterContrastLoss(MemoryLoss):
+    """InfoNCE over a memory of clusters, without cameras: `contrast`.
+
+    Dai et al., *Cluster Contrast for Unsupervised Person Re-Identification* (ACCV 2022); with the
+    hard update also the unsupervised stage of TransReID-SSL. Clusters that are split by camera
+    are one row each all the same. The published code trains ResNets with `update: sequential` and
+    a momentum of 0.1, the ViT with `hard` and 0.2.
+
+    Args:
+        temperature: tau.
+        momentum: Share of a memory row that an update keeps (mu).
+        update: `sequential` or `hard`; see `ProxyMemory`.
+        part_weight: Weight of the mean over the parts, if the model has any.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        momentum: float = 0.1,
+        update: Update = "sequential",
+        part_weight: float = 0.1,
+    ) -> None:
+        super().__init__(temperature, momentum, part_weight, update)
+
+    def memory_rows(self, labels: PseudoLabels) -> tuple[Tensor, Tensor]:
+        """The clusters."""
+        cameras = torch.full((labels.num_clusters,), UNKNOWN_CAMERA, device=labels.cluster.device)
+        return labels.cluster, cameras
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """`global_contrast` and, if the model has parts, `part_contrast`.
+
+        Features are normalised once more, as in the published module; those of a model are of unit
+        length, and nothing comes of it.
+        """
+        unit = embeddings._replace(
+            global_feat=F.normalize(embeddings.global_feat.float(), dim=-1),
+            part_feats=F.normalize(embeddings.part_feats.float(), dim=-1),
+        )
+        return super().forward(unit, batch)
+
+    def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """`contrast` (1 + K, B)."""
+        scores = feature @ self.memory.bank.transpose(1, 2)
+        return {"contrast": info_nce(scores / self._temperature, row)}
+
+
+class ProxyLoss(MemoryLoss):
+    """The base of losses against the proxies of CAP: clusters that are split by camera.
+
+    Args:
+        temperature: tau.
+        momentum: Share of a memory row that an update keeps (mu).
+        num_negatives: Hardest negatives; all others where there are fewer.
+        part_weight: Weight of the mean over the parts, if the model has any.
+        average: See `sample_weights`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    proxy_to_cluster: Tensor
+
+    def __init__(
+        self,
+        temperature: float,
+        momentum: float,
+        num_negatives: int,
+        part_weight: float,
+        average: Average,
+    ) -> None:
+        super().__init__(temperature, momentum, part_weight, average=average)
+        if num_negatives < 1:
+            raise ValueError(f"num_negatives: expected 1 or more, got {num_negatives}")
+        self._num_negatives = num_negatives
+        self._clusters: Groups | None = None
+        self.register_buffer(
+            "proxy_to_cluster", torch.zeros(0, dtype=torch.int64), persistent=False
+        )
+
+    def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
+        """Takes the labels of an epoch and fills the memory.
+
+        Raises:
+            ValueError: Features are missing, or no image has a label.
+        """
+        super().set_labels(labels, features)
+        self.proxy_to_cluster = labels.proxy_to_cluster
+        self._clusters = Groups.of(labels.proxy_to_cluster)
+
+    def offline_losses(self, feature: Tensor, similarity: Tensor, row: Tensor) -> Tensor:
+        """(1 + K, B) against all proxies of a sample's cluster and the hardest of the others.
+
+        Args:
+            feature: (1 + K, B, D).
+            similarity: (1 + K, B, P) of the features to the memory.
+            row: (B,) proxies of the samples.
+        """
+        assert self._clusters is not None
+        choice = choose_offline(
+            similarity, self.proxy_to_cluster[row], self._clusters, self._num_negatives
+        )
+        return even_nce(
+            similarity_to(feature, self.memory.bank, choice.proxies) / self._temperature, choice
+        )
+
+
+@LOSS.register()
+class O2CAPLoss(ProxyLoss):
+    """Offline and online camera-aware proxy losses: `offline`, `online`.
+
+    Wang et al., *Offline-Online Associated Camera-Aware Proxies for Unsupervised Person
+    Re-identification* (O2CAP, TIP 2022); with parts, TMGF (section 3.3, equations 6 to 9). Each
+    bank of the memory has losses of its own, with its own choice of proxies:
+
+    - offline: positives are all proxies of the sample's cluster; negatives the most similar others;
+    - online: by `balance` * similarity to the feature + (1 - `balance`) * similarity to the
+      feature's own proxy, the best proxy of each camera is found; the best of these are the
+      positives, whatever their cluster; negatives are the most similar others.
+
+    A loss is the cross entropy between the softmax over positives and negatives and an even target
+    on the positives. O2CAP averages by `camera`, TMGF over the `batch`.
+
+    Args:
+        temperature: tau.
+        momentum: Share of a memory row that an update keeps (mu).
+        balance: Weight of the feature's own similarity in the online choice.
+        part_weight: Weight of the mean over the parts, if the model has any (lambda_p).
+        num_positives: Online positives; no more than there are cameras.
+        num_negatives: Negatives; all others where there are fewer.
+        average: See `sample_weights`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        momentum: float = 0.2,
+        balance: float = 0.15,
+        part_weight: float = 0.1,
+        num_positives: int = 3,
+        num_negatives: int = 50,
+        average: Average = "batch",
+    ) -> None:
+        super().__init__(temperature, momentum, num_negatives, part_weight, average)
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance: expected 0 <= balance <= 1, got {balance}")
+        if num_positives < 1:
+            raise ValueError(f"num_positives: expected 1 or more, got {num_positives}")
+        self._balance = balance
+        self._num_positives = num_positives
+        self._cameras: Groups | None = None
+
+    def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
+        """Takes the labels of an epoch and fills the memory.
+
+        Raises:
+            ValueError: Features are missing, or no image has a label.
+        """
+        super().set_labels(labels, features)
+        # Cameras that have a proxy; a camera whose images are all outliers plays no part.
+        self._cameras = Groups.of(labels.proxy_to_camera)
+
+    def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """`offline` and `online` (1 + K, B)."""
+        assert self._cameras is not None
+        bank = self.memory.bank
+        with torch.no_grad():
+            # b s + (1 - b) K_y . K = K . (b f + (1 - b) K_y): one product, the batch's proxies only
+            mixed = torch.lerp(bank[:, row], feature, self._balance)
+            both = torch.cat((feature, mixed), 1) @ bank.transpose(1, 2)
+            scores, similarity = both.chunk(2, 1)
+        choice = choose_online(similarity, self._cameras, self._num_positives, self._num_negatives)
+        online = even_nce(similarity_to(feature, bank, choice.proxies) / self._temperature, choice)
+        return {"offline": self.offline_losses(feature, scores, row), "online": online}
