@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from reid.config import load_config
 from reid.engine import build
 from reid.engine.run import train
-from reid.registry import CLUSTERER, SAMPLER
+from reid.registry import CLUSTERER, SAMPLER, ConfigError
 from reid.registry import build as build_part
 from reid.structures import DataError
 
@@ -38,7 +39,12 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     if path.stem in ("base", "demo_model"):  # to be inherited from; they are no runs
         return
     assert len({load_config(other).output_dir for other in CONFIGS}) >= len(CONFIGS) - 2
-    build.build_dataset(config.datasets.train, "datasets.train")
+    dataset = dict(config.datasets.train)
+    if dataset["name"] in ("DukeMTMCreID", "OccludedDuke"):
+        with pytest.raises(ConfigError, match="withdrawn"):
+            build.build_dataset(dataset, "datasets.train")
+        dataset["accept_withdrawn"] = True
+    build.build_dataset(dataset, "datasets.train")
     build_part(SAMPLER, config.dataloader.sampler, "dataloader.sampler", seed=1)
     build.build_criterion(
         config.criterion, embed_dim=model.embed_dim, num_parts=model.num_parts, num_classes=10
@@ -87,6 +93,23 @@ def test_msmt_stops_only_for_the_missing_folder(
     assert error.startswith("DataError: MSMT17: there is no folder")
     assert str(tmp_path / "MSMT17_V1") in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize("name", ["duke", "duke_gt"])
+def test_withdrawn_data_takes_the_word_that_the_readme_shows(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    readme = (ROOT / "projects" / "TMGF" / "README.md").read_text("utf-8")
+    (word,) = re.findall(r"configs/duke\.yaml (\S+ \S+)\n", readme)
+    file = ROOT / "projects" / "TMGF" / "configs" / f"{name}.yaml"
+    command = ["--config-file", str(file), "OUTPUT_DIR", str(tmp_path / "out")]
+    assert train_net(monkeypatch, *command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ConfigError: datasets.train (DukeMTMCreID): DukeMTMC-reID shows")
+    assert word in error
+    assert train_net(monkeypatch, *command, *word.split()) == 2
+    assert capsys.readouterr().err.startswith("DataError: DukeMTMC-reID: there is no folder")
 
 
 @pytest.mark.parametrize(

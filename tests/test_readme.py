@@ -6,11 +6,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reid.config import load_config
+from reid.data.datasets import ReIDDataset
 from reid.engine.run import train
+from reid.registry import DATASET, build
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -41,6 +44,50 @@ def test_links_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text("utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_page_on_datasets_tells_names_and_published_counts() -> None:
+    page = (ROOT / "datasets" / "README.md").read_text("utf-8")
+    for name, _ in DATASET:
+        assert f"{{NAME: {name}" in page, f"datasets/README.md does not tell of {name}"
+    withdrawn = {"accept_withdrawn": True}
+    variants: dict[str, tuple[str, dict[str, Any]]] = {
+        "`Market1501`": ("Market1501", {}),
+        "`MSMT17`": ("MSMT17", {}),
+        "`CUHK03NP` labelled": ("CUHK03NP", {"boxes": "labelled"}),
+        "`CUHK03NP` detected": ("CUHK03NP", {"boxes": "detected"}),
+        "`CUHKSYSU`": ("CUHKSYSU", {}),
+        "`PersonX`": ("PersonX", {}),
+        "`RandPerson`": ("RandPerson", {}),
+        "`DukeMTMCreID`": ("DukeMTMCreID", withdrawn),
+        "`OccludedDuke`": ("OccludedDuke", withdrawn),
+        "`VeRi776`": ("VeRi776", {}),
+    }
+    for size in (800, 1600, 2400):
+        variants[f"`VehicleID` {size}"] = ("VehicleID", {"test_size": size})
+    for size in (3000, 5000, 10000):
+        variants[f"`VeRiWild` {size}"] = ("VeRiWild", {"test_size": size})
+    rows = {
+        cells[0]: cells[1:]
+        for line in page.partition("### Published counts")[2].splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 7
+    }
+    assert {name for name, _ in variants.values()} == {
+        name for name, part in DATASET if part.published is not ReIDDataset.published
+    }
+    for row, (name, options) in variants.items():
+        published = build(DATASET, {"name": name, **options}, "row").published()
+        splits = [published.get(split) for split in ("train", "query", "gallery")]
+        expected = [
+            f"{split.identities:,} / {'—' if split.images is None else f'{split.images:,}'}"
+            if split
+            else ""
+            for split in splits
+        ]
+        assert rows[row][:3] == expected, row
+        cameras = published["train"].cameras
+        told = {None: "—", 0: "none known"}.get(cameras, str(cameras))
+        assert rows[row][3].startswith(told), row
 
 
 def test_import_has_no_side_effects(tmp_path: Path) -> None:

@@ -8,8 +8,6 @@ from PIL import Image
 
 from reid.data.datasets import (
     CSV,
-    MSMT17,
-    DukeMTMCreID,
     Market1501,
     SplitCounts,
     SyntheticPersons,
@@ -34,23 +32,6 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_market_keeps_distractors_and_junk_apart(root: Path) -> None:
-    folder = root / "Market-1501-v15.09.15"
-    touch(folder / "bounding_box_train", ["0007_c2s3_000001_01.jpg", "0002_c1s1_000451_03.jpg"])
-    touch(folder / "query", ["0001_c6s1_000001_00.jpg"])
-    touch(
-        folder / "bounding_box_test",
-        ["-1_c1s1_000401_03.jpg", "0000_c3s1_1.jpg", "0001_c1s1_2.jpg"],
-    )
-    (folder / "query" / "Thumbs.db").write_bytes(b"not an image")
-    dataset = Market1501()
-    train = dataset.load("train")
-    assert [Path(record.path).name[:4] for record in train] == ["0002", "0007"]
-    assert ids(train) == [(2, 0), (7, 1)]
-    assert ids(dataset.load("query")) == [(1, 5)]
-    assert sorted(ids(dataset.load("gallery"))) == [(-1, 0), (0, 2), (1, 0)]
-
-
 def test_counts_leave_out_junk_and_unknown_cameras() -> None:
     records = [
         ImageRecord("a", -1, 0),
@@ -61,87 +42,11 @@ def test_counts_leave_out_junk_and_unknown_cameras() -> None:
     assert SplitCounts.of(records) == SplitCounts(identities=2, images=4, cameras=2)
 
 
-def test_duke_names(root: Path) -> None:
-    touch(root / "DukeMTMC-reID" / "bounding_box_train", ["0001_c8_f0046182.jpg"])
-    assert ids(DukeMTMCreID().load("train")) == [(1, 7)]
-
-
-@pytest.mark.parametrize(
-    ("version", "train", "test"),
-    [("MSMT17_V1", "train", "test"), ("MSMT17_V2", "mask_train_v2", "mask_test_v2")],
-)
-def test_msmt_lists(root: Path, version: str, train: str, test: str) -> None:
-    folder = root / version
-    names = {
-        "list_train.txt": (train, "0000/0000_000_01_0303morning_0015_0.jpg", 0),
-        "list_val.txt": (train, "0003/0003_001_15_0303morning_0015_1.jpg", 3),
-        "list_query.txt": (test, "0000/0000_000_02_0303morning_0015_0.jpg", 0),
-        "list_gallery.txt": (test, "0000/0000_001_14_0303noon_0001_0.jpg", 0),
-    }
-    for name, (images, path, pid) in names.items():
-        touch(folder / images, [path])
-        (folder / name).write_text(f"{path} {pid}\n")
-    dataset = MSMT17()
-    assert ids(dataset.load("train")) == [(0, 0), (3, 14)]
-    assert ids(dataset.load("query")) == [(0, 1)]
-    assert ids(dataset.load("gallery")) == [(0, 13)]
-    assert dataset.version == version
-
-
-def test_msmt_in_market_folders(root: Path) -> None:
-    touch(root / "MSMT17" / "bounding_box_train", ["0000_c15_0001.jpg"])
-    dataset = MSMT17()
-    assert dataset.version == ""
-    assert ids(dataset.load("train")) == [(0, 14)]
-    assert dataset.version == "MSMT17, in Market-1501's layout"
-    with pytest.raises(DataError, match=r"there is no test/, mask_test_v2/ or query/"):
-        MSMT17().load("query")
-
-
-def test_msmt_list_names_a_missing_image(root: Path) -> None:
-    (root / "MSMT17_V1" / "train").mkdir(parents=True)
-    (root / "MSMT17_V1" / "list_train.txt").write_text("0/0000_000_01_x.jpg 0\n")
-    with pytest.raises(
-        DataError, match=r"0000_000_01_x\.jpg: there is no such image, but .*list_train"
-    ):
-        MSMT17().load("train")
-
-
-@pytest.mark.parametrize("line", ["0000.jpg 0", "0/0000_000_01_x.jpg", "../0000_000_01_x.jpg 0"])
-def test_msmt_line_that_does_not_parse(root: Path, line: str) -> None:
-    (root / "MSMT17_V1" / "train").mkdir(parents=True)
-    (root / "MSMT17_V1" / "list_train.txt").write_text(f"\n{line}\n")
-    with pytest.raises(DataError, match=r"list_train.txt, line 2: .* does not parse"):
-        MSMT17().load("train")
-
-
-def test_missing_folder_says_where_to_put_it(root: Path) -> None:
-    with pytest.raises(DataError) as caught:
-        MSMT17().load("train")
-    message = str(caught.value)
-    assert str(root / "MSMT17_V1") in message
-    assert "list_train.txt" in message
-    assert f"REID_DATASETS is {str(root)!r}" in message
-
-
 def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("REID_DATASETS", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="REID_DATASETS is not set, so datasets lie in datasets/"):
         Market1501().load("train")
-
-
-def test_empty_split(root: Path) -> None:
-    folder = root / "Market-1501-v15.09.15" / "query"
-    folder.mkdir(parents=True)
-    with pytest.raises(DataError, match=f"{folder}: no image found"):
-        Market1501().load("query")
-
-
-def test_market_name_that_does_not_parse(root: Path) -> None:
-    touch(root / "Market-1501-v15.09.15" / "query", ["holiday.jpg"])
-    with pytest.raises(DataError, match=r"holiday\.jpg: the name does not tell"):
-        Market1501().load("query")
 
 
 def test_csv(root: Path) -> None:

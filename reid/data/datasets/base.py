@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Literal
@@ -106,6 +106,25 @@ class ReIDDataset(ABC):
         )
 
 
+class MarketLike(ReIDDataset):
+    """A dataset of three folders whose names start with `PID_cCAMERA`, as those of Market-1501 do.
+
+    Attributes:
+        candidates: Where it may lie below the root, the likelier first.
+        layout: What is expected there, for messages.
+        folders: The folder of each split.
+    """
+
+    candidates: Sequence[str]
+    layout: str
+    folders: Mapping[Split, str] = MARKET_FOLDERS
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """Images of a split, in the order of their names."""
+        folder = self.find_folder(self.candidates, self.layout)
+        return scan_market_folder(folder / self.folders[split], self.layout)
+
+
 def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
     """The images of a folder whose names start with `PID_cCAMERA`, as those of Market-1501 do.
 
@@ -116,23 +135,52 @@ def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
     Raises:
         DataError: The folder is missing or has no image, or a name does not parse.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: there is no such folder; expected layout: {layout}")
-    names = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if Path(entry.name).suffix.lower() in IMAGE_SUFFIXES and not entry.name.startswith(".")
-    )
     records = []
-    for name in names:
+    for name in image_names(folder, layout):
         match = _MARKET_NAME.match(name)
         if match is None or int(match[2]) < 1:
             raise DataError(
                 f"{folder / name}: the name does not tell identity and camera; expected "
                 f"PID_cCAMERA..., e.g. 0002_c1s1_000451_03.jpg; expected layout: {layout}"
             )
-        records.append(ImageRecord(str(folder / name), int(match[1]), int(match[2]) - 1))
-    return not_empty(records, folder, layout)
+        records.append(ImageRecord(f"{folder}/{name}", int(match[1]), int(match[2]) - 1))
+    return records
+
+
+def image_names(folder: Path, layout: str) -> list[str]:
+    """The names of the images of a folder, sorted; what is no image is passed over.
+
+    Raises:
+        DataError: The folder is missing or has no image.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: there is no such folder; expected layout: {layout}")
+    suffixes = tuple(IMAGE_SUFFIXES)
+    names = sorted(
+        name
+        for name in os.listdir(folder)  # noqa: PTH208  (half a million names in one folder)
+        if name.lower().endswith(suffixes) and not name.startswith(".")
+    )
+    if not names:
+        raise DataError(f"{folder}: no image found; expected layout: {layout}")
+    return names
+
+
+def read_lines(path: Path, layout: str) -> Iterator[tuple[str, str]]:
+    """The lines of a list that hold something, each with its place for messages.
+
+    Raises:
+        DataError: The list is missing, or is not text.
+    """
+    if not path.is_file():
+        raise DataError(f"{path}: there is no such list; expected layout: {layout}")
+    try:
+        text = path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text; expected layout: {layout}") from error
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            yield f"{path}, line {number}", line.strip()
 
 
 def not_empty(records: list[ImageRecord], source: Path, layout: str) -> list[ImageRecord]:

@@ -12,7 +12,9 @@ from reid.data.datasets.base import (
     Split,
     SplitCounts,
     check_files,
+    join_below,
     not_empty,
+    read_lines,
     scan_market_folder,
 )
 from reid.registry import DATASET
@@ -37,7 +39,7 @@ class MSMT17(ReIDDataset):
 
     Training takes list_train.txt and list_val.txt together, as all published results do: 1,041
     identities with 32,621 images; 11,659 queries of 3,060 other identities and a gallery of
-    82,161 images from 15 cameras. V2 has the images of V1 with faces blurred. The counts are the
+    82,161 images from 15 cameras. V2 has the images of V1 with masked faces. The counts are the
     paper's.
 
     Args:
@@ -56,7 +58,9 @@ class MSMT17(ReIDDataset):
 
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of the lists, or of the names where there is none."""
-        folder = self.find_folder(("MSMT17_V1", "MSMT17_V2", "MSMT17", "msmt17"), _LAYOUT)
+        versions = ("MSMT17_V1", "MSMT17_V2")
+        nested = [f"{parent}/{name}" for parent in ("msmt17", "MSMT17") for name in versions]
+        folder = self.find_folder((*versions, *nested, "MSMT17", "msmt17"), _LAYOUT)
         if (folder / MARKET_FOLDERS[split]).is_dir():
             self.version = f"{folder.name}, in Market-1501's layout"
             return scan_market_folder(folder / MARKET_FOLDERS[split], _LAYOUT)
@@ -76,19 +80,16 @@ class MSMT17(ReIDDataset):
 
 def _read_list(path: Path, images: Path) -> list[ImageRecord]:
     """Records of lines such as `0000/0000_000_01_0303morning_0015_0.jpg 0`."""
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such list; expected layout: {_LAYOUT}")
     records = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        name, _, pid = line.strip().rpartition(" ")
+    for where, line in read_lines(path, _LAYOUT):
+        name, _, pid = line.rpartition(" ")
         camera = _NAME.match(PurePosixPath(name).name)
-        if camera is None or int(camera[1]) < 1 or not pid.isdigit() or ".." in name:
+        if camera is None or int(camera[1]) < 1 or not (pid.isascii() and pid.isdigit()):
             raise DataError(
-                f"{path}, line {number}: {line.strip()!r} does not parse; expected a path and an "
-                "identity, e.g. 0000/0000_000_01_0303morning_0015_0.jpg 0"
+                f"{where}: {line!r} does not parse; expected a path and an identity, e.g. "
+                "0000/0000_000_01_0303morning_0015_0.jpg 0"
             )
-        records.append(ImageRecord(str(images / name), int(pid), int(camera[1]) - 1))
+        image = join_below(images, name, where)
+        records.append(ImageRecord(str(image), int(pid), int(camera[1]) - 1))
     check_files(records, path)
     return records
