@@ -136,6 +136,7 @@ class SolverConfig:
     Attributes:
         optimizer: `SGD`, `Adam` or `AdamW`.
         base_lr: Learning rate after the warm-up.
+        bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
         momentum: Of SGD.
         weight_decay: On every parameter.
         max_epochs: Epochs in all.
@@ -143,7 +144,11 @@ class SolverConfig:
         milestones: Epochs at which `multistep` multiplies the rate by `gamma`.
         gamma: See `milestones`.
         final_lr_factor: Where `cosine` ends, as a share of `base_lr`.
+        cosine_after_warmup: `cosine` starts at the end of the warm-up; false: in the first epoch,
+            the warm-up covering its beginning, as in TransReID.
         warmup_epochs: Epochs of linear warm-up; 0 = none.
+        warmup_iterations: Iterations of linear warm-up, as in fast-reid, in place of
+            `warmup_epochs`; 0 = none.
         warmup_factor: Where the warm-up starts, as a share of `base_lr`.
         clip_grad_norm: Largest norm of the gradient of all parameters; 0 = no clipping.
         accumulation_steps: Batches whose gradients are averaged before one optimizer step.
@@ -152,6 +157,7 @@ class SolverConfig:
 
     optimizer: str = "SGD"
     base_lr: float = 3.5e-4
+    bias_lr_factor: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     max_epochs: int = 50
@@ -159,7 +165,9 @@ class SolverConfig:
     milestones: list[int] = field(default_factory=lambda: [20, 40])
     gamma: float = 0.1
     final_lr_factor: float = 0.0
+    cosine_after_warmup: bool = True
     warmup_epochs: int = 10
+    warmup_iterations: int = 0
     warmup_factor: float = 0.01
     clip_grad_norm: float = 0.0
     accumulation_steps: int = 1
@@ -185,7 +193,20 @@ class SolverConfig:
         for key in ("final_lr_factor", "warmup_factor"):
             value = getattr(self, key)
             _require(0 <= value <= 1, f"solver.{key}", value, "a share from 0 to 1")
-        _require(self.warmup_epochs >= 0, "solver.warmup_epochs", self.warmup_epochs, "0 or more")
+        _require(
+            0 < self.bias_lr_factor < math.inf,
+            "solver.bias_lr_factor",
+            self.bias_lr_factor,
+            "a number above 0",
+        )
+        for key in ("warmup_epochs", "warmup_iterations"):
+            _require(getattr(self, key) >= 0, f"solver.{key}", getattr(self, key), "0 or more")
+        _require(
+            not self.warmup_epochs or not self.warmup_iterations,
+            "solver.warmup_iterations",
+            self.warmup_iterations,
+            f"0 beside warmup_epochs {self.warmup_epochs}, or warmup_epochs 0",
+        )
         _require(
             0 <= self.clip_grad_norm < math.inf,
             "solver.clip_grad_norm",

@@ -4,43 +4,69 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+LR_FACTOR = "lr_factor"
+"""Key of a parameter group: its learning rate as a multiple of the base rate; 1 if not there."""
+
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter],
+    parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]],
     name: Literal["SGD", "Adam", "AdamW"],
     *,
     lr: float,
     momentum: float = 0.9,
     weight_decay: float = 0.0,
+    bias_lr_factor: float = 1.0,
 ) -> Optimizer:
     """An optimizer over the parameters that are trained, weight decay on every one of them.
 
+    Args:
+        parameters: With their names, or alone where `bias_lr_factor` is 1.
+        name: Of the optimizer.
+        lr: Learning rate.
+        momentum: Of SGD.
+        weight_decay: On every parameter, biases and norms included.
+        bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name;
+            these make a second group.
+
     Raises:
-        ValueError: The name is unknown, or there is no parameter to train.
+        ValueError: The name is unknown, there is no parameter to train, or names are missing.
     """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    if not trained:
+    weights: list[nn.Parameter] = []
+    biases: list[nn.Parameter] = []
+    for item in parameters:
+        key, parameter = item if isinstance(item, tuple) else ("", item)
+        if bias_lr_factor != 1 and not key:
+            raise ValueError("bias_lr_factor: other than 1 needs the parameters' names")
+        if parameter.requires_grad:
+            (biases if bias_lr_factor != 1 and "bias" in key else weights).append(parameter)
+    if not weights and not biases:
         raise ValueError("there is no parameter to train: all are frozen")
+    groups: list[dict[str, Any]] = [{"params": weights}] if weights else []
+    if biases:
+        groups.append({"params": biases, "lr": bias_lr_factor * lr, LR_FACTOR: bias_lr_factor})
     if name == "SGD":
-        return SGD(trained, lr=lr, momentum=momentum, weight_decay=weight_decay)
+        return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay)
     if name == "Adam":
-        return Adam(trained, lr=lr, weight_decay=weight_decay)
+        return Adam(groups, lr=lr, weight_decay=weight_decay)
     if name == "AdamW":
-        return AdamW(trained, lr=lr, weight_decay=weight_decay)
+        return AdamW(groups, lr=lr, weight_decay=weight_decay)
     raise ValueError(f"optimizer: expected SGD, Adam or AdamW, got {name!r}")
 
 
-def warmup_factor(epoch: int, warmup_epochs: int, start: float) -> float:
-    """Share of the learning rate in the linear warm-up: `start` in epoch 0, 1 after the warm-up."""
-    if epoch >= warmup_epochs:
+def warmup_factor(step: int, steps: int, start: float) -> float:
+    """Share of the learning rate in a linear warm-up: `start` in step 0, 1 from `steps` on.
+
+    A step is an epoch or an iteration.
+    """
+    if step >= steps:
         return 1.0
-    progress = epoch / warmup_epochs
+    progress = step / steps
     return start * (1 - progress) + progress
 
 
@@ -67,20 +93,46 @@ def build_scheduler(
     milestones: Sequence[int] = (),
     gamma: float = 0.1,
     final_lr_factor: float = 0.0,
+    cosine_after_warmup: bool = True,
     warmup_epochs: int = 0,
     warmup_start: float = 0.01,
 ) -> LambdaLR:
     """A schedule that is stepped once an epoch: linear warm-up, then `multistep` or `cosine`.
 
+    Args:
+        optimizer: Each parameter group has a schedule of its own.
+        name: What follows the warm-up.
+        max_epochs: Epochs in all.
+        milestones: Epochs at which `multistep` multiplies the rate by `gamma`.
+        gamma: See `milestones`.
+        final_lr_factor: Where `cosine` ends, as a share of the base rate; groups with another
+            rate end there too.
+        cosine_after_warmup: The cosine starts at the end of the warm-up; otherwise in epoch 0,
+            the warm-up covering its beginning (TransReID).
+        warmup_epochs: Epochs of warm-up.
+        warmup_start: Where the warm-up starts, as a share of the base rate, in every group.
+
     Raises:
         ValueError: The name is unknown.
     """
-    if name == "multistep":
-        main = multistep(milestones, gamma)
-    elif name == "cosine":
-        main = cosine(warmup_epochs, max_epochs, final_lr_factor)
-    else:
+    if name not in ("multistep", "cosine"):
         raise ValueError(f"schedule: expected multistep or cosine, got {name!r}")
+
+    def schedule(lr_factor: float) -> Callable[[int], float]:
+        main = (
+            multistep(milestones, gamma)
+            if name == "multistep"
+            else cosine(
+                warmup_epochs if cosine_after_warmup else 0, max_epochs, final_lr_factor / lr_factor
+            )
+        )
+
+        def factor(epoch: int) -> float:
+            warming = warmup_factor(epoch, warmup_epochs, warmup_start / lr_factor)
+            return warming if name == "cosine" and epoch < warmup_epochs else warming * main(epoch)
+
+        return factor
+
     return LambdaLR(
-        optimizer, lambda epoch: warmup_factor(epoch, warmup_epochs, warmup_start) * main(epoch)
+        optimizer, [schedule(group.get(LR_FACTOR, 1.0)) for group in optimizer.param_groups]
     )

@@ -59,6 +59,8 @@ def test_off_is_a_word(tmp_path):
         (["SOLVER.BASE_LR", ".nan"], r"solver\.base_lr: expected a number above 0, got nan"),
         (["SOLVER.MAX_EPOCHS", "2.5"], r"solver\.max_epochs: expected int, got 2\.5"),
         (["SOLVER.MILESTONES", "[40, 20]"], r"solver\.milestones: expected ascending"),
+        (["SOLVER.BIAS_LR_FACTOR", "0"], r"solver\.bias_lr_factor: expected a number above 0"),
+        (["SOLVER.WARMUP_ITERATIONS", "9"], r"iterations: expected 0 beside warmup_epochs 10"),
         (["SOLVER.AMP", "fp61"], r"solver\.amp: expected one of .* got 'fp61'.*mean 'fp16'"),
         (["INPUT.SIZE", "[64]"], r"input\.size: expected \[height, width\], got \[64\]"),
         (["INPUT.SIZE", "[a, b]"], r"input\.size\[0\]: expected int, got 'a'"),

@@ -9,14 +9,20 @@ from reid.solver import build_optimizer, build_scheduler
 
 
 def rates(epochs, **options):
-    optimizer = build_optimizer(nn.Linear(2, 2).parameters(), "SGD", lr=options.pop("lr", 1.0))
+    """(epochs,) of one group, (epochs, 2) with the biases' group."""
+    optimizer = build_optimizer(
+        nn.Linear(2, 2).named_parameters(),
+        "SGD",
+        lr=options.pop("lr", 1.0),
+        bias_lr_factor=options.pop("bias_lr_factor", 1.0),
+    )
     scheduler = build_scheduler(optimizer, options.pop("name"), max_epochs=epochs, **options)
     found = []
     for _ in range(epochs):
-        found.append(scheduler.get_last_lr()[0])
+        found.append(scheduler.get_last_lr())
         optimizer.step()
         scheduler.step()
-    return np.array(found)
+    return np.array(found).squeeze(1) if len(found[0]) == 1 else np.array(found)
 
 
 @pytest.mark.oracle
@@ -47,6 +53,51 @@ def test_cosine_starts_after_the_warmup_and_ends_at_the_final_rate():
     found = rates(6, name="cosine", warmup_epochs=2, warmup_start=0.0, final_lr_factor=0.1)
     expected = [0, 0.5, 1] + [0.1 + 0.45 * (1 + np.cos(np.pi * t / 4)) for t in (1, 2, 3)]
     np.testing.assert_allclose(found, expected)
+
+
+TRANSREID = {"name": "cosine", "final_lr_factor": 0.002, "cosine_after_warmup": False,
+             "warmup_epochs": 20, "warmup_start": 0.01}  # fmt: skip
+
+
+def test_schedule_of_transreid():
+    """Epochs counted from 1, in units of the base rate; biases have twice the rate."""
+    for lr in (1.0, 4e-4, 8e-3):
+        weights, biases = rates(120, lr=lr, bias_lr_factor=2.0, **TRANSREID).T / lr
+        published = {1: 0.01, 2: 0.0595, 20: 0.9505, 21: 0.933147, 61: 0.501, 120: 0.002171}
+        for epoch, rate in published.items():
+            assert weights[epoch - 1] == pytest.approx(rate, abs=5e-7)
+        for epoch, rate in {1: 0.01, 2: 0.1095, 21: 1.866159}.items():
+            assert biases[epoch - 1] == pytest.approx(rate, abs=5e-7)
+        t = np.arange(20, 120)
+        by_hand = 0.002 + (2 - 0.002) * (1 + np.cos(np.pi * t / 120)) / 2
+        np.testing.assert_allclose(biases[20:], by_hand, rtol=1e-12)
+    five = rates(120, **(TRANSREID | {"warmup_epochs": 5}))  # the ImageNet baseline
+    np.testing.assert_allclose(five[[0, 4, 5]], [0.01, 0.802, 0.002 + 0.499 * (
+        1 + np.cos(np.pi * 5 / 120))])  # fmt: skip
+
+
+def test_schedule_of_bots_paper():
+    found = rates(120, name="multistep", lr=3.5e-4, milestones=[40, 70], warmup_epochs=10,
+                  warmup_start=0.1)  # fmt: skip
+    np.testing.assert_allclose(
+        found[[0, 9, 10, 39, 40, 69, 70, 119]],
+        [3.5e-5, 3.185e-4, *[3.5e-4] * 2, *[3.5e-5] * 2, *[3.5e-6] * 2],
+    )
+
+
+def test_biases_have_their_own_rate():
+    layer = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    layer[1].bias.requires_grad_(False)
+    optimizer = build_optimizer(
+        layer.named_parameters(), "Adam", lr=0.1, weight_decay=1e-4, bias_lr_factor=2.0
+    )
+    weights, biases = optimizer.param_groups
+    assert weights["params"] == [layer[0].weight, layer[1].weight]
+    assert biases["params"] == [layer[0].bias]
+    assert (weights["lr"], biases["lr"]) == (0.1, 0.2)
+    assert weights["weight_decay"] == biases["weight_decay"] == 1e-4
+    with pytest.raises(ValueError, match="bias_lr_factor: other than 1 needs the parameters' name"):
+        build_optimizer(layer.parameters(), "SGD", lr=0.1, bias_lr_factor=2.0)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])

@@ -29,7 +29,7 @@ from reid.data.loaders import OnError, eval_loader, train_loader
 from reid.data.resize import Interpolation
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
-from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints
+from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints, WarmUp
 from reid.engine.logs import MetricWriter
 from reid.engine.pseudo_labels import RefreshPseudoLabels
 from reid.engine.testing import TestSet
@@ -357,15 +357,18 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         build(HOOK, spec, f"hooks[{i}]", output_dir=output_dir)
         for i, spec in enumerate(config.hooks)
     )
+    solver = config.solver
+    if solver.warmup_iterations:
+        hooks.append(WarmUp(solver.warmup_iterations, solver.warmup_factor))
     hooks.append(SaveCheckpoints(output_dir, config.checkpoint_period))
 
-    solver = config.solver
     optimizer = build_optimizer(
-        [*model.parameters(), *criterion.parameters()],
+        [*model.named_parameters(), *criterion.named_parameters()],
         cast(Any, solver.optimizer),
         lr=solver.base_lr,
         momentum=solver.momentum,
         weight_decay=solver.weight_decay,
+        bias_lr_factor=solver.bias_lr_factor,
     )
     scheduler = build_scheduler(
         optimizer,
@@ -374,6 +377,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         milestones=solver.milestones,
         gamma=solver.gamma,
         final_lr_factor=solver.final_lr_factor,
+        cosine_after_warmup=solver.cosine_after_warmup,
         warmup_epochs=solver.warmup_epochs,
         warmup_start=solver.warmup_factor,
     )

@@ -30,12 +30,45 @@ from reid.evaluation.evaluators import Evaluator
 from reid.files import write_text
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import save_checkpoint, save_weights
+from reid.solver import LR_FACTOR, warmup_factor
 
 logger = logging.getLogger(__name__)
 
 LAST_CHECKPOINT = "last_checkpoint.pth"
 BEST_MODEL = "model_best.safetensors"
 FINAL_MODEL = "model_final.safetensors"
+
+
+class WarmUp(Hook):
+    """Linear warm-up by iterations, on top of the schedule by epochs, as fast-reid has it.
+
+    Iteration i (from 0) has the share `warmup_factor(i, iterations, start)` of the scheduler's
+    rate. In the list behind what logs the rate, since it sets that of the next iteration.
+
+    Args:
+        iterations: Length of the warm-up.
+        start: Where it starts, as a share of the base rate, in every parameter group.
+    """
+
+    def __init__(self, iterations: int, start: float) -> None:
+        self._iterations = iterations
+        self._start = start
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Sets the rate of the epoch's first iteration."""
+        self._set(trainer)
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Sets the rate of the next iteration."""
+        self._set(trainer)
+
+    def _set(self, trainer: Trainer) -> None:
+        if trainer.step > self._iterations:  # in step `iterations` the full rate is set
+            return
+        groups, rates = trainer.optimizer.param_groups, trainer.scheduler.get_last_lr()
+        for group, rate in zip(groups, rates, strict=True):
+            start = self._start / group.get(LR_FACTOR, 1.0)
+            group["lr"] = rate * warmup_factor(trainer.step, self._iterations, start)
 
 
 class LogMetrics(Hook):
@@ -52,12 +85,14 @@ class LogMetrics(Hook):
         self._data_time = 0.0
         self._step_time = 0.0
         self._count = 0
+        self._done = 0
         self._timed_steps = 0
         self._timed_seconds = 0.0
         self._bar: tqdm[Any] | None = None
 
     def before_epoch(self, trainer: Trainer) -> None:
         """Opens the epoch's bar, on a terminal."""
+        self._done = 0
         self._bar = tqdm(
             total=len(trainer.loader),
             desc=f"Epoch {trainer.epoch + 1}/{trainer.max_epochs}",
@@ -78,9 +113,9 @@ class LogMetrics(Hook):
         self._data_time += trainer.data_time
         self._step_time += trainer.step_time
         self._count += 1
-        done = trainer.step % len(trainer.loader) or len(trainer.loader)
-        if done % self._period == 0 or done == len(trainer.loader):
-            self._log(trainer, done)
+        self._done += 1
+        if self._done % self._period == 0 or self._done == len(trainer.loader):
+            self._log(trainer, self._done)
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Closes the epoch's bar."""
@@ -100,7 +135,7 @@ class LogMetrics(Hook):
         data_time, step_time = self._data_time / self._count, self._step_time / self._count
         self._timed_steps += self._count
         self._timed_seconds += self._step_time
-        left = trainer.max_epochs * len(trainer.loader) - trainer.step
+        left = (trainer.max_epochs - trainer.epoch) * len(trainer.loader) - done
         eta = timedelta(seconds=round(left * self._timed_seconds / self._timed_steps))
         numbers = {
             **losses,
