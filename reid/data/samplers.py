@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -201,3 +201,118 @@ class ProxyBalancedSampler(LabelledSampler):
     def group_ids(self, labels: PseudoLabels) -> Tensor:
         """The proxies."""
         return labels.proxy
+
+
+@SAMPLER.register()
+class RandomIdentitySampler(LabelledSampler):
+    """Identities x images of each, in rounds that cut every identity's images into groups once.
+
+    The sampler of the supervised baselines (TransReID, fast-reid). A round shuffles the images of
+    each identity (or cluster) and cuts them into groups of `images_per_identity`, the rest left
+    out; an identity with fewer has one group, drawn with repetition. Each batch takes a group of
+    random identities that have one left; the round ends when fewer identities than a batch takes
+    have one. Where there are fewer identities at all, they come several times in a batch, and
+    rounds follow each other as batches fill.
+
+    Args:
+        batch_size: Images in a batch, over all processes.
+        images_per_identity: Images of one identity in a batch.
+        epoch: `round`: an epoch is a round (TransReID), so epochs differ somewhat in length.
+            `images`: an epoch is images // batch_size batches, wherever the round is, and the next
+            epoch goes on from there (fast-reid).
+        seed: Of everything drawn.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        images_per_identity: int = 4,
+        epoch: Literal["round", "images"] = "round",
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, images_per_identity, 0, seed, rank, world_size)
+        self._batch_size = batch_size
+        self._by_images = epoch == "images"
+        self._starts = [(0, 0)]
+        self._last_round: tuple[int, list[IntArray]] = (-1, [])
+
+    def group_ids(self, labels: PseudoLabels) -> Tensor:
+        """The clusters."""
+        return labels.cluster
+
+    def set_labels(self, labels: PseudoLabels) -> None:
+        """Takes the labels of an epoch.
+
+        Raises:
+            ValueError: No image has an identity.
+        """
+        super().set_labels(labels)
+        self._starts = [(0, 0)]
+        self._last_round = (-1, [])
+
+    def __len__(self) -> int:
+        """Batches in the epoch that is set."""
+        self._check_labels()
+        if self._by_images:
+            return max(1, sum(map(len, self._groups)) // self._batch_size)
+        return max(1, len(self._round(self._epoch)) // self._groups_per_batch)
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        self._check_labels()
+        rng = np.random.default_rng((self._seed, self._epoch, 1))  # rounds have (seed, number, 0)
+        groups = self._groups_from(*(self._start() if self._by_images else (self._epoch, 0)))
+        for _ in range(len(self)):
+            batch = [
+                Draw(int(index), int(rng.integers(2**63)))
+                for _ in range(self._groups_per_batch)
+                for index in next(groups)
+            ]
+            yield batch[self._share]
+
+    def _start(self) -> tuple[int, int]:
+        """The round, and the group in it, with which the epoch starts; counted from epoch 0."""
+        while len(self._starts) <= self._epoch:
+            number, place = self._starts[-1]
+            place += len(self) * self._groups_per_batch
+            while place >= (length := len(self._round(number))):
+                number, place = number + 1, place - length
+            self._starts.append((number, place))
+        return self._starts[self._epoch]
+
+    def _groups_from(self, number: int, place: int) -> Iterator[IntArray]:
+        """The groups of a round from a place on, and of all that follow."""
+        while True:
+            yield from self._round(number)[place:]
+            number, place = number + 1, 0
+
+    def _round(self, number: int) -> list[IntArray]:
+        """The groups of a round in their order, the same whenever it is asked for."""
+        if self._last_round[0] == number:
+            return self._last_round[1]
+        rng = np.random.default_rng((self._seed, number, 0))
+        left = [self._cut(group, rng) for group in self._groups]
+        at_once = min(self._groups_per_batch, len(left))
+        found: list[IntArray] = []
+        while len(left) >= at_once:
+            chosen = rng.choice(len(left), at_once, replace=False)
+            found += [left[place].pop() for place in chosen]
+            for place in sorted(chosen, reverse=True):
+                if not left[place]:  # the last one takes its place
+                    left[place] = left[-1]
+                    left.pop()
+        self._last_round = (number, found)
+        return found
+
+    def _cut(self, group: IntArray, rng: np.random.Generator) -> list[IntArray]:
+        size = self._images_per_group
+        if len(group) < size:
+            return [rng.choice(group, size)]
+        shuffled = rng.permutation(group)
+        return [shuffled[start : start + size] for start in range(0, len(group) - size + 1, size)]

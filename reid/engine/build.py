@@ -90,7 +90,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_model(config: Config, image_size: tuple[int, int], num_cameras: int) -> ReIDModel:
+def build_model(
+    config: Config,
+    image_size: tuple[int, int],
+    num_cameras: int,
+    unseen_cameras: Sequence[int] = (),
+) -> ReIDModel:
     """The network with its pre-trained backbone; `model.weights` are not loaded yet.
 
     The backbone's weights come first, since a head may take over or copy layers of the backbone.
@@ -105,6 +110,7 @@ def build_model(config: Config, image_size: tuple[int, int], num_cameras: int) -
         "model.backbone",
         image_size=image_size,
         num_cameras=num_cameras,
+        unseen_cameras=unseen_cameras,
     )
     if config.model.backbone_weights:
         report = load_backbone_weights(backbone, Path(config.model.backbone_weights))
@@ -290,9 +296,11 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
             "clusterer: null takes the identities as labels, but no training image of "
             f"{dataset.name} has one; set a clusterer, e.g. JaccardDBSCAN"
         )
-    num_cameras = max((record.camid for record in records), default=-1) + 1
+    cameras = {record.camid for record in records}
+    num_cameras = max(cameras, default=-1) + 1
 
-    model = build_model(config, _image_size(config.input), num_cameras)
+    size = _image_size(config.input)
+    model = build_model(config, size, num_cameras, sorted({*range(num_cameras)} - cameras))
     if config.model.weights:
         load_model_weights(model, config.model.weights)
     model.to(device)

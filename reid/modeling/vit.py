@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -98,14 +98,15 @@ class ViT(nn.Module):
     Dosovitskiy et al., *An Image is Worth 16x16 Words* (ICLR 2021), without registers, its class
     token being the token of the whole image. The camera embedding (SIE) is one learned vector for
     each camera, added to every token with the position embedding: He et al., *TransReID* (ICCV
-    2021), section 3.3, equation 4, without viewpoints. An image of a camera that the model does
-    not know, or of an unknown camera (-1), gets the mean of the learned camera embeddings.
+    2021), section 3.3, equation 4, without viewpoints. An image of a camera that training has
+    not seen, or of an unknown camera (-1), gets the mean of the learned camera embeddings.
 
     ViT-S/16 is the default; ViT-B/16 has `embed_dim` 768 and 12 heads.
 
     Args:
         image_size: (H, W) in pixels.
-        num_cameras: Cameras of the training data.
+        num_cameras: Cameras of the training data, the largest id + 1.
+        unseen_cameras: Ids below it that no training image has.
         stem: `patches`, one projection of each patch, or `ibn`, convolutions (see `IBNStem`).
         stem_channels: Of the convolutions of `ibn`; even.
         embed_dim: D.
@@ -134,6 +135,7 @@ class ViT(nn.Module):
         self,
         image_size: tuple[int, int],
         num_cameras: int = 0,
+        unseen_cameras: Sequence[int] = (),
         stem: Literal["patches", "ibn"] = "patches",
         stem_channels: int = 64,
         embed_dim: int = 384,
@@ -185,6 +187,7 @@ class ViT(nn.Module):
         self.camera_embed: nn.Parameter | None = None
         if self.num_cameras:
             vectors = nn.init.trunc_normal_(torch.empty(self.num_cameras, 1, embed_dim), std=0.02)
+            vectors[list(unseen_cameras)] = 0  # stays so: no gradient, and decay leaves 0 as it is
             self.camera_embed = nn.Parameter(vectors)
 
     def forward(self, image: Tensor, camid: Tensor) -> FeatureTokens:
@@ -232,10 +235,12 @@ class ViT(nn.Module):
         return 0
 
     def _embed_cameras(self, camera_embed: Tensor, camid: Tensor) -> Tensor:
-        """(B, 1, D)."""
-        known = (camid >= 0) & (camid < len(camera_embed))
-        own = camera_embed[torch.where(known, camid, 0)]
-        return torch.where(known[:, None, None], own, camera_embed.mean(0))
+        """(B, 1, D); a row of zeros belongs to a camera without training images."""
+        learned = camera_embed.detach().any(2).any(1)
+        inside = (camid >= 0) & (camid < len(camera_embed))
+        rows = torch.where(inside, camid, 0)
+        mean = (camera_embed * learned[:, None, None]).sum(0) / learned.sum().clamp(min=1)
+        return torch.where((inside & learned[rows])[:, None, None], camera_embed[rows], mean)
 
 
 def resize_position_embedding(

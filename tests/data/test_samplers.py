@@ -2,11 +2,19 @@ from __future__ import annotations
 
 from collections import Counter
 from itertools import chain
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from reid.data.samplers import Draw, LabelledSampler, PKSampler, ProxyBalancedSampler
+from reid.data.samplers import (
+    Draw,
+    LabelledSampler,
+    PKSampler,
+    ProxyBalancedSampler,
+    RandomIdentitySampler,
+)
 from reid.structures import PseudoLabels
 
 
@@ -97,3 +105,74 @@ def test_errors() -> None:
         next(iter(sampler))
     with pytest.raises(ValueError, match="none of 3 images has a label"):
         sampler.set_labels(labels([], outliers=3))
+
+
+def identity_sampler(sizes: list[int], **options: Any) -> tuple[RandomIdentitySampler, Tensor]:
+    found = labels(sizes)
+    sampler = RandomIdentitySampler(**({"batch_size": 12, "images_per_identity": 3} | options))
+    sampler.set_labels(found)
+    return sampler, found.cluster
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_round_of_identities(seed: int) -> None:
+    """TransReID's pass: groups of unused images until fewer than P identities have one."""
+    sizes = [3, 3, 5, 6, 8, 9, 9, 12, 2, 1]
+    sampler, cluster = identity_sampler(sizes, seed=seed)
+    batches = epoch(sampler, seed)
+    assert len(batches) == len(sampler)
+    left = {number: max(1, size // 3) for number, size in enumerate(sizes)}
+    for batch in batches:
+        identities = [int(cluster[draw.index]) for draw in batch]
+        for start in range(0, 12, 3):
+            assert len(set(identities[start : start + 3])) == 1
+        present = set(identities)
+        assert len(present) == 4
+        for identity in present:
+            left[identity] -= 1
+    assert min(left.values()) >= 0
+    assert sum(count > 0 for count in left.values()) < 4  # no further batch was possible
+    seen = Counter(draw.index for batch in batches for draw in batch)
+    repeated = {int(cluster[index]) for index, count in seen.items() if count > 1}
+    assert repeated <= {8, 9}  # those of fewer than three images
+
+
+def test_fast_reids_epochs_go_on_where_the_round_is() -> None:
+    sizes = [4, 5, 7, 6, 8, 9, 3, 12]
+    sampler, _ = identity_sampler(sizes, epoch="images")
+    numbers = range(7)
+    whole = {number: epoch(sampler, number) for number in numbers}
+    assert {len(batches) for batches in whole.values()} == {sum(sizes) // 12} == {len(sampler)}
+    stream = [[draw.index for draw in batch] for number in numbers for batch in whole[number]]
+    rounds, _ = identity_sampler(sizes)
+    expected = [[d.index for d in batch] for number in range(14) for batch in epoch(rounds, number)]
+    assert len(stream) == 28
+    assert stream == expected[:28]
+    again, _ = identity_sampler(sizes, epoch="images")
+    assert epoch(again, 5) == whole[5]  # as a resumed run asks for it
+
+
+def test_an_image_comes_with_other_augmentation_in_each_epoch() -> None:
+    sampler, _ = identity_sampler([3] * 4)
+    seeds = [draw.seed for number in range(3) for batch in epoch(sampler, number) for draw in batch]
+    assert len(set(seeds)) == len(seeds) == 36
+
+
+@pytest.mark.parametrize("rule", ["round", "images"])
+def test_fewer_identities_than_a_batch_takes_come_several_times(rule: Any) -> None:
+    for sizes in ([5, 1], [1, 1, 1], [40]):
+        sampler, cluster = identity_sampler(sizes, epoch=rule)
+        for number in range(3):
+            batches = epoch(sampler, number)
+            assert len(batches) == len(sampler) >= 1
+            for batch in batches:
+                assert len(batch) == 12
+                counts = Counter(int(cluster[draw.index]) for draw in batch)
+                assert min(2, len(sizes)) <= len(counts) <= len(sizes)
+                assert all(count % 3 == 0 for count in counts.values())
+
+
+def test_processes_share_the_batches_of_a_round() -> None:
+    whole = epoch(identity_sampler([6] * 9)[0], 2)
+    shares = [epoch(identity_sampler([6] * 9, rank=r, world_size=3)[0], 2) for r in range(3)]
+    assert [[*chain(*parts)] for parts in zip(*shares, strict=True)] == whole

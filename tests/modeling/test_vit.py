@@ -11,6 +11,7 @@ from torch import nn
 
 from reid.modeling.vit import ViT, resize_position_embedding
 from reid.modeling.weights import load_backbone_weights, save_weights
+from reid.solver import build_optimizer
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 3, "drop_path": 0.0}
 
@@ -61,6 +62,25 @@ def test_cameras_change_nothing_unless_they_are_asked_for(stem: Any) -> None:
     assert on.num_cameras == 4
     first, second = on(images(1).expand(2, -1, -1, -1), torch.tensor([0, 3])).tokens
     assert not torch.allclose(first, second)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
+def test_a_camera_without_training_images_stays_unknown(optimizer: Any) -> None:
+    torch.manual_seed(0)
+    net = ViT((32, 16), num_cameras=4, unseen_cameras=[0, 2], camera_embedding=True, **SMALL)
+    steps = build_optimizer(net.parameters(), optimizer, lr=0.1, weight_decay=0.1)
+    for camid in (torch.tensor([1, 3]), torch.tensor([-1, 3])):
+        steps.zero_grad()
+        net(images(), camid).tokens.square().mean().backward()
+        steps.step()
+    table = net.camera_embed.detach()
+    assert table.any(2).any(1).tolist() == [False, True, False, True]
+    net.eval()
+    found = net(images(1).expand(4, -1, -1, -1), torch.tensor([0, 2, 9, -1])).tokens
+    with torch.no_grad():
+        net.camera_embed[1] = (table[1] + table[3]) / 2
+    expected = net(images(1), torch.tensor([1])).tokens
+    torch.testing.assert_close(found, expected.expand(4, -1, -1))
 
 
 def test_sizes_that_do_not_fit() -> None:

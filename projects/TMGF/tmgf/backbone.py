@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from reid.modeling.vit import ViT
@@ -20,6 +22,7 @@ class IBNViT(ViT):
         self,
         image_size: tuple[int, int],
         num_cameras: int = 0,
+        unseen_cameras: Sequence[int] = (),
         embed_dim: int = 384,
         depth: int = 12,
         num_heads: int = 6,
@@ -32,6 +35,7 @@ class IBNViT(ViT):
         super().__init__(
             image_size,
             num_cameras,
+            unseen_cameras,
             "ibn",
             stem_channels,
             embed_dim,
