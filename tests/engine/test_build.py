@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 import pytest
 
-from reid.engine.build import log_dataset
+from reid.config import Config, DatasetsConfig
+from reid.engine.build import build_test_sets, log_dataset
 from reid.engine.testing import TestSet
 from reid.structures import ImageRecord
 
@@ -35,3 +37,17 @@ def test_no_column_for_versions_where_there_are_none(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.INFO):
         log_dataset("Own", TRAIN, [])
     assert table(caplog)[0] == ["dataset", "split", "images", "identities", "cameras"]
+
+
+def test_a_test_set_knows_the_version_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    name = "0000/0000_000_02_0303morning_0015_0.jpg"
+    image = tmp_path / "MSMT17_V2" / "mask_test_v2" / name
+    image.parent.mkdir(parents=True)
+    image.touch()
+    for split in ("query", "gallery"):
+        (tmp_path / "MSMT17_V2" / f"list_{split}.txt").write_text(f"{name} 0\n")
+    (test_set,) = build_test_sets(Config(datasets=DatasetsConfig(test=["MSMT17"])))
+    assert (test_set.name, test_set.version) == ("MSMT17", "MSMT17_V2")
