@@ -49,8 +49,8 @@ format: $(VENV)/installed  ## put the code into shape
 
 demo-weights: $(VENV)/installed  ## make anew the weights that the demo starts from
 	$(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo_pretrain.yaml --overwrite
-	$(BIN)/python tools/export_backbone.py logs/demo_pretrain/model_final.safetensors \
-		projects/TMGF/weights/demo_backbone.safetensors
+	$(BIN)/python tools/convert_weights.py logs/demo_pretrain/model_final.safetensors \
+		projects/TMGF/weights/demo_backbone.safetensors --part backbone --half
 
 omniglot: $(VENV)/installed  ## train on real images: supervised, then without labels (docs/benchmarks.md)
 	$(BIN)/python tools/train_net.py --config-file configs/omniglot_supervised.yaml --overwrite

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from tabulate import tabulate
 
@@ -113,8 +115,10 @@ def build_model(
         unseen_cameras=unseen_cameras,
     )
     if config.model.backbone_weights:
-        report = load_backbone_weights(backbone, Path(config.model.backbone_weights))
-        logger.info("Backbone weights from %s\n%s", config.model.backbone_weights, report)
+        path = config.model.backbone_weights
+        report = load_backbone_weights(backbone, Path(path))
+        logger.info("Backbone weights from %s\n%s", path, report)
+        _warn_of_other_statistics(config.input, report.metadata, path)
     head = build(HEAD, config.model.head, "model.head", backbone=backbone)
     return ReIDModel(backbone, head)
 
@@ -132,18 +136,34 @@ def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDMode
     name = config.model.backbone.get("name")
     count = getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
     model = build_model(config, image_size, count(state) if count is not None else 0)
-    load_model_weights(model, config.model.weights)
+    load_model_weights(model, config)
     return model
 
 
-def load_model_weights(model: ReIDModel, path: str) -> None:
-    """Loads weights of the whole model and logs the report.
+def load_model_weights(model: ReIDModel, config: Config) -> None:
+    """Loads `model.weights` and logs the report.
 
     Raises:
         WeightsError: The weights do not fit.
     """
-    state, _ = read_checkpoint(Path(path))
+    path = config.model.weights
+    state, metadata = read_checkpoint(Path(path))
     logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
+    _warn_of_other_statistics(config.input, metadata, path)
+
+
+def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:
+    """Warns if the weights were trained on pixels that were normalised in another way."""
+    for key, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
+        theirs = json.loads(metadata.get(key, "null"))
+        if theirs is not None and not np.allclose(theirs, ours, atol=1e-3):
+            logger.warning(
+                "input.%s is %s, but %s was trained with %s; set it to that if in doubt",
+                key,
+                list(ours),
+                path,
+                theirs,
+            )
 
 
 def build_criterion(
@@ -302,7 +322,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     size = _image_size(config.input)
     model = build_model(config, size, num_cameras, sorted({*range(num_cameras)} - cameras))
     if config.model.weights:
-        load_model_weights(model, config.model.weights)
+        load_model_weights(model, config)
     model.to(device)
     criterion = build_criterion(
         config.criterion,

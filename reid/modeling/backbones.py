@@ -98,14 +98,6 @@ class TimmBackbone(nn.Module):
             (features.shape[2], features.shape[3]),
         )
 
-    def rename_foreign(
-        self, state: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Timm's names are ours behind `net.`; returns (known, left)."""
-        ours = self.state_dict().keys()
-        known = {f"net.{name}": value for name, value in state.items() if f"net.{name}" in ours}
-        return known, {k: v for k, v in state.items() if f"net.{k}" not in ours}
-
     def _pooled(self, features: Tensor) -> Tensor:
         if self._pool == "max":
             return features.amax((2, 3))

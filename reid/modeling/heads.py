@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 from torch import Tensor, nn
@@ -69,15 +68,3 @@ class BNNeckHead(nn.Module):
         parts = after.new_zeros((len(after), 0, self.embed_dim))
         chosen = after if self._neck_feature == "after" else pooled
         return Embeddings(normalize(chosen), parts, pooled.float(), after)
-
-    def rename_foreign(
-        self, state: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The neck of TransReID's and TransReID-SSL's checkpoints as ours: (known, left)."""
-        foreign = "bottleneck."
-        known = {
-            f"neck.{name.removeprefix(foreign)}": tensor
-            for name, tensor in state.items()
-            if name.startswith(foreign)
-        }
-        return known, {n: tensor for n, tensor in state.items() if not n.startswith(foreign)}

@@ -28,20 +28,6 @@ class ReIDModel(nn.Module):
         embeddings: Embeddings = self.head(self.backbone(image, camid))
         return embeddings
 
-    def rename_foreign(
-        self, state: dict[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Other code's names as ours; returns (known, left), nothing known if they are ours."""
-        if any(name.startswith(("backbone.", "head.")) for name in state):
-            return {}, state
-        renamed: dict[str, Tensor] = {}
-        for prefix, part in (("head.", self.head), ("backbone.", self.backbone)):
-            rename = getattr(part, "rename_foreign", None)
-            if rename is not None:
-                known, state = rename(state)
-                renamed.update({prefix + name: value for name, value in known.items()})
-        return renamed, state
-
     def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
         """A tensor of another shape made to fit, if the backbone knows how."""
         resize = getattr(self.backbone, "resize_tensor", None)

@@ -16,8 +16,6 @@ from torch.nn import functional as F
 from reid.registry import BACKBONE
 from reid.structures import FeatureTokens
 
-_FOREIGN_CAMERA_EMBED = "sie_embed"
-
 
 class IBN(nn.Module):
     """InstanceNorm on the first half of the channels, BatchNorm on the second.
@@ -129,7 +127,7 @@ class ViT(nn.Module):
         ValueError: A number is out of its range, or sizes do not fit each other.
     """
 
-    dataset_specific = ("camera_embed", _FOREIGN_CAMERA_EMBED)
+    dataset_specific = ("camera_embed",)
 
     def __init__(
         self,
@@ -205,21 +203,6 @@ class ViT(nn.Module):
             tokens = tokens + self._camera_scale * self._embed_cameras(self.camera_embed, camid)
         return FeatureTokens(self.net.norm(self.net.blocks(tokens)), self.grid)
 
-    def rename_foreign(
-        self, state: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Names of LUPerson checkpoints and of the authors' (`base.`) as ours: (known, left)."""
-        ours = self.state_dict().keys() | set(self.dataset_specific)
-        known, left = {}, {}
-        for name, tensor in state.items():
-            plain = name.removeprefix("base.")
-            mine = "camera_embed" if plain == _FOREIGN_CAMERA_EMBED else f"net.{plain}"
-            if mine in ours:
-                known[mine] = tensor
-            else:
-                left[name] = tensor
-        return known, left
-
     def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
         """A position embedding of another grid, resized to this one."""
         if name != "net.pos_embed":
@@ -230,7 +213,7 @@ class ViT(nn.Module):
     def count_cameras(state: Mapping[str, Tensor]) -> int:
         """Cameras that a checkpoint knows; 0 = it has no camera embedding."""
         for name, tensor in state.items():
-            if name.rpartition(".")[2] in ("camera_embed", _FOREIGN_CAMERA_EMBED):
+            if name.rpartition(".")[2] == "camera_embed":
                 return len(tensor)
         return 0
 

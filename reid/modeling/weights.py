@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,29 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reid.files import replacing
+from reid.modeling.formats import use_our_names
 
 _WRAPPERS = ("model", "state_dict", "teacher")
+# What published checkpoints hold beside tensors: best scores, the command line.
+_PASSED_OVER = (
+    "argparse.Namespace",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
+
+
+class _Nothing:
+    """Stands in for an object of a file that is passed over; does nothing with what it is given."""
+
+    def __new__(cls, *_: object) -> _Nothing:
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 class WeightsError(ValueError):
@@ -33,6 +54,7 @@ class LoadReport:
         missing: Names in the model that the file does not have; they keep their values.
         unexpected: Names in the file that the model does not have.
         skipped: Names in the file that belong to its own data set, such as camera embeddings.
+        metadata: Of the file.
     """
 
     loaded: tuple[str, ...]
@@ -40,6 +62,7 @@ class LoadReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"  loaded      {len(self.loaded)} tensors"]
@@ -51,10 +74,26 @@ class LoadReport:
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and the metadata of a safetensors file.
+    """Tensors under our names, if the file's format is known, and its metadata.
+
+    See `read_tensors` and `reid.modeling.formats`.
+
+    Raises:
+        WeightsError: The file is missing, broken, or would run code when read.
+    """
+    state, metadata = read_tensors(path)
+    try:
+        return use_our_names(state), metadata
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name as they are, and the metadata of a safetensors file.
 
     Tensors may lie at the top or under `model`, `state_dict` or `teacher`; a `module.` before the
-    names is dropped. What is no tensor is passed over.
+    names is dropped. What is no tensor is passed over; so are numbers of NumPy and the arguments of
+    a command line, which published files hold besides: they are not even built.
 
     Raises:
         WeightsError: The file is missing, broken, or would run code when read.
@@ -64,7 +103,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         content, metadata = _read(path, _read_safetensors)
     else:
-        content = load_checkpoint(path)
+        content = _load_pickle(path, passed_over=_PASSED_OVER)
         for wrapper in _WRAPPERS:
             if isinstance(content.get(wrapper), Mapping):
                 content = content[wrapper]
@@ -92,8 +131,8 @@ def load_weights(
 ) -> LoadReport:
     """Loads tensors by name, all or none of them.
 
-    A module may define `rename_foreign(state)`, which gives other code's names ours, and
-    `resize_tensor(name, tensor)`, which fits a tensor of another shape or returns None.
+    A module may define `resize_tensor(name, tensor)`, which fits a tensor of another shape or
+    returns None.
 
     Args:
         module: What to fill.
@@ -106,18 +145,13 @@ def load_weights(
         WeightsError: A shape does not fit, a tensor is missing or not finite, or no name fits.
             The module is as it was.
     """
-    rename = getattr(module, "rename_foreign", None)
-    found = dict(state)
-    if rename is not None:
-        known, left = rename(found)
-        found = known | left
     target = module.state_dict()
     resize: Callable[[str, Tensor], Tensor | None] = getattr(
         module, "resize_tensor", lambda name, tensor: None
     )
     taken: dict[str, Tensor] = {}
     loaded, resized, unexpected, skipped, wrong = [], [], [], [], []
-    for name, tensor in found.items():
+    for name, tensor in state.items():
         if any(fnmatch(name, pattern) for pattern in skip):
             skipped.append(name)
         elif name not in target:
@@ -160,63 +194,32 @@ def load_weights(
             + (f"; the file's own: {', '.join(unexpected[:4])}, ..." if unexpected else "")
         )
     module.load_state_dict(taken, strict=False)
-    return LoadReport(*map(tuple, (loaded, resized, missing, unexpected, skipped)))
+    return LoadReport(
+        tuple(loaded), tuple(resized), tuple(missing), tuple(unexpected), tuple(skipped)
+    )
 
 
 def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
     """Loads pre-trained weights into a backbone.
 
-    The file may hold a backbone alone or a whole model (`backbone.` before the names). What a
-    backbone lists as `dataset_specific`, such as camera embeddings, is not taken.
+    The file may hold a backbone alone or a whole model (`backbone.` before the names), in any of
+    the known formats or under timm's names. What a backbone lists as `dataset_specific`, such as
+    camera embeddings, is not taken.
 
     Raises:
         WeightsError: The file is missing or broken, or does not fit (see `load_weights`).
     """
-    state, _ = read_checkpoint(path)
-    inner = {
-        name.removeprefix("backbone."): tensor
-        for name, tensor in state.items()
-        if name.startswith("backbone.")
-    }
+    state, metadata = read_checkpoint(path)
+    ours = backbone.state_dict().keys()
+    inner: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        plain = name.removeprefix("backbone.")
+        # what the formats do not know may be a timm model's own name
+        inner[f"net.{plain}" if plain not in ours and f"net.{plain}" in ours else plain] = tensor
     report = load_weights(
-        backbone,
-        inner or state,
-        source=str(path),
-        skip=getattr(backbone, "dataset_specific", ()),
+        backbone, inner, source=str(path), skip=getattr(backbone, "dataset_specific", ())
     )
-    others = tuple(name for name in state if inner and not name.startswith("backbone."))
-    return LoadReport(
-        report.loaded, report.resized, report.missing, report.unexpected + others, report.skipped
-    )
-
-
-def export_backbone(
-    model: Path, output: Path, drop: Sequence[str] = ("*camera_embed*",)
-) -> dict[str, int]:
-    """Writes the backbone of a model's checkpoint in half precision, as weights to start from.
-
-    Args:
-        model: Checkpoint of a whole model.
-        output: safetensors file to write.
-        drop: Patterns of names that are left out.
-
-    Returns:
-        Numbers of tensors, parameters and bytes.
-
-    Raises:
-        WeightsError: The file is missing or broken, or holds no backbone.
-    """
-    state, metadata = read_checkpoint(model)
-    backbone = {
-        name.removeprefix("backbone."): tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in state.items()
-        if name.startswith("backbone.") and not any(fnmatch(name, pattern) for pattern in drop)
-    }
-    if not backbone:
-        raise WeightsError(f"{model}: holds no backbone (no name starts with `backbone.`)")
-    save_weights(output, backbone, {"part": "backbone", **metadata})
-    parameters = sum(tensor.numel() for tensor in backbone.values())
-    return {"tensors": len(backbone), "parameters": parameters, "bytes": output.stat().st_size}
+    return replace(report, metadata=metadata)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -238,7 +241,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: The file is missing, broken, or would run code when read.
     """
-    content = _read(path, lambda name: torch.load(name, map_location="cpu", weights_only=True))
+    return _load_pickle(path)
+
+
+def _load_pickle(path: Path, passed_over: Sequence[str] = ()) -> dict[str, Any]:
+    stand_ins: list[Any] = [(_Nothing, name) for name in passed_over]
+
+    def load(name: str) -> Any:
+        with torch.serialization.safe_globals(stand_ins):
+            return torch.load(name, map_location="cpu", weights_only=True)
+
+    content = _read(path, load)
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
     return content

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from reid.config import Config, DatasetsConfig
-from reid.engine.build import build_test_sets, log_dataset
+from reid.config import Config, DatasetsConfig, ModelConfig
+from reid.engine.build import build_model, build_test_sets, log_dataset
 from reid.engine.testing import TestSet
+from reid.modeling.backbones import TimmBackbone
+from reid.modeling.weights import save_weights
 from reid.structures import ImageRecord
 
 TRAIN = [ImageRecord("a.jpg", 1, 0), ImageRecord("b.jpg", 1, 1), ImageRecord("c.jpg", 4, 1)]
@@ -51,3 +53,23 @@ def test_a_test_set_knows_the_version_found(
         (tmp_path / "MSMT17_V2" / f"list_{split}.txt").write_text(f"{name} 0\n")
     (test_set,) = build_test_sets(Config(datasets=DatasetsConfig(test=["MSMT17"])))
     assert (test_set.name, test_set.version) == ("MSMT17", "MSMT17_V2")
+
+
+def test_weights_that_saw_other_pixels_are_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = TimmBackbone("test_resnet", (64, 32)).state_dict()
+    statistics = {"pixel_mean": "[0.5, 0.5, 0.5]", "pixel_std": "[0.229, 0.224, 0.225]"}
+    save_weights(tmp_path / "w.safetensors", state, statistics)
+    backbone = {"name": "TimmBackbone", "model": "test_resnet"}
+    weights = str(tmp_path / "w.safetensors")
+    config = Config(model=ModelConfig(backbone=backbone, backbone_weights=weights))
+    build_model(config, (64, 32), 0)
+    warnings = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(warnings) == 1
+    assert "input.pixel_mean is [0.485, 0.456, 0.406]" in warnings[0]
+    assert "was trained with [0.5, 0.5, 0.5]" in warnings[0]
+    config.input.pixel_mean = [0.5, 0.5, 0.5]
+    caplog.clear()
+    build_model(config, (64, 32), 0)
+    assert not [r for r in caplog.records if r.levelno == logging.WARNING]

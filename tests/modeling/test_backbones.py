@@ -66,6 +66,19 @@ def test_unknown_model_suggests_one() -> None:
         TimmBackbone("resnet5", (64, 32))
 
 
+def test_weights_of_timm_need_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def offline(model: str, pretrained: bool, **_: object) -> None:
+        asked.append((model, pretrained))
+        raise OSError("no network")
+
+    monkeypatch.setattr("timm.create_model", offline)
+    with pytest.raises(ValueError, match=r"'resnet18\.a1_in1k' cannot be had \(no network\); down"):
+        TimmBackbone("resnet18.a1_in1k", (64, 32), pretrained=True)
+    assert asked == [("resnet18.a1_in1k", True)]
+
+
 def test_weights_of_timm_load_by_name(tmp_path: Path) -> None:
     source = TimmBackbone("test_resnet", (64, 32))
     state = {name.removeprefix("net."): value for name, value in source.state_dict().items()}
@@ -94,11 +107,7 @@ def test_embedding_before_the_neck() -> None:
     before = ReIDModel(backbone, BNNeckHead(backbone, neck_feature="before"))
     after = ReIDModel(backbone, BNNeckHead(backbone))
     nn.init.uniform_(before.head.neck.running_mean)
-    state = before.state_dict()
-    foreign = {f"bottleneck.{n}": v for n, v in before.head.neck.state_dict().items()}
-    inner = "backbone.net."
-    theirs = {n.removeprefix(inner): v for n, v in state.items() if n.startswith(inner)} | foreign
-    load_weights(after, theirs | {"classifier.weight": torch.zeros(3, backbone.embed_dim)})
+    load_weights(after, before.state_dict())
     image = torch.randn(2, 3, 64, 32)
     one, other = before.eval()(image, CAMID), after.eval()(image, CAMID)
     torch.testing.assert_close(one.global_feat, F.normalize(one.pre_neck, dim=1))

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
+import argparse
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from reid.modeling.weights import (
     WeightsError,
-    export_backbone,
     load_backbone_weights,
     load_checkpoint,
     load_weights,
@@ -129,13 +130,19 @@ def test_backbone_of_a_whole_model(tmp_path: Path) -> None:
     save_weights(tmp_path / "m.safetensors", state | {"head.x": torch.zeros(1)}, {"epoch": "3"})
     report = load_backbone_weights(network(), tmp_path / "m.safetensors")
     assert report.unexpected == ("head.x",)
-    numbers = export_backbone(
-        tmp_path / "m.safetensors", tmp_path / "b.safetensors", ("*running*",)
-    )
-    exported, metadata = read_checkpoint(tmp_path / "b.safetensors")
-    assert exported.keys() == {name for name in backbone.state_dict() if "running" not in name}
-    assert {v.dtype for v in exported.values() if v.is_floating_point()} == {torch.float16}
-    assert metadata == {"part": "backbone", "epoch": "3"}
-    assert numbers["tensors"] == len(exported)
-    with pytest.raises(WeightsError, match="holds no backbone"):
-        export_backbone(tmp_path / "b.safetensors", tmp_path / "c.safetensors")
+    assert report.metadata == {"epoch": "3"}
+
+
+def test_numbers_of_other_libraries_are_passed_over(tmp_path: Path) -> None:
+    content = {
+        "state_dict": network().state_dict(),
+        "best_mAP": np.float64(0.5),
+        "args": argparse.Namespace(lr=np.float32(0.1), epochs=3),
+    }
+    torch.save(content, tmp_path / "m.pth")
+    load_weights(network(), read_checkpoint(tmp_path / "m.pth")[0])
+    with pytest.raises(WeightsError, match="could run code"):  # our own files have none
+        load_checkpoint(tmp_path / "m.pth")
+    torch.save(content | {"more": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError, match="could run code"):
+        read_checkpoint(tmp_path / "evil.pth")

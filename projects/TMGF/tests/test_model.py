@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reid.modeling.formats import use_our_names
 from reid.modeling.heads import BNNeckHead
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import (
@@ -66,7 +67,7 @@ def test_outputs_and_gradients_of_the_authors(oracle_dir: Path) -> None:
             stem_channels=len(state["base.patch_embed.conv.0.weight"]),
         )  # fmt: skip
         net = ReIDModel(backbone, TMGFHead(backbone, **variant))
-        report = load_weights(net, state)
+        report = load_weights(net, use_our_names(state))
         unused = {"base.norm", f"base.blocks.{depth - 1}"} if len(net.head.branches) > 1 else set()
         assert all(name.startswith(tuple(unused)) for name in report.unexpected), path
         camid = a["camid"].long()
@@ -267,8 +268,8 @@ def test_cameras_of_a_checkpoint_are_counted(tmp_path: Path) -> None:
     save_checkpoint(tmp_path / "m.pth", net.state_dict())
     state, _ = read_checkpoint(tmp_path / "m.pth")
     assert IBNViT.count_cameras(state) == 7
-    assert IBNViT.count_cameras({"base.sie_embed": torch.zeros(3, 1, 4)}) == 3
-    assert IBNViT.count_cameras({"base.cls_token": torch.zeros(1, 1, 4)}) == 0
+    assert IBNViT.count_cameras({"backbone.camera_embed": torch.zeros(3, 1, 4)}) == 3
+    assert IBNViT.count_cameras({"backbone.net.cls_token": torch.zeros(1, 1, 4)}) == 0
 
 
 def test_mixed_precision_gives_float32_embeddings() -> None:

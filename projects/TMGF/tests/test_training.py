@@ -18,6 +18,7 @@ from reid.config import load_config
 from reid.engine.run import train
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import extract_features
+from reid.modeling.formats import use_our_names
 from reid.modeling.losses import Criterion
 from reid.modeling.memory_losses import O2CAPLoss
 from reid.modeling.model import ReIDModel
@@ -58,7 +59,7 @@ def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
             depth=len({name.split(".")[2] for name in state if name.startswith("base.blocks.")}),
         )  # fmt: skip
         model = ReIDModel(backbone, TMGFHead(backbone))
-        load_weights(model, state)
+        load_weights(model, use_our_names(state))
         records = [ImageRecord(f"{i}.jpg", -1, int(c)) for i, c in enumerate(camid)]
 
         def batch(rows: Tensor, image: Tensor = image, camid: Tensor = camid) -> Batch:

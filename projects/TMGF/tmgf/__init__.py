@@ -5,6 +5,7 @@ Gong; WACV workshops 2023), on `O2CAPLoss` (Wang et al., *Offline-Online Associa
 Proxies for Unsupervised Person Re-identification*, TIP 2022).
 """
 
+import tmgf.formats  # noqa: F401  (registers them)
 from tmgf.backbone import IBNViT
 from tmgf.head import TMGFHead
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -95,25 +95,6 @@ class TMGFHead(nn.Module):
             before.float(),
             after,
         )
-
-    def rename_foreign(
-        self, state: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Names of the authors' checkpoints as ours: (known, left)."""
-        prefixes = {"bottleneck.": "neck.", "part_bns.": "part_necks."}
-        if len(self.branches) > 1:
-            prefixes |= {f"b{i + 1}.": f"branches.{i}." for i in range(len(self.branches))}
-        else:
-            last = f"base.blocks.{self._last_layer}."
-            prefixes |= {last: "branches.0.0.", "base.norm.": "branches.0.1."}
-        known, left = {}, {}
-        for name, tensor in state.items():
-            prefix = next((prefix for prefix in prefixes if name.startswith(prefix)), None)
-            if prefix is None:
-                left[name] = tensor
-            else:
-                known[prefixes[prefix] + name.removeprefix(prefix)] = tensor
-        return known, left
 
     def _fuse(self, class_tokens: list[Tensor]) -> Tensor:
         if self._global_fusion == "first":

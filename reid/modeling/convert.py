@@ -1,0 +1,247 @@
+"""From a published checkpoint to a safetensors file of ours that says where it came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reid.modeling.formats import FORMATS, Format, Statistics, find_format, translate
+from reid.modeling.weights import WeightsError, read_tensors, save_weights
+from reid.registry import nearest
+
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        written: The format of the source.
+        renamed: Names in the source and in the output.
+        left_out: Names that are not in the output, and why.
+        unmapped: Names that the format does not know; not in the output.
+        missing: Names that the output should have, but that have no source.
+        metadata: Of the output.
+        parameters: Numbers in the output.
+    """
+
+    written: Format
+    renamed: dict[str, str]
+    left_out: dict[str, str]
+    unmapped: tuple[str, ...]
+    missing: tuple[str, ...]
+    metadata: dict[str, str]
+    parameters: int
+
+    def __str__(self) -> str:
+        lines = [f"format      {self.written.name} ({self.written.project})"]
+        if self.written.note:
+            lines.append(f"note        {self.written.note}")
+        lines.append(f"mapped      {len(self.renamed)} tensors, {self.parameters:,} parameters")
+        for pattern, ours in _summarised(self.renamed.items()):
+            lines.append(f"  {pattern} -> {ours}")
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(name)
+        for reason, names in reasons.items():
+            lines.append(f"left out    {len(names)}: {_listed(names)} ({reason})")
+        for title, found in (("unmapped", self.unmapped), ("missing", self.missing)):
+            lines.append(f"{title:<11} {len(found)}{': ' + _listed(found) if found else ''}")
+        lines += [f"metadata    {key}: {value}" for key, value in self.metadata.items()]
+        return "\n".join(lines)
+
+
+def convert_weights(
+    source: Path,
+    output: Path,
+    *,
+    written_as: str | None = None,
+    part: Literal["model", "backbone"] = "model",
+    half: bool = False,
+    partial: bool = False,
+    drop: Sequence[str] = (),
+    url: str = "",
+    statistics: Statistics | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Conversion:
+    """Writes a checkpoint of another project, or of this one, as safetensors under our names.
+
+    Args:
+        source: safetensors, or what `torch.save` wrote; read as plain tensors.
+        output: safetensors file to write.
+        written_as: Name of the source's format; None: found from its names.
+        part: `backbone`: without the head and without embeddings of the training set's cameras,
+            as weights to start from.
+        half: Write in half precision.
+        partial: Write even if names are unmapped or missing.
+        drop: Patterns (`*` and `?`) of our names that are left out as well.
+        url: Where the source came from, for the metadata.
+        statistics: Mean and standard deviation of the pixels in training; None: those that the
+            file has or that its project always uses, if any.
+        image_size: (H, W) in pixels of the images in training, for the metadata.
+
+    Returns:
+        What was done. The metadata say `format`, `source` (the file's name), `sha256`, `part`, and
+        where known `url`, `pixel_mean`, `pixel_std`, `image_size` and `num_cameras`.
+
+    Raises:
+        WeightsError: The source is missing or broken, would run code, is of no known format, is
+            not mapped completely, or has values that are not finite.
+    """
+    state, old_metadata = read_tensors(source)
+    written = _format(source, state, written_as)
+    try:
+        found = translate(state, written)
+    except ValueError as error:
+        raise WeightsError(f"{source}: {error}") from error
+    kept, left_out = {}, dict(found.left_out)
+    patterns = (*drop, "head.*", "backbone.camera_embed") if part == "backbone" else tuple(drop)
+    renamed = {}
+    for old, ours in found.renamed.items():
+        if any(fnmatch(ours, pattern) for pattern in patterns):
+            left_out[old] = "not wanted"
+        else:
+            kept[ours] = found.state[ours]
+            renamed[old] = ours
+    missing = tuple(
+        name
+        for name in missing_names(kept)
+        if not any(fnmatch(name, pattern) for pattern in patterns)
+    )
+    if not kept:
+        raise WeightsError(f"{source}: nothing to write; the file has {_listed(state)}")
+    if (found.unmapped or missing) and not partial:
+        raise WeightsError(
+            f"{source}: not mapped completely as {written.name} ({written.project}): "
+            f"{len(found.unmapped)} unmapped ({_listed(found.unmapped) or 'none'}), "
+            f"{len(missing)} missing ({_listed(missing) or 'none'}). Name another --format, or a "
+            "package that knows it with --plugins, or write what there is with --partial"
+        )
+    broken = [name for name, tensor in kept.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise WeightsError(f"{source}: values are not finite: {_listed(broken)}")
+    metadata = {key: value for key, value in old_metadata.items() if key not in ("part", "format")}
+    metadata |= _metadata(source, state, kept, written, statistics)
+    metadata["part"] = part
+    if url:
+        metadata["url"] = url
+    if image_size is not None:
+        metadata["image_size"] = json.dumps(list(image_size))
+    if half:
+        kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
+    save_weights(output, kept, metadata)
+    parameters = sum(tensor.numel() for tensor in kept.values())
+    return Conversion(written, renamed, left_out, found.unmapped, missing, metadata, parameters)
+
+
+def missing_names(state: Mapping[str, Tensor]) -> list[str]:
+    """Names that must be there by the look of the others.
+
+    Layers of a stage are numbered without gaps and are built alike; ViTs and ResNets have names
+    of their own besides. An architecture that is neither is checked by its stages alone.
+
+    Args:
+        state: Tensors under our names.
+    """
+    expected: set[str] = set()
+    if "backbone.net.blocks.0.attn.qkv.weight" in state or "backbone.net.cls_token" in state:
+        expected |= {f"backbone.net.{name}" for name in _VIT_NAMES}
+    elif "backbone.net.layer1.0.conv1.weight" in state:
+        expected |= {f"backbone.net.{name}" for name in _RESNET_NAMES}
+    stages: dict[str, dict[int, set[str]]] = {}
+    for name in state:
+        stage = re.match(r"(.+\.(?:blocks|layer\d|branches|part_necks))\.(\d+)\.(.+)", name)
+        # a projection of the shortcut is in the first block of a stage alone
+        if stage is not None and not stage[3].startswith("downsample"):
+            stages.setdefault(stage[1], {}).setdefault(int(stage[2]), set()).add(stage[3])
+    for stage_name, layers in stages.items():
+        inside = set().union(*layers.values())
+        expected |= {
+            f"{stage_name}.{number}.{name}" for number in range(max(layers) + 1) for name in inside
+        }
+    return sorted(
+        name for name in expected - state.keys() if not name.endswith("num_batches_tracked")
+    )
+
+
+_VIT_NAMES = (
+    "cls_token",
+    "pos_embed",
+    "patch_embed.proj.weight",
+    "patch_embed.proj.bias",
+    *(
+        f"blocks.0.{layer}.{kind}"
+        for layer in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
+        for kind in ("weight", "bias")
+    ),
+)
+_RESNET_NAMES = (
+    "conv1.weight",
+    *(f"bn1.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")),
+    *(f"layer{stage}.0.conv{conv}.weight" for stage in (1, 2, 3, 4) for conv in (1, 2)),
+)
+
+
+def _format(source: Path, state: Mapping[str, Tensor], name: str | None) -> Format:
+    if name is None:
+        found = find_format(state)
+        if found is not None:
+            return found
+        raise WeightsError(
+            f"{source}: of no known format; the file has {_listed(state)}. Known: "
+            f"{', '.join(known.name for known in FORMATS)}; --plugins names packages that know more"
+        )
+    by_name = {known.name: known for known in FORMATS}
+    if name not in by_name:
+        raise WeightsError(
+            f"format: expected one of {', '.join(by_name)}, got {name!r}{nearest(name, by_name)}"
+        )
+    return by_name[name]
+
+
+def _metadata(
+    source: Path,
+    state: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    written: Format,
+    statistics: Statistics | None,
+) -> dict[str, str]:
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    metadata = {"format": written.name, "source": source.name, "sha256": digest}
+    if statistics is None and {"pixel_mean", "pixel_std"} <= state.keys():
+        # fast-reid's are for pixels from 0 to 255
+        mean, std = (
+            tuple(round(float(value) / 255, 6) for value in state[name].flatten())
+            for name in ("pixel_mean", "pixel_std")
+        )
+        statistics = mean, std
+    statistics = statistics or written.statistics
+    if statistics is not None:
+        metadata["pixel_mean"] = json.dumps(list(statistics[0]))
+        metadata["pixel_std"] = json.dumps(list(statistics[1]))
+    if "backbone.camera_embed" in kept:
+        metadata["num_cameras"] = str(len(kept["backbone.camera_embed"]))
+    return metadata
+
+
+def _summarised(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Pairs of names with `*` for numbers, each once."""
+    return list(
+        dict.fromkeys((re.sub(r"\d+", "*", old), re.sub(r"\d+", "*", ours)) for old, ours in pairs)
+    )
+
+
+def _listed(names: Iterable[str]) -> str:
+    found = list(names)
+    more = f", ... ({len(found) - _SHOWN} more)" if len(found) > _SHOWN else ""
+    return ", ".join(found[:_SHOWN]) + more

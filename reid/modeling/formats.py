@@ -1,0 +1,263 @@
+"""Names in published checkpoints, and ours for them: one table, read when weights are loaded.
+
+A whole model is `backbone.` and `head.` here, and the network inside a backbone is `net`. Names
+below were read in the published code of each project (TransReID, TransReID-SSL with its DINO,
+fast-reid, torchreid, reid-strong-baseline), since the published files themselves could not be had;
+a file that its authors saved in another way shows up as unmapped names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+_VIT = r"(cls_token|pos_embed|patch_embed\..+|blocks\..+|norm\.weight|norm\.bias)"
+_RESNET = r"((?:conv1|bn1)\.[a-z_]+|layer\d\.\d+\.(?:conv\d|bn\d|downsample)\..+)"
+_NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+_LAST = "<last>"
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of the pixels, per channel, for RGB in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    r"""What becomes of some names.
+
+    Attributes:
+        pattern: Regular expression that a whole name matches; `<last>` stands for the number of
+            the last transformer layer in the file.
+        target: Our name, with `\1` for the first group; None: left out.
+        reason: Why a tensor is left out.
+    """
+
+    pattern: str
+    target: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Format:
+    """How some project names its tensors.
+
+    Attributes:
+        name: For `--format`.
+        project: Who writes it.
+        rules: The first one that matches a name counts.
+        has: Regular expressions; a file has a name for each of them.
+        lacks: Regular expressions; a file has no name for any of them.
+        statistics: What the project normalises pixels with; None: it differs from file to file.
+        note: What else a user must know.
+    """
+
+    name: str
+    project: str
+    rules: tuple[Rule, ...]
+    has: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
+    statistics: Statistics | None = None
+    note: str = ""
+
+    def fits(self, names: Iterable[str]) -> bool:
+        """Whether a file with these names is of this format."""
+        known = list(names)
+
+        def found(pattern: str) -> bool:
+            return any(re.match(pattern, name) for name in known)
+
+        return all(map(found, self.has)) and not any(map(found, self.lacks))
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A checkpoint under our names.
+
+    Attributes:
+        state: The tensors that have a name here.
+        renamed: Their old names and ours.
+        left_out: Names that a rule leaves out, and why.
+        unmapped: Names that no rule knows.
+    """
+
+    state: dict[str, Tensor]
+    renamed: dict[str, str]
+    left_out: dict[str, str]
+    unmapped: tuple[str, ...]
+
+
+_CLASSIFIER = "classifier of the training identities"
+_IMAGENET_CLASSIFIER = "classifier of the pre-training"
+_STATISTICS = "counted in as the statistics of the pixels"
+
+FORMATS: list[Format] = [
+    Format(
+        "reid",
+        "this project",
+        (Rule(r"((?:backbone|head)\..+)", r"\1"),),
+        has=(r"backbone\.(net|camera_embed|exponent)",),
+    ),
+    Format(
+        "dino",
+        "DINO pre-training of TransReID-SSL and others: teacher with backbone and projection head",
+        (
+            Rule(rf"backbone\.{_VIT}", r"backbone.net.\1"),
+            Rule(r"head\..+", reason="projection head of the pre-training"),
+            Rule(r"backbone\.(fc|head)\..+", reason=_IMAGENET_CLASSIFIER),
+        ),
+        has=(r"backbone\.cls_token$",),
+    ),
+    Format(
+        "vit",
+        "a plain ViT: LUPerson weights as TransReID-SSL publishes them, timm, DINO",
+        (
+            Rule(_VIT, r"backbone.net.\1"),
+            Rule(r"sie_embed", "backbone.camera_embed"),
+            Rule(r"(fc|head|head_dist|pre_logits)\..+", reason=_IMAGENET_CLASSIFIER),
+        ),
+        has=(r"cls_token$", r"blocks\.0\."),
+        lacks=(r"bottleneck\.",),
+    ),
+    Format(
+        "transreid-ssl-usl",
+        "TransReID-SSL, unsupervised: a ViT with its neck",
+        (
+            Rule(_VIT, r"backbone.net.\1"),
+            Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
+            Rule(r"fc\..+", reason=_IMAGENET_CLASSIFIER),
+        ),
+        has=(r"cls_token$", r"bottleneck\."),
+        statistics=_HALF,
+    ),
+    Format(
+        "transreid",
+        "TransReID and TransReID-SSL, supervised, without local features",
+        (
+            Rule(rf"base\.{_VIT}", r"backbone.net.\1"),
+            Rule(r"base\.sie_embed", "backbone.camera_embed"),
+            Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
+            Rule(r"base\.fc\..+", reason=_IMAGENET_CLASSIFIER),
+            Rule(r"classifier\..+", reason=_CLASSIFIER),
+        ),
+        has=(r"base\.cls_token$", r"bottleneck\."),
+        lacks=(r"b1\.", r"part_bns\."),
+        statistics=_HALF,
+        note="tested on the feature before the neck: MODEL.HEAD.NECK_FEATURE before",
+    ),
+    Format(
+        "transreid-jpm",
+        "TransReID with local features (JPM): the global branch becomes a plain ViT",
+        (
+            Rule(rf"base\.(?:blocks\.{_LAST}|norm)\..+", reason="the branches' copies replace it"),
+            Rule(rf"base\.{_VIT}", r"backbone.net.\1"),
+            Rule(r"base\.sie_embed", "backbone.camera_embed"),
+            Rule(r"b1\.0\.(.+)", rf"backbone.net.blocks.{_LAST}.\1"),
+            Rule(r"b1\.1\.(.+)", r"backbone.net.norm.\1"),
+            Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
+            Rule(r"(?:b2|bottleneck_\d+)\..+", reason="local branch"),
+            Rule(r"base\.fc\..+", reason=_IMAGENET_CLASSIFIER),
+            Rule(r"classifier(?:_\d+)?\..+", reason=_CLASSIFIER),
+        ),
+        has=(r"base\.cls_token$", r"b1\.0\.", r"bottleneck_1\."),
+        statistics=_HALF,
+        note="the global feature alone; TransReID also joins four local ones to it at test time",
+    ),
+    Format(
+        "strong-baseline",
+        "reid-strong-baseline and TransReID's ResNets",
+        (
+            Rule(rf"base\.{_RESNET}", r"backbone.net.\1"),
+            Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
+            Rule(r"classifier\..+", reason=_CLASSIFIER),
+        ),
+        has=(r"base\.conv1\.weight$", r"base\.layer1\."),
+        statistics=_IMAGENET,
+    ),
+    Format(
+        "fast-reid",
+        "fast-reid's ResNets, with average or GeM pooling",
+        (
+            Rule(rf"backbone\.{_RESNET}", r"backbone.net.\1"),
+            Rule(rf"heads\.(?:bottleneck\.0|bnneck)\.{_NORM}", r"head.neck.\1"),
+            Rule(r"heads\.(?:pool_layer|pool_layer\.1)\.p", "backbone.exponent"),
+            Rule(r"heads\.(?:weight|classifier\..+|cls_layer\..+)", reason=_CLASSIFIER),
+            Rule(r"pixel_(?:mean|std)", reason=_STATISTICS),
+        ),
+        has=(r"backbone\.conv1\.weight$", r"backbone\.layer1\.", r"heads\."),
+        statistics=_IMAGENET,
+        note="fast-reid's max pooling rounds sizes up without padding, timm's pads: features differ"
+        " a little from fast-reid's own",
+    ),
+    Format(
+        "resnet",
+        "a plain ResNet: torchreid, torchvision, timm, IBN-Net",
+        (
+            Rule(_RESNET, r"backbone.net.\1"),
+            Rule(r"classifier\..+", reason=_CLASSIFIER),
+            Rule(r"fc\.(?:weight|bias)", reason=_IMAGENET_CLASSIFIER),
+        ),
+        has=(r"conv1\.weight$", r"layer1\.0\.conv1\.weight$"),
+        statistics=_IMAGENET,
+    ),
+]
+"""The known formats; a plug-in adds its own with `register_format`."""
+
+
+def register_format(added: Format) -> None:
+    """Makes a format known, before all others; one of the same name takes the other's place."""
+    FORMATS[:] = [added, *(known for known in FORMATS if known.name != added.name)]
+
+
+def find_format(names: Iterable[str]) -> Format | None:
+    """The format of a file with these names; None: none fits."""
+    known = list(names)
+    return next((candidate for candidate in FORMATS if candidate.fits(known)), None)
+
+
+def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
+    """The tensors of a checkpoint under our names.
+
+    Args:
+        state: Tensors by name, as the file has them.
+        written: The file's format.
+
+    Raises:
+        ValueError: Two tensors get the same name.
+    """
+    layers = [int(found[1]) for name in state if (found := re.search(r"\bblocks\.(\d+)\.", name))]
+    last = str(max(layers, default=0))
+    rules = [(re.compile(rule.pattern.replace(_LAST, last)), rule) for rule in written.rules]
+    translated: dict[str, Tensor] = {}
+    renamed: dict[str, str] = {}
+    left_out: dict[str, str] = {}
+    unmapped = []
+    for name, tensor in state.items():
+        match, rule = next(
+            ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(name))),
+            (None, None),
+        )
+        if match is None or rule is None:
+            unmapped.append(name)
+        elif rule.target is None:
+            left_out[name] = rule.reason
+        else:
+            ours = match.expand(rule.target.replace(_LAST, last))
+            if ours in translated:
+                raise ValueError(f"{name} and another tensor both become {ours}")
+            translated[ours] = tensor.reshape(()) if ours == "backbone.exponent" else tensor
+            renamed[name] = ours
+    return Translation(translated, renamed, left_out, tuple(unmapped))
+
+
+def use_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file of a known format under our names, all others as they are."""
+    written = find_format(state)
+    if written is None:
+        return dict(state)
+    found = translate(state, written)
+    others = {name: state[name] for name in (*found.left_out, *found.unmapped)}
+    return found.state | others

@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Turns a published checkpoint, or one of a run, into safetensors that load here by name."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reid.engine.build import import_plugins
+from reid.modeling.convert import convert_weights
+from reid.modeling.formats import FORMATS
+from reid.modeling.weights import WeightsError
+from reid.registry import ConfigError
+
+EPILOG = """\
+The format is found from the names in the file. The report says what became of every tensor; a
+mapping that is not complete is an error unless --partial is given. Nothing in a file is ever run.
+
+  python tools/convert_weights.py vit_small_ics_cfs_lup.pth weights/luperson.safetensors
+  python tools/convert_weights.py tmgf_market.pth weights/tmgf.safetensors --plugins tmgf
+  python tools/convert_weights.py logs/run/model_final.safetensors start.safetensors --part backbone
+
+Formats: """
+
+
+def main() -> int:
+    """Parses the arguments and converts; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog=EPILOG + ", ".join(known.name for known in FORMATS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, help="checkpoint: .pth, .pt, .tar or .safetensors")
+    parser.add_argument("output", type=Path, help="safetensors file to write")
+    parser.add_argument("--format", metavar="NAME", help="take the source for this format")
+    parser.add_argument(
+        "--part",
+        choices=("model", "backbone"),
+        default="model",
+        help="backbone: without head and camera embeddings, to start from",
+    )
+    parser.add_argument("--half", action="store_true", help="write in half precision")
+    parser.add_argument("--partial", action="store_true", help="write an incomplete mapping too")
+    parser.add_argument("--drop", nargs="+", default=(), metavar="PATTERN", help="leave out names")
+    parser.add_argument("--plugins", nargs="+", default=(), metavar="PACKAGE", help="to import")
+    parser.add_argument("--url", default="", help="where the source came from")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="image size, pixels")
+    parser.add_argument("--mean", nargs=3, type=float, help="pixel mean in training, with --std")
+    parser.add_argument("--std", nargs=3, type=float, help="pixel standard deviation in training")
+    arguments = parser.parse_args()
+    if (arguments.mean is None) != (arguments.std is None):
+        parser.error("--mean and --std belong together")
+    try:
+        import_plugins(arguments.plugins)
+        report = convert_weights(
+            arguments.source,
+            arguments.output,
+            written_as=arguments.format,
+            part=arguments.part,
+            half=arguments.half,
+            partial=arguments.partial,
+            drop=arguments.drop,
+            url=arguments.url,
+            statistics=None
+            if arguments.mean is None
+            else (tuple(arguments.mean), tuple(arguments.std)),
+            image_size=None if arguments.size is None else tuple(arguments.size),
+        )
+    except (ConfigError, WeightsError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    print(f"{report}\nWritten to {arguments.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
