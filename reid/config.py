@@ -40,12 +40,22 @@ class DatasetsConfig:
     """Where images come from.
 
     Attributes:
-        train: The training set (DATASET registry).
-        test: Test sets, each evaluated on its own. Empty: the training set's query and gallery.
+        train: The training set (DATASET registry), or a list of several that are joined.
+        test: Test sets, each evaluated on its own. Empty: the training sets' query and gallery.
+
+    Each dataset has the option `leave_out`, besides its own: a file with a path a line, absolute
+    or relative to the root of datasets, of images that are as if they were not there.
     """
 
-    train: Spec = field(default_factory=dict)
+    train: Any = None  # Spec | list[Spec | str] | str; OmegaConf knows no such type
     test: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        one = isinstance(self.train, (str, dict, type(None)))
+        several = isinstance(self.train, list) and bool(self.train)
+        _require(
+            one or several, "datasets.train", self.train, "a dataset, or a list of several to join"
+        )
 
 
 @dataclass

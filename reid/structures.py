@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,9 @@ class DataError(Exception):
     """Images, folders or lists on disk are not what was expected; names the path and the layout."""
 
 
+_NOTHING_MORE: Mapping[str, str] = {}
+
+
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One image of a dataset.
@@ -26,11 +29,18 @@ class ImageRecord:
         path: Path of the image file.
         pid: Identity; -1 is an unlabelled image (in a gallery: junk).
         camid: Camera, from 0; -1 is unknown.
+        source: Name of the dataset it comes from, where several are joined; else empty.
+        extra: What else its dataset knows, by name, such as further columns of a list; for tables
+            and tools, never for training. Plays no part in comparisons, nor does `source`.
     """
 
     path: str
     pid: int = UNLABELLED
     camid: int = UNKNOWN_CAMERA
+    source: str = field(default="", compare=False)
+    extra: Mapping[str, str] = field(
+        default_factory=lambda: _NOTHING_MORE, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.pid < -1 or self.camid < -1:

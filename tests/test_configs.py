@@ -12,6 +12,7 @@ import torch
 
 from reid.config import load_config
 from reid.engine import build
+from reid.engine.datasets import build_dataset
 from reid.engine.run import train
 from reid.registry import CLUSTERER, SAMPLER, ConfigError
 from reid.registry import build as build_part
@@ -42,9 +43,9 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     dataset = dict(config.datasets.train)
     if dataset["name"] in ("DukeMTMCreID", "OccludedDuke"):
         with pytest.raises(ConfigError, match="withdrawn"):
-            build.build_dataset(dataset, "datasets.train")
+            build_dataset(dataset, "datasets.train")
         dataset["accept_withdrawn"] = True
-    build.build_dataset(dataset, "datasets.train")
+    build_dataset(dataset, "datasets.train")
     build_part(SAMPLER, config.dataloader.sampler, "dataloader.sampler", seed=1)
     build.build_criterion(
         config.criterion, embed_dim=model.embed_dim, num_parts=model.num_parts, num_classes=10

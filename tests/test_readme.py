@@ -12,6 +12,7 @@ import pytest
 
 from reid.config import load_config
 from reid.data.datasets import ReIDDataset
+from reid.engine.datasets import build_datasets
 from reid.engine.run import train
 from reid.registry import DATASET, build
 
@@ -35,6 +36,16 @@ def test_the_plug_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     )  # fmt: skip
     train(config)
     assert (tmp_path / "out" / "model_final.safetensors").exists()
+
+
+def test_datasets_of_the_commands_are_built() -> None:
+    specs = re.findall(r'DATASETS\.TRAIN "(.*?)"( |$)', README, re.MULTILINE)
+    names = []
+    for spec, _ in specs:
+        config = load_config(None, ["DATASETS.TRAIN", spec])
+        (dataset,) = build_datasets(config.datasets.train, "datasets.train")
+        names.append(type(dataset).__name__)
+    assert names == ["Folder", "Pattern", "CSV"]
 
 
 def test_links_lead_somewhere() -> None:

@@ -6,17 +6,17 @@ import importlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from tabulate import tabulate
+from torch import Tensor
 
 import reid.clustering
 import reid.data.augmentation
-import reid.data.datasets
 import reid.evaluation.evaluators
 import reid.modeling.backbones
 import reid.modeling.heads
@@ -26,11 +26,13 @@ import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, gigabytes
-from reid.data.datasets.base import ReIDDataset, SplitCounts
+from reid.data.datasets.base import SplitCounts
+from reid.data.datasets.joining import unique_names
 from reid.data.loaders import OnError, eval_loader, train_loader
 from reid.data.resize import Interpolation
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
+from reid.engine.datasets import TrainImages, build_datasets
 from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints, WarmUp
 from reid.engine.logs import MetricWriter
 from reid.engine.pseudo_labels import RefreshPseudoLabels
@@ -43,7 +45,6 @@ from reid.modeling.weights import load_backbone_weights, load_weights, read_chec
 from reid.registry import (
     BACKBONE,
     CLUSTERER,
-    DATASET,
     EVALUATOR,
     HEAD,
     HOOK,
@@ -133,8 +134,7 @@ def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDMode
     if not config.model.weights:
         raise ConfigError("model.weights: expected a checkpoint to evaluate, it is not set")
     state, _ = read_checkpoint(Path(config.model.weights))
-    name = config.model.backbone.get("name")
-    count = getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
+    count = _camera_counter(config)
     model = build_model(config, image_size, count(state) if count is not None else 0)
     load_model_weights(model, config)
     return model
@@ -197,47 +197,53 @@ def build_criterion(
     return Criterion(losses, weights)
 
 
-def build_dataset(spec: Mapping[str, Any], where: str) -> ReIDDataset:
-    """A dataset by name.
+def build_train_images(config: Config) -> TrainImages:
+    """The training set, or several joined; nothing is read yet.
 
     Raises:
-        ConfigError: None is named, the name is unknown, or an option is wrong.
+        ConfigError: None is named, a dataset is unknown or an option is wrong.
     """
-    if not spec:
-        raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
-    return cast(ReIDDataset, build(DATASET, spec, where))
+    return TrainImages(build_datasets(config.datasets.train, "datasets.train"))
 
 
-def build_test_sets(config: Config) -> list[TestSet]:
-    """The test sets of `datasets.test`, or else the training set's query and gallery, if any.
+def build_test_sets(config: Config, train: TrainImages | None = None) -> list[TestSet]:
+    """The test sets of `datasets.test`, or else query and gallery of the training sets, if any.
+
+    The model sees a camera under the number that it had in training; evaluation keeps the
+    dataset's own.
+
+    Args:
+        config: Names the datasets.
+        train: The training images, where they are built already.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
         DataError: Its files are not what was expected.
     """
+    if train is None and (config.datasets.train or not config.datasets.test):
+        train = build_train_images(config)
     if config.datasets.test:
-        datasets = [
-            build_dataset({"name": spec} if isinstance(spec, str) else spec, f"datasets.test[{i}]")
-            for i, spec in enumerate(config.datasets.test)
-        ]
+        datasets = build_datasets(config.datasets.test, "datasets.test")
     else:
-        train = build_dataset(config.datasets.train, "datasets.train")
-        datasets = [train] if train.has_test() else []
+        assert train is not None
+        datasets = [dataset for dataset in train.datasets if dataset.has_test()]
     transform = build_transform(config.input, training=False)
     sets = []
-    for dataset in datasets:
+    names = unique_names([dataset.name for dataset in datasets])
+    for name, dataset in zip(names, datasets, strict=True):
         query, gallery = dataset.load("query"), dataset.load("gallery")
+        seen = [*query, *gallery]
+        if train is not None and _camera_counter(config) is not None:
+            seen = train.as_model_knows(seen, dataset)
         loader = eval_loader(
-            [*query, *gallery],
+            seen,
             transform,
             batch_size=config.test.batch_size,
             num_workers=_num_workers(config),
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        sets.append(
-            TestSet(dataset.name, query, gallery, loader, config.test.flip, dataset.version)
-        )
+        sets.append(TestSet(name, query, gallery, loader, config.test.flip, dataset.version))
     return sets
 
 
@@ -306,18 +312,18 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         WeightsError: The weights do not fit.
     """
     output_dir = Path(config.output_dir)
-    dataset = build_dataset(config.datasets.train, "datasets.train")
-    records = dataset.load("train")
-    test_sets = build_test_sets(config)
-    log_dataset(dataset.name, records, test_sets, dataset.version)
+    images = build_train_images(config)
+    records = images.load()
+    test_sets = build_test_sets(config, images)
+    log_dataset(images.name, records, test_sets, images.version)
     identities = {record.pid for record in records if record.pid >= 0}
     if config.clusterer is None and not identities:
         raise ConfigError(
             "clusterer: null takes the identities as labels, but no training image of "
-            f"{dataset.name} has one; set a clusterer, e.g. JaccardDBSCAN"
+            f"{images.name} has one; set a clusterer, e.g. JaccardDBSCAN"
         )
     cameras = {record.camid for record in records}
-    num_cameras = max(cameras, default=-1) + 1
+    num_cameras = images.count_cameras()
 
     size = _image_size(config.input)
     model = build_model(config, size, num_cameras, sorted({*range(num_cameras)} - cameras))
@@ -380,7 +386,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
             )
         )
     else:
-        logger.warning("%s has no query and gallery: nothing will be evaluated", dataset.name)
+        logger.warning("%s has no query and gallery: nothing will be evaluated", images.name)
     hooks.extend(
         build(HOOK, spec, f"hooks[{i}]", output_dir=output_dir)
         for i, spec in enumerate(config.hooks)
@@ -452,6 +458,12 @@ def log_dataset(
     if not any(row[-1] for row in rows):  # most datasets have one version only
         rows, headers, aligns = [row[:-1] for row in rows], headers[:-1], aligns[:-1]
     logger.info("Data\n%s", tabulate(rows, headers=headers, colalign=aligns))
+
+
+def _camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | None:
+    """How to count the cameras that weights of the backbone know; None: it knows of no cameras."""
+    name = config.model.backbone.get("name")
+    return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
 
 
 def _num_workers(config: Config) -> int:

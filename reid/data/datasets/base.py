@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from abc import ABC, abstractmethod
@@ -10,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Literal
 
+from reid.data.scan import IMAGE_SUFFIXES
 from reid.structures import DataError, ImageRecord
 
 Split = Literal["train", "query", "gallery"]
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
+_OTHER_WORDS = {"person": "pid", "ident": "pid", "cam": "camid"}
 _MARKET_NAME = re.compile(r"(-1|\d+)_c(\d+)(?!\d)")
 MARKET_FOLDERS: Mapping[Split, str] = {
     "train": "bounding_box_train",
@@ -229,5 +231,33 @@ def check_files(records: Iterable[ImageRecord], source: Path) -> None:
         DataError: One does not.
     """
     for record in records:
-        if not Path(record.path).is_file():
+        try:
+            found = Path(record.path).is_file()
+        except OSError as error:  # a name that is too long, a folder that may not be entered
+            raise DataError(f"{record.path}: {error.strerror}, but {source} lists it") from error
+        if not found:
             raise DataError(f"{record.path}: there is no such image, but {source} lists it")
+
+
+def check_spelling(names: Iterable[str], known: Sequence[str]) -> None:
+    """Checks that no name is another word for a known one that is missing.
+
+    What is just kept if it has an unknown name would else leave a dataset without identities.
+
+    Raises:
+        ValueError: One seems to be, such as `PID`, `camera` or `person_id`.
+    """
+    present = set(names)
+    for name in sorted(present.difference(known)):
+        word = name.strip().lower().replace("_", "")
+        near = [other for start, other in _OTHER_WORDS.items() if word.startswith(start)]
+        near += difflib.get_close_matches(word, known, n=1)
+        if near and near[0] in known and near[0] not in present:
+            raise ValueError(f"{name!r}: did you mean {near[0]!r}? If not, give it another name")
+
+
+def list_numbers(items: Iterable[tuple[int, str]], most: int = 20) -> str:
+    """What numbers stand for, in words: `0 = 'cam2', 1 = 'cam10'`."""
+    texts = [f"{number} = {name!r}" for number, name in items]
+    more = f", ... {len(texts)} in all" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from reid.data.datasets import DukeMTMCreID
-from reid.engine.build import build_dataset
+from reid.engine.datasets import build_dataset
 from reid.registry import ConfigError
 
 

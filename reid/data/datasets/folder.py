@@ -1,0 +1,83 @@
+"""Anybody's images, in a folder for each camera."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from reid.data.datasets.base import ReIDDataset, Split, list_numbers, not_empty
+from reid.data.scan import natural_key, scan_images
+from reid.registry import DATASET
+from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
+
+logger = logging.getLogger(__name__)
+
+_LAYOUT = "a folder for each camera, with images anywhere below: entrance/monday/0001.jpg"
+
+
+@DATASET.register()
+class Folder(ReIDDataset):
+    """A folder with one folder for each camera, and images anywhere below these; no identities.
+
+    Cameras are numbered from 0 in the order of their folders' names, `cam2` before `cam10`. A
+    folder with images and no other folder is a dataset of unknown cameras. Links are followed;
+    hidden files and what is no image are passed over. For training alone, since a test needs
+    identities.
+
+    Args:
+        path: The folder, below the root.
+        root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
+
+    Attributes:
+        cameras: Names of the cameras in the order of their numbers, once images are loaded.
+    """
+
+    def __init__(self, path: str, root: str = "") -> None:
+        super().__init__(root)
+        self._path = path
+        self.name = Path(path).name or "Folder"
+        self.cameras: tuple[str, ...] = ()
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """The training images, in the order of their paths.
+
+        Raises:
+            DataError: A test split was asked for, the folder is missing or has no image, images
+                lie beside the cameras' folders, or a folder cannot be read.
+        """
+        if split != "train":
+            raise DataError(
+                f"{self.name}: a Folder dataset has no identities, so there is no {split}; for a "
+                "test use Pattern, which reads identities from paths, or CSV"
+            )
+        folder = self.find_folder((self._path,), _LAYOUT)
+        scan = scan_images(folder)
+        names = {path.partition("/")[0] for path in scan.images if "/" in path}
+        outside = [path for path in scan.images if "/" not in path]
+        if names and outside:
+            raise DataError(
+                f"{folder}: {len(outside):,} images lie beside the cameras' folders, the first is "
+                f"{outside[0]!r}; expected {_LAYOUT}"
+            )
+        self.cameras = tuple(sorted(names, key=natural_key))
+        numbers = {name: number for number, name in enumerate(self.cameras)}
+        records = [
+            ImageRecord(
+                f"{folder}/{path}",
+                camid=numbers.get(path.partition("/")[0], UNKNOWN_CAMERA),
+            )
+            for path in scan.images
+        ]
+        if scan.passed_over():
+            logger.warning("%s: passed over %s", folder, scan.passed_over())
+        not_empty(records, folder, _LAYOUT)
+        logger.info(
+            "%s: cameras %s",
+            self.name,
+            list_numbers(enumerate(self.cameras)) or "unknown",
+        )
+        return records
+
+    def has_test(self) -> bool:
+        """No: there are no identities."""
+        return False

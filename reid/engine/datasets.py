@@ -1,0 +1,150 @@
+"""From the datasets that a config names to the images of a run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from tabulate import tabulate
+
+import reid.data.datasets  # noqa: F401  (importing the parts registers them)
+from reid.data.datasets.base import ReIDDataset
+from reid.data.datasets.joining import JoinedImages, LeaveOut, join_images, unique_names
+from reid.registry import DATASET, ConfigError, build
+from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+def build_dataset(spec: Any, where: str) -> ReIDDataset:
+    """A dataset by name, without the images that the file of its `leave_out` lists.
+
+    Raises:
+        ConfigError: None is named, the name is unknown, or an option is wrong.
+    """
+    if not spec:
+        raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
+    options = dict(spec) if isinstance(spec, Mapping) else spec
+    leave_out = options.pop("leave_out", "") if isinstance(options, dict) else ""
+    if not isinstance(leave_out, str):
+        raise ConfigError(f"{where}.leave_out: expected a file, got {leave_out!r}")
+    dataset = cast(ReIDDataset, build(DATASET, options, where))
+    if not leave_out:
+        return dataset
+    try:
+        return LeaveOut(dataset, Path(leave_out))
+    except ValueError as error:
+        raise ConfigError(f"{where}.{error}") from error
+
+
+def build_datasets(specs: Any, where: str) -> list[ReIDDataset]:
+    """The datasets of a list, or the one that stands in its place.
+
+    Raises:
+        ConfigError: None is named, a name is unknown, or an option is wrong.
+    """
+    if not isinstance(specs, list) or not specs:
+        return [build_dataset(specs, where)]
+    return [build_dataset(spec, f"{where}[{i}]") for i, spec in enumerate(specs)]
+
+
+class TrainImages:
+    """The images of one training set, or of several joined.
+
+    Args:
+        datasets: One or more.
+
+    Attributes:
+        datasets: As given.
+        names: Of the datasets, each once.
+        name: For tables and messages.
+    """
+
+    def __init__(self, datasets: Sequence[ReIDDataset]) -> None:
+        self.datasets = tuple(datasets)
+        self.names = unique_names([dataset.name for dataset in datasets])
+        self.name = " + ".join(self.names)
+        self._joined: JoinedImages | None = None
+        self._records: list[ImageRecord] | None = None
+
+    @property
+    def version(self) -> str:
+        """The versions found by `load`."""
+        return " + ".join(dataset.version for dataset in self.datasets if dataset.version)
+
+    def load(self) -> list[ImageRecord]:
+        """The images; those of a single set with its own numbers, of several with new ones.
+
+        Raises:
+            DataError: Its files are not what was expected, or its cameras have far-off numbers.
+        """
+        if self._records is None:
+            loaded = [dataset.load("train") for dataset in self.datasets]
+            self._records = loaded[0]
+            if len(loaded) > 1:
+                self._joined = join_images(list(zip(self.names, loaded, strict=True)))
+                self._records = self._joined.records
+                _log_joined(self.names, self._joined)
+        return self._records
+
+    def count_cameras(self) -> int:
+        """The highest number of a camera, plus 1; 0 = all are unknown.
+
+        Raises:
+            DataError: The numbers have such gaps that a model of each would be a mistake.
+        """
+        camids = {record.camid for record in self.load()} - {UNKNOWN_CAMERA}
+        count = max(camids, default=-1) + 1
+        if count > 1000 + 10 * len(camids):
+            raise DataError(
+                f"{self.name}: a camera has the number {count - 1:,}, but there are only "
+                f"{len(camids)} cameras; number them from 0"
+            )
+        return count
+
+    def as_model_knows(
+        self, records: Sequence[ImageRecord], dataset: ReIDDataset
+    ) -> list[ImageRecord]:
+        """Test images with the numbers that their cameras had in training, -1 where they had none.
+
+        A camera has a number if it is of a dataset with the name of a training set.
+        """
+        places = [i for i, own in enumerate(self.datasets) if own.name == dataset.name]
+        if dataset in self.datasets:
+            places = [self.datasets.index(dataset)]
+        if len(places) == 1 and len(self.datasets) == 1:
+            return list(records)
+        numbers: dict[int, int] = {}
+        if len(places) == 1:
+            self.load()
+            assert self._joined is not None
+            origins = enumerate(self._joined.cameras)
+            name = self.names[places[0]]
+            numbers = {camid: number for number, (own, camid) in origins if own == name}
+        else:
+            logger.info(
+                "%s: the model takes its cameras for unknown ones, it learns those of %s",
+                dataset.name,
+                self.name,
+            )
+        return [
+            replace(record, camid=numbers.get(record.camid, UNKNOWN_CAMERA)) for record in records
+        ]
+
+
+def _log_joined(names: Sequence[str], joined: JoinedImages) -> None:
+    rows = []
+    for name in names:
+        pids = [number for number, (own, _) in enumerate(joined.identities) if own == name]
+        camids = [number for number, (own, _) in enumerate(joined.cameras) if own == name]
+        count = sum(record.source == name for record in joined.records)
+        rows.append([name, f"{count:,}", _span(pids), _span(camids)])
+    headers = ["dataset", "images", "identities", "cameras"]
+    logger.info("Joined, with new numbers\n%s", tabulate(rows, headers=headers))
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]} to {numbers[-1]}" if numbers else "none"

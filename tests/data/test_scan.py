@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from reid.data import scan as module
+from reid.data.scan import scan_images
+from reid.structures import DataError
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def settle(folder: Path) -> None:
+    """Makes all folders old enough to be trusted."""
+    for path in [folder, *folder.rglob("*")]:
+        if path.is_dir():
+            os.utime(path, ns=(10**18, 10**18))
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(module, "CACHED_FROM", 1)
+    # A change of a folder's times is a change now, to its ctime: so nothing would be settled here.
+    monkeypatch.setattr(module, "_SETTLED", 0)
+    return tmp_path / "cache" / "reid"
+
+
+def test_names_of_all_kinds(tmp_path: Path) -> None:
+    names = ["a b/ü ñ.PNG", "cam/1/2/3.jpeg", "人/猫.webp", "x#1.bmp", "%s.jpg"]
+    touch(tmp_path, *names, "notes.txt", ".hidden.jpg", ".thumbnails/1.jpg", "no_suffix")
+    (tmp_path / os.fsdecode(b"latin-\xe9.jpg")).touch()
+    scan = scan_images(tmp_path)
+    assert scan.images == sorted([*names, os.fsdecode(b"latin-\xe9.jpg")])
+    assert (scan.others, scan.hidden) == (2, 2)
+    assert scan.passed_over() == "2 files that are no images, 2 hidden files or folders"
+
+
+def test_links(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    touch(root, "b/1.jpg", "b/deep/2.jpg")
+    touch(tmp_path, "elsewhere/3.jpg", "elsewhere/c/4.jpg")
+    (root / "a").symlink_to(root / "b")  # comes before b, which keeps its own place all the same
+    (root / "b" / "up").symlink_to(root)
+    (root / "c").symlink_to(tmp_path / "elsewhere")
+    (root / "d").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "c")
+    (root / "5.jpg").symlink_to(root / "b" / "1.jpg")
+    (root / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    (root / "self.jpg").symlink_to(root / "self.jpg")
+    scan = scan_images(root)
+    assert scan.images == ["5.jpg", "b/1.jpg", "b/deep/2.jpg", "c/3.jpg", "c/c/4.jpg"]
+    assert scan.dangling == ["gone.jpg", "self.jpg"]
+    assert sorted(scan.repeated) == ["a", "b/up", "c/back", "d"]
+    assert "2 links that lead nowhere" in scan.passed_over()
+
+
+def test_what_cannot_be_read_stops(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="gone: there is no such folder"):
+        scan_images(tmp_path / "gone")
+    touch(tmp_path, "a/b/1.jpg")
+    (tmp_path / "a" / "b").chmod(0)
+    try:
+        if os.access(tmp_path / "a" / "b", os.R_OK):
+            pytest.skip("this user may read everything")
+        with pytest.raises(DataError, match=r"a/b: cannot be read \(Permission denied\)"):
+            scan_images(tmp_path)
+    finally:
+        (tmp_path / "a" / "b").chmod(0o755)
+
+
+def test_a_folder_that_the_system_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); make it readable"):
+        scan_images(tmp_path)
+
+
+def test_only_changed_folders_are_read_again(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    touch(root, "a/1.jpg", "a/deep/2.jpg", "b/3.jpg")
+    first = scan_images(root)
+    assert len(list(cache.iterdir())) == 1
+    read: list[str] = []
+    real = module._read_folder
+
+    def spy(path: Path, stamp: list[int]) -> object:
+        read.append(path.relative_to(root).as_posix())
+        return real(path, stamp)
+
+    monkeypatch.setattr(module, "_read_folder", spy)
+    assert scan_images(root) == first
+    assert read == []
+    for change, folders in (
+        (lambda: touch(root, "a/deep/4.jpg"), ["a/deep"]),
+        (lambda: (root / "a/deep/4.jpg").rename(root / "a/deep/5.jpg"), ["a/deep"]),
+        (lambda: (root / "a/1.jpg").unlink(), ["a"]),
+        (lambda: touch(root, "b/new/6.jpg"), ["b", "b/new"]),
+        (lambda: shutil.rmtree(root / "b/new"), ["b"]),
+        (lambda: (root / "a/deep").rename(root / "deep"), [".", "a", "deep"]),
+    ):
+        change()
+        read.clear()
+        found = scan_images(root).images
+        assert read == folders
+        assert found == sorted(path.relative_to(root).as_posix() for path in root.rglob("*.jpg"))
+
+
+def test_swapped_folders_with_equal_times_are_told_apart(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "root"
+    touch(root, "a/1.jpg", "b/2.jpg")
+    settle(root)
+    assert scan_images(root).images == ["a/1.jpg", "b/2.jpg"]
+    (root / "a").rename(root / "c")
+    (root / "b").rename(root / "a")
+    (root / "c").rename(root / "b")
+    settle(root)
+    assert scan_images(root).images == ["a/2.jpg", "b/1.jpg"]
+
+
+def test_a_link_whose_target_comes_and_goes(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "root"
+    touch(root, "1.jpg")
+    touch(tmp_path, "far/2.jpg")
+    (root / "2.jpg").symlink_to(tmp_path / "far" / "2.jpg")
+    assert scan_images(root).images == ["1.jpg", "2.jpg"]
+    (tmp_path / "far" / "2.jpg").unlink()
+    assert scan_images(root).dangling == ["2.jpg"]
+    touch(tmp_path, "far/2.jpg")
+    assert scan_images(root).images == ["1.jpg", "2.jpg"]
+
+
+def test_a_young_folder_is_not_trusted(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLED", 10**12)
+    root = tmp_path / "root"
+    touch(root, "1.jpg", "a/2.jpg")
+    scan_images(root)
+    (file,) = cache.iterdir()
+    folders = json.loads(file.read_text())["folders"]
+    assert {name: entry[0] for name, entry in folders.items()} == {"": [], "a": []}  # no stamps
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"format": 1, "folders": {"": [1]}}', "null"])
+def test_a_broken_cache_is_made_anew(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    root = tmp_path / "root"
+    touch(root, "1.jpg")
+    first = scan_images(root)
+    (file,) = cache.iterdir()
+    good = file.read_text()
+    file.write_text(text)
+    assert scan_images(root) == first
+    assert file.read_text() == good
+    if text != '{"format": 1, "folders": {"": [1]}}':
+        assert "the folder is read anew" in caplog.text
+
+
+def test_a_small_tree_and_a_cache_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "root/1.jpg", "file")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    scan_images(tmp_path / "root")
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(module, "CACHED_FROM", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert scan_images(tmp_path / "root").images == ["1.jpg"]
+    assert "cannot be written" in caplog.text
