@@ -17,6 +17,7 @@ from torch import Tensor
 
 import reid.clustering
 import reid.data.augmentation
+import reid.engine.cluster_files
 import reid.evaluation.evaluators
 import reid.modeling.backbones
 import reid.modeling.heads
@@ -388,7 +389,15 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     else:
         logger.warning("%s has no query and gallery: nothing will be evaluated", images.name)
     hooks.extend(
-        build(HOOK, spec, f"hooks[{i}]", output_dir=output_dir)
+        build(
+            HOOK,
+            spec,
+            f"hooks[{i}]",
+            output_dir=output_dir,
+            records=records,
+            extraction=extraction,
+            clusterer=clusterer,
+        )
         for i, spec in enumerate(config.hooks)
     )
     solver = config.solver

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from tabulate import tabulate
 
 import reid.data.datasets  # noqa: F401  (importing the parts registers them)
@@ -38,6 +39,28 @@ def build_dataset(spec: Any, where: str) -> ReIDDataset:
         return LeaveOut(dataset, Path(leave_out))
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
+
+
+def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
+    """The spec that `NAME KEY VALUE KEY VALUE` on a command line stands for; values are YAML.
+
+    Raises:
+        ConfigError: There is no name, a key has no value, or a value is no YAML.
+    """
+    if not words:
+        raise ConfigError("expected the name of a data set")
+    if len(words) % 2 == 0:
+        raise ConfigError(
+            f"expected a name and KEY VALUE pairs, got {' '.join(words)!r}; {words[-1]!r} has no "
+            "value"
+        )
+    spec: dict[str, Any] = {"name": words[0]}
+    for key, text in zip(words[1::2], words[2::2], strict=True):
+        try:
+            spec[key.lower()] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
+    return spec
 
 
 def build_datasets(specs: Any, where: str) -> list[ReIDDataset]:

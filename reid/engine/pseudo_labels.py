@@ -112,7 +112,7 @@ class RefreshPseudoLabels(Hook):
             f"{len(labels):,}",
             extraction,
             labelling,
-            tabulate([[_number(n) for n in numbers.values()]], headers=[*numbers]),
+            tabulate([[number_text(n) for n in numbers.values()]], headers=[*numbers]),
         )
         warning = cluster_warning(numbers, len(labels)) if self._clusterer is not None else None
         if warning is not None:
@@ -145,5 +145,6 @@ def identity_labels(records: Sequence[ImageRecord]) -> PseudoLabels:
     )
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """A statistic for a table: whole numbers as they are, others with three decimals."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3f}"

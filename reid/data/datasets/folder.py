@@ -22,7 +22,7 @@ class Folder(ReIDDataset):
     Cameras are numbered from 0 in the order of their folders' names, `cam2` before `cam10`. A
     folder with images and no other folder is a dataset of unknown cameras. Links are followed;
     hidden files and what is no image are passed over. For training alone, since a test needs
-    identities.
+    identities. Images keep their camera's name, as `camera` in `ImageRecord.extra`.
 
     Args:
         path: The folder, below the root.
@@ -61,13 +61,12 @@ class Folder(ReIDDataset):
             )
         self.cameras = tuple(sorted(names, key=natural_key))
         numbers = {name: number for number, name in enumerate(self.cameras)}
-        records = [
-            ImageRecord(
-                f"{folder}/{path}",
-                camid=numbers.get(path.partition("/")[0], UNKNOWN_CAMERA),
-            )
-            for path in scan.images
-        ]
+        extra = {name: {"camera": name} for name in self.cameras}
+        records = []
+        for path in scan.images:
+            name = path.partition("/")[0]
+            camid = numbers.get(name, UNKNOWN_CAMERA)
+            records.append(ImageRecord(f"{folder}/{path}", camid=camid, extra=extra.get(name, {})))
         if scan.passed_over():
             logger.warning("%s: passed over %s", folder, scan.passed_over())
         not_empty(records, folder, _LAYOUT)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from reid.data.datasets.base import (
     MARKET_FOLDERS,
@@ -43,10 +44,15 @@ class MSMT17(ReIDDataset):
     paper's.
 
     Args:
+        version: `V1` or `V2`; empty: whichever is there, V1 if both are.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
     """
 
     name = "MSMT17"
+
+    def __init__(self, version: Literal["", "V1", "V2"] = "", root: str = "") -> None:
+        super().__init__(root)
+        self._wanted = version
 
     def published(self) -> Mapping[Split, SplitCounts]:
         """The counts of the paper; both versions have them."""
@@ -58,7 +64,7 @@ class MSMT17(ReIDDataset):
 
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of the lists, or of the names where there is none."""
-        versions = ("MSMT17_V1", "MSMT17_V2")
+        versions = [f"MSMT17_{name}" for name in ("V1", "V2") if self._wanted in ("", name)]
         nested = [f"{parent}/{name}" for parent in ("msmt17", "MSMT17") for name in versions]
         folder = self.find_folder((*versions, *nested, "MSMT17", "msmt17"), _LAYOUT)
         if (folder / MARKET_FOLDERS[split]).is_dir():
@@ -74,6 +80,10 @@ class MSMT17(ReIDDataset):
                 f"expected layout: {_LAYOUT}"
             )
         self.version = "MSMT17_V1" if images.name == part else "MSMT17_V2"
+        if not self.version.endswith(self._wanted):
+            raise DataError(
+                f"{images}: holds {self.version}, but datasets asks for version {self._wanted}"
+            )
         records = [record for name in _LISTS[split] for record in _read_list(folder / name, images)]
         return not_empty(records, folder / _LISTS[split][0], _LAYOUT)
 

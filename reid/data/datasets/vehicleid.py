@@ -33,7 +33,7 @@ class VehicleID(ReIDDataset):
 
     Vehicles: 13,164 with 113,346 images for training; tests of 800, 1,600 and 2,400 others with
     6,493, 13,377 and 19,777 images. These are the counts of the lists that circulate, as fast-reid
-    states them; the paper's own differ a little.
+    states them.
 
     The protocol: one image of each vehicle, drawn at random, is the gallery, all its other images
     are queries; published results are the mean of ten draws. Here the draw is the image whose

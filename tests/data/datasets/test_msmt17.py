@@ -44,6 +44,24 @@ def test_market_folders(plant: Callable[..., Path]) -> None:
         MSMT17().load("query")
 
 
+def test_one_of_two_versions(plant: Callable[..., Path]) -> None:
+    for version, images in (("V1", "train"), ("V2", "mask_train_v2")):
+        path = f"0000/0000_000_01_{version}.jpg"
+        plant(f"MSMT17_{version}/{images}", [path])
+        for name in ("list_train.txt", "list_val.txt"):
+            (plant(f"MSMT17_{version}", [name]) / name).write_text(f"{path} 0\n")
+    for wanted, found in (("", "MSMT17_V1"), ("V1", "MSMT17_V1"), ("V2", "MSMT17_V2")):
+        dataset = MSMT17(version=wanted)  # type: ignore[arg-type]
+        assert f"/{found}/" in dataset.load("train")[0].path
+        assert dataset.version == found
+
+
+def test_a_version_that_is_not_there(plant: Callable[..., Path]) -> None:
+    plant("msmt17/train", ["0000/0000_000_01_0.jpg"])
+    with pytest.raises(DataError, match="holds MSMT17_V1, but datasets asks for version V2"):
+        MSMT17(version="V2").load("train")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [

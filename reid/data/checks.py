@@ -1,0 +1,298 @@
+"""Is it the data set that one thinks it is, and are its images any good."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from reid.data.datasets.base import Split
+from reid.data.images import read_image
+from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
+
+Splits = Mapping[Split, Sequence[ImageRecord]]
+
+KINDS: Mapping[str, str] = {
+    "unreadable": "no image, cut off, or not there",
+    "zero-size": "a file of 0 bytes",
+    "tiny": "a side shorter than the smallest allowed",
+    "duplicate": "the same file as another one",
+    "no-match": "a query whose identity no other camera of the gallery has seen",
+    "near-duplicate": "almost the same picture as another one",
+    "grey": "no colour",
+    "blank": "one even area",
+    "one-camera": "an identity that one camera alone has seen",
+    "shared-identity": "an identity of training that the test has too",
+}
+"""What can be found, and what it means."""
+
+WRONG = ("unreadable", "zero-size", "tiny", "duplicate", "no-match")
+"""Kinds that make a data set wrong; the others are worth knowing and may well be as they should."""
+
+_THUMBNAIL = (16, 8)
+_HASH = (9, 8)  # columns, rows: 8 differences in each of 8 rows
+_BITS = 64
+_HASH_DISTANCE = 3
+_NEAR = 3.0
+_BLANK = 2.0
+_GREY = 8
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something found about an image or an identity.
+
+    Attributes:
+        kind: Of `KINDS`.
+        split: Where.
+        subject: Path of the image, or the identity.
+        detail: What exactly, in words.
+        leave_out: Whether the data set is better off without the image.
+    """
+
+    kind: str
+    split: Split
+    subject: str
+    detail: str
+    leave_out: bool = False
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What one image file tells; `digest` is None where it cannot be read."""
+
+    finding: tuple[str, str] | None
+    digest: bytes | None
+    grey: bool = False
+    blank: bool = False
+    hash: bytes = b""
+    thumbnail: npt.NDArray[np.uint8] | None = None
+
+
+def check_labels(splits: Splits) -> list[Finding]:
+    """Identities and cameras that cannot be right, or that a protocol cannot use.
+
+    Args:
+        splits: Images of each split.
+
+    Returns:
+        `no-match` for queries that no gallery image can answer: none has the query's identity, or
+        the query's own camera alone (where it is known) has seen it. `one-camera` for identities of
+        training that one camera alone has seen, where cameras are known. `shared-identity` for
+        identities of training that are among the queries too; benchmarks have none.
+    """
+    found: list[Finding] = []
+    cameras: dict[int, set[int]] = defaultdict(set)
+    for record in splits.get("gallery", ()):
+        cameras[record.pid].add(record.camid)
+    for record in splits.get("query", ()):
+        seen = cameras.get(record.pid, set()) if record.pid != UNLABELLED else set()
+        if record.camid != UNKNOWN_CAMERA:
+            seen = seen - {record.camid}
+        if not seen:
+            why = f"identity {record.pid}, camera {record.camid}"
+            found.append(Finding("no-match", "query", record.path, why, leave_out=True))
+    trained: dict[int, set[int]] = defaultdict(set)
+    for record in splits.get("train", ()):
+        if record.pid != UNLABELLED:
+            trained[record.pid].add(record.camid)
+    for pid, camids in sorted(trained.items()):
+        if len(camids) == 1 and UNKNOWN_CAMERA not in camids:
+            found.append(Finding("one-camera", "train", str(pid), f"camera {min(camids)} alone"))
+    asked = {record.pid for record in splits.get("query", ())} & trained.keys()
+    found.extend(
+        Finding("shared-identity", "query", str(pid), "in training too") for pid in sorted(asked)
+    )
+    return found
+
+
+def check_images(
+    splits: Splits,
+    *,
+    min_side: int = 16,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> list[Finding]:
+    """Reads every image once and tells which are broken, odd, or there twice.
+
+    Files are the same if their bytes are. An identical file is left out of training where the test
+    has it too, and where copies have different identities or cameras all of them are; otherwise all
+    but the first. A query that is also in the gallery under its own identity and known camera is
+    no fault: the protocol removes it there (so do VeRi-776 and CUHK03).
+
+    Pictures are nearly the same if 61 of the 64 bits of their difference hash agree (is a pixel
+    brighter than its right neighbour, at 9 x 8 pixels) and their thumbnails of 8 x 16 pixels differ
+    by at most 3 grey levels on average. Frames of one track are often that; across identities they
+    are worth a look.
+
+    Args:
+        splits: Images of each split; a file in several of them is read once.
+        min_side: Shortest side in pixels that is not `tiny`.
+        workers: Threads.
+        progress: Called with the number of images read since the last call.
+
+    Returns:
+        Findings, by kind in the order of `KINDS`, then split, then path.
+    """
+    places: dict[str, list[tuple[Split, ImageRecord]]] = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            places[record.path].append((split, record))
+    facts: dict[str, _Facts] = {}
+
+    def look(path: str) -> tuple[str, _Facts]:
+        return path, _look_at(path, min_side)
+
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for path, seen in pool.map(look, places):
+                facts[path] = seen
+                if progress is not None:
+                    progress(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+    found: list[Finding] = []
+    for path, seen in facts.items():
+        split = places[path][0][0]
+        if seen.finding is not None:
+            found.append(Finding(seen.finding[0], split, path, seen.finding[1], leave_out=True))
+        if seen.grey:
+            found.append(Finding("grey", split, path, KINDS["grey"]))
+        if seen.blank:
+            found.append(Finding("blank", split, path, KINDS["blank"]))
+    first_of: dict[bytes, list[str]] = defaultdict(list)
+    for path, seen in facts.items():
+        if seen.digest is not None:
+            first_of[seen.digest].append(path)
+    for paths in first_of.values():
+        copies = [(path, *place) for path in paths for place in places[path]]
+        if len(copies) > 1:
+            found.extend(_duplicates(copies))
+    different = [paths[0] for paths in first_of.values() if not facts[paths[0]].blank]
+    for one, other in _near_pairs([facts[path] for path in different]):
+        split, record = places[different[other]][0]
+        before, same = places[different[one]][0]
+        detail = f"looks like {different[one]}" + (
+            "" if record.pid == same.pid else f", of identity {same.pid} and not {record.pid}"
+        )
+        if {before, split} == {"train", "query"} or {before, split} == {"train", "gallery"}:
+            detail += f", which is in {before}"
+        found.append(Finding("near-duplicate", split, different[other], detail))
+    return sort_findings(found)
+
+
+def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
+    """By kind in the order of `KINDS`, split, and subject."""
+    order = {kind: place for place, kind in enumerate(KINDS)}
+    return sorted(findings, key=lambda one: (order[one.kind], one.split, one.subject, one.detail))
+
+
+def count_by_camera(splits: Splits) -> dict[int, dict[Split, int]]:
+    """Images of each camera (-1 = unknown) in each split."""
+    table: dict[int, dict[Split, int]] = {}
+    for split, records in splits.items():
+        for camid, count in Counter(record.camid for record in records).items():
+            table.setdefault(camid, {})[split] = count
+    return dict(sorted(table.items()))
+
+
+def _look_at(path: str, min_side: int) -> _Facts:
+    try:
+        data = Path(path).read_bytes()
+        if not data:
+            return _Facts(("zero-size", KINDS["zero-size"]), None)
+        pixels = read_image(path)
+    except (OSError, DataError) as error:
+        return _Facts(("unreadable", str(error).removeprefix(f"{path}: ")), None)
+    digest = hashlib.sha256(data).digest()
+    height, width = pixels.shape[:2]
+    small = None
+    if min(height, width) < min_side:
+        small = ("tiny", f"{height} x {width} pixels")
+    spread = pixels.max(2).astype(np.int16) - pixels.min(2)
+    luminance = Image.fromarray(pixels).convert("L")
+    thumbnail = np.asarray(luminance.resize(_THUMBNAIL[::-1], Image.Resampling.BOX))
+    rows = np.asarray(luminance.resize(_HASH, Image.Resampling.BOX)).astype(np.int16)
+    bits = np.packbits(rows[:, :-1] > rows[:, 1:]).tobytes()
+    blank = float(np.asarray(luminance).std()) < _BLANK
+    grey = not blank and int(spread.max()) <= _GREY
+    return _Facts(small, digest, grey, blank, bits, thumbnail)
+
+
+def _duplicates(copies: Sequence[tuple[str, Split, ImageRecord]]) -> list[Finding]:
+    """What is wrong with several records of the same bytes: path, split and record of each."""
+    labels = {(record.pid, record.camid) for _, _, record in copies}
+    found: list[Finding] = []
+    for path, split, record in copies:
+        others = [one for one in copies if one[0] != path or one[1] != split]
+        tested = [one for one in others if one[1] != "train"]
+        if split == "train" and tested:
+            found.append(
+                Finding("duplicate", split, path, f"in {tested[0][1]} too: {tested[0][0]}", True)
+            )
+        elif len(labels) > 1:
+            other = next(
+                one for one in others if (one[2].pid, one[2].camid) != (record.pid, record.camid)
+            )
+            detail = (
+                f"identity {record.pid}, camera {record.camid}; as {other[0]} in {other[1]} "
+                f"identity {other[2].pid}, camera {other[2].camid}"
+            )
+            # where a test image is mislabelled in training alone, the test stays as it is
+            keep = split != "train" and all(one[1] == "train" for one in others)
+            found.append(Finding("duplicate", split, path, detail, leave_out=not keep))
+        else:
+            found.extend(_repeated(path, split, record, copies))
+    return found
+
+
+def _repeated(
+    path: str,
+    split: Split,
+    record: ImageRecord,
+    copies: Sequence[tuple[str, Split, ImageRecord]],
+) -> list[Finding]:
+    """For copies with one label: those after the first of a split, and queries in the gallery."""
+    within = [one[0] for one in copies if one[1] == split]
+    if path != within[0]:
+        return [Finding("duplicate", split, path, f"the same file as {within[0]}", True)]
+    asked = [one[0] for one in copies if one[1] == "query"]
+    if split == "gallery" and asked and record.camid == UNKNOWN_CAMERA:
+        return [Finding("duplicate", split, path, f"is the query {asked[0]}, of no camera", True)]
+    return []
+
+
+def _near_pairs(facts: Sequence[_Facts]) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) of pictures that look the same, each later one in one pair."""
+    if len(facts) < 2:
+        return []
+    hashes = np.frombuffer(b"".join(one.hash for one in facts), np.uint8).reshape(-1, _BITS // 8)
+    thumbnails = np.stack([one.thumbnail for one in facts if one.thumbnail is not None])
+    # Two hashes that differ in three bits agree in one of four quarters.
+    index = faiss.IndexBinaryMultiHash(_BITS, _HASH_DISTANCE + 1, _BITS // (_HASH_DISTANCE + 1))
+    index.add(hashes)
+    pairs: list[tuple[int, int]] = []
+    for start in range(0, len(facts), 4096):
+        part = hashes[start : start + 4096]
+        limits, _, found = index.range_search(part, _HASH_DISTANCE + 1)  # below, not up to
+        for row in range(len(part)):
+            later = start + row
+            others = np.unique(found[limits[row] : limits[row + 1]])
+            others = others[others < later]
+            differences = np.abs(
+                thumbnails[others].astype(np.int16) - thumbnails[later].astype(np.int16)
+            ).mean(axis=(1, 2))
+            near = others[differences <= _NEAR]
+            if len(near):
+                pairs.append((int(near[0]), later))
+    return pairs

@@ -1,0 +1,76 @@
+"""Images of a data set as bare crops, as they come from somebody's own cameras."""
+
+from __future__ import annotations
+
+import csv
+import io
+import random
+import shutil
+from pathlib import Path
+
+from reid.data.datasets.base import ReIDDataset
+from reid.files import write_text
+from reid.structures import UNKNOWN_CAMERA, DataError
+
+LABELS = "labels.csv"
+
+
+def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) -> str:
+    """Copies images into a folder for each camera, under names that tell no identity.
+
+    What `Folder` reads: `camera1/000000.jpg`, cameras counted from 1, numbers given in a shuffled
+    order, the same in every run; without folders where no camera is known.
+
+    Args:
+        dataset: Its training images are copied.
+        folder: A new folder.
+        labelled: Copies query and gallery images too, among the others, and writes `labels.csv`
+            beside them with path, pid, camid (as `Folder` numbers the cameras) and split of these
+            alone, for the dataset `CSV`.
+
+    Returns:
+        What was written, in a line.
+
+    Raises:
+        DataError: The folder is there already, query and gallery are asked for and there are none,
+            some cameras are known and others not, or an image cannot be copied.
+    """
+    if folder.exists():
+        raise DataError(f"{folder}: is there already; expected the name of a new folder")
+    if labelled and not dataset.has_test():
+        raise DataError(f"{dataset.name}: has no query and gallery to label")
+    images = [(record, "train") for record in dataset.load("train")]
+    if labelled:
+        images += [(record, "query") for record in dataset.load("query")]
+        images += [(record, "gallery") for record in dataset.load("gallery")]
+    cameras = sorted({record.camid for record, _ in images})
+    if UNKNOWN_CAMERA in cameras and len(cameras) > 1:
+        raise DataError(f"{dataset.name}: some cameras are known and others not")
+    numbers = list(range(len(images)))
+    random.Random(0).shuffle(numbers)
+    width = max(6, len(str(len(images))))
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "pid", "camid", "split"))
+    for (record, split), number in sorted(
+        zip(images, numbers, strict=True), key=lambda image: image[1]
+    ):
+        camera = "" if record.camid == UNKNOWN_CAMERA else f"camera{record.camid + 1}/"
+        listed = f"{camera}{number:0{width}d}{Path(record.path).suffix.lower()}"
+        path = folder / listed
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(record.path, path)
+        except OSError as error:
+            raise DataError(f"{record.path}: cannot be copied to {path} ({error})") from error
+        if split != "train":
+            camid = cameras.index(record.camid) if camera else ""
+            writer.writerow((listed, record.pid, camid, split))
+    written = (
+        f"{folder}: {len(images):,} images of {len(cameras) if cameras[0] >= 0 else 'no'} cameras"
+    )
+    if labelled:
+        write_text(folder / LABELS, text.getvalue())
+        tested = sum(split != "train" for _, split in images)
+        written += f", {tested:,} of them labelled in {folder / LABELS}"
+    return written

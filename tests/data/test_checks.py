@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
+from reid.data.checks import KINDS, WRONG, check_images, check_labels
+from reid.data.datasets.base import ReIDDataset, Split, SplitCounts
+from reid.structures import ImageRecord
+
+TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
+
+
+def picture(seed: int, size: tuple[int, int] = (64, 32)) -> np.ndarray:
+    """Coloured pixels that look like no others."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8))
+    return np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC))
+
+
+class Market(ReIDDataset):
+    """The folders of Market-1501 with counts of our own."""
+
+    name = "Small"
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        folder = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
+        found = []
+        for path in sorted((self.root / folder[split]).iterdir()):
+            pid, camera = path.name.split("_")[:2]
+            found.append(ImageRecord(str(path), int(pid), int(camera[1]) - 1))
+        return found
+
+    def published(self) -> dict[Split, SplitCounts]:
+        return {"train": SplitCounts(3, 6, 2), "query": SplitCounts(2, 2, 1)}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Training: three identities, two cameras; test: two others."""
+    seen = [(pid, camera) for pid in (1, 2, 3) for camera in (1, 2)]
+    names = {
+        "bounding_box_train": [f"000{pid}_c{camera}s1_0.png" for pid, camera in seen],
+        "query": ["0004_c1s1_0.png", "0005_c1s1_0.png"],
+        "bounding_box_test": ["0004_c2s1_0.png", "0005_c2s1_0.png", "0000_c1s1_0.png"],
+    }  # fmt: skip
+    seed = 0
+    for folder, files in names.items():
+        (tmp_path / folder).mkdir()
+        for name in files:
+            seed += 1
+            Image.fromarray(picture(seed)).save(tmp_path / folder / name)
+    return tmp_path
+
+
+def checked(root: Path, **options: object) -> dict[str, object]:
+    dataset = Market(str(root))
+    return check_dataset(dataset, load_splits(dataset), **options)  # type: ignore[arg-type]
+
+
+def found(report: dict[str, object], kind: str) -> list[str]:
+    findings = report["findings"]
+    assert isinstance(findings, list)
+    return [Path(one["subject"]).name for one in findings if one["kind"] == kind]
+
+
+def test_nothing_is_found_in_good_data(root: Path) -> None:
+    report = checked(root)
+    assert report["ok"]
+    assert report["findings"] == []
+    counts = report["counts"]
+    assert counts["train"]["images"] == {"found": 6, "published": 6, "verdict": "as published"}  # type: ignore[index]
+    assert counts["gallery"]["identities"] == {"found": 3, "published": None, "verdict": None}  # type: ignore[index]
+    assert report["images_by_camera"] == {
+        "0": {"train": 3, "query": 2, "gallery": 1},
+        "1": {"train": 3, "gallery": 2},
+    }
+    assert "Nothing wrong was found" in report_text(report)
+
+
+def test_counts_that_differ_are_wrong(root: Path) -> None:
+    (root / "bounding_box_train" / "0003_c1s1_0.png").unlink()
+    report = checked(root, images=False)
+    assert report["wrong"] == {"counts": 1}
+    assert found(report, "one-camera") == ["3"]
+    text = report_text(report)
+    assert "WRONG, by -1" in text
+    assert "were not read" in text
+
+
+def test_broken_and_odd_images(root: Path) -> None:
+    train = root / "bounding_box_train"
+    whole = (train / "0001_c1s1_0.png").read_bytes()
+    (train / "0001_c1s1_1.png").write_bytes(whole[: len(whole) // 2])
+    (train / "0001_c1s1_2.png").write_bytes(b"")
+    (train / "0001_c1s1_3.png").symlink_to(train / "gone.png")
+    Image.fromarray(picture(50, (64, 15))).save(train / "0001_c1s1_4.png")
+    Image.fromarray(picture(51)[:, :, 0]).save(train / "0001_c1s1_5.png")
+    Image.new("RGB", (32, 64), (90, 30, 200)).save(train / "0001_c1s1_6.png")
+    report = checked(root)
+    assert found(report, "unreadable") == ["0001_c1s1_1.png", "0001_c1s1_3.png"]
+    assert found(report, "zero-size") == ["0001_c1s1_2.png"]
+    assert found(report, "tiny") == ["0001_c1s1_4.png"]
+    assert found(report, "grey") == ["0001_c1s1_5.png"]
+    assert found(report, "blank") == ["0001_c1s1_6.png"]
+    assert report["wrong"] == {"counts": 1, "unreadable": 2, "zero-size": 1, "tiny": 1}
+    left_out = [line for line in fix_list(report).splitlines() if not line.startswith("#")]
+    assert left_out == [f"bounding_box_train/0001_c1s1_{i}.png" for i in (1, 3, 2, 4)]
+    assert found(checked(root, min_side=15), "tiny") == []
+
+
+def test_copies_and_what_becomes_of_them(root: Path) -> None:
+    train, query, gallery = (
+        root / name for name in ("bounding_box_train", "query", "bounding_box_test")
+    )
+    shutil.copy(train / "0001_c1s1_0.png", train / "0001_c1s1_9.png")  # the same image twice
+    shutil.copy(train / "0002_c1s1_0.png", train / "0003_c2s1_9.png")  # with two identities
+    shutil.copy(query / "0004_c1s1_0.png", train / "0001_c2s1_9.png")  # in training and test
+    shutil.copy(query / "0005_c1s1_0.png", gallery / "0005_c1s1_0.png")  # removed by the protocol
+    shutil.copy(query / "0005_c1s1_0.png", gallery / "0005_c2s1_9.png")  # a match with itself
+    report = checked(root)
+    findings = report["findings"]
+    assert isinstance(findings, list)
+    left_out = {
+        str(Path(one["subject"]).relative_to(root)): one["leave_out"]
+        for one in findings
+        if one["kind"] == "duplicate"
+    }
+    assert left_out == {
+        "bounding_box_train/0001_c1s1_9.png": True,
+        "bounding_box_train/0002_c1s1_0.png": True,
+        "bounding_box_train/0003_c2s1_9.png": True,
+        "bounding_box_train/0001_c2s1_9.png": True,
+        "query/0004_c1s1_0.png": False,
+        "query/0005_c1s1_0.png": True,
+        "bounding_box_test/0005_c1s1_0.png": True,
+        "bounding_box_test/0005_c2s1_9.png": True,
+    }
+
+
+def test_a_query_in_the_gallery_is_no_fault(root: Path) -> None:
+    shutil.copy(root / "query" / "0005_c1s1_0.png", root / "bounding_box_test" / "0005_c1s1_0.png")
+    assert checked(root)["ok"]
+
+
+def test_near_duplicates(root: Path) -> None:
+    # saved again, a little brighter, as another identity
+    pixels = np.clip(picture(1).astype(int) + 2, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(root / "bounding_box_train" / "0002_c1s1_9.jpg", quality=90)
+    report = checked(root)
+    assert found(report, "near-duplicate") == ["0002_c1s1_9.jpg"]
+    assert "of identity 1 and not 2" in report_text(report)
+    assert report["wrong"] == {"counts": 1}
+
+
+def test_labels_that_cannot_be_right() -> None:
+    def record(name: str, pid: int, camid: int) -> ImageRecord:
+        return ImageRecord(name, pid, camid)
+
+    findings = check_labels(
+        {
+            "train": [record("a", 1, 0), record("b", 1, 1), record("c", 2, 0), record("d", 3, -1)],
+            "query": [
+                record("only its own camera", 4, 0),
+                record("another camera", 5, 0),
+                record("no camera known", 4, -1),
+                record("nobody", 9, 0),
+                record("no identity", -1, 0),
+                record("of training", 1, 0),
+            ],
+            "gallery": [
+                record("e", 4, 0), record("f", 5, 1), record("g", 1, 1), record("h", -1, 1),
+            ],
+        }
+    )  # fmt: skip
+    assert [(one.kind, one.subject) for one in findings] == [
+        ("no-match", "only its own camera"),
+        ("no-match", "nobody"),
+        ("no-match", "no identity"),
+        ("one-camera", "2"),
+        ("shared-identity", "1"),
+    ]
+
+
+def test_the_same_for_any_number_of_threads(root: Path) -> None:
+    dataset = Market(str(root))
+    splits = load_splits(dataset)
+    done: list[int] = []
+    one = check_images(splits, progress=done.append)
+    assert sum(done) == 11
+    assert one == check_images(splits, workers=4)
+    assert set(WRONG) < set(KINDS)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["check_data.py", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(TOOL), run_name="__main__")
+    return int(stop.value.code or 0)
+
+
+def test_the_list_of_the_tool_mends_the_data(
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folders = [root / name for name in ("bounding_box_train", "query", "bounding_box_test")]
+    for folder in folders:
+        for number, path in enumerate(sorted(folder.iterdir())):
+            path.rename(folder / f"{path.stem}{number}.png")
+    (folders[0] / "0001_c1s1_000.png").write_bytes(b"")
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    pattern = r"(?P<split>\w+)/(?P<pid>\d+)_c(?P<camid>\d)"
+    own = ("Pattern", "PATH", ".", "PATTERN", pattern)
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for folder, split in zip(folders, ("train", "query", "gallery"), strict=True):
+        folder.rename(root / split)
+    code = run(monkeypatch, *own, "--fix-list", lists / "out.txt", "--json", lists / "all.json")
+    text = capsys.readouterr().out
+    assert code == 1, text
+    assert "1 images to leave out" in text
+    assert "WRONG  zero-size: 1" in text
+    assert json.loads((lists / "all.json").read_text())[0]["wrong"] == {"zero-size": 1}
+    assert run(monkeypatch, *own, "LEAVE_OUT", lists / "out.txt") == 0
+    assert "Nothing wrong was found" in capsys.readouterr().out
+
+
+def test_wrong_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    assert run(monkeypatch) == 2
+    assert "expected the name of a data set" in capsys.readouterr().err
+    assert run(monkeypatch, "Market1051") == 2
+    assert "did you mean 'Market1501'" in capsys.readouterr().err
+    assert run(monkeypatch, "Market1501", "ROOT") == 2
+    assert "'ROOT' has no value" in capsys.readouterr().err
+    assert run(monkeypatch, "Market1501") == 1
+    assert "there is no folder" in capsys.readouterr().err

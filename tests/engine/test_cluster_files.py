@@ -1,0 +1,77 @@
+"""Training on bare crops from own cameras, start to finish."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from reid.config import load_config
+from reid.data.datasets import SyntheticPersons
+from reid.data.export import export_crops
+from reid.engine.run import train
+from reid.registry import ConfigError
+
+OWN = """
+DATASETS: {TRAIN: {NAME: Folder, PATH: shop}, TEST: [{NAME: CSV, PATH: shop/labels.csv}]}
+INPUT: {SIZE: [64, 32], TRANSFORMS: [RandomFlip]}
+DATALOADER:
+  NUM_WORKERS: 0
+  SAMPLER: {NAME: PKSampler, BATCH_SIZE: 16, STEPS_PER_EPOCH: 2}
+MODEL: {BACKBONE: {NAME: TimmBackbone, MODEL: test_resnet}}
+CRITERION: [Triplet]
+CLUSTERER: {NAME: JaccardDBSCAN, K1: 6, K2: 2, EPS: 0.8, MIN_SAMPLES: 2}
+SOLVER: {OPTIMIZER: Adam, MAX_EPOCHS: 1, WARMUP_EPOCHS: 0, MILESTONES: []}
+HOOKS: [{NAME: WriteClusters, NUM_MATCHES: 5}]
+DEVICE: cpu
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path / "datasets"))
+    persons = SyntheticPersons(
+        num_train=8, num_test=5, num_cameras=3, num_distractors=4, height=32, width=16
+    )
+    export_crops(persons, tmp_path / "datasets" / "shop", labelled=True)
+    (tmp_path / "own.yaml").write_text(OWN)
+    return tmp_path / "own.yaml"
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_files_to_judge_clusters_by(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(load_config(file, ["OUTPUT_DIR", str(output)]))
+    clusters = rows(output / "clusters.csv")
+    images = sorted((tmp_path / "datasets" / "shop").glob("camera*/*.jpg"))
+    assert sorted(row["path"] for row in clusters) == [str(path) for path in images]
+    for row in clusters:
+        assert row["camera"] == Path(row["path"]).parent.name
+        assert (row["confidence"] == "") == (row["cluster"] == "-1")
+        assert row["cluster"] == "-1" or 0 <= float(row["confidence"]) <= 1
+    matches = rows(output / "matches.csv")
+    assert 0 < len(matches) <= 5
+    of = {row["path"]: row["cluster"] for row in clusters}
+    for row in matches:
+        assert row["camera"] != row["other_camera"]
+        same = of[row["path"]] == of[row["other_path"]] != "-1"
+        assert row["cluster"] == (of[row["path"]] if same else "")
+    # the labels beside the crops are a test set, whose cameras the model knows
+    results = json.loads((output / "results.json").read_text())
+    assert 0 < results["final"][0]["numbers"]["mAP"] <= 1
+    log = (output / "log.txt").read_text()
+    assert "Clusters of the final model" in log
+    assert "takes its cameras for unknown" not in log
+
+
+def test_without_a_clusterer_there_is_nothing_to_write(file: Path, tmp_path: Path) -> None:
+    pairs = ["OUTPUT_DIR", str(tmp_path / "run"), "CLUSTERER", "null"]
+    pairs += ["DATASETS.TRAIN", "{NAME: CSV, PATH: shop/labels.csv, TRAIN_SPLIT: gallery}"]
+    with pytest.raises(ConfigError, match="WriteClusters: expected a clusterer"):
+        train(load_config(file, pairs))

@@ -1,0 +1,103 @@
+#!/usr/bin/env python
+"""Checks a data set: published counts, broken and doubled images, labels that cannot be right."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from reid.config import load_config
+from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
+from reid.engine.datasets import build_datasets, spec_of_words
+from reid.files import write_text
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+EPILOG = """\
+Give a data set by name with its options, or a config file, whose data sets are all checked:
+
+  python tools/check_data.py Market1501
+  python tools/check_data.py Folder PATH shop --fix-list shop_leave_out.txt
+  python tools/check_data.py --config-file configs/own_cameras.yaml DATASETS.TRAIN.PATH shop
+
+The list of --fix-list is what LEAVE_OUT of any data set takes: DATASETS.TRAIN.LEAVE_OUT FILE.
+Exit code: 0 nothing wrong, 1 something wrong, 2 the command is.
+"""
+
+
+def main() -> int:
+    """Parses the arguments and checks; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="NAME KEY VALUE",
+        help="name of a data set and its options; with --config-file, settings that win over it",
+    )
+    parser.add_argument("--config-file", action="append", metavar="FILE", help="YAML file")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
+    parser.add_argument("--fix-list", type=Path, metavar="FILE", help="write what to leave out")
+    parser.add_argument("--no-images", action="store_true", help="do not read the images")
+    parser.add_argument(
+        "--min-side", type=int, default=16, metavar="PIXELS", help="tiny below (default: 16)"
+    )
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="threads (default: CPUs)"
+    )
+    arguments = parser.parse_intermixed_args()
+    if arguments.workers < 1 or arguments.min_side < 1:
+        parser.error("expected --workers and --min-side of 1 or more")
+    try:
+        datasets = build_datasets(*_specs(arguments.config_file, arguments.settings))
+        if arguments.fix_list is not None and len(datasets) > 1:
+            raise ConfigError("--fix-list: expected one data set, since each has its own list")
+        reports = []
+        for dataset in datasets:
+            splits = load_splits(dataset)
+            total = len({record.path for records in splits.values() for record in records})
+            with tqdm(total=total, unit=" images", disable=None) as bar:
+                report = check_dataset(
+                    dataset,
+                    splits,
+                    images=not arguments.no_images,
+                    min_side=arguments.min_side,
+                    workers=arguments.workers,
+                    progress=bar.update,
+                )
+            sys.stdout.write(report_text(report) + "\n")
+            reports.append(report)
+        if arguments.fix_list is not None:
+            text = fix_list(reports[0])
+            write_text(arguments.fix_list, text)
+            listed = sum(not line.startswith("#") for line in text.splitlines())
+            sys.stdout.write(f"{listed:,} images to leave out: {arguments.fix_list}\n")
+        if arguments.json is not None:
+            write_text(arguments.json, json.dumps(reports, indent=2) + "\n")
+            sys.stdout.write(f"Written to {arguments.json}\n")
+    except ConfigError as error:
+        sys.stderr.write(f"ConfigError: {error}\n")
+        return 2
+    except (DataError, ValueError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
+    return 0 if all(report["ok"] for report in reports) else 1
+
+
+def _specs(config_files: list[str] | None, settings: list[str]) -> tuple[list[object], str]:
+    """The specs of the data sets to check, and where they stand."""
+    if config_files is not None:
+        found = load_config(config_files, settings).datasets
+        train = found.train if isinstance(found.train, list) else [found.train]
+        return [spec for spec in [*train, *found.test] if spec], "datasets"
+    return [spec_of_words(settings)], "dataset"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+#!/usr/bin/env python
+"""Copies a data set's images into a bare folder of crops for each camera, without identities."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reid.data.export import export_crops
+from reid.engine.datasets import build_dataset, spec_of_words
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+EPILOG = """\
+To try training on own cameras before one has any (docs/own_cameras.md):
+
+  python tools/export_crops.py datasets/shop SyntheticPersons SEED 3
+
+makes datasets/shop/camera1/000000.jpg and so on of the training images. Names say nothing of who
+is who. With --test, the query and gallery images go to their own folder, with a list of labels.
+"""
+
+
+def main() -> int:
+    """Parses the arguments and copies; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="new folder")
+    parser.add_argument(
+        "dataset", nargs="+", metavar="NAME KEY VALUE", help="name of a data set and its options"
+    )
+    parser.add_argument(
+        "--labelled", action="store_true", help="test images too, with their labels in labels.csv"
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
+        written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)
+        sys.stdout.write(written + "\n")
+    except (ConfigError, DataError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
