@@ -211,16 +211,17 @@ def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = F
     Raises:
         DataError: The path is empty, absolute or goes up, under the rules of any system.
     """
-    windows = PureWindowsPath(listed)  # both / and \ separate
     if not listed or "\0" in listed:
         raise DataError(f"{where}: {listed!r} is no path")
-    if not allow_outside and (
-        Path(listed).anchor or windows.is_absolute() or ".." in windows.parts
-    ):
-        raise DataError(
-            f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may not "
-            "go up"
-        )
+    # Taking each of 100,000 paths apart takes seconds; nearly all have nothing to look at.
+    suspect = ".." in listed or ":" in listed or listed[0] in "/\\"
+    if suspect and not allow_outside:
+        windows = PureWindowsPath(listed)  # both / and \ separate
+        if Path(listed).anchor or windows.is_absolute() or ".." in windows.parts:
+            raise DataError(
+                f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may not "
+                "go up"
+            )
     return folder / listed
 
 
@@ -231,11 +232,8 @@ def check_files(records: Iterable[ImageRecord], source: Path) -> None:
         DataError: One does not.
     """
     for record in records:
-        try:
-            found = Path(record.path).is_file()
-        except OSError as error:  # a name that is too long, a folder that may not be entered
-            raise DataError(f"{record.path}: {error.strerror}, but {source} lists it") from error
-        if not found:
+        # Path.is_file takes twice the time, and stops at a name that is too long.
+        if not os.path.isfile(record.path):  # noqa: PTH113
             raise DataError(f"{record.path}: there is no such image, but {source} lists it")
 
 

@@ -55,6 +55,7 @@ class CSV(ReIDDataset):
     ) -> None:
         super().__init__(root)
         self._allow_outside = allow_outside
+        self._rows: list[tuple[str, ImageRecord]] | None = None
         self.file = self.root / path
         self.name = Path(path).stem if Path(path).parent == Path() else Path(path).parent.name
         self._train_split = train_split
@@ -80,8 +81,11 @@ class CSV(ReIDDataset):
         return {"query", "gallery"} <= {name for name, _ in self._read()}
 
     def _read(self) -> list[tuple[str, ImageRecord]]:
-        self.find_folder((str(self.file.parent.absolute()),), _LAYOUT)
-        return read_csv(self.file, self._train_split, allow_outside=self._allow_outside)
+        """The lines of the file; read once."""
+        if self._rows is None:
+            self.find_folder((str(self.file.parent.absolute()),), _LAYOUT)
+            self._rows = read_csv(self.file, self._train_split, allow_outside=self._allow_outside)
+        return self._rows
 
 
 def read_csv(

@@ -54,7 +54,7 @@ def test_forms_of_csv(root: Path, text: str) -> None:
         (",path\n0,1.png\n", "a name for each column"),
         ('path,pid\n1.png,1\n"1.png,2\n', "line 3: is not CSV (unexpected end of data)"),
         (f"path,pid\n1.png,{'9' * 19}\n", "line 2: pid is '9999999999999999999'; expected"),
-        (f"path\n{'x' * 300}.png\n", "File name too long, but"),
+        (f"path\n{'x' * 300}.png\n", "there is no such image, but"),
         ("path\n../1.png\n", "ALLOW_OUTSIDE: true takes it"),
     ],
 )
