@@ -20,18 +20,21 @@ from reid.data.checks import (
     sort_findings,
 )
 from reid.data.datasets.base import ReIDDataset, Split, SplitCounts
+from reid.structures import DataError
 
 _SHOWN = 5
-_ALL_SPLITS: tuple[Split, ...] = ("train", "query", "gallery")
 
 
 def load_splits(dataset: ReIDDataset) -> Splits:
     """Every split that a data set has.
 
     Raises:
-        DataError: Its files are not what was expected.
+        DataError: Its files are not what was expected, or there is no split.
     """
-    splits = _ALL_SPLITS if dataset.has_test() else _ALL_SPLITS[:1]
+    splits: list[Split] = [*(["train"] if dataset.has_train() else [])]
+    splits += ["query", "gallery"] if dataset.has_test() else []
+    if not splits:
+        raise DataError(f"{dataset.name}: has neither training images nor query and gallery")
     return {split: dataset.load(split) for split in splits}
 
 

@@ -234,6 +234,22 @@ def test_the_list_of_the_tool_mends_the_data(
     assert "Nothing wrong was found" in capsys.readouterr().out
 
 
+def test_a_list_of_test_images_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    lines = ["path,pid,camid,split", "query/0004_c1s1_0.png,4,0,query"]
+    lines += ["bounding_box_test/0004_c2s1_0.png,4,1,gallery"]
+    (root / "list.csv").write_text("\n".join(lines))
+    assert run(monkeypatch, "CSV", "PATH", "list.csv") == 0
+    text = capsys.readouterr().out
+    assert "query" in text
+    assert "train" not in text
+    (root / "list.csv").write_text("\n".join(lines[:2]))
+    assert run(monkeypatch, "CSV", "PATH", "list.csv") == 1
+    assert "has neither training images nor query and gallery" in capsys.readouterr().err
+
+
 def test_wrong_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -78,6 +78,10 @@ class ReIDDataset(ABC):
             DataError: A folder or list is missing or empty, or a name does not parse.
         """
 
+    def has_train(self) -> bool:
+        """Whether there are training images; the benchmarks have them."""
+        return True
+
     def has_test(self) -> bool:
         """Whether there are query and gallery; the benchmarks have them."""
         return True

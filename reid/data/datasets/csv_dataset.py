@@ -76,6 +76,10 @@ class CSV(ReIDDataset):
             logger.info("%s: further columns kept: %s", self.file, ", ".join(records[0].extra))
         return records
 
+    def has_train(self) -> bool:
+        """Whether the file lists an image of `train_split`."""
+        return any(name == self._train_split for name, _ in self._read())
+
     def has_test(self) -> bool:
         """Whether the file lists queries and a gallery."""
         return {"query", "gallery"} <= {name for name, _ in self._read()}

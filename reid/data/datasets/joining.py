@@ -131,6 +131,10 @@ class LeaveOut(ReIDDataset):
             raise DataError(f"{self._file}: leaves out every image of {self.name} {split}")
         return kept
 
+    def has_train(self) -> bool:
+        """The dataset's answer."""
+        return self._dataset.has_train()
+
     def has_test(self) -> bool:
         """The dataset's answer."""
         return self._dataset.has_test()

@@ -116,6 +116,10 @@ class Pattern(ReIDDataset):
             )
         return records
 
+    def has_train(self) -> bool:
+        """Whether there is an image for training."""
+        return any(name == "train" for name, _ in self._all())
+
     def has_test(self) -> bool:
         """Whether the paths tell queries and a gallery."""
         if "split" not in self._pattern.groupindex:
