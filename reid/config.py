@@ -487,6 +487,8 @@ def _check(tree: object, schema: type, where: str) -> dict[str, Any]:
             continue
         if hints[key] is str and isinstance(value, bool):
             value = "on" if value else "off"  # YAML 1.1 reads these words as booleans
+        if hints[key] is str and value is None:
+            value = ""  # YAML 1.1 reads an empty word as null
         if hints[key] in (Spec, Spec | None) and isinstance(value, str):
             value = {"name": value}
         checked[key] = check_type(value, hints[key], f"{where}{key}")

@@ -44,6 +44,12 @@ def test_null_removes_a_part(tmp_path):
     assert load_config(child).clusterer is None
 
 
+def test_an_empty_word_is_no_file():
+    assert load_config(overrides=["MODEL.BACKBONE_WEIGHTS", ""]).model.backbone_weights == ""
+    with pytest.raises(ConfigError, match="output_dir: expected a folder, got ''"):
+        load_config(overrides=["OUTPUT_DIR", ""])
+
+
 def test_off_is_a_word(tmp_path):
     assert load_config(write(tmp_path, "a.yaml", "SOLVER: {AMP: off}")).solver.amp == "off"
 

@@ -38,26 +38,31 @@ _NAME = re.compile(r"\d+_\d+_(\d+)_")
 class MSMT17(ReIDDataset):
     """Wei et al., *Person Transfer GAN to Bridge Domain Gap* (CVPR 2018).
 
-    Training takes list_train.txt and list_val.txt together, as all published results do: 1,041
+    Training takes list_train.txt and list_val.txt together, as most published results do: 1,041
     identities with 32,621 images; 11,659 queries of 3,060 other identities and a gallery of
     82,161 images from 15 cameras. V2 has the images of V1 with masked faces. The counts are the
     paper's.
 
     Args:
         version: `V1` or `V2`; empty: whichever is there, V1 if both are.
+        with_val: Train on list_val.txt too; without, on the 30,248 images of list_train.txt alone,
+            as fast-reid does.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
     """
 
     name = "MSMT17"
 
-    def __init__(self, version: Literal["", "V1", "V2"] = "", root: str = "") -> None:
+    def __init__(
+        self, version: Literal["", "V1", "V2"] = "", with_val: bool = True, root: str = ""
+    ) -> None:
         super().__init__(root)
         self._wanted = version
+        self._with_val = with_val
 
     def published(self) -> Mapping[Split, SplitCounts]:
         """The counts of the paper; both versions have them."""
         return {
-            "train": SplitCounts(1041, 32621, 15),
+            "train": SplitCounts(1041, 32621 if self._with_val else 30248, 15),
             "query": SplitCounts(3060, 11659, 15),
             "gallery": SplitCounts(3060, 82161, 15),
         }
@@ -68,6 +73,11 @@ class MSMT17(ReIDDataset):
         nested = [f"{parent}/{name}" for parent in ("msmt17", "MSMT17") for name in versions]
         folder = self.find_folder((*versions, *nested, "MSMT17", "msmt17"), _LAYOUT)
         if (folder / MARKET_FOLDERS[split]).is_dir():
+            if split == "train" and not self._with_val:
+                raise DataError(
+                    f"{folder}: with_val: false needs the lists, which tell train and val apart; "
+                    f"this is Market-1501's layout, which has them in one folder ({_LAYOUT})"
+                )
             self.version = f"{folder.name}, in Market-1501's layout"
             return scan_market_folder(folder / MARKET_FOLDERS[split], _LAYOUT)
         part = "train" if split == "train" else "test"
@@ -84,7 +94,8 @@ class MSMT17(ReIDDataset):
             raise DataError(
                 f"{images}: holds {self.version}, but datasets asks for version {self._wanted}"
             )
-        records = [record for name in _LISTS[split] for record in _read_list(folder / name, images)]
+        lists = _LISTS[split][:1] if not self._with_val else _LISTS[split]
+        records = [record for name in lists for record in _read_list(folder / name, images)]
         return not_empty(records, folder / _LISTS[split][0], _LAYOUT)
 
 

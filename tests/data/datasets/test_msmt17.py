@@ -32,6 +32,12 @@ def test_lists(
     assert [(r.pid, r.camid) for r in dataset.load("query")] == [(0, 1)]
     assert [(r.pid, r.camid) for r in dataset.load("gallery")] == [(0, 13)]
     assert dataset.version == version
+    assert dataset.published()["train"].images == 32621
+    without = MSMT17(with_val=False)
+    assert [(r.pid, r.camid) for r in without.load("train")] == [(0, 0)]
+    assert [(r.pid, r.camid) for r in without.load("query")] == [(0, 1)]
+    assert [(r.pid, r.camid) for r in without.load("gallery")] == [(0, 13)]
+    assert without.published()["train"].images == 30248
 
 
 def test_market_folders(plant: Callable[..., Path]) -> None:
@@ -40,6 +46,8 @@ def test_market_folders(plant: Callable[..., Path]) -> None:
     assert dataset.version == ""
     assert [(r.pid, r.camid) for r in dataset.load("train")] == [(0, 14)]
     assert dataset.version == "MSMT17, in Market-1501's layout"
+    with pytest.raises(DataError, match="with_val: false needs the lists"):
+        MSMT17(with_val=False).load("train")
     with pytest.raises(DataError, match=r"there is no test/, mask_test_v2/ or query/"):
         MSMT17().load("query")
 
