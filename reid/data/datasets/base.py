@@ -223,8 +223,8 @@ def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = F
         windows = PureWindowsPath(listed)  # both / and \ separate
         if Path(listed).anchor or windows.is_absolute() or ".." in windows.parts:
             raise DataError(
-                f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may not "
-                "go up"
+                f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may "
+                "not go up"
             )
     return folder / listed
 
