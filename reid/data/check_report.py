@@ -31,8 +31,9 @@ def load_splits(dataset: ReIDDataset) -> Splits:
     Raises:
         DataError: Its files are not what was expected, or there is no split.
     """
-    splits: list[Split] = [*(["train"] if dataset.has_train() else [])]
-    splits += ["query", "gallery"] if dataset.has_test() else []
+    splits: list[Split] = ["train"] if dataset.has_train() else []
+    if dataset.has_test():
+        splits += ["query", "gallery"]
     if not splits:
         raise DataError(f"{dataset.name}: has neither training images nor query and gallery")
     return {split: dataset.load(split) for split in splits}
