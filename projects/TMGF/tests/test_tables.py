@@ -1,0 +1,158 @@
+"""The rows of the paper's tables: what is published, what each config makes, one small table."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from reid.config import Config, load_config
+from reid.engine.build import import_plugins
+from reid.engine.comparison import load_paper
+from reid.engine.reproduce import plan_runs
+from reid.modeling.model import ReIDModel
+from reid.registry import BACKBONE, HEAD, build
+
+ROOT = Path(__file__).parents[3]
+PAPER = load_paper(ROOT / "projects" / "TMGF" / "tables.yaml")
+DATASETS = ["market", "duke", "msmt", "synthetic"]
+ROWS = {  # parts of each branch, copies of layer L, class tokens in the global feature
+    "tmgf": ([2, 3], 2, [0, 1]),
+    "tmgf1": ([], 1, [0]),
+    "tmgf2": ([2], 1, [0]),
+    "tmgf3": ([3], 1, [0]),
+    "tmgf4": ([2, 3], 1, [0]),
+    "tmgf5": ([2, 3], 2, [0]),
+    "tmgf6": ([2, 3], 2, [1]),
+    "parts_2_4": ([2, 4], 2, [0, 1]),
+    "parts_3_4": ([3, 4], 2, [0, 1]),
+    "tmgf_gt": ([2, 3], 2, [0, 1]),
+}
+
+
+def config(row: str, dataset: str) -> Config:
+    runs, notes = plan_runs(PAPER, [row], dataset, Path("nowhere"), 1)
+    assert not notes
+    (run,) = runs
+    return run.config
+
+
+def test_what_the_paper_says() -> None:
+    assert PAPER.published("tmgf", "msmt", "mAP") == 58.2
+    assert PAPER.published("tmgf_gt", "market", "Rank-10") == 99.3
+    assert PAPER.published("pplr", "duke", "mAP") is None
+    assert PAPER.published("tmgf1", "synthetic", "mAP") == 53.5  # MSMT17's, beside drawn persons
+    best = {name: max(PAPER.table(name).rows, key=lambda row: PAPER.published(row, "msmt", "mAP"))
+            for name in (2, 3, 4)}  # fmt: skip
+    assert best == {2: "tmgf", 3: "tmgf", 4: "tmgf"}
+    assert set(ROWS) == {name for name, method in PAPER.methods.items()
+                         if method.configs and name.startswith(("tmgf", "parts"))}  # fmt: skip
+    shown = {row for table in PAPER.tables.values() for row in table.rows}
+    assert shown == set(PAPER.methods)
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_row_changes_its_own_settings_alone(dataset: str) -> None:
+    full = config("tmgf", dataset)
+    for row in ROWS:
+        other = config(row, dataset)
+        assert (other.clusterer is None) == (row == "tmgf_gt")
+        assert other.model.head["name"] == "TMGFHead"
+        other.model.head, other.clusterer = full.model.head, full.clusterer
+        other.output_dir = full.output_dir
+        assert other == full, row
+
+
+def test_a_row_works_by_hand() -> None:
+    configs = ROOT / "projects" / "TMGF" / "configs"
+    files = [configs / "msmt.yaml", configs / "variants" / "tmgf2.yaml"]
+    found = load_config(files, ["OUTPUT_DIR", "by hand"])
+    planned = config("tmgf2", "msmt")
+    planned.output_dir = found.output_dir
+    assert found == planned
+    shortcut = load_config(configs / "msmt_gt.yaml", ["OUTPUT_DIR", "by hand"])
+    assert shortcut == load_config(
+        [configs / "msmt.yaml", configs / "variants" / "gt.yaml"], ["OUTPUT_DIR", "by hand"]
+    )
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_wiring(row: str) -> None:
+    """At the paper's 24 x 8 tokens: which branch makes which feature, out of which rows."""
+    parts, copies, used = ROWS[row]
+    chosen = config(row, "msmt")
+    import_plugins(chosen.plugins)
+    assert chosen.input.size == [384, 128]
+    assert all(24 % count == 0 for count in parts), "every stripe has as many rows"
+    small = {"EMBED_DIM": 12, "DEPTH": 2, "NUM_HEADS": 2, "STEM_CHANNELS": 4, "DROP_PATH": 0.0}
+    spec = chosen.model.backbone | {name.lower(): value for name, value in small.items()}
+    torch.manual_seed(0)
+    backbone = build(BACKBONE, spec, "backbone", image_size=(384, 128), num_cameras=2)
+    head = build(HEAD, chosen.model.head, "head", backbone=backbone)
+    model = ReIDModel(backbone, head).eval()
+    outputs: list[Tensor] = []
+    for branch in head.branches:
+        branch.register_forward_hook(lambda _, __, output: outputs.append(output))
+    found = model(torch.randn(1, 3, 384, 128), torch.zeros(1, dtype=torch.int64))
+    assert len(outputs) == copies
+    assert found.part_feats.shape == (1, sum(parts), 12)
+
+    def reached(feature: Tensor) -> list[list[int]]:
+        """Tokens of each branch's output that a feature depends on."""
+        weights = torch.linspace(1, 2, 12)  # the sum of squares of a unit vector has no gradient
+        grads = torch.autograd.grad((feature * weights).sum(), outputs, retain_graph=True,
+                                    materialize_grads=True)  # fmt: skip
+        return [grad[0].abs().sum(1).nonzero()[:, 0].tolist() for grad in grads]
+
+    assert reached(found.global_feat) == [[0] if i in used else [] for i in range(copies)]
+    stripes = [(i, k, count) for i, count in enumerate(parts) for k in range(count)]
+    for number, (branch, k, count) in enumerate(stripes):
+        high = 24 // count
+        tokens = list(range(1 + 8 * high * k, 1 + 8 * high * (k + 1)))
+        expected: list[list[int]] = [[] for _ in range(copies)]
+        expected[branch % copies] = tokens
+        assert reached(found.part_feats[:, number]) == expected
+
+
+def test_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    persons = (
+        "{NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 96, WIDTH: 48}"
+    )
+    arguments = ["--table", "2", "--dataset", "synthetic", "--rows", "tmgf,tmgf1", "--output-dir",
+                 str(tmp_path / "out"), "DATASETS.TRAIN", persons, "SOLVER.MAX_EPOCHS", "1",
+                 "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "1", "CLUSTERER.K1", "6"]  # fmt: skip
+
+    def tool(*more: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *arguments, *more])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path("tools/reproduce.py", run_name="__main__")
+        return int(stop.value.code or 0)
+
+    assert tool() == 0
+    text = capsys.readouterr().out
+    assert "Table 2 of TMGF (WACV workshops 2023) on SyntheticPersons" in text
+    content: dict[str, Any] = json.loads((tmp_path / "out/synthetic/table_2.json").read_text())
+    assert [row["row"] for row in content["rows"]] == ["tmgf1", "tmgf"]  # as the paper has them
+    assert [row["finished_seeds"] for row in content["rows"]] == [[1], [1]]
+    assert content["published_on"] == "MSMT17"
+    assert content["order"]["mAP"]["pairs"] == 1
+    assert tool() == 0
+    assert capsys.readouterr().out.count("finished already") == 2
+    assert tool("SOLVER.BASE_LR", "0.1") == 2
+    assert "solver.base_lr 0.0035 there, 0.1 now" in capsys.readouterr().err
+    other = str(tmp_path / "other")
+    more = ["--table", "5", "--rows", "tmgf", "--output-dir", other, "CLUSTERER.K1", "none"]
+    assert tool(*more) == 1
+    text = capsys.readouterr().out
+    assert "seed 1 failed" in text
+    assert "clusterer" in text

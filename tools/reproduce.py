@@ -1,0 +1,87 @@
+#!/usr/bin/env python
+"""Trains the rows of a paper's table and prints our numbers beside the paper's."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reid.engine.comparison import load_paper
+from reid.engine.reproduce import reproduce
+from reid.registry import ConfigError
+
+EPILOG = """\
+Every row is a run in OUTPUT/DATASET/ROW/seedS, shared by all tables. The same command again skips
+finished runs and goes on with broken ones. A failed row is reported and the others are trained;
+the exit code is then 1. KEY VALUE pairs go to every row:
+
+  python tools/reproduce.py --table 2 --dataset msmt --seeds 3
+  python tools/reproduce.py --table 2 --dataset synthetic                 (minutes a row on a CPU)
+  python tools/reproduce.py --table 5                                     (all its data sets)
+  python tools/reproduce.py --table 3 --dataset msmt --rows parts_2_4,parts_3_4 DEVICE cuda:1
+  python tools/reproduce.py --table 3 --dataset msmt --report-only
+"""
+
+
+def main() -> int:
+    """Parses the arguments and reproduces; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--table", type=int, required=True, metavar="N", help="number in the paper")
+    parser.add_argument(
+        "--dataset", metavar="NAME", help="key in the tables' file (default: each of the table's)"
+    )
+    parser.add_argument(
+        "--seeds", type=int, default=1, metavar="N", help="runs of each row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows", default="", metavar="A,B", help="keys in the tables' file (default: all)"
+    )
+    parser.add_argument(
+        "--output-dir",
+        type=Path,
+        default=Path("logs/reproduce"),
+        metavar="OUTPUT",
+        help="(default: %(default)s)",
+    )
+    parser.add_argument("--report-only", action="store_true", help="train nothing")
+    parser.add_argument(
+        "--tables",
+        type=Path,
+        default=Path("projects/TMGF/tables.yaml"),
+        metavar="FILE",
+        help="what the paper has (default: %(default)s)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the files'"
+    )
+    arguments = parser.parse_intermixed_args()
+    try:
+        paper = load_paper(arguments.tables)
+        datasets = (
+            [arguments.dataset] if arguments.dataset else paper.table(arguments.table).datasets
+        )
+        whole = [
+            reproduce(
+                paper,
+                arguments.table,
+                dataset,
+                arguments.output_dir,
+                seeds=arguments.seeds,
+                rows=[row for row in arguments.rows.split(",") if row],
+                overrides=arguments.overrides,
+                report_only=arguments.report_only,
+                say=lambda text: print(text, flush=True),
+            )
+            for dataset in datasets
+        ]
+    except ConfigError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    return 0 if all(whole) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
