@@ -154,7 +154,7 @@ def _walk(root: Path, known: dict[str, _Folder], found: dict[str, _Folder]) -> S
 def _read_folder(path: Path, stamp: list[int]) -> _Folder:
     entry = _Folder(stamp, [], [], [], [], 0, 0)
     now = time.time_ns()
-    links = False
+    links, suffixes = False, tuple(IMAGE_SUFFIXES)
     with os.scandir(path) as children:
         for child in children:
             if child.name.startswith("."):
@@ -166,7 +166,7 @@ def _read_folder(path: Path, stamp: list[int]) -> _Folder:
                 (entry.links if child.is_symlink() else entry.folders).append(child.name)
             elif kind == "nothing":
                 entry.dangling.append(child.name)
-            elif kind == "file" and Path(child.name).suffix.lower() in IMAGE_SUFFIXES:
+            elif kind == "file" and child.name.lower().endswith(suffixes):
                 entry.images.append(child.name)
             else:
                 entry.others += 1
