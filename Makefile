@@ -25,7 +25,7 @@ demo: $(VENV)/installed  ## draw a small data set, train TMGF on it without labe
 		OUTPUT_DIR $(DEMO_DIR)
 	@echo
 	@echo "What to try next"
-	@echo "  look at the ranked lists     $(DEMO_DIR)/ranked_lists.png"
+	@echo "  look at the pictures         $(DEMO_DIR)/ranked_lists.png, clusters.png, similarities.png"
 	@echo "  follow the run               $(BIN)/tensorboard --logdir $(DEMO_DIR)"
 	@echo "  change a setting             $(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml OUTPUT_DIR logs/demo_eps CLUSTERER.EPS 0.4"
 	@echo "  the paper's data sets        projects/TMGF/README.md"

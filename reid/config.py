@@ -242,8 +242,8 @@ class TestConfig:
         flip: Flip-test: features of an image and of its mirror image are averaged, in tests only.
         evaluator: EVALUATOR registry.
         best_metric: The number by which `model_best` is chosen.
-        ranked_lists: Queries drawn with their first ten matches after the last evaluation; 0 =
-            no picture.
+        ranked_lists: Queries drawn with their first ten matches after the last evaluation, and as
+            many clusters, and a histogram of similarities; 0 = no pictures.
     """
 
     __test__ = False  # not a pytest class

@@ -36,7 +36,7 @@ from reid.data.transforms import ImageTransform
 from reid.engine.datasets import TrainImages, build_datasets
 from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints, WarmUp
 from reid.engine.logs import MetricWriter
-from reid.engine.pseudo_labels import RefreshPseudoLabels
+from reid.engine.pseudo_labels import DrawClusters, RefreshPseudoLabels
 from reid.engine.testing import TestSet
 from reid.engine.trainer import Amp, Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
@@ -369,8 +369,9 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     )
     clusterer = build(CLUSTERER, config.clusterer, "clusterer") if config.clusterer else None
 
+    labels = RefreshPseudoLabels(clusterer, extraction, records, sampler, criterion, writer)
     hooks: list[Hook] = [
-        RefreshPseudoLabels(clusterer, extraction, records, sampler, criterion, writer),
+        labels,
         LogMetrics(writer, config.log_period),
     ]
     if test_sets:
@@ -388,6 +389,8 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         )
     else:
         logger.warning("%s has no query and gallery: nothing will be evaluated", images.name)
+    if clusterer is not None and config.test.ranked_lists:
+        hooks.append(DrawClusters(labels, records, output_dir, writer, config.test.ranked_lists))
     hooks.extend(
         build(
             HOOK,

@@ -21,7 +21,7 @@ from reid.engine.logs import MetricWriter
 from reid.engine.testing import (
     TestSet,
     best_evaluation,
-    draw_matches,
+    draw_test_pictures,
     evaluate,
     summary_table,
 )
@@ -173,12 +173,12 @@ class Evaluate(Hook):
         test_sets: Each is evaluated on its own; the best weights are chosen by the first.
         evaluator: See the EVALUATOR registry.
         writer: Gets the numbers.
-        output_dir: For `model_best`, results.json (see `write_results`) and the picture of ranked
-            lists.
+        output_dir: For `model_best`, results.json (see `write_results`) and the pictures.
         period: Epochs; 0 = after the last epoch only.
         at_start: Evaluate before the first epoch too.
         best_metric: The number that tells which weights are best; larger is better.
-        ranked_lists: Queries in the picture that is drawn after training; 0 = none.
+        ranked_lists: Queries in the picture that is drawn after training, with a histogram of
+            similarities; 0 = no pictures.
     """
 
     def __init__(
@@ -223,13 +223,14 @@ class Evaluate(Hook):
         if distributed.is_main():
             write_results(self._output_dir, self._history, self._details, self._best_metric)
         if self._ranked_lists:
-            draw_matches(
+            for path in draw_test_pictures(
                 trainer.model,
                 self._test_sets[0],
                 trainer.device,
                 self._ranked_lists,
-                self._output_dir / "ranked_lists.png",
-            )
+                self._output_dir,
+            ):
+                self._writer.write_image(f"pictures/{path.stem}", path, trainer.step)
 
     def state_dict(self) -> dict[str, Any]:
         """The evaluations so far."""

@@ -12,7 +12,9 @@ from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from tabulate import tabulate
 from termcolor import colored
 from torch.utils.tensorboard import SummaryWriter
@@ -148,6 +150,13 @@ class MetricWriter:
             file.write(json.dumps(line) + "\n")
         for name, number in numbers.items():
             self._board.add_scalar(f"{kind}/{name}", number, step)
+
+    def write_image(self, name: str, path: Path, step: int) -> None:
+        """Shows a picture in TensorBoard."""
+        if self._board is not None:
+            with Image.open(path) as picture:
+                pixels = np.asarray(picture.convert("RGB"))
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Writes what TensorBoard still holds back."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.trainer import Hook, Trainer
 from reid.evaluation.extract import extract_features
+from reid.evaluation.visualize import draw_clusters
 from reid.modeling.losses import Criterion
 from reid.neighbors import run_on_main
 from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
@@ -58,6 +60,11 @@ class RefreshPseudoLabels(Hook):
         self._pids = torch.tensor([record.pid for record in records])
         self._labelled = False
         self._last_clusters: Tensor | None = None
+
+    @property
+    def last_clusters(self) -> Tensor | None:
+        """(N,) the last epoch's cluster of each image, -1 = outlier; None before there are any."""
+        return self._last_clusters
 
     def before_epoch(self, trainer: Trainer) -> None:
         """Extracts, clusters, and hands (labels, features) out.
@@ -135,6 +142,41 @@ class RefreshPseudoLabels(Hook):
                 raise ClusteringError(f"epoch {epoch + 1}: {error}") from None
 
         return run_on_main(work)
+
+
+class DrawClusters(Hook):
+    """After training, a contact sheet of the last clusters, as clusters.png and in TensorBoard.
+
+    Args:
+        labels: Knows the clusters.
+        records: The training images.
+        output_dir: Where to.
+        writer: Gets the picture.
+        rows: Clusters to draw.
+    """
+
+    def __init__(
+        self,
+        labels: RefreshPseudoLabels,
+        records: Sequence[ImageRecord],
+        output_dir: Path,
+        writer: MetricWriter,
+        rows: int,
+    ) -> None:
+        self._labels = labels
+        self._records = records
+        self._output_dir = output_dir
+        self._writer = writer
+        self._rows = rows
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Draws, on the main process."""
+        clusters = self._labels.last_clusters
+        if clusters is None or not distributed.is_main():
+            return
+        path = self._output_dir / "clusters.png"
+        draw_clusters(path, clusters, self._records, rows=self._rows)
+        self._writer.write_image("pictures/clusters", path, trainer.step)
 
 
 def identity_labels(records: Sequence[ImageRecord]) -> PseudoLabels:

@@ -21,7 +21,7 @@ from reid.engine.build import (
 )
 from reid.engine.hooks import BEST_MODEL, FINAL_MODEL, LAST_CHECKPOINT
 from reid.engine.logs import MetricWriter, environment, run_logging
-from reid.engine.testing import draw_matches, evaluate, results_table
+from reid.engine.testing import draw_test_pictures, evaluate, results_table
 from reid.engine.trainer import Trainer, seed_everything
 from reid.files import write_text
 from reid.modeling.weights import WeightsError, load_checkpoint
@@ -35,6 +35,8 @@ _FILES = {
     "metrics.json": "losses, cluster statistics, results; one JSON object a line",
     "results.json": "every evaluation; of the last one AP by query, camera pairs, hardest queries",
     "ranked_lists.png": "queries with their ten best matches, right and wrong",
+    "similarities.png": "how alike images of the same person and of different persons are",
+    "clusters.png": "the last clusters, with cameras and mistakes",
     BEST_MODEL: "weights of the best evaluation",
     FINAL_MODEL: "weights at the end",
     LAST_CHECKPOINT: "what --resume goes on from",
@@ -138,12 +140,8 @@ def test(config: Config) -> dict[str, dict[str, float]]:
                 }
                 write_text(path, json.dumps(content, indent=2) + "\n")
             if config.test.ranked_lists:
-                draw_matches(
-                    model,
-                    test_sets[0],
-                    device,
-                    config.test.ranked_lists,
-                    output_dir / "ranked_lists.png",
+                draw_test_pictures(
+                    model, test_sets[0], device, config.test.ranked_lists, output_dir
                 )
     finally:
         distributed.destroy_process_group()

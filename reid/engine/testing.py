@@ -17,9 +17,10 @@ from reid import distributed
 from reid.engine.logs import progress_bar
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import extract_features
+from reid.evaluation.plots import draw_similarities
 from reid.evaluation.ranking import top_matches
 from reid.evaluation.report import ranking_details
-from reid.evaluation.visualize import draw_ranked_lists
+from reid.evaluation.visualize import Verdict, draw_ranked_lists
 from reid.structures import Batch, FeatureSet, ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -131,14 +132,29 @@ def results_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> str:
 
 
 def draw_matches(
-    model: nn.Module, test_set: TestSet, device: torch.device, num_queries: int, path: Path
+    path: Path,
+    test_set: TestSet,
+    query: FeatureSet,
+    gallery: FeatureSet,
+    num_queries: int,
+    *,
+    keep_junk: bool = False,
 ) -> None:
-    """Draws queries, spread evenly over the test set, with their ten best matches."""
-    query, gallery = test_set.features(model, device)
-    if not distributed.is_main():
-        return
+    """Draws queries, spread evenly over the test set, with their ten best matches.
+
+    Args:
+        path: The PNG to write.
+        test_set: The images.
+        query: Their features.
+        gallery: Their features.
+        num_queries: Rows.
+        keep_junk: Draw images that the protocol leaves out too, marked as such.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
     chosen = np.unique(np.linspace(0, len(query) - 1, num_queries).astype(int))
-    chosen_query = query[torch.from_numpy(chosen).to(device)]
+    chosen_query = query[torch.from_numpy(chosen).to(query.pids.device)]
     matches = top_matches(
         chosen_query.global_feat,
         gallery.global_feat,
@@ -147,16 +163,54 @@ def draw_matches(
         chosen_query.camids,
         gallery.camids,
         k=10,
+        keep_junk=keep_junk,
     )
+    asked = [test_set.query[i] for i in chosen]
     draw_ranked_lists(
         path,
-        [test_set.query[i].path for i in chosen],
+        [record.path for record in asked],
         [
             [
-                (test_set.gallery[j].path, test_set.gallery[j].pid == test_set.query[i].pid)
+                (test_set.gallery[j].path, _verdict(record, test_set.gallery[j]))
                 for j in row
                 if j >= 0
             ]
-            for i, row in zip(chosen, matches, strict=True)
+            for record, row in zip(asked, matches, strict=True)
         ],
     )
+
+
+def draw_test_pictures(
+    model: nn.Module, test_set: TestSet, device: torch.device, num_queries: int, output_dir: Path
+) -> list[Path]:
+    """Draws ranked_lists.png and, where there are pairs, similarities.png.
+
+    Args:
+        model: Gives the features.
+        test_set: The images.
+        device: Where the model is.
+        num_queries: In ranked_lists.png.
+        output_dir: Where to.
+
+    Returns:
+        The pictures, on the main process.
+    """
+    query, gallery = test_set.features(model, device)
+    if not distributed.is_main():
+        return []
+    paths = [output_dir / "ranked_lists.png"]
+    draw_matches(paths[0], test_set, query, gallery, num_queries)
+    try:
+        draw_similarities(output_dir / "similarities.png", query, gallery)
+        paths.append(output_dir / "similarities.png")
+    except ValueError as error:
+        logger.warning("%s: no histogram of similarities (%s)", test_set.name, error)
+    return paths
+
+
+def _verdict(query: ImageRecord, match: ImageRecord) -> Verdict:
+    """As the protocol of Market-1501 has it."""
+    same = query.pid == match.pid
+    if match.pid < 0 or (same and query.camid == match.camid >= 0):
+        return "junk"
+    return "same" if same else "other"

@@ -313,8 +313,19 @@ def top_matches(
     gallery_camids: Tensor,
     *,
     k: int = 10,
+    keep_junk: bool = False,
 ) -> IntArray:
     """The k best gallery images of each query, under the protocol and the order of `rank`.
+
+    Args:
+        query_feat: (Q, D).
+        gallery_feat: (G, D).
+        query_pids: (Q,).
+        gallery_pids: (G,).
+        query_camids: (Q,).
+        gallery_camids: (G,).
+        k: Length of a list.
+        keep_junk: Leave images in the lists that the protocol removes.
 
     Returns:
         (Q, k) gallery indices, best first; -1 where fewer images are left.
@@ -335,7 +346,7 @@ def top_matches(
             removed = ids.gallery_pids == JUNK
             if camid >= 0:
                 removed |= (ids.gallery_pids == pid) & (ids.gallery_camids == camid)
-            kept = np.flatnonzero(~removed)
+            kept = np.flatnonzero(~removed | keep_junk)
             values = distance[kept]
             if len(kept) > k:
                 near = values <= np.partition(values, k - 1)[k - 1]

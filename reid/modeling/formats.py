@@ -98,8 +98,11 @@ FORMATS: list[Format] = [
     Format(
         "reid",
         "this project",
-        (Rule(r"((?:backbone|head)\..+)", r"\1"),),
-        has=(r"backbone\.(net|camera_embed|exponent)",),
+        (
+            Rule(r"((?:backbone|head)\..+)", r"\1"),
+            Rule(r"(net\..+|camera_embed|exponent)", r"backbone.\1"),
+        ),
+        has=(r"(?:backbone\.)?net\.",),
     ),
     Format(
         "dino",

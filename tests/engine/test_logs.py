@@ -5,6 +5,8 @@ import logging
 
 import pytest
 import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reid.engine.logs import MetricWriter, environment, progress_bar, run_logging, write_text
 
@@ -38,6 +40,19 @@ def test_metrics_are_one_object_a_line_and_tensorboard_events(tmp_path):
         {"kind": "test", "step": 10, "epoch": 1, "mAP": 0.5},
     ]
     assert list(tmp_path.glob("events.out.tfevents.*"))
+
+
+def test_pictures_are_shown_in_tensorboard(tmp_path):
+    Image.new("RGB", (5, 3), (10, 20, 30)).save(tmp_path / "p.png")
+    writer = MetricWriter(tmp_path)
+    writer.write_image("pictures/p", tmp_path / "p.png", 7)  # before the start: nothing
+    writer.start()
+    writer.write_image("pictures/p", tmp_path / "p.png", 7)
+    writer.close()
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    (image,) = events.Images("pictures/p")
+    assert (image.step, image.width, image.height) == (7, 5, 3)
 
 
 def test_a_resumed_run_drops_what_the_broken_one_wrote_after_its_checkpoint(tmp_path):

@@ -121,6 +121,10 @@ def test_top_matches_leave_out_what_the_protocol_removes() -> None:
         )
         expected = distance[i].masked_fill(removed, torch.inf).argsort()[:8]
         assert found[i].tolist() == expected.tolist()
+    kept = top_matches(
+        query, gallery, q_pids, g_pids, q_camids, g_camids, k=len(gallery), keep_junk=True
+    )
+    assert np.array_equal(np.sort(kept, axis=1)[0], np.arange(len(gallery)))
     few = top_matches(query, gallery[:3], q_pids, g_pids[:3], q_camids, g_camids[:3], k=8)
     assert (few[:, 3:] == -1).all()
 

@@ -36,6 +36,7 @@ class TMGFHead(nn.Module):
     Attributes:
         embed_dim: D.
         num_parts: K, the sum of the K_i.
+        granularities: K_i of each branch.
 
     Raises:
         ValueError: Options do not fit each other or the backbone.
@@ -62,7 +63,7 @@ class TMGFHead(nn.Module):
             raise ValueError("global_fusion: second needs two branches with their own last layer")
         self.embed_dim = backbone.embed_dim
         self.num_parts = sum(granularities)
-        self._granularities = tuple(granularities)
+        self.granularities = tuple(granularities)
         self._global_fusion = global_fusion
         block, norm = backbone.split_last_layer()
         self._last_layer = len(backbone.net.blocks)
@@ -77,7 +78,7 @@ class TMGFHead(nn.Module):
         outputs = [branch(features.tokens) for branch in self.branches]
         parts = [
             stripe.mean((1, 2))
-            for number, count in enumerate(self._granularities)
+            for number, count in enumerate(self.granularities)
             for stripe in _token_map(outputs[number % len(outputs)], features.grid).tensor_split(
                 count, 1
             )

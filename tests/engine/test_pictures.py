@@ -1,0 +1,148 @@
+"""tools/visualize.py: from the folder of a run, or a config and weights, to PNG files."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from reid.config import dump_config, load_config
+from reid.engine.build import build_model, import_plugins
+from reid.engine.pictures import load_trained, pick_images
+from reid.modeling.weights import save_weights
+from reid.registry import ConfigError
+
+TOOL = str(Path(__file__).parents[2] / "tools" / "visualize.py")
+DATA = (
+    "{NAME: SyntheticPersons, NUM_TRAIN: 6, NUM_TEST: 4, NUM_CAMERAS: 3, NUM_DISTRACTORS: 2, "
+    "HEIGHT: 32, WIDTH: 16, SEED: 3}"
+)
+NET = "EMBED_DIM: 24, DEPTH: 2, NUM_HEADS: 3"
+PLAIN = f"""
+DATASETS: {{TRAIN: {DATA}}}
+INPUT: {{SIZE: [48, 32]}}
+MODEL: {{BACKBONE: {{NAME: ViT, {NET}}}}}
+CLUSTERER: {{NAME: KMeans, NUM_CLUSTERS: 5}}
+TEST: {{BATCH_SIZE: 64}}
+DEVICE: cpu
+"""
+BRANCHES = f"""
+_BASE_: plain.yaml
+PLUGINS: [tmgf]
+MODEL: {{BACKBONE: {{NAME: IBNViT, {NET}, STEM_CHANNELS: 8}}, HEAD: {{NAME: TMGFHead}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders `plain` and `branches`, as runs leave them."""
+    root = tmp_path_factory.mktemp("runs")
+    (root / "plain.yaml").write_text(PLAIN)
+    (root / "branches.yaml").write_text(BRANCHES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REID_DATASETS", str(root / "datasets"))
+        torch.manual_seed(0)
+        for name in ("plain", "branches"):
+            config = load_config(root / f"{name}.yaml")
+            import_plugins(config.plugins)
+            (root / name).mkdir()
+            (root / name / "config.yaml").write_text(dump_config(config))
+            model = build_model(config, (48, 32), 3)
+            save_weights(root / name / "model_final.safetensors", model.state_dict(), {})
+        yield root
+
+
+def draw(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [TOOL, *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(TOOL, run_name="__main__")
+    return int(stop.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["rollout", "--count", 2, "--heads", "max"],
+        ["stripes", "--count", 2],
+        ["ranked", "--count", 2],
+        ["clusters", "--count", 2, "--columns", 3],
+        ["embed", "--colour", "identity"],
+        ["embed", "--colour", "cluster"],
+        ["histogram"],
+    ],
+    ids=lambda command: "-".join(map(str, command[:3:2])),
+)
+def test_every_picture(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[Any]
+) -> None:
+    output = tmp_path / "out.png"
+    code, error = draw(capsys, *command, "--model", runs / "branches", "--output", output)
+    assert (code, error) == (0, "")
+    with Image.open(output) as picture:
+        assert picture.format == "PNG"
+        assert min(picture.size) > 300
+
+
+def test_models_side_by_side(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one, two = tmp_path / "one.png", tmp_path / "two.png"
+    file, weights = runs / "plain.yaml", runs / "plain" / "model_final.safetensors"
+    assert draw(capsys, "rollout", "--model", file, weights, "--output", one)[0] == 0
+    models = ["--model", file, weights, "--model", runs / "branches"]
+    assert draw(capsys, "rollout", *models, "--output", two)[0] == 0
+    with Image.open(one) as first, Image.open(two) as second:
+        assert second.width > first.width + 3 * 96  # the other model, its two branches
+        assert second.height == first.height
+
+
+def test_features_of_any_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    arrays = {"query_feat": random.normal(size=(6, 4)), "gallery_feat": random.normal(size=(9, 4))}
+    arrays |= {"query_pids": np.arange(6) % 3, "gallery_pids": np.arange(9) % 3}
+    arrays |= {"query_camids": np.zeros(6, int), "gallery_camids": np.ones(9, int)}
+    np.savez(tmp_path / "f.npz", **arrays)
+    for command in (["histogram"], ["embed", "--colour", "camera"]):
+        output = tmp_path / f"{command[0]}.png"
+        features = ["--features", tmp_path / "f.npz", "--output", output]
+        assert draw(capsys, *command, *features) == (0, "")
+        assert output.is_file()
+
+
+def test_images_of_ones_own(runs: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (40, 80)).save(tmp_path / "me.png")
+    trained = load_trained(runs / "plain")
+    assert [r.path for r in pick_images(trained, 3, [tmp_path / "me.png"])] == [
+        str(tmp_path / "me.png")
+    ]
+    assert len(pick_images(trained, 3)) == 3
+    assert trained.batch(pick_images(trained, 2)).image.shape == (2, 3, 48, 32)
+
+
+def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = ["--output", tmp_path / "out.png"]
+    for arguments, message in (
+        (["histogram"], "expected a --model"),
+        (["stripes", "--model", runs / "plain"], "BNNeckHead cuts no parts"),
+        (["ranked", "--model", tmp_path], "config.yaml' does not exist"),
+        (
+            ["clusters", "--model", runs / "plain", "--set", "CLUSTERER", "null"],
+            "clusterer: the config has none",
+        ),
+        (["ranked", *["--model", runs / "plain"] * 2], "expected one --model, got 2"),
+    ):
+        code, error = draw(capsys, *arguments, *output)
+        assert code == 2
+        assert message in error
+    (tmp_path / "config.yaml").write_text(PLAIN)
+    with pytest.raises(ConfigError, match="has neither"):
+        load_trained(tmp_path)
+    assert not (tmp_path / "out.png").exists()

@@ -1,0 +1,119 @@
+#!/usr/bin/env python
+"""Draws what a model sees and finds: attention, parts, ranked lists, clusters, similarities."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reid.clustering import ClusteringError
+from reid.engine import pictures
+from reid.evaluation.plots import draw_similarities
+from reid.evaluation.report import load_features
+from reid.modeling.weights import WeightsError
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+EPILOG = """\
+A model is the folder of a run, or a config file and weights:
+
+  python tools/visualize.py rollout --model logs/tmgf1 --model logs/tmgf   # side by side (figure 3)
+  python tools/visualize.py rollout --model projects/TMGF/configs/market.yaml tmgf.safetensors
+  python tools/visualize.py clusters --model logs/run --output clusters.png
+  python tools/visualize.py embed --model logs/run --colour camera
+  python tools/visualize.py histogram --features features.npz
+
+tools/evaluate.py --help tells what an .npz file has.
+"""
+
+
+def main() -> int:
+    """Parses the arguments and draws; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in (
+        ("rollout", "attention rollout, of each model and each branch"),
+        ("stripes", "the horizontal parts of each branch"),
+        ("ranked", "queries with their best matches; junk is marked"),
+        ("clusters", "contact sheet of the clusters in the training set"),
+        ("embed", "t-SNE or UMAP of the features"),
+        ("histogram", "similarities of right and wrong pairs"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument(
+            "--model", action="append", nargs="+", default=[], type=Path,
+            metavar="PATH", help="folder of a run, or config file and weights",
+        )  # fmt: skip
+        command.add_argument("--output", type=Path, default=Path(f"{name}.png"), metavar="PNG")
+        command.add_argument(
+            "--set", nargs="+", default=[], metavar="KEY VALUE", help="win over the models' configs"
+        )
+        if name in ("embed", "histogram"):
+            command.add_argument("--features", type=Path, metavar="NPZ", help="in place of a model")
+            command.add_argument("--csv", type=Path, metavar="LIST", help="of the images in NPZ")
+        if name in ("rollout", "stripes", "ranked", "clusters"):
+            command.add_argument("--count", type=int, default=8, help="rows (default: 8)")
+        if name in ("rollout", "stripes"):
+            command.add_argument("--images", nargs="+", type=Path, default=(), metavar="FILE")
+        if name == "rollout":
+            command.add_argument("--heads", choices=("mean", "max", "min"), default="mean")
+        if name == "clusters":
+            command.add_argument("--columns", type=int, default=12, help="images of a cluster")
+        if name == "embed":
+            command.add_argument("--method", choices=("tsne", "umap"), default="tsne")
+            command.add_argument(
+                "--colour", choices=("identity", "camera", "cluster"), default="identity"
+            )
+    arguments = parser.parse_args()
+    try:
+        draw(arguments)
+    except (
+        ConfigError, DataError, WeightsError, ClusteringError, ValueError, ModuleNotFoundError
+    ) as error:  # fmt: skip
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    print(f"Written to {arguments.output}")
+    return 0
+
+
+def draw(arguments: argparse.Namespace) -> None:
+    """Draws the picture that was asked for."""
+    output, features = arguments.output, getattr(arguments, "features", None)
+    models = [
+        pictures.load_trained(*paths[:2], overrides=arguments.set) for paths in arguments.model
+    ]
+    if features is None and not models:
+        raise ConfigError("expected a --model to draw, got none")
+    if len(models) > 1 and arguments.command != "rollout":
+        raise ConfigError(f"{arguments.command}: expected one --model, got {len(models)}")
+    match arguments.command:
+        case "rollout" | "stripes":
+            records = pictures.pick_images(models[0], arguments.count, arguments.images)
+            if arguments.command == "rollout":
+                pictures.picture_attention(output, models, records, arguments.heads)
+            else:
+                pictures.picture_stripes(output, models[0], records)
+        case "ranked":
+            pictures.picture_ranked_lists(output, models[0], arguments.count)
+        case "clusters":
+            pictures.picture_clusters(output, models[0], arguments.count, arguments.columns)
+        case "embed" if arguments.colour == "cluster":
+            if not models:
+                raise ConfigError("--colour cluster needs a --model, whose clusterer is asked")
+            pictures.picture_cluster_embedding(output, models[0], arguments.method)
+        case _:
+            if features is not None:
+                found, name = load_features(features, arguments.csv)[:2], features.stem
+            else:
+                found, name = pictures.find_features(models[0]), models[0].name
+            if arguments.command == "histogram":
+                draw_similarities(output, *found)
+            else:
+                pictures.picture_embedding(output, *found, arguments.colour, arguments.method, name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
