@@ -82,9 +82,13 @@ def main() -> int:
 def draw(arguments: argparse.Namespace) -> None:
     """Draws the picture that was asked for."""
     output, features = arguments.output, getattr(arguments, "features", None)
-    models = [
-        pictures.load_trained(*paths[:2], overrides=arguments.set) for paths in arguments.model
-    ]
+    for paths in arguments.model:
+        if len(paths) > 2:
+            raise ConfigError(
+                f"--model: expected a run's folder, or a config file and weights, got {len(paths)} "
+                "paths; give --model once for each model"
+            )
+    models = [pictures.load_trained(*paths, overrides=arguments.set) for paths in arguments.model]
     if features is None and not models:
         raise ConfigError("expected a --model to draw, got none")
     if len(models) > 1 and arguments.command != "rollout":

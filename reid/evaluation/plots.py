@@ -16,7 +16,7 @@ from reid.files import replacing
 from reid.structures import FeatureSet
 
 Method = Literal["tsne", "umap"]
-_BLOCK = 512
+_BLOCK = 1 << 22  # pairs at a time
 _MARKERS = "osD^vP*X"
 
 
@@ -26,8 +26,8 @@ def similarity_histogram(
     """How similar images of the same person and of different persons are.
 
     Pairs of a query and a gallery image are counted as the protocol of Market-1501 does: junk, and
-    images of the query's identity in its own camera, count nowhere. The memory does not grow with
-    the number of pairs.
+    images of the query's identity in its own camera, count nowhere. About four million pairs are
+    in memory at a time.
 
     Args:
         query: Q features of unit length.
@@ -47,8 +47,9 @@ def similarity_histogram(
         raise ValueError(f"expected query and gallery images, got {len(query)} and {len(gallery)}")
     counts = torch.zeros(2, bins, dtype=torch.int64)
     labelled = gallery.pids >= 0
-    for start in range(0, len(query), _BLOCK):
-        block = query[slice(start, start + _BLOCK)]
+    rows = max(1, _BLOCK // len(gallery))
+    for start in range(0, len(query), rows):
+        block = query[slice(start, start + rows)]
         cosine = block.global_feat @ gallery.global_feat.T
         place = ((cosine + 1) / 2 * bins).long().clamp(0, bins - 1)
         same = (block.pids[:, None] == gallery.pids) & (block.pids[:, None] >= 0)

@@ -138,6 +138,7 @@ def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             "clusterer: the config has none",
         ),
         (["ranked", *["--model", runs / "plain"] * 2], "expected one --model, got 2"),
+        (["ranked", "--model", *[runs / "plain"] * 3], "--model: expected a run's folder"),
     ):
         code, error = draw(capsys, *arguments, *output)
         assert code == 2

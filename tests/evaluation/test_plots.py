@@ -30,7 +30,8 @@ def test_pairs_by_hand() -> None:
     assert edges.tolist() == [-1, -0.5, 0, 0.5, 1]
 
 
-def test_blocks_count_every_pair_once() -> None:
+def test_blocks_count_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reid.evaluation.plots._BLOCK", 120 * 50)
     torch.manual_seed(0)
     pids = [i % 7 for i in range(1100)]
     query = features(torch.randn(1100, 4).tolist(), pids, [0] * 1100)
