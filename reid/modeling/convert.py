@@ -130,7 +130,7 @@ def convert_weights(
     broken = [name for name, tensor in kept.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise WeightsError(f"{source}: values are not finite: {_listed(broken)}")
-    metadata = {key: value for key, value in old_metadata.items() if key not in ("part", "format")}
+    metadata = {key: value for key, value in old_metadata.items() if key != "num_cameras"}
     metadata |= _metadata(source, state, kept, written, statistics)
     metadata["part"] = part
     if url:

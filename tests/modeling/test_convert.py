@@ -84,6 +84,11 @@ def test_a_backbone_to_start_from(source: Path, tmp_path: Path) -> None:
     assert {v.dtype for v in state.values() if v.is_floating_point()} == {torch.float16}
     assert metadata["part"] == "backbone"
     assert "num_cameras" not in metadata
+    convert_weights(source, tmp_path / "whole.safetensors")
+    again = convert_weights(tmp_path / "whole.safetensors", output, part="backbone")
+    assert (again.written.name, again.missing) == ("reid", ())
+    assert again.metadata["pixel_mean"] == "[0.5, 0.5, 0.5]"
+    assert "num_cameras" not in again.metadata
     report = load_backbone_weights(
         ViT((64, 32), num_cameras=5, stem="ibn", camera_embedding=True, **SMALL), output
     )
