@@ -163,6 +163,9 @@ class SolverConfig:
         clip_grad_norm: Largest norm of the gradient of all parameters; 0 = no clipping.
         accumulation_steps: Batches whose gradients are averaged before one optimizer step.
         amp: `off`, `fp16` (with loss scaling) or `bf16`.
+        on_nonfinite: What a loss does that is not finite: `stop` ends the run, `skip` passes over
+            the batch. Either way nonfinite_stepN.json in the output folder tells of it.
+        max_skipped: Batches that `skip` passes over in a run; the next one ends it.
     """
 
     optimizer: str = "SGD"
@@ -182,11 +185,15 @@ class SolverConfig:
     clip_grad_norm: float = 0.0
     accumulation_steps: int = 1
     amp: str = "off"
+    on_nonfinite: str = "stop"
+    max_skipped: int = 10
 
     def __post_init__(self) -> None:
         _require_choice("solver.optimizer", self.optimizer, ("SGD", "Adam", "AdamW"))
         _require_choice("solver.schedule", self.schedule, ("multistep", "cosine"))
         _require_choice("solver.amp", self.amp, ("off", "fp16", "bf16"))
+        _require_choice("solver.on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        _require(self.max_skipped >= 0, "solver.max_skipped", self.max_skipped, "0 or more")
         _require(0 < self.base_lr < math.inf, "solver.base_lr", self.base_lr, "a number above 0")
         _require(0 <= self.momentum < 1, "solver.momentum", self.momentum, "0 <= momentum < 1")
         _require(
@@ -273,6 +280,9 @@ class Config:
         model: See `ModelConfig`.
         criterion: Losses (LOSS registry); their values are added up.
         clusterer: Where labels come from (CLUSTERER registry); null = the identities.
+        on_collapse: What happens where an epoch gives no cluster, or a single one: `warn` trains on
+            a single one, but cannot on none; `keep` takes the last epoch's labels once more; `stop`
+            ends the run.
         solver: See `SolverConfig`.
         test: See `TestConfig`.
         hooks: More hooks (HOOK registry), called after the trainer's own.
@@ -282,6 +292,8 @@ class Config:
         output_dir: Where all that a run writes goes.
         log_period: Iterations between two lines of the log.
         checkpoint_period: Epochs between checkpoints.
+        checkpoint_keep: Newest checkpoints that are kept, besides the best and the final weights;
+            0 = all.
     """
 
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
@@ -290,6 +302,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     criterion: list[Any] = field(default_factory=list)
     clusterer: Spec | None = None
+    on_collapse: str = "warn"
     solver: SolverConfig = field(default_factory=SolverConfig)
     test: TestConfig = field(default_factory=TestConfig)
     hooks: list[Any] = field(default_factory=list)
@@ -299,14 +312,17 @@ class Config:
     output_dir: str = "logs/run"
     log_period: int = 20
     checkpoint_period: int = 1
+    checkpoint_keep: int = 2
 
     def __post_init__(self) -> None:
+        _require_choice("on_collapse", self.on_collapse, ("warn", "keep", "stop"))
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         _require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
         _require(self.log_period >= 1, "log_period", self.log_period, "1 or more iterations")
         _require(
             self.checkpoint_period >= 1, "checkpoint_period", self.checkpoint_period, "1 or more"
         )
+        _require(self.checkpoint_keep >= 0, "checkpoint_keep", self.checkpoint_keep, "0 or more")
         valid = self.device in ("auto", "cpu", "cuda") or (
             self.device.startswith("cuda:") and self.device[5:].isdigit()
         )

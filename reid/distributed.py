@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+
+_control: Any = None
+"""For `largest`; on CPUs, so that asking waits for no GPU."""
 
 
 def init_process_group(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
@@ -23,6 +28,8 @@ def init_process_group(device: torch.device, timeout: timedelta = timedelta(minu
 
 def destroy_process_group() -> None:
     """Leaves the group, if there is one."""
+    global _control
+    _control = None
     if is_distributed():
         dist.destroy_process_group()
 
@@ -79,6 +86,33 @@ def broadcast_rows(rows: Tensor) -> Tensor:
     sent = rows.cuda() if through_gpu else rows
     dist.broadcast(sent, src=0)
     return sent.to(rows.device)
+
+
+@contextmanager
+def torch_threads_kept() -> Iterator[None]:
+    """Gives torch back the number of threads that it had, on which the last bits of a sum depend.
+
+    Numba's OpenMP layer sets torch's number together with its own, so that an epoch would depend on
+    whether numba had been at work in this process before.
+    """
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+def largest(*numbers: int) -> tuple[int, ...]:
+    """The largest of each number over the processes, on every process; waits for no GPU."""
+    global _control
+    if not is_distributed():
+        return numbers
+    if _control is None and dist.get_backend() != "gloo":
+        _control = dist.new_group(backend="gloo")
+    found = torch.tensor(numbers)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
+    return tuple(found.tolist())
 
 
 def gather_objects(value: T) -> list[T]:

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 
-from reid.files import replacing, write_text
+from reid.files import OutputError, remove_leftovers, replacing, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -28,3 +29,27 @@ def test_after_an_error_the_old_file_stands(tmp_path: Path) -> None:
         fail()
     assert path.read_text() == "one"
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_what_the_system_refuses_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        OutputError, match=r"file/a.txt: cannot be written \((Not a directory|File exists)\)"
+    ):
+        write_text(tmp_path / "file" / "a.txt", "x")
+
+    def fail() -> None:
+        with replacing(tmp_path / "b.txt") as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OutputError, match=r"b.txt: cannot be written \(No space left"):
+        fail()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_only_what_a_kill_has_left_is_removed(tmp_path: Path) -> None:
+    for name in (".a.txt.abcd_12x.part", ".part", ".a.part", "b.part", "a.txt"):
+        (tmp_path / name).write_text("")
+    remove_leftovers(tmp_path)
+    assert {entry.name for entry in tmp_path.iterdir()} == {".part", ".a.part", "b.part", "a.txt"}

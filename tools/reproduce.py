@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reid.engine.comparison import load_paper
 from reid.engine.reproduce import reproduce
+from reid.engine.stopping import Interrupted
 from reid.registry import ConfigError
 
 EPILOG = """\
@@ -77,6 +78,9 @@ def main() -> int:
             )
             for dataset in datasets
         ]
+    except Interrupted as stop:
+        sys.stderr.write(f"{stop}; the same command goes on\n")
+        return stop.exit_code
     except ConfigError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2

@@ -9,10 +9,15 @@ import sys
 from reid.clustering import ClusteringError
 from reid.config import load_config
 from reid.engine.run import test, train
+from reid.engine.stopping import Interrupted, resume_command
+from reid.files import OutputError
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
 from reid.structures import DataError
 
+_ERRORS = (
+    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, OutputError,
+)  # fmt: skip
 EPILOG = """\
 Any setting can be given after the options as KEY VALUE pairs, which win over the file:
 
@@ -21,6 +26,9 @@ Any setting can be given after the options as KEY VALUE pairs, which win over th
   python tools/train_net.py --config-file FILE --resume
   python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS logs/run/model_best.safetensors
   torchrun --nproc-per-node 4 tools/train_net.py --config-file FILE
+
+Ctrl-C and SIGTERM end the run after the step, with a checkpoint and the command that goes on with it
+(exit code 130, 143); a second one ends it at once.
 
 reid/config.py documents every key. Datasets lie below $REID_DATASETS (default: datasets/).
 """  # noqa: E501
@@ -47,6 +55,11 @@ def main() -> int:
         "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run"
     )
     parser.add_argument(
+        "--allow-config-change",
+        action="store_true",
+        help="resume though settings have changed that training depends on",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's"
     )
     arguments = parser.parse_intermixed_args()
@@ -55,10 +68,19 @@ def main() -> int:
         if arguments.eval_only:
             test(config)
         else:
-            train(config, resume=arguments.resume, overwrite=arguments.overwrite)
-    except (ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError) as error:
+            train(
+                config,
+                resume=arguments.resume,
+                overwrite=arguments.overwrite,
+                allow_config_change=arguments.allow_config_change,
+            )
+    except _ERRORS as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
+    except Interrupted as stop:
+        command = "" if arguments.eval_only else f"\n{resume_command(sys.argv)}"
+        sys.stderr.write(f"{stop}{command}\n")
+        return stop.exit_code
     return 0
 
 

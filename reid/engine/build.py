@@ -33,10 +33,14 @@ from reid.data.loaders import OnError, eval_loader, train_loader
 from reid.data.resize import Interpolation
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
+from reid.engine.checkpoints import SaveCheckpoints
 from reid.engine.datasets import TrainImages, build_datasets
-from reid.engine.hooks import Evaluate, LogMetrics, SaveCheckpoints, WarmUp
+from reid.engine.hooks import Evaluate, LogMetrics, WarmUp
 from reid.engine.logs import MetricWriter
-from reid.engine.pseudo_labels import DrawClusters, RefreshPseudoLabels
+from reid.engine.nonfinite import NonFiniteLosses, OnNonFinite
+from reid.engine.provenance import provenance
+from reid.engine.pseudo_labels import DrawClusters, OnCollapse, RefreshPseudoLabels
+from reid.engine.stopping import StopSignals
 from reid.engine.testing import TestSet
 from reid.engine.trainer import Amp, Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
@@ -304,7 +308,9 @@ def build_evaluator(config: Config) -> Evaluator:
     return cast(Evaluator, build(EVALUATOR, config.test.evaluator, "test.evaluator"))
 
 
-def build_trainer(config: Config, device: torch.device, writer: MetricWriter) -> Trainer:
+def build_trainer(
+    config: Config, device: torch.device, writer: MetricWriter, signals: StopSignals
+) -> Trainer:
     """Everything that a training run needs, put together.
 
     Raises:
@@ -316,7 +322,8 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     images = build_train_images(config)
     records = images.load()
     test_sets = build_test_sets(config, images)
-    log_dataset(images.name, records, test_sets, images.version)
+    splits = count_splits(images.name, records, test_sets, images.version)
+    log_dataset(splits)
     identities = {record.pid for record in records if record.pid >= 0}
     if config.clusterer is None and not identities:
         raise ConfigError(
@@ -369,7 +376,15 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     )
     clusterer = build(CLUSTERER, config.clusterer, "clusterer") if config.clusterer else None
 
-    labels = RefreshPseudoLabels(clusterer, extraction, records, sampler, criterion, writer)
+    labels = RefreshPseudoLabels(
+        clusterer,
+        extraction,
+        records,
+        sampler,
+        criterion,
+        writer,
+        cast(OnCollapse, config.on_collapse),
+    )
     hooks: list[Hook] = [
         labels,
         LogMetrics(writer, config.log_period),
@@ -381,6 +396,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
                 build_evaluator(config),
                 writer,
                 output_dir,
+                provenance(config, device, splits),
                 period=config.test.eval_period,
                 at_start=config.test.eval_at_start,
                 best_metric=config.test.best_metric,
@@ -406,7 +422,7 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
     solver = config.solver
     if solver.warmup_iterations:
         hooks.append(WarmUp(solver.warmup_iterations, solver.warmup_factor))
-    hooks.append(SaveCheckpoints(output_dir, config.checkpoint_period))
+    hooks.append(SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep))
 
     optimizer = build_optimizer(
         [*model.named_parameters(), *criterion.named_parameters()],
@@ -439,32 +455,58 @@ def build_trainer(config: Config, device: torch.device, writer: MetricWriter) ->
         accumulation_steps=solver.accumulation_steps,
         clip_grad_norm=solver.clip_grad_norm,
         hooks=hooks,
+        signals=signals,
+        nonfinite=NonFiniteLosses(
+            cast(OnNonFinite, solver.on_nonfinite),
+            solver.max_skipped,
+            [record.path for record in records],
+            output_dir,
+        ),
     )
 
 
-def log_dataset(
+def count_splits(
     name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet], version: str = ""
-) -> None:
-    """Logs how many images, identities and cameras each split has, and the version found."""
+) -> list[dict[str, Any]]:
+    """What each split holds: `dataset`, `split`, `images`, `identities`, `cameras`, `version`.
+
+    0 identities: unlabelled; 0 cameras: unknown; an empty version: there is one only.
+    """
     splits = [(name, "train", train, version)] if train else []
     for test_set in test_sets:
         splits += [
             (test_set.name, "query", test_set.query, test_set.version),
             (test_set.name, "gallery", test_set.gallery, test_set.version),
         ]
-    rows = []
-    for dataset, split, records, found in splits:
+    found = []
+    for dataset, split, records, which in splits:
         counts = SplitCounts.of(records)
-        rows.append(
-            [
-                dataset,
-                split,
-                f"{counts.images:,}",
-                f"{counts.identities or 'unlabelled'}",
-                f"{counts.cameras or 'unknown'}",
-                found,
-            ]
+        found.append(
+            {
+                "dataset": dataset,
+                "split": split,
+                "images": counts.images,
+                "identities": counts.identities,
+                "cameras": counts.cameras,
+                "version": which,
+            }
         )
+    return found
+
+
+def log_dataset(splits: Sequence[Mapping[str, Any]]) -> None:
+    """Logs what `count_splits` has found."""
+    rows = [
+        [
+            split["dataset"],
+            split["split"],
+            f"{split['images']:,}",
+            f"{split['identities'] or 'unlabelled'}",
+            f"{split['cameras'] or 'unknown'}",
+            split["version"],
+        ]
+        for split in splits
+    ]
     headers = ["dataset", "split", "images", "identities", "cameras", "version"]
     aligns = ["left", "left", "right", "right", "right", "left"]
     if not any(row[-1] for row in rows):  # most datasets have one version only

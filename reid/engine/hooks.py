@@ -1,10 +1,9 @@
-"""The trainer's own hooks: logging, evaluation, checkpoints."""
+"""The trainer's own hooks: logging and evaluation; `checkpoints.py` has the other one."""
 
 from __future__ import annotations
 
 import json
 import logging
-import math
 import resource
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid import distributed
+from reid.engine.checkpoints import BEST_MODEL, save_model
 from reid.engine.logs import MetricWriter
 from reid.engine.testing import (
     TestSet,
@@ -28,15 +28,9 @@ from reid.engine.testing import (
 from reid.engine.trainer import Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
 from reid.files import write_text
-from reid.modeling.model import ReIDModel
-from reid.modeling.weights import save_checkpoint, save_weights
 from reid.solver import LR_FACTOR, warmup_factor
 
 logger = logging.getLogger(__name__)
-
-LAST_CHECKPOINT = "last_checkpoint.pth"
-BEST_MODEL = "model_best.safetensors"
-FINAL_MODEL = "model_final.safetensors"
 
 
 class WarmUp(Hook):
@@ -85,6 +79,7 @@ class LogMetrics(Hook):
         self._data_time = 0.0
         self._step_time = 0.0
         self._count = 0
+        self._counted = 0
         self._done = 0
         self._timed_steps = 0
         self._timed_seconds = 0.0
@@ -101,11 +96,7 @@ class LogMetrics(Hook):
         )
 
     def after_step(self, trainer: Trainer) -> None:
-        """Adds the batch up; logs at the end of a period and of an epoch.
-
-        Raises:
-            FloatingPointError: A loss is not finite.
-        """
+        """Adds the batch up, unless it was skipped; logs at the end of a period and of an epoch."""
         if self._bar is not None:
             self._bar.update()
         for name, value in trainer.losses.items():
@@ -113,6 +104,7 @@ class LogMetrics(Hook):
         self._data_time += trainer.data_time
         self._step_time += trainer.step_time
         self._count += 1
+        self._counted += bool(trainer.losses)
         self._done += 1
         if self._done % self._period == 0 or self._done == len(trainer.loader):
             self._log(trainer, self._done)
@@ -123,15 +115,12 @@ class LogMetrics(Hook):
             self._bar.close()
             self._bar = None
 
+    def on_break(self, trainer: Trainer) -> None:
+        """Closes the epoch's bar."""
+        self.after_epoch(trainer)
+
     def _log(self, trainer: Trainer, done: int) -> None:
-        losses = {name: float(value) / self._count for name, value in self._sums.items()}
-        for name, value in losses.items():
-            if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{name} is {value} at epoch {trainer.epoch + 1}, within the {self._count} "
-                    f"iterations up to {done} of {len(trainer.loader)}; earlier checkpoints are "
-                    "whole. A lower solver.base_lr, solver.clip_grad_norm or solver.amp: bf16 help"
-                )
+        losses = {name: float(value) / self._counted for name, value in self._sums.items()}
         data_time, step_time = self._data_time / self._count, self._step_time / self._count
         self._timed_steps += self._count
         self._timed_seconds += self._step_time
@@ -163,7 +152,7 @@ class LogMetrics(Hook):
         self._writer.write("train", trainer.step, trainer.epoch, numbers)
         self._sums = {}
         self._data_time = self._step_time = 0.0
-        self._count = 0
+        self._count = self._counted = 0
 
 
 class Evaluate(Hook):
@@ -174,6 +163,7 @@ class Evaluate(Hook):
         evaluator: See the EVALUATOR registry.
         writer: Gets the numbers.
         output_dir: For `model_best`, results.json (see `write_results`) and the pictures.
+        provenance: Where the results come from; for results.json.
         period: Epochs; 0 = after the last epoch only.
         at_start: Evaluate before the first epoch too.
         best_metric: The number that tells which weights are best; larger is better.
@@ -187,6 +177,7 @@ class Evaluate(Hook):
         evaluator: Evaluator,
         writer: MetricWriter,
         output_dir: Path,
+        provenance: Mapping[str, Any],
         *,
         period: int = 0,
         at_start: bool = False,
@@ -197,6 +188,7 @@ class Evaluate(Hook):
         self._evaluator = evaluator
         self._writer = writer
         self._output_dir = output_dir
+        self._provenance = provenance
         self._period = period
         self._at_start = at_start
         self._best_metric = best_metric
@@ -221,7 +213,9 @@ class Evaluate(Hook):
             return
         logger.info("Results\n%s", summary_table(self._history, self._best_metric))
         if distributed.is_main():
-            write_results(self._output_dir, self._history, self._details, self._best_metric)
+            write_results(
+                self._output_dir, self._history, self._details, self._best_metric, self._provenance
+            )
         if self._ranked_lists:
             for path in draw_test_pictures(
                 trainer.model,
@@ -273,44 +267,17 @@ class Evaluate(Hook):
             save_model(trainer, self._output_dir / BEST_MODEL)
 
 
-class SaveCheckpoints(Hook):
-    """Writes the last checkpoint every `period` epochs, and the final weights.
-
-    Must stand last in the list, so that it saves what the other hooks have done.
-    """
-
-    def __init__(self, output_dir: Path, period: int = 1) -> None:
-        self._output_dir = output_dir
-        self._period = period
-
-    def after_epoch(self, trainer: Trainer) -> None:
-        """Saves everything that the next epoch depends on."""
-        if trainer.epoch % self._period and trainer.epoch != trainer.max_epochs:
-            return
-        state = trainer.state_dict()
-        if distributed.is_main():
-            save_checkpoint(self._output_dir / LAST_CHECKPOINT, state)
-
-    def after_train(self, trainer: Trainer) -> None:
-        """Saves the final weights."""
-        save_model(trainer, self._output_dir / FINAL_MODEL)
-
-
-def save_model(trainer: Trainer, path: Path) -> None:
-    """Writes the model's weights alone, as safetensors with their epoch."""
-    if distributed.is_main():
-        assert isinstance(trainer.model, ReIDModel)
-        metadata = {"epoch": str(trainer.epoch), "num_cameras": str(trainer.model.num_cameras)}
-        save_weights(path, trainer.model.state_dict(), metadata)
-
-
 def write_results(
     output_dir: Path,
     history: Sequence[Mapping[str, Any]],
     details: Sequence[Mapping[str, Any]],
     metric: str,
+    provenance: Mapping[str, Any],
 ) -> None:
-    """Writes results.json: every evaluation, and which epoch was best.
+    """Writes results.json: every evaluation, which epoch was best, where all of it comes from.
+
+    `final` are the numbers after the last epoch, to report without a choice. `best` are those of
+    the epoch chosen by a test set, which `best_chosen_on_test_set` says: they flatter.
 
     To keep the file small, only the last evaluation of each test set, under `final`, carries the
     details: `per_query_AP`, `camera_pairs`, `hardest_queries` and `hardest_query_paths`, as
@@ -321,6 +288,7 @@ def write_results(
         history: `test_set`, `epoch` and `numbers` of every evaluation, the last one last.
         details: Of the last evaluation, one for each test set in their order; empty: not known.
         metric: Chooses the best epoch.
+        provenance: See `reid.engine.provenance`.
     """
     best = best_evaluation(history, metric)
     final = [entry for entry in history if entry["epoch"] == history[-1]["epoch"]]
@@ -329,7 +297,9 @@ def write_results(
         "final": [{**entry, **more} for entry, more in zip(final, known, strict=True)],
         "best": [entry for entry in history if entry["epoch"] == best["epoch"]],
         "best_chosen_by": f"{metric} on the test set {best['test_set']}",
+        "best_chosen_on_test_set": True,
         "history": [*history],
+        "provenance": provenance,
     }
     write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
 

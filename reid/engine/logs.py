@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from reid import distributed
-from reid.files import write_text
+from reid.files import write_text, writing
 from reid.structures import ProgressBar
 
 
@@ -49,19 +50,34 @@ class _Formatter(logging.Formatter):
         return f"{stamp}  {level}: {message}"
 
 
+class _LogFile(logging.FileHandler):
+    """Says once that it cannot be written, where logging would say so for each line."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not self._told:
+            self._told = True
+            sys.stderr.write(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]})\n")
+
+
 @contextmanager
 def run_logging(output_dir: Path) -> Iterator[None]:
     """Sends what `logging` gets from the project to the console and to `output_dir`/log.txt.
 
     Only the main process writes; the others show warnings alone.
+
+    Raises:
+        OutputError: The folder or log.txt cannot be made.
     """
     logger = logging.getLogger("reid")
     console = _Console()
     console.setFormatter(_Formatter(colour=sys.stdout.isatty()))
     handlers: list[logging.Handler] = [console]
     if distributed.is_main():
-        output_dir.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(output_dir / "log.txt", encoding="utf-8"))
+        with writing(output_dir):
+            output_dir.mkdir(parents=True, exist_ok=True)
+            handlers.append(_LogFile(output_dir / "log.txt", encoding="utf-8"))
         handlers[-1].setFormatter(_Formatter(colour=False))
     level, propagate = logger.level, logger.propagate
     logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
@@ -77,7 +93,8 @@ def run_logging(output_dir: Path) -> Iterator[None]:
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):  # a full disk; the run's own error tells of it
+                handler.close()
         logger.setLevel(level)
         logger.propagate = propagate
 
@@ -135,21 +152,30 @@ class MetricWriter:
         Args:
             purge_step: Numbers that an earlier, interrupted run wrote from this step on are
                 dropped; 0 = all of them.
+
+        Raises:
+            OutputError: They cannot be written.
         """
         if distributed.is_main():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._keep_until(purge_step)
-            self._board = SummaryWriter(str(self._path.parent), purge_step=purge_step)
+            with writing(self._path):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._keep_until(purge_step)
+                self._board = SummaryWriter(str(self._path.parent), purge_step=purge_step)
 
     def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
-        """Appends one line; `kind` says what the numbers are about: train, labels, test."""
+        """Appends one line; `kind` says what the numbers are about: train, labels, test.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
         if self._board is None:
             return
         line = {"kind": kind, "step": step, "epoch": epoch, **numbers}
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        for name, number in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", number, step)
+        with writing(self._path):
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            for name, number in numbers.items():
+                self._board.add_scalar(f"{kind}/{name}", number, step)
 
     def write_image(self, name: str, path: Path, step: int) -> None:
         """Shows a picture in TensorBoard."""
@@ -159,9 +185,14 @@ class MetricWriter:
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Writes what TensorBoard still holds back."""
+        """Writes what TensorBoard still holds back.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
         if self._board is not None:
-            self._board.close()
+            with writing(self._path.parent):
+                self._board.close()
 
     def _keep_until(self, step: int) -> None:
         """Drops the lines after `step`; a last line that was cut off is dropped too."""

@@ -23,7 +23,7 @@ from reid.engine.build import (
     import_plugins,
     pick_device,
 )
-from reid.engine.hooks import BEST_MODEL, FINAL_MODEL
+from reid.engine.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
 from reid.engine.testing import TestSet, draw_matches
 from reid.evaluation.attention import Fusion, rollout_maps

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tabulate import tabulate
@@ -25,6 +26,8 @@ from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
 
 logger = logging.getLogger(__name__)
 
+OnCollapse = Literal["warn", "keep", "stop"]
+
 
 class RefreshPseudoLabels(Hook):
     """Gives sampler and criterion their labels before each epoch.
@@ -40,6 +43,13 @@ class RefreshPseudoLabels(Hook):
         sampler: Gets the labels.
         criterion: Gets the labels and the features.
         writer: Gets the statistics of the clusters.
+        on_collapse: What happens where an epoch's features give no cluster, or a single one.
+            `warn`: a single one is trained on; no cluster ends training. `keep`: the last epoch's
+            labels serve once more, with the new features, so that a memory made from them fits the
+            model; the first epoch has none to keep, and training ends. `stop`: training ends.
+
+    Raises:
+        ValueError: `on_collapse` is none of these words.
     """
 
     def __init__(
@@ -50,7 +60,10 @@ class RefreshPseudoLabels(Hook):
         sampler: LabelledSampler,
         criterion: Criterion,
         writer: MetricWriter,
+        on_collapse: OnCollapse = "warn",
     ) -> None:
+        if on_collapse not in ("warn", "keep", "stop"):
+            raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
         self._clusterer = clusterer
         self._loader = loader
         self._records = records
@@ -59,18 +72,19 @@ class RefreshPseudoLabels(Hook):
         self._writer = writer
         self._pids = torch.tensor([record.pid for record in records])
         self._labelled = False
-        self._last_clusters: Tensor | None = None
+        self._on_collapse = on_collapse
+        self._last: PseudoLabels | None = None
 
     @property
     def last_clusters(self) -> Tensor | None:
         """(N,) the last epoch's cluster of each image, -1 = outlier; None before there are any."""
-        return self._last_clusters
+        return None if self._last is None else self._last.cluster
 
     def before_epoch(self, trainer: Trainer) -> None:
         """Extracts, clusters, and hands (labels, features) out.
 
         Raises:
-            ClusteringError: There is no cluster.
+            ClusteringError: There is no cluster, or a single one; see `on_collapse`.
         """
         needs_features = self._clusterer is not None or self._criterion.needs_features
         if self._labelled and not needs_features:
@@ -83,65 +97,96 @@ class RefreshPseudoLabels(Hook):
                     trainer.model, self._loader, self._records, trainer.device, progress
                 )
         extracted = time.perf_counter()
-        labels = self._labels(features, trainer.epoch)
+        labels, collapse = self._labels(features, trainer.epoch)
         clustered = time.perf_counter()
         device_labels = labels.to(trainer.device)
         self._sampler.set_labels(labels)
         self._criterion.set_labels(device_labels, features)
         self._labelled = True
         if distributed.is_main():
-            self._log(trainer, labels, features, extracted - started, clustered - extracted)
-        self._last_clusters = labels.cluster
+            if collapse:
+                logger.warning("%s", collapse)
+            times = extracted - started, clustered - extracted
+            self._log(trainer, labels, features, times, kept=bool(collapse))
+        if self._clusterer is not None:
+            self._last = labels
 
     def state_dict(self) -> dict[str, Any]:
-        """The last clusters, which the next epoch's are compared with; training needs no state."""
-        return {} if self._last_clusters is None else {"last_clusters": self._last_clusters}
+        """The last labels: the next epoch's are compared with them, or they are kept."""
+        if self._last is None:
+            return {}
+        names = [field.name for field in fields(PseudoLabels)]
+        return {"labels": {name: getattr(self._last, name) for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the last clusters back."""
-        self._last_clusters = state.get("last_clusters")
+        """Takes the last labels back.
+
+        Raises:
+            ValueError: They are of another number of images.
+        """
+        self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
+        if self._last is not None and len(self._last) != len(self._records):
+            raise ValueError(
+                f"the checkpoint is of a run on {len(self._last):,} training images, there are "
+                f"{len(self._records):,} now"
+            )
 
     def _log(
         self,
         trainer: Trainer,
         labels: PseudoLabels,
         features: FeatureSet | None,
-        extraction: float,
-        labelling: float,
+        times: tuple[float, float],
+        kept: bool,
     ) -> None:
-        last = self._last_clusters if self._clusterer is not None else None
+        last = None if self._last is None else self._last.cluster
         numbers = cluster_statistics(labels, self._pids, features, last)
+        if kept:
+            numbers["kept"] = 1
         self._writer.write("labels", trainer.step, trainer.epoch, numbers)
         logger.info(
             "Epoch %d: %s of %s images (extraction %.1f s, labels %.1f s)\n%s",
             trainer.epoch + 1,
             "identities" if self._clusterer is None else "clusters",
             f"{len(labels):,}",
-            extraction,
-            labelling,
+            *times,
             tabulate([[number_text(n) for n in numbers.values()]], headers=[*numbers]),
         )
         warning = cluster_warning(numbers, len(labels)) if self._clusterer is not None else None
         if warning is not None:
             logger.warning("%s", warning)
 
-    def _labels(self, features: FeatureSet | None, epoch: int) -> PseudoLabels:
+    def _labels(self, features: FeatureSet | None, epoch: int) -> tuple[PseudoLabels, str]:
         """Made by the main process, the same on every process; so is an error.
 
         The other processes take their parts of the clusterer's exact neighbour searches.
+
+        Returns:
+            The labels; and why they are those of the last epoch, or nothing.
         """
 
-        def work() -> PseudoLabels:
+        def work() -> tuple[PseudoLabels, str]:
             if self._clusterer is None:
-                return identity_labels(self._records)
+                return identity_labels(self._records), ""
             assert features is not None
             try:
                 with progress_bar("Clustering", "img") as progress:
-                    return self._clusterer(features, progress=progress)
+                    labels = self._clusterer(features, progress=progress)
             except ClusteringError as error:
-                raise ClusteringError(f"epoch {epoch + 1}: {error}") from None
+                problem = f"epoch {epoch + 1}: {error}"
+            else:
+                if labels.num_clusters > 1 or self._on_collapse == "warn":
+                    return labels, ""
+                problem = (
+                    f"epoch {epoch + 1}: all {len(labels) - labels.num_outliers:,} images that are "
+                    "no outliers are one cluster: lower clusterer.eps or solver.base_lr"
+                )
+            if self._on_collapse == "keep" and self._last is not None:
+                return self._last, f"{problem}. The last epoch's labels are kept"
+            raise ClusteringError(problem)
 
-        return run_on_main(work)
+        with distributed.torch_threads_kept():
+            return run_on_main(work)
 
 
 class DrawClusters(Hook):

@@ -14,18 +14,19 @@ from reid.clustering import ClusteringError
 from reid.config import Config, config_differences, load_config
 from reid.data.datasets.base import Split, SplitCounts
 from reid.engine.build import import_plugins
+from reid.engine.checkpoints import checkpoint_paths
 from reid.engine.comparison import Paper, compare_results, counts_text, results_text
 from reid.engine.datasets import build_dataset
-from reid.engine.hooks import LAST_CHECKPOINT
+from reid.engine.provenance import BOOKKEEPING
 from reid.engine.run import train
-from reid.files import write_text
+from reid.files import OutputError, write_text
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError, nearest
 from reid.structures import DataError
 
-_USER_ERRORS = (ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError)
-_NO_MATTER = ("output_dir", "device", "log_period", "checkpoint_period", "dataloader.num_workers")
-"""Settings that may differ between the beginning of a run and its end."""
+_USER_ERRORS = (
+    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, OutputError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Run:
     @property
     def can_resume(self) -> bool:
         """Whether there is a checkpoint to go on from."""
-        return (self.folder / LAST_CHECKPOINT).is_file()
+        return bool(checkpoint_paths(self.folder))
 
     def numbers(self) -> dict[str, float] | None:
         """The evaluator's numbers after the last epoch, of the first test set; None: unfinished.
@@ -298,7 +299,7 @@ def _changes(run: Run) -> Iterator[str]:
     differences = [
         f"{key} {old} there, {new} now"
         for key, (old, new) in config_differences(load_config(written), run.config).items()
-        if key not in _NO_MATTER
+        if key not in BOOKKEEPING
     ]
     if differences:
         yield f"  {run.folder}: {'; '.join(differences)}"

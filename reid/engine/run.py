@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from reid import distributed
 from reid.config import Config, dump_config
@@ -15,17 +18,27 @@ from reid.engine.build import (
     build_test_sets,
     build_trained_model,
     build_trainer,
+    count_splits,
     import_plugins,
     log_dataset,
     pick_device,
 )
-from reid.engine.hooks import BEST_MODEL, FINAL_MODEL, LAST_CHECKPOINT
+from reid.engine.checkpoints import (
+    BEST_MODEL,
+    CHECKPOINTS,
+    FINAL_MODEL,
+    checkpoint_paths,
+    newest_checkpoint,
+)
 from reid.engine.logs import MetricWriter, environment, run_logging
+from reid.engine.provenance import config_diff, provenance
+from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.testing import draw_test_pictures, evaluate, results_table
 from reid.engine.trainer import Trainer, seed_everything
-from reid.files import write_text
-from reid.modeling.weights import WeightsError, load_checkpoint
+from reid.files import remove_leftovers, write_text
+from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
+from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
 
@@ -39,69 +52,77 @@ _FILES = {
     "clusters.png": "the last clusters, with cameras and mistakes",
     BEST_MODEL: "weights of the best evaluation",
     FINAL_MODEL: "weights at the end",
-    LAST_CHECKPOINT: "what --resume goes on from",
+    CHECKPOINTS: "what --resume goes on from",
 }
+_REPORTS = "nonfinite_*.json"
 
 
-def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> None:
+def train(
+    config: Config,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    allow_config_change: bool = False,
+) -> None:
     """Trains, evaluates, and leaves everything in `config.output_dir`.
 
     Args:
         config: What to train.
-        resume: Go on from the last checkpoint in the output folder; start where there is none.
+        resume: Go on from the newest whole checkpoint in the output folder; start where there is
+            none.
         overwrite: Start anew where the output folder holds a run.
+        allow_config_change: Resume with settings under which training takes another course.
 
     Raises:
-        ConfigError: A setting is wrong, or the output folder holds another run.
+        ConfigError: A setting is wrong, the output folder holds another run, or the run to go on
+            with had other settings.
         DataError: The images are not what was expected.
-        WeightsError: A checkpoint is broken or does not fit.
+        WeightsError: No checkpoint is whole, or it does not fit.
+        ClusteringError: The features give no clusters.
+        FloatingPointError: A loss is not finite.
+        OutputError: A file cannot be written.
+        Interrupted: SIGTERM or SIGINT came; a checkpoint of the last whole epoch is written.
     """
     output_dir = Path(config.output_dir)
-    checkpoint = output_dir / LAST_CHECKPOINT
-    if checkpoint.exists() and not (resume or overwrite):
-        raise ConfigError(
-            f"output_dir: {str(output_dir)!r} holds a run already; --resume goes on with it, "
-            "--overwrite starts anew"
-        )
-    device = pick_device(config.device)
-    distributed.init_process_group(device)
-    try:
-        with run_logging(output_dir):
-            seed_everything(config.seed)
-            logger.info("Environment\n%s", environment(device))
-            logger.info("Config\n%s", dump_config(config).rstrip())
-            import_plugins(config.plugins)
-            state = load_checkpoint(checkpoint) if resume and checkpoint.exists() else None
-            if resume and state is None:
-                logger.warning("%s does not exist: training starts anew", checkpoint)
-            writer = MetricWriter(output_dir)
-            trainer = build_trainer(config, device, writer)
-            if state is not None:
-                _load_state(trainer, state, checkpoint)
-                logger.info("Resumed from %s after epoch %d", checkpoint, trainer.epoch)
-            for name, part in trainer.model.named_children():
-                count = sum(parameter.numel() for parameter in part.parameters())
-                logger.info("Model %s: %s, %s parameters", name, type(part).__name__, f"{count:,}")
-            # A wrong setting has stopped us by now; an earlier run's files are safe till here.
-            if distributed.is_main():
-                if overwrite:
-                    _remove_run(output_dir)
-                write_text(output_dir / "config.yaml", dump_config(config))
-            writer.start(purge_step=trainer.step)
-            try:
-                trainer.train()
-            finally:
-                writer.close()
-            _log_files(output_dir)
-    finally:
-        distributed.destroy_process_group()
+    _protect(output_dir, resume, overwrite)
+    with _started(config) as (device, signals):
+        seed_everything(config.seed)
+        logger.info("Config\n%s", dump_config(config).rstrip())
+        import_plugins(config.plugins)
+        found = newest_checkpoint(output_dir) if resume else None
+        if resume and found is None:
+            logger.warning("%s holds no checkpoint: training starts anew", output_dir)
+        if found is not None:
+            _compare_configs(output_dir / "config.yaml", config, allow_config_change)
+        writer = MetricWriter(output_dir)
+        trainer = build_trainer(config, device, writer, signals)
+        if found is not None:
+            _load_state(trainer, *found)
+            logger.info("Resumed from %s after epoch %d", found[0], trainer.epoch)
+        for name, part in trainer.model.named_children():
+            count = sum(parameter.numel() for parameter in part.parameters())
+            logger.info("Model %s: %s, %s parameters", name, type(part).__name__, f"{count:,}")
+        # A wrong setting has stopped us by now; an earlier run's files are safe till here.
+        if distributed.is_main():
+            if overwrite:
+                _remove_run(output_dir)
+            remove_leftovers(output_dir)
+            write_text(output_dir / "config.yaml", dump_config(config))
+        writer.start(purge_step=trainer.step)
+        try:
+            trainer.train()
+        except Interrupted as stop:
+            raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
+        finally:
+            writer.close()
+        _log_files(output_dir)
 
 
 def test(config: Config) -> dict[str, dict[str, float]]:
     """Evaluates `config.model.weights` on the test sets.
 
-    Leaves results_eval_only.json in `config.output_dir`: `weights`, and by test set the `numbers`
-    with the details that `ranking_details` describes.
+    Leaves results_eval_only.json in `config.output_dir`: `weights`, `provenance`, and by test set
+    the `numbers` with the details that `ranking_details` describes.
 
     Returns:
         Numbers by test set.
@@ -112,43 +133,117 @@ def test(config: Config) -> dict[str, dict[str, float]]:
         WeightsError: The weights are broken or do not fit.
     """
     output_dir = Path(config.output_dir)
-    device = pick_device(config.device)
-    distributed.init_process_group(device)
-    try:
-        with run_logging(output_dir):
-            logger.info("Environment\n%s", environment(device))
-            import_plugins(config.plugins)
-            test_sets = build_test_sets(config)
-            if not test_sets:
-                raise ConfigError("datasets.test: there is nothing to evaluate on")
-            log_dataset("", [], test_sets)
-            model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
-            model.to(device).eval()
-            evaluator = build_evaluator(config)
-            found = {
-                test_set.name: evaluate(model, test_set, evaluator, device, details=True)
-                for test_set in test_sets
+    with _started(config) as (device, _):
+        import_plugins(config.plugins)
+        test_sets = build_test_sets(config)
+        if not test_sets:
+            raise ConfigError("datasets.test: there is nothing to evaluate on")
+        splits = count_splits("", [], test_sets)
+        log_dataset(splits)
+        model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
+        model.to(device).eval()
+        evaluator = build_evaluator(config)
+        found = {
+            test_set.name: evaluate(model, test_set, evaluator, device, details=True)
+            for test_set in test_sets
+        }
+        results = {name: numbers for name, (numbers, _) in found.items()}
+        rows = [(name, config.model.weights, numbers) for name, numbers in results.items()]
+        logger.info("Results\n%s", results_table(rows))
+        if distributed.is_main():
+            path = output_dir / "results_eval_only.json"
+            content = {
+                "weights": config.model.weights,
+                **{name: {"numbers": n, **details} for name, (n, details) in found.items()},
+                "provenance": provenance(config, device, splits),
             }
-            results = {name: numbers for name, (numbers, _) in found.items()}
-            rows = [(name, config.model.weights, numbers) for name, numbers in results.items()]
-            logger.info("Results\n%s", results_table(rows))
-            if distributed.is_main():
-                path = output_dir / "results_eval_only.json"
-                content = {
-                    "weights": config.model.weights,
-                    **{name: {"numbers": n, **details} for name, (n, details) in found.items()},
-                }
-                write_text(path, json.dumps(content, indent=2) + "\n")
-            if config.test.ranked_lists:
-                draw_test_pictures(
-                    model, test_sets[0], device, config.test.ranked_lists, output_dir
-                )
-    finally:
-        distributed.destroy_process_group()
+            write_text(path, json.dumps(content, indent=2) + "\n")
+        if config.test.ranked_lists:
+            draw_test_pictures(model, test_sets[0], device, config.test.ranked_lists, output_dir)
     return results
 
 
-def _load_state(trainer: Trainer, state: Mapping[str, Any], checkpoint: Path) -> None:
+@contextmanager
+def _started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
+    """What every run stands in: its device, group of processes, logs and signals."""
+    device = pick_device(config.device)
+    with StopSignals() as signals:
+        distributed.init_process_group(device)
+        try:
+            with run_logging(Path(config.output_dir)):
+                logger.info("Environment\n%s", environment(device))
+                try:
+                    yield device, signals
+                except Exception as error:
+                    dead_worker = "DataLoader worker (pid" in str(error)
+                    # A signal to all processes may end others, which this one notices, first.
+                    if signals.came(within_s=1.0 if dead_worker else 0.0):
+                        raise Interrupted(signals.signum) from error
+                    if dead_worker:
+                        raise DataError(
+                            f"a process that reads images has died ({error}). Most often memory "
+                            "is short, or shared memory (/dev/shm): lower dataloader.num_workers; "
+                            "0 reads in the main process. --resume goes on from the last checkpoint"
+                        ) from error
+                    if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
+                        # torch puts a traceback before what a reading process says
+                        raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error
+                    raise
+        finally:
+            distributed.destroy_process_group()
+
+
+def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:
+    """Makes sure that a run is not lost by mistake.
+
+    Raises:
+        ConfigError: The folder holds a run.
+    """
+    if overwrite or (resume and checkpoint_paths(output_dir)):
+        return
+    kept = (BEST_MODEL, FINAL_MODEL, "results.json")
+    there = [path.name for path in checkpoint_paths(output_dir)]
+    there += [name for name in kept if (output_dir / name).exists()]
+    if there and resume:
+        raise ConfigError(
+            f"output_dir: {str(output_dir)!r} holds {', '.join(there)} but no checkpoint to resume "
+            "from; --overwrite starts anew"
+        )
+    if there:
+        raise ConfigError(
+            f"output_dir: {str(output_dir)!r} holds a run already; --resume goes on with it, "
+            "--overwrite starts anew"
+        )
+
+
+def _compare_configs(stored: Path, config: Config, allow_change: bool) -> None:
+    """Shows how the config differs from that of the run to go on with.
+
+    Raises:
+        ConfigError: Training would take another course, and this was not allowed.
+    """
+    if not stored.exists():
+        logger.warning("%s is missing: nothing tells whether the settings have changed", stored)
+        return
+    difference, other_course = config_diff(stored, config)
+    if other_course and not allow_change:
+        raise ConfigError(
+            f"the run in {stored.parent} had other settings, under which training takes another "
+            f"course:\n{difference}\nresume with the old ones, or with --allow-config-change: the "
+            "new ones then count from the next epoch on"
+        )
+    if difference:
+        logger.warning("Settings have changed since this run began\n%s", difference)
+
+
+def _what_is_kept(output_dir: Path) -> str:
+    paths = checkpoint_paths(output_dir)
+    if not paths:
+        return "no epoch was finished, so that there is no checkpoint: --resume starts anew"
+    return f"{paths[0]} holds the last whole epoch: --resume goes on from it"
+
+
+def _load_state(trainer: Trainer, checkpoint: Path, state: Mapping[str, Any]) -> None:
     try:
         trainer.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError) as error:
@@ -160,14 +255,14 @@ def _load_state(trainer: Trainer, state: Mapping[str, Any], checkpoint: Path) ->
 
 def _remove_run(output_dir: Path) -> None:
     """Removes what an earlier run has written, but for log.txt, which goes on."""
-    for pattern in (*_FILES, "events.out.tfevents.*"):
+    for pattern in (*_FILES, _REPORTS, "events.out.tfevents.*"):
         for path in output_dir.glob(pattern):
             if path.name != "log.txt":
                 path.unlink()
 
 
 def _log_files(output_dir: Path) -> None:
-    lines = [f"  {name:<26}{text}" for name, text in _FILES.items() if (output_dir / name).exists()]
+    lines = [f"  {name:<26}{text}" for name, text in _FILES.items() if any(output_dir.glob(name))]
     logger.info(
         "Written to %s (TensorBoard: tensorboard --logdir %s)\n%s",
         output_dir,

@@ -86,9 +86,12 @@ def evaluate(
     query, gallery = test_set.features(model, device)
     found = None
     if distributed.is_main():
-        with progress_bar(f"Ranking {test_set.name}", "query") as progress:
+        with (
+            progress_bar(f"Ranking {test_set.name}", "query") as progress,
+            distributed.torch_threads_kept(),
+        ):
             numbers = evaluator(query, gallery, progress=progress)
-        found = numbers, _details(test_set, query, gallery) if details else {}
+            found = numbers, _details(test_set, query, gallery) if details else {}
     return distributed.broadcast_object(found)
 
 

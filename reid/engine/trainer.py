@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -12,10 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import DataLoader
 
 from reid import distributed
+from reid.engine.nonfinite import (
+    LaterNumber,
+    NonFiniteLosses,
+    broken_parameters,
+    check_finite,
+    largest_activations,
+    random_state,
+    replaying,
+)
+from reid.engine.stopping import StopSignals
 from reid.structures import Batch
 
 Amp = Literal["off", "fp16", "bf16"]
@@ -36,6 +48,10 @@ class Hook:
             hook.after_epoch(trainer)
         hook.after_train(trainer)
 
+    or, where a signal or an error ends it before that, ::
+
+        hook.on_break(trainer)
+
     In `after_epoch`, `trainer.epoch` is already the number of finished epochs, so that state saved
     there is the state before the next epoch. Hooks are called in the order of the list, and a
     hook with state of its own returns it from `state_dict`.
@@ -48,13 +64,19 @@ class Hook:
         """Before each epoch; the sampler's epoch is set, its labels may be changed here."""
 
     def after_step(self, trainer: Trainer) -> None:
-        """After each batch; `trainer.losses` holds its losses."""
+        """After each batch; `trainer.losses` holds its losses, nothing if it was skipped."""
 
     def after_epoch(self, trainer: Trainer) -> None:
         """After each epoch; `trainer.epoch` counts the finished ones."""
 
     def after_train(self, trainer: Trainer) -> None:
         """Once, after the last epoch; not called when training ends in an error."""
+
+    def on_break(self, trainer: Trainer) -> None:
+        """Once, when a signal or an error ends training, perhaps in the middle of a hook.
+
+        Other processes may be gone: nothing may be asked of them here.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """State to keep in checkpoints: numbers, strings, tensors, and lists and dicts of them."""
@@ -93,11 +115,14 @@ class Trainer:
             of an epoch may be smaller, and is averaged over the batches it has.
         clip_grad_norm: Largest norm of the gradient; 0 = no clipping.
         hooks: See `Hook`.
+        signals: What may interrupt training, though never in a step; none by default.
+        nonfinite: What happens to a batch whose loss is not finite; by default it ends training.
 
     Attributes:
         epoch: The epoch that is running, or the number of finished epochs between two.
         step: Batches seen since the start of the first epoch.
-        losses: The last batch's losses, detached, with their sum as `loss`.
+        losses: The last batch's losses, detached, with their sum as `loss`; empty if the batch was
+            skipped.
         data_time: Seconds that the last batch was waited for.
         step_time: Seconds of the last batch, waiting included.
 
@@ -119,6 +144,8 @@ class Trainer:
         accumulation_steps: int = 1,
         clip_grad_norm: float = 0.0,
         hooks: Sequence[Hook] = (),
+        signals: StopSignals | None = None,
+        nonfinite: NonFiniteLosses | None = None,
     ) -> None:
         if amp not in _AMP_DTYPES:
             raise ValueError(f"amp: expected one of {', '.join(_AMP_DTYPES)}, got {amp!r}")
@@ -135,11 +162,14 @@ class Trainer:
         self.max_epochs = max_epochs
         self.device = device
         self.hooks = list(hooks)
+        self.signals = signals or StopSignals()
         self.epoch = 0
         self.step = 0
         self.losses: dict[str, Tensor] = {}
         self.data_time = 0.0
         self.step_time = 0.0
+        self._nonfinite = nonfinite or NonFiniteLosses()
+        self._signum = 0
         self._amp_dtype = _AMP_DTYPES[amp]
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._accumulation_steps = accumulation_steps
@@ -152,15 +182,27 @@ class Trainer:
         """Trains from the present epoch to the last.
 
         Raises:
-            FloatingPointError: The loss is not finite.
+            FloatingPointError: A loss, or the model after an epoch, is not finite.
+            Interrupted: A signal came; with several processes, to any of them.
         """
+        try:
+            self._train()
+        except BaseException:
+            for hook in self.hooks:
+                hook.on_break(self)
+            raise
+
+    def _train(self) -> None:
         for hook in self.hooks:
             hook.before_train(self)
         while self.epoch < self.max_epochs:
             self.loader.batch_sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
             for hook in self.hooks:
                 hook.before_epoch(self)
-            self._run_epoch()
+            # processes wait for each other in every step, so that they must stop after the same
+            with self.signals.delayed() if distributed.is_distributed() else nullcontext():
+                self._run_epoch()
+            check_finite(self._step_module, self.epoch + 1)
             self.scheduler.step()
             self.epoch += 1
             for hook in self.hooks:
@@ -177,15 +219,18 @@ class Trainer:
         for number, batch in enumerate(self.loader):
             self.data_time = time.perf_counter() - started
             group = number - number % self._accumulation_steps
-            self.run_step(
-                batch.to(self.device),
-                share=1 / min(self._accumulation_steps, last - group),
-                update=(number + 1) % self._accumulation_steps == 0 or number + 1 == last,
-            )
-            self.step += 1
-            self.step_time = time.perf_counter() - started
-            for hook in self.hooks:
-                hook.after_step(self)
+            with self.signals.delayed():
+                self.run_step(
+                    batch.to(self.device),
+                    share=1 / min(self._accumulation_steps, last - group),
+                    update=(number + 1) % self._accumulation_steps == 0 or number + 1 == last,
+                )
+                self.step += 1
+                self.step_time = time.perf_counter() - started
+                for hook in self.hooks:
+                    hook.after_step(self)
+            if self._signum:
+                self.signals.stop(self._signum)
             started = time.perf_counter()
 
     def run_step(self, batch: Batch, share: float = 1.0, update: bool = True) -> None:
@@ -195,14 +240,34 @@ class Trainer:
             batch: On the trainer's device.
             share: Weight of this batch's gradient in the sum of an accumulation group.
             update: Whether the optimizer takes a step after this batch.
+
+        Raises:
+            FloatingPointError: The loss is not finite, on this process or another.
         """
-        with torch.autocast(
-            self.device.type, self._amp_dtype, enabled=self._amp_dtype is not torch.float32
-        ):
+        drawn_from = random_state(self.device)
+        before = (
+            {name: buffer.clone() for name, buffer in self._step_module.named_buffers()}
+            if self._nonfinite.action == "skip"
+            else {}
+        )
+        with self._autocast():
             losses = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()
+        later = LaterNumber(total)
         self._scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
         self.losses = {"loss": total.detach()} | {k: v.detach() for k, v in losses.items()}
+        # The GPU is busy with the backward pass while this waits for the end of the forward pass.
+        # What becomes infinite in the backward pass of fp16 is the scaler's business.
+        own = not math.isfinite(later)
+        broken, self._signum = distributed.largest(own, self.signals.signum)
+        if broken:
+            self.optimizer.zero_grad()
+            for name, buffer in self._step_module.named_buffers():
+                if name in before:
+                    buffer.copy_(before[name])
+            self._meet_nonfinite(batch, drawn_from, own)
+            self.losses = {}
+            return
         if not update:
             return
         if self._clip_grad_norm:
@@ -211,6 +276,31 @@ class Trainer:
         self._scaler.step(self.optimizer)
         self._scaler.update()
         self.optimizer.zero_grad()
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, self._amp_dtype, enabled=self._amp_dtype is not torch.float32
+        )
+
+    def _meet_nonfinite(self, batch: Batch, drawn_from: Mapping[str, Tensor], own: bool) -> None:
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        with replaying(self.device, drawn_from), self._autocast():
+            activations, first = largest_activations(
+                self.model, lambda: self.model(batch.image, batch.camid)
+            )
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(buffers[name])
+        report = {
+            "step": self.step + 1,
+            "epoch": self.epoch + 1,
+            "losses": {name: float(value) for name, value in self.losses.items()},
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "loss_scale": self._scaler.get_scale(),
+            "parameters_not_finite": broken_parameters(self.model),
+            "first_module_not_finite": first,
+            "activations": activations,
+        }
+        self._nonfinite.meet(report, batch.index.tolist(), own=own)
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next epoch depends on; pseudo-labels and memories are made anew."""
@@ -222,12 +312,15 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
+            "skipped": self._nonfinite.skipped,
             "random": distributed.gather_objects(_random_state(self.device)),
             "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave.
+
+        Learning rate, weight decay and the like stay those that this trainer was built with.
 
         Raises:
             ValueError: The state is of a run with other hooks or another number of processes.
@@ -244,14 +337,34 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scheduler.load_state_dict(state["scheduler"])
+        self._load_optimizer(state)
         self._scaler.load_state_dict(state["scaler"])
+        self._nonfinite.skipped = state["skipped"]
         for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
             hook.load_state_dict({k: v for k, v in hook_state.items() if k != "name"})
         self.epoch = state["epoch"]
         self.step = state["step"]
         _set_random_state(state["random"][distributed.rank()], self.device)
+
+    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
+        built_with = [
+            {key: value for key, value in group.items() if key not in ("params", "lr")}
+            for group in self.optimizer.param_groups
+        ]
+        base_lrs = list(self.scheduler.base_lrs)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        if isinstance(self.scheduler, LambdaLR):  # its rates do not depend on those before
+            self.scheduler.base_lrs = base_lrs
+            epoch = self.scheduler.last_epoch
+            rates = [
+                base_lr * factor(epoch)
+                for base_lr, factor in zip(base_lrs, self.scheduler.lr_lambdas, strict=True)
+            ]
+            self.scheduler._last_lr = rates
+            groups = zip(self.optimizer.param_groups, built_with, rates, strict=True)
+            for group, options, rate in groups:
+                group.update(options, lr=rate)
 
 
 def seed_everything(seed: int) -> None:

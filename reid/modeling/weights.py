@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import pickle
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -11,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from reid.files import replacing
@@ -223,24 +225,58 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors as safetensors, whole or not at all."""
+    """Writes tensors as safetensors, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, dict(metadata))
+        temporary.write_bytes(save(tensors, dict(metadata)))
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes tensors, numbers, strings, lists and dicts, whole or not at all."""
-    with replacing(path) as temporary:
-        torch.save(dict(state), temporary)
+    """Writes tensors, numbers, strings, lists and dicts, whole or not at all.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
+    with replacing(path) as temporary, _ErrorKeepingFile(temporary, "w") as file:
+        try:
+            with io.BufferedWriter(file) as buffer:
+                torch.save(dict(state), buffer)
+        except RuntimeError as error:
+            if file.error is not None:  # torch tells of a position, which says nothing
+                raise file.error from error
+            raise
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
+class _ErrorKeepingFile(io.FileIO):
+    """Keeps the first error of the system for those who get to see another."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+
+def load_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
     """Reads what `save_checkpoint` or other code's `torch.save` wrote, data alone.
+
+    Args:
+        path: The file.
+        verify: Compare every record with its checksum first, which torch does not do. For files
+            of `save_checkpoint`; older formats of torch have none.
 
     Raises:
         WeightsError: The file is missing, broken, or would run code when read.
     """
+    if verify:
+        _read(path, _verify)
     return _load_pickle(path)
 
 
@@ -257,6 +293,13 @@ def _load_pickle(path: Path, passed_over: Sequence[str] = ()) -> dict[str, Any]:
     return content
 
 
+def _verify(name: str) -> None:
+    with zipfile.ZipFile(name) as archive:
+        record = archive.testzip()
+    if record is not None:
+        raise ValueError(f"the checksum of {record} is wrong")
+
+
 def _read(path: Path, reader: Callable[[str], Any]) -> Any:
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such checkpoint file")
@@ -270,6 +313,7 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
         ) from error
     except (
         SafetensorError,
+        zipfile.BadZipFile,
         RuntimeError,
         EOFError,
         ValueError,

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reid.config import Config, DatasetsConfig, ModelConfig
-from reid.engine.build import build_model, build_test_sets, log_dataset
+from reid.engine.build import build_model, build_test_sets, count_splits, log_dataset
 from reid.engine.testing import TestSet
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.weights import save_weights
@@ -25,7 +25,7 @@ def table(caplog: pytest.LogCaptureFixture) -> list[list[str]]:
 def test_the_table_counts_and_names_the_version(caplog: pytest.LogCaptureFixture) -> None:
     test_set = TestSet("Other", QUERY, GALLERY, [])
     with caplog.at_level(logging.INFO):
-        log_dataset("MSMT17", TRAIN, [test_set], "MSMT17_V1")
+        log_dataset(count_splits("MSMT17", TRAIN, [test_set], "MSMT17_V1"))
     header, _, *rows = table(caplog)
     assert header == ["dataset", "split", "images", "identities", "cameras", "version"]
     assert rows == [
@@ -37,7 +37,7 @@ def test_the_table_counts_and_names_the_version(caplog: pytest.LogCaptureFixture
 
 def test_no_column_for_versions_where_there_are_none(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        log_dataset("Own", TRAIN, [])
+        log_dataset(count_splits("Own", TRAIN, []))
     assert table(caplog)[0] == ["dataset", "split", "images", "identities", "cameras"]
 
 

@@ -89,7 +89,7 @@ def test_test_sets_of_one_name_are_kept_apart(root: Path) -> None:
     found = run_test(load_config(root / "out" / "config.yaml", pairs))
     assert found == {"a": results["final"][0]["numbers"], "a (2)": found["a"]}
     written = json.loads((root / "eval" / "results_eval_only.json").read_text())
-    assert {"weights", "a", "a (2)"} == written.keys()
+    assert {"weights", "a", "a (2)", "provenance"} == written.keys()
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from reid.engine import reproduce as module
+from reid.engine.checkpoints import checkpoint_paths
 from reid.engine.comparison import load_paper
-from reid.engine.hooks import LAST_CHECKPOINT
 from reid.engine.reproduce import reproduce
 from reid.engine.trainer import Hook, Trainer
 from reid.registry import HOOK, ConfigError
@@ -153,7 +153,7 @@ def test_an_interrupt_passes_through(folder: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(TrapInReproduce, "folder", "plain")
     with pytest.raises(KeyboardInterrupt):
         table(folder, "interrupted")
-    assert (folder / "interrupted/drawn/plain/seed1" / LAST_CHECKPOINT).exists()
+    assert checkpoint_paths(folder / "interrupted/drawn/plain/seed1")
     assert not (folder / "interrupted/drawn/sharp").exists()
 
 

@@ -98,8 +98,8 @@ def finished(folder: Path) -> Path:
 def test_a_run_leaves_everything_behind(finished: Path) -> None:
     names = {entry.name.split(".")[0] for entry in finished.iterdir()}
     assert names == {
-        "config", "events", "last_checkpoint", "log", "metrics", "model_best", "model_final",
-        "ranked_lists", "results", "similarities",
+        "checkpoint_0002", "checkpoint_0003", "config", "events", "log", "metrics", "model_best",
+        "model_final", "ranked_lists", "results", "similarities",
     }  # fmt: skip
     kinds = [line["kind"] for line in lines(finished / "metrics.json")]
     assert kinds == ["test", "labels", "train", "train", "test", "train", "train", "test",
@@ -181,6 +181,7 @@ def test_eval_only_gives_the_numbers_of_the_run(finished: Path, folder: Path) ->
     (final,) = results["final"]
     details = written["SyntheticPersons"]
     assert details.keys() == final.keys() - {"test_set", "epoch"}
+    assert written["provenance"].keys() == results["provenance"].keys()
     assert details["numbers"] == found["SyntheticPersons"]
     assert details["hardest_query_paths"] == final["hardest_query_paths"]
     assert details["per_query_AP"] == pytest.approx(final["per_query_AP"])
@@ -200,13 +201,15 @@ def test_a_stopped_run_resumes_bit_for_bit(folder: Path, name: str, epoch: int) 
             config(folder, name, cut.name, "HOOKS", f"[{{NAME: StopAfterEpoch, EPOCH: {epoch}}}]")
         )
     torch.rand(3)
-    train(config(folder, name, cut.name, *harmless), resume=True)
+    train(config(folder, name, cut.name, *harmless), resume=True, allow_config_change=True)
     for file in ("model_final.safetensors", "model_best.safetensors"):
         expected, found = weights(whole / file), weights(cut / file)
         assert expected.keys() == found.keys()
         assert all(torch.equal(expected[key], found[key]) for key in expected)
     assert numbers_of(cut / "metrics.json") == numbers_of(whole / "metrics.json")
-    assert (cut / "results.json").read_text() == (whole / "results.json").read_text()
+    results = [json.loads((run / "results.json").read_text()) for run in (cut, whole)]
+    assert results[0].pop("provenance").keys() == results[1].pop("provenance").keys()
+    assert results[0] == results[1]
 
 
 def test_resume_without_a_checkpoint_starts_anew(folder: Path) -> None:
@@ -217,23 +220,23 @@ def test_resume_without_a_checkpoint_starts_anew(folder: Path) -> None:
 def test_a_truncated_checkpoint_is_refused(finished: Path, folder: Path) -> None:
     target = folder / "truncated"
     target.mkdir()
-    whole = (finished / "last_checkpoint.pth").read_bytes()
-    (target / "last_checkpoint.pth").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(WeightsError, match=r"truncated/last_checkpoint\.pth: is broken or cut off"):
+    whole = (finished / "checkpoint_0003.pth").read_bytes()
+    (target / "checkpoint_0003.pth").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(WeightsError, match=r"truncated/checkpoint_0003\.pth: is broken or cut off"):
         train(config(folder, "supervised", "truncated"), resume=True)
 
 
 def test_a_checkpoint_of_another_config_is_refused(finished: Path, folder: Path) -> None:
     target = folder / "other"
     target.mkdir()
-    (target / "last_checkpoint.pth").write_bytes((finished / "last_checkpoint.pth").read_bytes())
+    (target / "checkpoint_0003.pth").write_bytes((finished / "checkpoint_0003.pth").read_bytes())
     other = ("MODEL.BACKBONE.MODEL", "test_vit")
     with pytest.raises(WeightsError, match="does not fit this config"):
         train(config(folder, "supervised", "other", *other), resume=True)
 
 
 def test_what_a_checkpoint_holds(finished: Path) -> None:
-    state = load_checkpoint(finished / "last_checkpoint.pth")
+    state = load_checkpoint(finished / "checkpoint_0003.pth")
     assert state["epoch"] == 3
     assert {"model", "criterion", "optimizer", "scheduler", "scaler", "random"} <= state.keys()
     assert {"python", "numpy", "torch"} <= state["random"][0].keys()

@@ -1,0 +1,142 @@
+"""Checkpoints of a run: written, kept, found again."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reid import distributed
+from reid.engine.trainer import Hook, Trainer
+from reid.files import OutputError
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import WeightsError, load_checkpoint, save_checkpoint, save_weights
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINTS = "checkpoint_*.pth"
+BEST_MODEL = "model_best.safetensors"
+FINAL_MODEL = "model_final.safetensors"
+_NAME = re.compile(r"checkpoint_(\d+)\.pth")
+
+
+class SaveCheckpoints(Hook):
+    """Writes a checkpoint every `period` epochs and the final weights; keeps the last checkpoints.
+
+    Must stand last in the list, so that it saves what the other hooks have done. A checkpoint is
+    the state between two epochs. Where a run ends early, by a signal or by an error, the state
+    after the last whole epoch is written if it was not: it is kept in memory till then.
+
+    Args:
+        output_dir: Where to.
+        period: Epochs between checkpoints.
+        keep: Newest checkpoints that are kept; older ones are removed once a newer one is whole.
+            0 = all.
+    """
+
+    def __init__(self, output_dir: Path, period: int = 1, keep: int = 2) -> None:
+        self._output_dir = output_dir
+        self._period = period
+        self._keep = keep
+        self._unsaved: dict[str, Any] | None = None
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Saves everything that the next epoch depends on.
+
+        Raises:
+            OutputError: It cannot be written.
+        """
+        with trainer.signals.delayed():
+            state = trainer.state_dict()
+            self._unsaved = None
+            if not distributed.is_main():
+                return
+            if trainer.epoch % self._period and trainer.epoch != trainer.max_epochs:
+                self._unsaved = _copy(state)
+            else:
+                self._write(state)
+
+    def on_break(self, trainer: Trainer) -> None:
+        """Writes the state after the last whole epoch, if it was not written."""
+        if self._unsaved is not None:
+            try:
+                self._write(self._unsaved)
+            except OutputError as error:  # the run has an error already, which must be told
+                logger.error("%s", error)
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Saves the final weights."""
+        save_model(trainer, self._output_dir / FINAL_MODEL)
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        path = self._output_dir / f"checkpoint_{state['epoch']:04d}.pth"
+        save_checkpoint(path, state)
+        self._unsaved = None
+        older = []
+        for other in checkpoint_paths(self._output_dir):
+            if _epoch(other) > state["epoch"]:
+                other.unlink()  # broken, or this run would have gone on from it
+            elif other != path:
+                older.append(other)
+        for other in older[self._keep - 1 :] if self._keep else []:
+            other.unlink()
+
+
+def save_model(trainer: Trainer, path: Path) -> None:
+    """Writes the model's weights alone, as safetensors with their epoch.
+
+    Raises:
+        OutputError: They cannot be written.
+    """
+    if distributed.is_main():
+        assert isinstance(trainer.model, ReIDModel)
+        metadata = {"epoch": str(trainer.epoch), "num_cameras": str(trainer.model.num_cameras)}
+        save_weights(path, trainer.model.state_dict(), metadata)
+
+
+def checkpoint_paths(output_dir: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    found = [path for path in output_dir.glob(CHECKPOINTS) if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_epoch, reverse=True)
+
+
+def newest_checkpoint(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest checkpoint that is whole, with what it holds; None where there is no checkpoint.
+
+    Raises:
+        WeightsError: There are some, but none is whole.
+    """
+    errors = []
+    for path in checkpoint_paths(output_dir):
+        try:
+            state = load_checkpoint(path, verify=True)
+        except WeightsError as error:
+            errors.append(str(error))
+            continue
+        for message in errors:
+            logger.warning("%s\n%s is whole and is taken instead", message, path)
+        return path, state
+    if errors:
+        raise WeightsError("\n".join((*errors, "no checkpoint is whole; --overwrite starts anew")))
+    return None
+
+
+def _epoch(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
+
+
+def _copy(value: Any) -> Any:
+    """A copy in main memory that further training does not change."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy(item) for item in value)
+    return value

@@ -1,0 +1,228 @@
+"""Batches whose loss is not finite: what they do to a run, and what is told about them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from reid import distributed
+from reid.files import write_text
+
+logger = logging.getLogger(__name__)
+
+OnNonFinite = Literal["stop", "skip"]
+_ADVICE = (
+    "a lower solver.base_lr, solver.clip_grad_norm or solver.amp: bf16 help; solver.on_nonfinite: "
+    "skip passes over such batches"
+)
+
+
+class NonFiniteLosses:
+    """Stops a run at the first loss that is not finite, or skips some such batches.
+
+    A skipped batch leaves no trace but in the random numbers: neither in the parameters nor in
+    running statistics or memories. With accumulated gradients it takes those with it that its
+    group has gathered so far.
+
+    Args:
+        action: `stop` or `skip`.
+        limit: Batches that are skipped in a run; the next one stops it.
+        paths: Files of the training images, by index; for the report.
+        output_dir: Where the report goes; None: nothing is written.
+
+    Attributes:
+        action: See above.
+        skipped: Batches skipped so far.
+
+    Raises:
+        ValueError: The action is unknown, or the limit below 0.
+    """
+
+    def __init__(
+        self,
+        action: OnNonFinite = "stop",
+        limit: int = 10,
+        paths: Sequence[str] = (),
+        output_dir: Path | None = None,
+    ) -> None:
+        if action not in ("stop", "skip") or limit < 0:
+            raise ValueError(f"expected stop or skip and a limit from 0, got {action!r}, {limit}")
+        self.action = action
+        self.skipped = 0
+        self._limit = limit
+        self._paths = paths
+        self._output_dir = output_dir
+
+    def meet(self, report: Mapping[str, Any], rows: Sequence[int], *, own: bool) -> None:
+        """Tells of a batch, and counts it.
+
+        Args:
+            report: `step` and `epoch` from 1, `losses`, and more for the file.
+            rows: Indices of the batch's images.
+            own: Whether it is this process's part of the batch that is not finite.
+
+        Raises:
+            FloatingPointError: The run is to stop.
+        """
+        where = f"step {report['step']}, epoch {report['epoch']}"
+        losses = ", ".join(f"{name} {value:.4g}" for name, value in report["losses"].items())
+        seen = ""
+        if not own:
+            losses = "that of another process is"
+        elif self._output_dir is not None:
+            suffix = f"_rank{distributed.rank()}" if distributed.is_distributed() else ""
+            path = self._output_dir / f"nonfinite_step{report['step']}{suffix}.json"
+            images = [self._paths[row] if self._paths else row for row in rows]
+            write_text(path, json.dumps(_json({**report, "images": images}), indent=2) + "\n")
+            seen = f"; losses, activations and the batch's images are in {path}"
+        if self.action == "skip" and self.skipped < self._limit:
+            self.skipped += 1
+            logger.warning(
+                "%s: the loss is not finite (%s), the batch is skipped, number %d of at most %d%s",
+                where, losses, self.skipped, self._limit, seen,
+            )  # fmt: skip
+            return
+        count = f" after {self.skipped} skipped batches" if self.action == "skip" else ""
+        raise FloatingPointError(
+            f"{where}: the loss is not finite ({losses}){count}{seen}. The batch has changed no "
+            f"checkpoint: --resume goes on from the last one; {_ADVICE}"
+        )
+
+
+def check_finite(module: nn.Module, epoch: int) -> None:
+    """Makes sure that what a checkpoint would hold is finite; waits for the GPU once.
+
+    Raises:
+        FloatingPointError: A tensor of the module's state is not; names the first ones.
+    """
+    state = {
+        name: value for name, value in module.state_dict().items() if value.is_floating_point()
+    }
+    broken = _not_finite(state)
+    if broken:
+        raise FloatingPointError(
+            f"epoch {epoch}: {len(broken)} of {len(state)} tensors of the model are not finite at "
+            f"its end, though every loss was: {', '.join(broken[:4])}; a gradient was not. No "
+            f"checkpoint holds them: --resume goes on from the last one; {_ADVICE}"
+        )
+
+
+def largest_activations(
+    model: nn.Module, forward: Callable[[], object]
+) -> tuple[list[dict[str, Any]], str | None]:
+    """What the modules of a model give in a forward pass.
+
+    Args:
+        model: Its modules are watched.
+        forward: Runs it.
+
+    Returns:
+        For each module that gives tensors, largest first: `module`, `largest` absolute finite
+        value, `not_finite` and `values` (counts). And the first module, in the order in which they
+        end, that gives what is not finite, if any.
+    """
+    found: list[dict[str, Any]] = []
+    handles = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            tensors = [t.detach().float() for t in _tensors(output) if t.is_floating_point()]
+            if not any(t.numel() for t in tensors):
+                return
+            values = torch.cat([t.flatten() for t in tensors])
+            finite = torch.isfinite(values)
+            found.append(
+                {
+                    "module": name or "(model)",
+                    "largest": float(values.abs().where(finite, 0).max()),
+                    "not_finite": int((~finite).sum()),
+                    "values": values.numel(),
+                }
+            )
+
+        return hook
+
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_hook(watch(name)))
+    try:
+        with torch.no_grad():
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    first = next((entry["module"] for entry in found if entry["not_finite"]), None)
+    return sorted(found, key=lambda entry: -cast(float, entry["largest"])), first
+
+
+def broken_parameters(model: nn.Module) -> list[str]:
+    """Names of the parameters that are not finite."""
+    return _not_finite(dict(model.named_parameters()))
+
+
+class LaterNumber:
+    """A number that a GPU is still computing, copied without waiting for what comes after it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._value = value.detach()
+        self._event: torch.cuda.Event | None = None
+        if value.is_cuda:
+            host = torch.empty((), dtype=value.dtype, pin_memory=True)
+            self._value = host.copy_(value.detach(), non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record(torch.cuda.current_stream(value.device))
+
+    def __float__(self) -> float:
+        if self._event is not None:
+            self._event.synchronize()
+        return float(self._value)
+
+
+@contextmanager
+def replaying(device: torch.device, state: Mapping[str, Tensor]) -> Iterator[None]:
+    """In its block torch draws the random numbers that it drew after `random_state`."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(state["cpu"])
+        if "cuda" in state:
+            torch.cuda.set_rng_state(state["cuda"], device)
+        yield
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of torch's generators; waits for no GPU."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    if not tensors:
+        return []
+    finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors.values()])
+    return [name for name, good in zip(tensors, finite.tolist(), strict=True) if not good]
+
+
+def _tensors(output: object) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, tuple | list):
+        for item in output:
+            yield from _tensors(item)
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become words."""
+    if isinstance(value, Mapping):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,132 @@
+"""Where results come from, and what has changed since a run began."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import reid
+from reid import distributed
+from reid.config import Config, config_differences, dump_config, load_config
+from reid.engine.logs import device_name
+
+LIBRARIES = (
+    "reid", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu",
+    "pillow",
+)  # fmt: skip
+"""What results depend on."""
+BOOKKEEPING = (
+    "output_dir", "device", "log_period", "checkpoint_period", "checkpoint_keep",
+    "dataloader.num_workers", "dataloader.cache",
+)  # fmt: skip
+"""Settings that leave the results as they are."""
+_FREE_ON_RESUME = (
+    *BOOKKEEPING, "test", "datasets.test", "dataloader.on_error", "on_collapse",
+    "solver.on_nonfinite", "solver.max_skipped",
+)  # fmt: skip
+"""Settings that leave the course of training as it was, so that a run may go on with others."""
+
+
+def provenance(
+    config: Config, device: torch.device, data: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What to know for running something again.
+
+    Args:
+        config: Of the run.
+        device: Of the run.
+        data: What each split of each data set holds.
+
+    Returns:
+        `git`: `commit` and `dirty` (whether tracked files differ from it), None outside a
+        repository; `config_hash` (see `config_hash`); `data`; `seed`; `device`, `processes`,
+        `python` and `libraries` with their versions; `date` in UTC.
+    """
+    return {
+        "git": git_state(),
+        "config_hash": config_hash(config),
+        "data": [*data],
+        "seed": config.seed,
+        "device": device_name(device),
+        "processes": distributed.world_size(),
+        "python": platform.python_version(),
+        "libraries": {name: version(name) for name in LIBRARIES},
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def config_hash(config: Config) -> str:
+    """SHA-256 of the settings that results depend on: the same for runs of one experiment.
+
+    Left out are the output folder, the device, the number of reading processes, and the periods of
+    logging and of checkpoints.
+    """
+    settings = asdict(config)
+    for key in BOOKKEEPING:
+        *parents, last = key.split(".")
+        node = settings
+        for parent in parents:
+            node = node[parent]
+        del node[last]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the repository that holds this code, and whether files differ from it.
+
+    None where git does not know this code: it was installed, or git is missing.
+    """
+    source = Path(reid.__file__)
+    try:
+        _git(source, "ls-files", "--error-unmatch", source.name)
+        return {
+            "commit": _git(source, "rev-parse", "HEAD").strip(),
+            "dirty": bool(_git(source, "status", "--porcelain", "--untracked-files=no", ":/")),
+        }
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def config_diff(stored: Path, config: Config) -> tuple[str, bool]:
+    """How a run's config.yaml differs from the config it is to go on with.
+
+    Args:
+        stored: The run's config.yaml. Settings that it does not have count as their defaults.
+        config: What is asked for now.
+
+    Returns:
+        A unified diff, empty if nothing differs; and whether training would take another course.
+
+    Raises:
+        ConfigError: The file is missing or broken.
+    """
+    before = load_config(stored)
+    lines = difflib.unified_diff(
+        dump_config(before).splitlines(),
+        dump_config(config).splitlines(),
+        str(stored),
+        "this command",
+        lineterm="",
+        n=2,
+    )
+    free = all(
+        any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
+        for key in config_differences(before, config)
+    )
+    return "\n".join(lines), not free
+
+
+def _git(source: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(source.parent), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout

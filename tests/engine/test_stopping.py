@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.multiprocessing.spawn import start_processes
+
+from reid.engine.stopping import Interrupted, StopSignals, resume_command
+from reid.engine.trainer import Hook, Trainer
+from reid.structures import Batch
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_signal_raises_at_once_or_after_what_must_not_be_cut() -> None:
+    done = []
+
+    def work(signals: StopSignals) -> None:
+        with signals.delayed():
+            with signals.delayed():
+                os.kill(os.getpid(), signal.SIGINT)
+                done.append("inner")
+            done.append("outer")
+        done.append("never")
+
+    before = signal.getsignal(signal.SIGINT)
+    with StopSignals() as signals:
+        with pytest.raises(Interrupted, match="SIGINT has ended the run") as info:
+            work(signals)
+        assert done == ["inner", "outer"]
+        assert info.value.exit_code == 130
+        with pytest.raises(Interrupted):
+            signals.check()
+        os.kill(os.getpid(), signal.SIGINT)  # within a second: a launcher's copy of the first
+    assert signal.getsignal(signal.SIGINT) is before
+    with StopSignals() as signals, pytest.raises(Interrupted) as info:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert info.value.exit_code == 143
+
+
+SECOND = """
+import time
+from reid.engine.stopping import StopSignals
+with StopSignals() as signals, signals.delayed():
+    print("ready", flush=True)
+    while True:
+        time.sleep(0.05)
+        if signals.came():
+            print("came", flush=True)
+            while True:
+                time.sleep(0.05)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SECOND], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as child:
+        try:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            child.send_signal(signal.SIGTERM)
+            assert child.stdout.readline() == "came\n"
+            time.sleep(1.1)
+            child.send_signal(signal.SIGTERM)
+            assert child.wait(timeout=30) == -signal.SIGTERM
+        finally:
+            child.kill()
+
+
+def test_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    arguments = ["tools/train_net.py", "--overwrite", "--config-file", "a b.yaml", "SEED", "2"]
+    command = resume_command(arguments)
+    expected = "tools/train_net.py --resume --config-file 'a b.yaml' SEED 2"
+    assert command == f"{Path(sys.executable).name} {expected}"
+    assert resume_command([*command.split()[1:2], "--resume"]).count("--resume") == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert resume_command(arguments) == f"torchrun --nproc-per-node 2 --nnodes 2 {expected}"
+
+
+class Batches(list[Batch]):
+    @property
+    def batch_sampler(self) -> Any:
+        return SimpleNamespace(set_epoch=lambda epoch: None)
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, image: Tensor, camid: Tensor) -> Tensor:
+        found: Tensor = self.layer(image)
+        return found
+
+
+class Criterion(nn.Module):
+    def forward(self, found: Tensor, batch: Batch) -> dict[str, Tensor]:
+        return {"loss_of_test": found.square().mean()}
+
+
+class SignalTo(Hook):
+    """Sends one process SIGTERM after the third step, which the next one tells to all."""
+
+    def after_step(self, trainer: Trainer) -> None:
+        if dist.get_rank() == 1 and trainer.step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    for broken_rank in (0, -1):
+        train(rank, world_size, folder, broken_rank)
+
+
+def train(rank: int, world_size: int, folder: str, broken_rank: int) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store{broken_rank}", rank=rank, world_size=world_size
+    )
+    model = Model()
+    row = torch.zeros(2, dtype=torch.int64)
+    batches = Batches(Batch(torch.ones(2, 4), row, row, row) for _ in range(8))
+    if rank == broken_rank:
+        batches[1] = Batch(torch.full((2, 4), torch.nan), row, row, row)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with StopSignals() as signals:
+        trainer = Trainer(
+            model,
+            Criterion(),
+            optimizer,
+            torch.optim.lr_scheduler.ConstantLR(optimizer),
+            batches,  # type: ignore[arg-type]
+            max_epochs=1,
+            device=torch.device("cpu"),
+            hooks=[SignalTo()],
+            signals=signals,
+        )
+        try:
+            trainer.train()
+            end = "finished"
+        except (Interrupted, FloatingPointError) as error:
+            end = str(error)
+    (Path(folder) / f"{broken_rank}_{rank}.txt").write_text(f"{trainer.step} {end}")
+    dist.destroy_process_group()
+
+
+def test_processes_end_together(tmp_path: Path) -> None:
+    """What comes to one of them, a signal or a loss that is not finite, ends all."""
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    broken = [(tmp_path / f"0_{rank}.txt").read_text() for rank in range(2)]
+    assert broken[0].startswith("1 step 2, epoch 1: the loss is not finite (loss nan")
+    assert broken[1].startswith("1 step 2, epoch 1: the loss is not finite (that of another")
+    stopped = [(tmp_path / f"-1_{rank}.txt").read_text() for rank in range(2)]
+    assert stopped == ["4 SIGTERM has ended the run"] * 2
