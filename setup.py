@@ -2,7 +2,7 @@ from setuptools import find_packages, setup
 
 # Metadata stands in pyproject.toml. Here is only what it cannot say in a line: the projects'
 # packages are installed beside `reid`, so that `PLUGINS: [tmgf]` is a plain import.
-PROJECTS = {"tmgf": "projects/TMGF/tmgf"}
+PROJECTS = {"cap": "projects/CAP/cap", "tmgf": "projects/TMGF/tmgf"}
 
 setup(
     packages=[

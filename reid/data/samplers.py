@@ -37,15 +37,16 @@ class Draw(NamedTuple):
 class LabelledSampler(Sampler[list[Draw]], ABC):
     """Batches of groups of images, a few images from each; the base of those in SAMPLER.
 
-    A pass visits every group once in random order, and passes follow each other until the epoch's
-    batches are full; so a batch can hold a group twice where one pass ends, or where there are
-    fewer groups than a batch takes. Groups that are too small repeat images, each about equally
-    often.
+    A pass visits every group once in random order, and passes follow each other until the epoch
+    has its batches. Groups at the end of a pass that fill no batch are passed over; where there are
+    fewer groups than a batch takes, it holds groups more than once. Groups that are too small
+    repeat images, each about equally often.
 
     Args:
         batch_size: Images in a batch, over all processes.
         images_per_group: Images of one group in a batch.
-        steps_per_epoch: Batches in an epoch; 0 = as many as one pass fills, at least one.
+        steps_per_epoch: Batches in an epoch; 0: as many as one pass fills; None: as many as hold
+            all labelled images. At least one.
         seed: Of everything drawn.
         rank: This process.
         world_size: All processes; each takes `batch_size / world_size` images of a batch.
@@ -58,7 +59,7 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
         self,
         batch_size: int,
         images_per_group: int,
-        steps_per_epoch: int,
+        steps_per_epoch: int | None,
         seed: int,
         rank: int,
         world_size: int,
@@ -72,8 +73,9 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
             raise ValueError(
                 f"batch_size: expected a multiple of the {world_size} processes, got {batch_size}"
             )
-        if steps_per_epoch < 0:
-            raise ValueError(f"steps_per_epoch: expected 0 or more, got {steps_per_epoch}")
+        if steps_per_epoch is not None and steps_per_epoch < 0:
+            raise ValueError(f"steps_per_epoch: expected 0 or more, or null, got {steps_per_epoch}")
+        self._batch_size = batch_size
         self._groups_per_batch = batch_size // images_per_group
         self._images_per_group = images_per_group
         self._steps_per_epoch = steps_per_epoch
@@ -109,6 +111,8 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
     def __len__(self) -> int:
         """Batches in an epoch."""
         self._check_labels()
+        if self._steps_per_epoch is None:
+            return max(1, sum(map(len, self._groups)) // self._batch_size)
         return self._steps_per_epoch or max(1, len(self._groups) // self._groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Draw]]:
@@ -124,8 +128,10 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
             yield batch[self._share]
 
     def _passes(self, rng: np.random.Generator) -> Iterator[IntArray]:
+        count = len(self._groups)
+        rest = count % self._groups_per_batch if count > self._groups_per_batch else 0
         while True:
-            for number in rng.permutation(len(self._groups)):
+            for number in rng.permutation(count)[: count - rest]:
                 yield self._groups[number]
 
     def _pick(self, group: IntArray, rng: np.random.Generator) -> IntArray:
@@ -146,10 +152,10 @@ class PKSampler(LabelledSampler):
     Args:
         batch_size: P * K, over all processes.
         images_per_identity: K.
-        steps_per_epoch: Batches in an epoch; 0 = one pass over the identities.
-        seed: Of everything drawn.
-        rank: This process.
-        world_size: All processes.
+        steps_per_epoch: See `LabelledSampler`, as for the rest.
+        seed: See there.
+        rank: See there.
+        world_size: See there.
 
     Raises:
         ValueError: The numbers do not fit each other.
@@ -159,7 +165,7 @@ class PKSampler(LabelledSampler):
         self,
         batch_size: int,
         images_per_identity: int = 4,
-        steps_per_epoch: int = 0,
+        steps_per_epoch: int | None = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -172,16 +178,47 @@ class PKSampler(LabelledSampler):
 
 
 @SAMPLER.register()
+class CrossCameraSampler(PKSampler):
+    """PK batches that show a cluster across cameras (Dai et al., *Cluster Contrast*, ACCV 2022).
+
+    Of a cluster comes one image at random, then K - 1 from other cameras than its own, each image
+    with the same chance; where there are none, others from the same camera. They are drawn without
+    repetition where there are K - 1 of them. The labels tell cameras by their proxies, so clusters
+    must be split by camera, as `CameraProxyClusterer` does; with clusters that are not, no camera
+    plays a part, which is the method's camera-blind option. The arguments are those of `PKSampler`.
+    """
+
+    def set_labels(self, labels: PseudoLabels) -> None:
+        """Takes the labels of an epoch.
+
+        Raises:
+            ValueError: No image is in any group.
+        """
+        super().set_labels(labels)
+        self._proxy = labels.proxy.cpu().numpy()
+
+    def _pick(self, group: IntArray, rng: np.random.Generator) -> IntArray:
+        count = self._images_per_group - 1
+        first = rng.choice(group)
+        others = group[self._proxy[group] != self._proxy[first]]
+        if not len(others):
+            others = group[group != first] if len(group) > 1 else group
+        return np.append(first, rng.choice(others, count, replace=len(others) < count))
+
+
+@SAMPLER.register()
 class ProxyBalancedSampler(LabelledSampler):
-    """Batches of proxies x images of each (TMGF, section 3; O2CAP).
+    """Batches of proxies x images of each (CAP; O2CAP; TMGF, section 3).
+
+    From a proxy with too few images Z are drawn as CAP's code does: of its list Z times over.
 
     Args:
         batch_size: Images in a batch, over all processes.
-        images_per_proxy: Images of one proxy in a batch.
-        steps_per_epoch: Batches in an epoch; 0 = one pass over the proxies.
-        seed: Of everything drawn.
-        rank: This process.
-        world_size: All processes.
+        images_per_proxy: Z, images of one proxy in a batch.
+        steps_per_epoch: See `LabelledSampler`, as for the rest.
+        seed: See there.
+        rank: See there.
+        world_size: See there.
 
     Raises:
         ValueError: The numbers do not fit each other.
@@ -191,7 +228,7 @@ class ProxyBalancedSampler(LabelledSampler):
         self,
         batch_size: int,
         images_per_proxy: int = 4,
-        steps_per_epoch: int = 0,
+        steps_per_epoch: int | None = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -201,6 +238,11 @@ class ProxyBalancedSampler(LabelledSampler):
     def group_ids(self, labels: PseudoLabels) -> Tensor:
         """The proxies."""
         return labels.proxy
+
+    def _pick(self, group: IntArray, rng: np.random.Generator) -> IntArray:
+        count = self._images_per_group
+        many = np.tile(group, count) if len(group) < count else group
+        return rng.permutation(many)[:count]
 
 
 @SAMPLER.register()
@@ -237,9 +279,9 @@ class RandomIdentitySampler(LabelledSampler):
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        super().__init__(batch_size, images_per_identity, 0, seed, rank, world_size)
-        self._batch_size = batch_size
         self._by_images = epoch == "images"
+        steps = None if self._by_images else 0
+        super().__init__(batch_size, images_per_identity, steps, seed, rank, world_size)
         self._starts = [(0, 0)]
         self._last_round: tuple[int, list[IntArray]] = (-1, [])
 
@@ -261,7 +303,7 @@ class RandomIdentitySampler(LabelledSampler):
         """Batches in the epoch that is set."""
         self._check_labels()
         if self._by_images:
-            return max(1, sum(map(len, self._groups)) // self._batch_size)
+            return super().__len__()
         return max(1, len(self._round(self._epoch)) // self._groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Draw]]:

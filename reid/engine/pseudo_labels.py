@@ -30,7 +30,7 @@ OnCollapse = Literal["warn", "keep", "stop"]
 
 
 class RefreshPseudoLabels(Hook):
-    """Gives sampler and criterion their labels before each epoch.
+    """Gives sampler and criterion their labels before each epoch, and the criterion the epoch.
 
     With a clusterer: features of every training image, clustered anew each epoch. Without one the
     identities are the labels, which makes training supervised; features are then extracted only
@@ -86,6 +86,7 @@ class RefreshPseudoLabels(Hook):
         Raises:
             ClusteringError: There is no cluster, or a single one; see `on_collapse`.
         """
+        self._criterion.set_epoch(trainer.epoch)
         needs_features = self._clusterer is not None or self._criterion.needs_features
         if self._labelled and not needs_features:
             return

@@ -88,21 +88,6 @@ def even_nce(logits: Tensor, choice: Choice) -> Tensor:
     return total - (logits * choice.positive).sum(2) / choice.positive.sum(2)
 
 
-def similarity_to(feature: Tensor, bank: Tensor, proxies: Tensor) -> Tensor:
-    """Dot products of samples with some of the proxies, with a gradient for the samples.
-
-    Args:
-        feature: (M, B, D).
-        bank: (M, P, D).
-        proxies: (M, B, n).
-
-    Returns:
-        (M, B, n).
-    """
-    banks = torch.arange(len(bank), device=bank.device)[:, None, None]
-    return torch.einsum("mbd,mbnd->mbn", feature, bank[banks, proxies])
-
-
 @torch.no_grad()
 def choose_offline(similarity: Tensor, cluster: Tensor, clusters: Groups, count: int) -> Choice:
     """All proxies of a sample's cluster, and the most similar others (CAP, O2CAP).
@@ -133,7 +118,7 @@ def choose_online(similarity: Tensor, cameras: Groups, num_positives: int, count
         num_positives: Positives; as many as there are cameras with proxies where these are fewer.
         count: Negatives; all others where there are fewer.
     """
-    by_camera = torch.split(similarity[..., cameras.order], cameras.sizes, 2)
+    by_camera = torch.split(similarity.index_select(2, cameras.order), cameras.sizes, 2)
     best = [values.max(2) for values in by_camera]
     values = torch.stack([camera.values for camera in best], 2)  # (M, B, cameras)
     place = torch.stack([camera.indices for camera in best], 2) + cameras.start

@@ -20,9 +20,11 @@ class Loss(nn.Module):
     start of an epoch, so they are buffers that checkpoints do not hold.
 
     Attributes:
+        epoch: The epoch that is trained, from 0, for losses that begin later than others.
         needs_features: Whether `set_labels` must be given the features of the training images.
     """
 
+    epoch: int = 0
     needs_features: bool = False
     cluster: Tensor
 
@@ -64,6 +66,12 @@ class Criterion(nn.Module):
     def needs_features(self) -> bool:
         """Whether one of the losses needs features."""
         return any(bool(loss.needs_features) for loss in self.losses)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells each loss the epoch that is trained, from 0."""
+        for loss in self.losses:
+            assert isinstance(loss, Loss)
+            loss.epoch = epoch
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Hands the labels on to each loss."""

@@ -25,13 +25,14 @@ class ProxyMemory(nn.Module):
             takes in the one sample that it resembles least.
 
     Attributes:
-        bank: (1 + K, P, D).
+        rows: (1 + K, P, D), which updates change in place. Gradients go through `similarity` or
+            `similarity_to`, which copy what backward needs.
 
     Raises:
         ValueError: The momentum is not in [0, 1], or the word is neither of these.
     """
 
-    bank: Tensor
+    rows: Tensor
 
     def __init__(self, momentum: float, update: Update = "sequential") -> None:
         super().__init__()
@@ -41,7 +42,7 @@ class ProxyMemory(nn.Module):
             raise ValueError(f"update: expected sequential or hard, got {update!r}")
         self._momentum = momentum
         self._hard = update == "hard"
-        self.register_buffer("bank", torch.zeros(0, 0, 0), persistent=False)
+        self.register_buffer("rows", torch.zeros(0, 0, 0), persistent=False)
 
     def reset(self, row: Tensor, num_rows: int, features: FeatureSet) -> None:
         """Every row becomes the normalised mean feature of its images.
@@ -61,7 +62,24 @@ class ProxyMemory(nn.Module):
             bank.new_zeros((num_rows, bank.shape[1])).index_add_(0, row[kept], bank[kept])
             for bank in banks
         ]
-        self.bank = F.normalize(torch.stack(sums), dim=2)
+        self.rows = F.normalize(torch.stack(sums), dim=2)
+
+    @property
+    def bank(self) -> Tensor:
+        """(1 + K, P, D), a copy of the rows as they stand."""
+        return self.rows.clone()
+
+    def similarity(self, feature: Tensor) -> Tensor:
+        """Dot products (1 + K, B, P) of features (1 + K, B, D) with every row."""
+        bank = self.bank if torch.is_grad_enabled() else self.rows
+        return feature @ bank.transpose(1, 2)
+
+    def similarity_to(self, feature: Tensor, chosen: Tensor) -> Tensor:
+        """Dot products of features (1 + K, B, D) with rows of their own, `chosen` (1 + K, B, n)."""
+        banks, count, dim = self.rows.shape
+        place = chosen + count * torch.arange(banks, device=chosen.device)[:, None, None]
+        taken = F.embedding(place, self.rows.view(banks * count, dim))
+        return torch.einsum("mbd,mbnd->mbn", feature, taken)
 
     @torch.no_grad()
     def update(self, row: Tensor, feature: Tensor) -> None:
@@ -84,9 +102,7 @@ class ProxyMemory(nn.Module):
         # A sample without a row stands in one that the batch has, and leaves it as it is.
         row = torch.where(kept, row, row[kept.long().argmax()]).clamp(min=0)
         take = self._hardest if self._hard else self._one_by_one
-        bank = self.bank.clone()  # the losses' backward needs the old one
-        bank[:, row] = take(row, kept, feature.detach())
-        self.bank = bank
+        self.rows[:, row] = take(row, kept, feature.detach())
 
     def _one_by_one(self, row: Tensor, kept: Tensor, feature: Tensor) -> Tensor:
         """(1 + K, B, D), for each sample its row after the batch.
@@ -103,7 +119,7 @@ class ProxyMemory(nn.Module):
         slot = torch.empty_like(place).scatter_(0, order, place)[same.long().argmax(1)]
         sample_of = torch.full_like(same, -1, dtype=torch.int64)  # (round, slot)
         sample_of[turn, slot] = place
-        state = self.bank[:, row[order]]
+        state = self.rows[:, row[order]]
         # Only a CPU tells the number of rounds without being waited for.
         rounds = int(count.max()) if row.device.type == "cpu" else len(row)
         for number in range(rounds):
@@ -116,7 +132,7 @@ class ProxyMemory(nn.Module):
 
     def _hardest(self, row: Tensor, kept: Tensor, feature: Tensor) -> Tensor:
         """(1 + K, B, D), for each sample its row after the batch."""
-        own = self.bank[:, row]
+        own = self.rows[:, row]
         score = (own * feature).sum(2).masked_fill(~kept, torch.inf)
         candidates = torch.where(row[:, None] == row, score[:, None], torch.inf)  # (1 + K, B, B)
         hardest = candidates.argmin(2)

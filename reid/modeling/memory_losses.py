@@ -9,13 +9,13 @@ from torch.nn import functional as F
 from reid import distributed
 from reid.modeling.contrastive import (
     Average,
+    Choice,
     Groups,
     choose_offline,
     choose_online,
     even_nce,
     info_nce,
     sample_weights,
-    similarity_to,
 )
 from reid.modeling.losses import Loss
 from reid.modeling.memory import ProxyMemory, Update
@@ -178,8 +178,8 @@ class ClusterContrastLoss(MemoryLoss):
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`contrast` (1 + K, B)."""
-        scores = feature @ self.memory.bank.transpose(1, 2)
-        return {"contrast": info_nce(scores / self._temperature, row)}
+        logits = self.memory.similarity(feature) / self._temperature
+        return {"contrast": info_nce(logits, row)}
 
 
 class ProxyLoss(MemoryLoss):
@@ -237,9 +237,11 @@ class ProxyLoss(MemoryLoss):
         choice = choose_offline(
             similarity, self.proxy_to_cluster[row], self._clusters, self._num_negatives
         )
-        return even_nce(
-            similarity_to(feature, self.memory.bank, choice.proxies) / self._temperature, choice
-        )
+        return self._choice_loss(feature, choice)
+
+    def _choice_loss(self, feature: Tensor, choice: Choice) -> Tensor:
+        logits = self.memory.similarity_to(feature, choice.proxies) / self._temperature
+        return even_nce(logits, choice)
 
 
 @LOSS.register()
@@ -303,12 +305,13 @@ class O2CAPLoss(ProxyLoss):
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`offline` and `online` (1 + K, B)."""
         assert self._cameras is not None
-        bank = self.memory.bank
         with torch.no_grad():
             # b s + (1 - b) K_y . K = K . (b f + (1 - b) K_y): one product, the batch's proxies only
-            mixed = torch.lerp(bank[:, row], feature, self._balance)
-            both = torch.cat((feature, mixed), 1) @ bank.transpose(1, 2)
+            mixed = torch.lerp(self.memory.rows[:, row], feature, self._balance)
+            both = self.memory.similarity(torch.cat((feature, mixed), 1))
             scores, similarity = both.chunk(2, 1)
         choice = choose_online(similarity, self._cameras, self._num_positives, self._num_negatives)
-        online = even_nce(similarity_to(feature, bank, choice.proxies) / self._temperature, choice)
-        return {"offline": self.offline_losses(feature, scores, row), "online": online}
+        return {
+            "offline": self.offline_losses(feature, scores, row),
+            "online": self._choice_loss(feature, choice),
+        }
