@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from torch import Tensor
+
+from reid.config import load_config
+from reid.engine.run import train
+from reid.modeling.memory_losses import MemoryLoss
+from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +26,74 @@ def oracle_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no oracle files: {folder} does not exist (set REID_ORACLES)")
     return folder
+
+
+@pytest.fixture
+def check_memory_loss(oracle_dir: Path) -> Callable[..., None]:
+    """Three chained steps of published losses: values, gradients and the memory."""
+
+    def check(
+        pattern: str,
+        make_loss: Callable[[Mapping[str, float]], MemoryLoss],
+        names: Mapping[str, str],
+    ) -> None:
+        files = sorted(oracle_dir.glob(pattern))
+        assert files
+        for path in files:
+            a = {name: torch.from_numpy(np.asarray(value)) for name, value in np.load(path).items()}
+            cluster = a["cluster_label"].long()
+            camid = a.get("camid", torch.zeros_like(cluster)).long()
+            labels = PseudoLabels.from_clusters(cluster, camid)
+            if "proxy_label" in a:
+                assert torch.equal(labels.proxy, a["proxy_label"].long())
+            feature = a["feature"].double()
+            none = torch.full_like(cluster, -1)
+            loss = make_loss({name: value.item() for name, value in a.items() if not value.ndim})
+            loss.set_labels(labels, FeatureSet(feature, feature[:, None][:, :0], none, camid))
+            agree(loss.memory.bank[0], a["memory"], f"{path} memory")
+            for step in range(3):
+                given = {k.split(".")[1]: v for k, v in a.items() if k.startswith(f"step{step}.")}
+                index, f = given["index"].long(), given["feature"].double().requires_grad_()
+                found = loss(
+                    Embeddings(f, f[:, None][:, :0], f, f),
+                    Batch(torch.empty(len(f), 0), none[index], camid[index], index),
+                )
+                total = torch.stack([*found.values()]).sum()
+                total.backward()
+                for name, value in (*found.items(), ("loss", total)):
+                    agree(value.detach(), given[names.get(name, "loss")], f"{path} {step} {name}")
+                assert f.grad is not None
+                agree(f.grad, given["grad"], f"{path} {step} gradient")
+                agree(loss.memory.bank[0], given["memory_after"], f"{path} {step} memory")
+
+    def agree(found: Tensor, expected: Tensor, what: str) -> None:
+        error = (found - expected).abs().max() / max(1.0, float(expected.abs().max()))
+        assert error <= 1e-6, f"{what}: {float(error)}"
+
+    return check
+
+
+@pytest.fixture
+def train_tiny(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Trains a config with a tiny network on tiny drawn persons, all else as the config says."""
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path_factory.getbasetemp() / "drawn_once"))
+    persons = (
+        "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, NUM_DISTRACTORS: 2, "
+        "HEIGHT: 48, WIDTH: 32}"
+    )
+    tiny: dict[str, Any] = {
+        "DATASETS.TRAIN": persons, "INPUT.SIZE": "[48, 32]",
+        "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SAMPLER.BATCH_SIZE": 16,
+        "MODEL.BACKBONE_WEIGHTS": "''", "CLUSTERER.K1": 6, "CLUSTERER.K2": 2, "CLUSTERER.EPS": 0.8,
+        "CLUSTERER.MIN_SAMPLES": 2, "SOLVER.MAX_EPOCHS": 2, "DEVICE": "cpu",
+    }  # fmt: skip
+
+    def run(file: Path, output: str, *pairs: str, resume: bool = False) -> Path:
+        folder = tmp_path / output
+        small = [str(item) for pair in tiny.items() for item in pair]
+        train(load_config(file, ["OUTPUT_DIR", str(folder), *small, *pairs]), resume=resume)
+        return folder
+
+    return run

@@ -9,6 +9,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from reid.modeling.ibn import put_ibn
 from reid.registry import BACKBONE, nearest
 from reid.structures import FeatureTokens
 
@@ -29,10 +30,14 @@ class TimmBackbone(nn.Module):
         last_stride: 1 keeps the resolution in a ResNet's last stage (Luo et al., CVPRW 2019);
             its convolutions are not dilated.
         drop_path: Rate of stochastic depth.
+        norm: `ibn` makes a ResNet an IBN-ResNet-a (Pan et al., ECCV 2018). timm has no weights of
+            these: set MODEL.BACKBONE_WEIGHTS to IBN-Net's own, whose names fit.
+        stem_activation: False leaves out the activation after a ResNet's first BatchNorm, as CAP's
+            code does.
 
     Raises:
-        ValueError: timm knows no such model, its weights cannot be had, or its features are not
-            a map or tokens.
+        ValueError: timm knows no such model, an option does not fit it, its weights cannot be had,
+            or its features are not a map or tokens.
     """
 
     def __init__(
@@ -43,8 +48,15 @@ class TimmBackbone(nn.Module):
         pool: Literal["avg", "max", "gem"] = "avg",
         last_stride: Literal[1, 2] = 2,
         drop_path: float = 0.0,
+        norm: Literal["batch", "ibn"] = "batch",
+        stem_activation: bool = True,
     ) -> None:
         super().__init__()
+        if norm == "ibn" and pretrained:
+            raise ValueError(
+                "pretrained: timm has no weights of IBN networks; set MODEL.BACKBONE_WEIGHTS to a "
+                "checkpoint of IBN-Net"
+            )
         name = model.split(".")[0]
         if not timm.is_model(name):
             raise ValueError(f"model: timm has no {model!r}{nearest(name, timm.list_models())}")
@@ -69,6 +81,12 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"model: {model!r} does not take an option: {error}") from error
         if last_stride == 1:
             _undo_dilation(net)
+        if norm == "ibn":
+            put_ibn(net)
+        if not stem_activation:
+            if not hasattr(net, "act1"):
+                raise ValueError(f"stem_activation: {model!r} has none to leave out")
+            net.act1 = nn.Identity()
         self.embed_dim = int(net.num_features)
         self.net: nn.Module = net
         self._pool = pool

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Average = Literal["batch", "camera"]
 
@@ -29,27 +29,31 @@ class Choice(NamedTuple):
     valid: Tensor
 
 
-class Groups(NamedTuple):
+class Groups(nn.Module):
     """Proxies by cluster or by camera, as slices of one list.
+
+    Args:
+        group: (P,) the group of each proxy; gaps and -1 are allowed.
 
     Attributes:
         order: (P,) proxies, group after group.
-        sizes: Proxies of each group, known without asking a GPU.
         start: (groups,) where each begins in `order`.
-        size: (groups,) `sizes` on the device.
+        size: (groups,) proxies of each.
+        sizes: The same, known without asking a GPU.
     """
 
     order: Tensor
-    sizes: list[int]
     start: Tensor
     size: Tensor
 
-    @classmethod
-    def of(cls, group: Tensor) -> Groups:
-        """The groups of P proxies, which `group` (P,) numbers; gaps and -1 are allowed."""
+    def __init__(self, group: Tensor) -> None:
+        super().__init__()
         dense = torch.unique(group, return_inverse=True)[1]
         size = torch.bincount(dense)
-        return cls(dense.argsort(stable=True), size.tolist(), size.cumsum(0) - size, size)
+        self.register_buffer("order", dense.argsort(stable=True), persistent=False)
+        self.register_buffer("start", size.cumsum(0) - size, persistent=False)
+        self.register_buffer("size", size, persistent=False)
+        self.sizes: list[int] = size.tolist()
 
 
 def info_nce(logits: Tensor, row: Tensor, rival: Tensor | None = None) -> Tensor:

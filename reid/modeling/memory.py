@@ -100,7 +100,7 @@ class ProxyMemory(nn.Module):
             return
         kept = row != OUTLIER
         # A sample without a row stands in one that the batch has, and leaves it as it is.
-        row = torch.where(kept, row, row[kept.long().argmax()]).clamp(min=0)
+        row = torch.where(kept, row, row.max()).clamp(min=0)
         take = self._hardest if self._hard else self._one_by_one
         self.rows[:, row] = take(row, kept, feature.detach())
 

@@ -48,12 +48,15 @@ class MemoryLoss(Loss):
 
     Attributes:
         memory: The memory; its rows are clusters or proxies, as `memory_rows` says.
+        normalizes: Whether features are normalised once more. With those of a model, which are of
+            unit length, nothing comes of it.
 
     Raises:
         ValueError: A number is out of its range.
     """
 
     needs_features = True
+    normalizes = False
     row: Tensor
     row_to_camera: Tensor
 
@@ -107,7 +110,10 @@ class MemoryLoss(Loss):
         """`global_NAME` and, if the model has parts, `part_NAME`, ready to be added up."""
         with torch.autocast(embeddings.global_feat.device.type, enabled=False):
             both = torch.cat((embeddings.global_feat[:, None], embeddings.part_feats), 1)
-            feature = both.float().transpose(0, 1)  # (1 + K, B, D)
+            # in float32 at least
+            feature = both.to(torch.promote_types(both.dtype, torch.float32)).transpose(0, 1)
+            if self.normalizes:
+                feature = F.normalize(feature, dim=2)
             row = self.row[batch.index]
             found = self.sample_losses(feature, row.clamp(min=0))
             every_row = distributed.gather_rows(row)
@@ -150,6 +156,8 @@ class ClusterContrastLoss(MemoryLoss):
         ValueError: A number is out of its range.
     """
 
+    normalizes = True  # as the published module does
+
     def __init__(
         self,
         temperature: float = 0.05,
@@ -163,18 +171,6 @@ class ClusterContrastLoss(MemoryLoss):
         """The clusters."""
         cameras = torch.full((labels.num_clusters,), UNKNOWN_CAMERA, device=labels.cluster.device)
         return labels.cluster, cameras
-
-    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """`global_contrast` and, if the model has parts, `part_contrast`.
-
-        Features are normalised once more, as in the published module; those of a model are of unit
-        length, and nothing comes of it.
-        """
-        unit = embeddings._replace(
-            global_feat=F.normalize(embeddings.global_feat.float(), dim=-1),
-            part_feats=F.normalize(embeddings.part_feats.float(), dim=-1),
-        )
-        return super().forward(unit, batch)
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`contrast` (1 + K, B)."""
@@ -210,7 +206,7 @@ class ProxyLoss(MemoryLoss):
         if num_negatives < 1:
             raise ValueError(f"num_negatives: expected 1 or more, got {num_negatives}")
         self._num_negatives = num_negatives
-        self._clusters: Groups | None = None
+        self._clusters = Groups(torch.zeros(0, dtype=torch.int64))
         self.register_buffer(
             "proxy_to_cluster", torch.zeros(0, dtype=torch.int64), persistent=False
         )
@@ -223,7 +219,7 @@ class ProxyLoss(MemoryLoss):
         """
         super().set_labels(labels, features)
         self.proxy_to_cluster = labels.proxy_to_cluster
-        self._clusters = Groups.of(labels.proxy_to_cluster)
+        self._clusters = Groups(labels.proxy_to_cluster)
 
     def offline_losses(self, feature: Tensor, similarity: Tensor, row: Tensor) -> Tensor:
         """(1 + K, B) against all proxies of a sample's cluster and the hardest of the others.
@@ -233,7 +229,6 @@ class ProxyLoss(MemoryLoss):
             similarity: (1 + K, B, P) of the features to the memory.
             row: (B,) proxies of the samples.
         """
-        assert self._clusters is not None
         choice = choose_offline(
             similarity, self.proxy_to_cluster[row], self._clusters, self._num_negatives
         )
@@ -290,7 +285,7 @@ class O2CAPLoss(ProxyLoss):
             raise ValueError(f"num_positives: expected 1 or more, got {num_positives}")
         self._balance = balance
         self._num_positives = num_positives
-        self._cameras: Groups | None = None
+        self._cameras = Groups(torch.zeros(0, dtype=torch.int64))
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the labels of an epoch and fills the memory.
@@ -300,11 +295,10 @@ class O2CAPLoss(ProxyLoss):
         """
         super().set_labels(labels, features)
         # Cameras that have a proxy; a camera whose images are all outliers plays no part.
-        self._cameras = Groups.of(labels.proxy_to_camera)
+        self._cameras = Groups(labels.proxy_to_camera)
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`offline` and `online` (1 + K, B)."""
-        assert self._cameras is not None
         with torch.no_grad():
             # b s + (1 - b) K_y . K = K . (b f + (1 - b) K_y): one product, the batch's proxies only
             mixed = torch.lerp(self.memory.rows[:, row], feature, self._balance)

@@ -13,27 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reid.modeling.ibn import IBN
 from reid.registry import BACKBONE
 from reid.structures import FeatureTokens
-
-
-class IBN(nn.Module):
-    """InstanceNorm on the first half of the channels, BatchNorm on the second.
-
-    Pan et al., *Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net* (ECCV
-    2018). The names of the two parts are those of all published checkpoints.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self._half = channels // 2
-        self.IN = nn.InstanceNorm2d(self._half, affine=True)
-        self.BN = nn.BatchNorm2d(channels - self._half)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        first, second = feature[:, : self._half], feature[:, self._half :]
-        return torch.cat((self.IN(first.contiguous()), self.BN(second.contiguous())), 1)
 
 
 class IBNStem(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reid.data.samplers import (
+    CrossCameraSampler,
     Draw,
     LabelledSampler,
     PKSampler,
@@ -72,6 +73,56 @@ def test_fewer_groups_than_a_batch_takes() -> None:
     assert len(batch) == 32
 
 
+def test_the_end_of_a_pass_that_fills_no_batch_is_passed_over() -> None:
+    found = labels([4] * 7, outliers=0)
+    sampler = PKSampler(8, images_per_identity=4, steps_per_epoch=30)
+    sampler.set_labels(found)
+    batches = epoch(sampler, 0)
+    for start in range(0, 30, 3):  # a pass fills three batches, one cluster is left over
+        visits = [int(found.cluster[d.index]) for b in batches[start : start + 3] for d in b[::4]]
+        assert len(set(visits)) == 6
+
+
+def test_an_epoch_of_as_many_images_as_are_labelled() -> None:
+    sampler = ProxyBalancedSampler(8, images_per_proxy=4, steps_per_epoch=None)
+    sampler.set_labels(labels([9, 9, 9, 8], outliers=20))
+    assert len(sampler) == len(epoch(sampler, 0)) == 35 // 8
+    sampler.set_labels(labels([1, 1]))
+    assert len(sampler) == 1
+
+
+def test_small_proxies_are_drawn_from_their_list_repeated() -> None:
+    sampler = ProxyBalancedSampler(4, images_per_proxy=4, steps_per_epoch=300)
+    sampler.set_labels(PseudoLabels.from_clusters(torch.zeros(2, dtype=torch.int64)))
+    counts = Counter(sum(draw.index for draw in batch) for batch in epoch(sampler, 0))
+    # Of 0 and 1, four times each, four are drawn: all of one kind in 2 of 70 cases.
+    assert counts[2] > counts[1] > counts[0] + counts[4] > 0
+
+
+def test_other_cameras_first() -> None:
+    cluster = torch.tensor([0] * 6 + [1] * 4 + [2] + [-1])
+    camids = torch.tensor([0, 0, 0, 1, 1, 2] + [3] * 4 + [0, 0])
+    found = PseudoLabels.from_clusters(cluster, camids)
+    sampler = CrossCameraSampler(4, images_per_identity=4, steps_per_epoch=120)
+    sampler.set_labels(found)
+    for batch in epoch(sampler, 0):
+        first, *rest = [draw.index for draw in batch]
+        assert {int(cluster[i]) for i in rest} == {int(cluster[first])}
+        if cluster[first] == 0:
+            assert all(camids[i] != camids[first] for i in rest)
+            others = int((camids[:6] != camids[first]).sum())
+            assert len(set(rest)) == 3 or others < 3
+        elif cluster[first] == 1:  # one camera: its other images
+            assert sorted([first, *rest]) == [6, 7, 8, 9]
+        else:
+            assert [first, *rest] == [10] * 4
+    blind = CrossCameraSampler(4, images_per_identity=4, steps_per_epoch=60)
+    blind.set_labels(PseudoLabels.from_clusters(cluster))
+    pairs = [[d.index for d in batch] for batch in epoch(blind, 0) if batch[0].index < 6]
+    assert any(camids[first] == camids[i] for first, *rest in pairs for i in rest)
+    assert all(len(set(batch)) == 4 for batch in pairs)
+
+
 def test_epochs_differ_and_repeat() -> None:
     def draw(seed: int, number: int) -> list[list[Draw]]:
         sampler = PKSampler(16, steps_per_epoch=3, seed=seed)
@@ -98,7 +149,7 @@ def test_errors() -> None:
         PKSampler(30)
     with pytest.raises(ValueError, match="a multiple of the 3 processes"):
         PKSampler(32, world_size=3)
-    with pytest.raises(ValueError, match="steps_per_epoch: expected 0 or more, got -1"):
+    with pytest.raises(ValueError, match="steps_per_epoch: expected 0 or more, or null, got -1"):
         PKSampler(32, steps_per_epoch=-1)
     sampler = PKSampler(32)
     with pytest.raises(RuntimeError, match="set_labels comes before"):

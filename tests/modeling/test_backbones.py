@@ -61,6 +61,40 @@ def test_last_stride() -> None:
     torch.testing.assert_close(found.tokens, plain(image, CAMID).tokens)
 
 
+def test_ibn_resnet_takes_the_published_names(tmp_path: Path) -> None:
+    backbone = TimmBackbone("resnet18", (64, 32), norm="ibn", stem_activation=False)
+    names = set(backbone.state_dict())
+    for stage in (1, 2, 3):
+        assert f"net.layer{stage}.0.bn1.IN.weight" in names
+        assert f"net.layer{stage}.1.bn1.BN.running_mean" in names
+    assert "net.layer4.0.bn1.running_mean" in names
+    state = {name.removeprefix("net."): value + 1 for name, value in backbone.state_dict().items()}
+    save_weights(tmp_path / "ibn.safetensors", state, {})
+    report = load_backbone_weights(backbone, tmp_path / "ibn.safetensors")
+    assert not report.missing
+    assert backbone(torch.randn(2, 3, 64, 32), CAMID).tokens.shape == (2, 3, 512)
+
+
+def test_without_the_first_activation_values_stay_negative() -> None:
+    seen = {}
+    for active in (True, False):
+        backbone = TimmBackbone("test_resnet", (64, 32), stem_activation=active)
+        backbone.net.act1.register_forward_hook(
+            lambda *args, active=active: seen.update({active: args[2].min()})
+        )
+        backbone(torch.randn(2, 3, 64, 32), CAMID)
+    assert seen[True] == 0 > seen[False]
+
+
+def test_options_for_resnets_alone() -> None:
+    with pytest.raises(ValueError, match="norm: ibn needs a plain ResNet of timm"):
+        TimmBackbone("test_vit", (160, 160), norm="ibn")
+    with pytest.raises(ValueError, match="stem_activation: 'test_vit' has none"):
+        TimmBackbone("test_vit", (160, 160), stem_activation=False)
+    with pytest.raises(ValueError, match="timm has no weights of IBN networks"):
+        TimmBackbone("resnet18", (64, 32), pretrained=True, norm="ibn")
+
+
 def test_unknown_model_suggests_one() -> None:
     with pytest.raises(ValueError, match=r"timm has no 'resnet5'.*did you mean"):
         TimmBackbone("resnet5", (64, 32))

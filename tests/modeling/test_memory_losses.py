@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+import importlib
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.modeling.memory import ProxyMemory
-from reid.modeling.memory_losses import O2CAPLoss
+from reid.modeling.contrastive import sample_weights
+from reid.modeling.memory_losses import ClusterContrastLoss, MemoryLoss, O2CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 NAMES = ("global_offline", "global_online", "part_offline", "part_online")
@@ -40,35 +44,15 @@ def random_problem(
     return PseudoLabels.from_clusters(cluster, camids), as_feature_set(banks, camids)
 
 
-def plain_losses(
-    feature: Tensor,
-    bank: Tensor,
-    y: int,
-    labels: PseudoLabels,
-    temperature: float = 0.07,
-    balance: float = 0.15,
-    num_positives: int = 3,
-    num_negatives: int = 50,
-) -> tuple[float, float]:
-    """The two losses of one sample in one bank, as method.md tells them."""
-    s = (bank @ feature).double()
-    similarity = balance * s + (1 - balance) * (bank @ bank[y]).double()
-
-    def loss(positives: list[int], ranking: Tensor) -> float:
-        others = sorted(set(range(len(s))) - set(positives), key=lambda p: -float(ranking[p]))
-        chosen = positives + others[:num_negatives]
-        log_prob = F.log_softmax(s[chosen] / temperature, 0)
-        return -float(log_prob[: len(positives)].mean())
-
-    cluster = int(labels.proxy_to_cluster[y])
-    offline = [p for p in range(len(s)) if int(labels.proxy_to_cluster[p]) == cluster]
-    best = {}
-    for p in range(len(s)):
-        camera = int(labels.proxy_to_camera[p])
-        if camera not in best or similarity[p] > similarity[best[camera]]:
-            best[camera] = p
-    online = sorted(best.values(), key=lambda p: -float(similarity[p]))[:num_positives]
-    return loss(offline, s), loss(online, similarity)
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    """The equations sample by sample, with which the benchmark compares too."""
+    folder = str(Path(__file__).parents[2] / "tools" / "benchmarks")
+    sys.path.insert(0, folder)
+    try:
+        return importlib.import_module("losses")
+    finally:
+        sys.path.remove(folder)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +67,9 @@ def plain_losses(
         ([(0, 0), (1, 0), (1, 2), (2, 5)], "cameras without a proxy"),
     ],
 )
-def test_losses_are_the_definition(proxies_of: list[tuple[int, int]], what: str) -> None:
+def test_losses_are_the_definition(
+    benchmark: Any, proxies_of: list[tuple[int, int]], what: str
+) -> None:
     labels, features = random_problem(proxies_of)
     loss = O2CAPLoss(part_weight=0.1)
     loss.set_labels(labels, features)
@@ -95,7 +81,9 @@ def test_losses_are_the_definition(proxies_of: list[tuple[int, int]], what: str)
     each = torch.tensor(
         [
             [
-                plain_losses(feature[m, b].detach(), bank[m], int(labels.proxy[i]), labels)
+                benchmark.plain_losses(
+                    feature[m, b].detach(), bank[m], int(labels.proxy[i]), labels
+                )
                 for b, i in enumerate(index.tolist())
             ]
             for m in range(3)
@@ -151,29 +139,6 @@ def test_memory_moves_in_training_only_and_is_in_no_checkpoint() -> None:
     assert not torch.equal(loss.memory.bank, before)
     assert loss.state_dict() == {}
     assert not list(loss.parameters())
-
-
-def test_memory_starts_as_normalised_means() -> None:
-    labels, features = random_problem([(0, 0), (1, 1), (1, 2)])
-    memory = ProxyMemory(0.2)
-    memory.reset(labels.proxy, labels.num_proxies, features)
-    for proxy in range(3):
-        mean = features.banks[:, labels.proxy == proxy].mean(1)
-        torch.testing.assert_close(memory.bank[:, proxy], F.normalize(mean, dim=1))
-
-
-@pytest.mark.parametrize("proxies", [[0, 0, 0, 0], [2, 0, 2, 1, 0, 2, 2], [1], []])
-def test_memory_update_is_sample_by_sample(proxies: list[int]) -> None:
-    labels, features = random_problem([(0, 0), (1, 1), (1, 2)])
-    memory = ProxyMemory(0.2)
-    memory.reset(labels.proxy, labels.num_proxies, features)
-    expected = memory.bank.clone()
-    feature = F.normalize(torch.randn(3, len(proxies), 16), dim=2)
-    for b, proxy in enumerate(proxies):
-        mixed = 0.2 * expected[:, proxy] + 0.8 * feature[:, b]
-        expected[:, proxy] = F.normalize(mixed, dim=1)
-    memory.update(torch.tensor(proxies, dtype=torch.int64), feature)
-    torch.testing.assert_close(memory.bank, expected)
 
 
 def test_mixed_precision_computes_losses_in_float32() -> None:
@@ -245,3 +210,55 @@ def test_losses_gradients_and_memory_of_the_authors(oracle_dir: Path) -> None:
             torch.testing.assert_close(
                 loss.memory.bank, tensors[f"step{step}.bank_after"].float(), atol=1e-6, rtol=0
             )
+
+
+def test_the_benchmark_agrees(benchmark: Any) -> None:
+    found = benchmark.steps(benchmark.make_ready(200, 3, 16))
+    plain = benchmark.plain_step(benchmark.make_problem(200, 3, 16))
+    assert found[0] == pytest.approx(plain[0], rel=1e-5)
+    for one, other in zip(found[1:], plain[1:], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("loss", [O2CAPLoss(average="camera"), ClusterContrastLoss(),
+                                  ClusterContrastLoss(update="hard")])  # fmt: skip
+def test_a_step_asks_a_device_for_nothing(
+    loss: MemoryLoss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device `meta` there are no numbers: whatever needs one of them on the host fails."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+    labels, features = random_problem([(c, k) for c in range(4) for k in range(3)])
+    loss.set_labels(labels, features)
+    moved = loss.to("meta").train()
+    feature = torch.zeros(3, 8, 16, device="meta", requires_grad=True)
+    index = torch.zeros(8, dtype=torch.int64, device="meta")
+    found = moved(as_embeddings(feature), as_batch(index.clone()))
+    torch.stack([*found.values()]).sum().backward()
+    assert feature.grad is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_does_not_wait_for_a_gpu() -> None:
+    labels, features = random_problem([(c, k) for c in range(4) for k in range(3)])
+    loss = O2CAPLoss(average="camera").train()
+    loss.set_labels(labels, features)
+    loss.to("cuda")
+    feature = features.banks[:, :8].cuda().requires_grad_()
+    batch = as_batch(torch.arange(8, device="cuda"))
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.stack([*loss(as_embeddings(feature), batch).values()]).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_means_camera_by_camera() -> None:
+    kept = torch.tensor([True, True, True, False, True])
+    camera = torch.tensor([0, 0, 5, 5, 9])
+    by_camera = sample_weights(kept, camera, "camera")
+    torch.testing.assert_close(by_camera, torch.tensor([0.5, 0.5, 1, 0, 1]))
+    batch = sample_weights(kept, camera, "batch")
+    torch.testing.assert_close(batch, torch.tensor([0.25, 0.25, 0.25, 0, 0.25]))
+    assert not bool(sample_weights(~torch.ones_like(kept), camera, "batch").any())
+    with pytest.raises(ValueError, match="average: expected batch or camera, got 'sum'"):
+        O2CAPLoss(average="sum")  # type: ignore[arg-type]
