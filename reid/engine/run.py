@@ -110,7 +110,8 @@ def train(
             write_text(output_dir / "config.yaml", dump_config(config))
         writer.start(purge_step=trainer.step)
         try:
-            trainer.train()
+            with _explained(signals):
+                trainer.train()
         except Interrupted as stop:
             raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
         finally:
@@ -167,30 +168,37 @@ def test(config: Config) -> dict[str, dict[str, float]]:
 def _started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
     """What every run stands in: its device, group of processes, logs and signals."""
     device = pick_device(config.device)
-    with StopSignals() as signals:
+    # Twice, since another reading process may die while the death of the first is told.
+    with StopSignals() as signals, _explained(signals):
         distributed.init_process_group(device)
         try:
-            with run_logging(Path(config.output_dir)):
+            with run_logging(Path(config.output_dir)), _explained(signals):
                 logger.info("Environment\n%s", environment(device))
-                try:
-                    yield device, signals
-                except Exception as error:
-                    dead_worker = "DataLoader worker (pid" in str(error)
-                    # A signal to all processes may end others, which this one notices, first.
-                    if signals.came(within_s=1.0 if dead_worker else 0.0):
-                        raise Interrupted(signals.signum) from error
-                    if dead_worker:
-                        raise DataError(
-                            f"a process that reads images has died ({error}). Most often memory "
-                            "is short, or shared memory (/dev/shm): lower dataloader.num_workers; "
-                            "0 reads in the main process. --resume goes on from the last checkpoint"
-                        ) from error
-                    if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
-                        # torch puts a traceback before what a reading process says
-                        raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error
-                    raise
+                yield device, signals
         finally:
             distributed.destroy_process_group()
+
+
+@contextmanager
+def _explained(signals: StopSignals) -> Iterator[None]:
+    """Says of torch's errors what they mean for a run."""
+    try:
+        yield
+    except Exception as error:
+        dead_worker = "DataLoader worker (pid" in str(error) and not isinstance(error, DataError)
+        # A signal to all processes may end others, which this one notices, first.
+        if signals.came(within_s=1.0 if dead_worker else 0.0):
+            raise Interrupted(signals.signum) from error
+        if dead_worker:
+            raise DataError(
+                f"a process that reads images has died ({error}). Most often memory is short, or "
+                "shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the main "
+                "process. --resume goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
+            # torch puts a traceback before what a reading process says
+            raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error
+        raise
 
 
 def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:
