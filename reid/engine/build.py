@@ -416,6 +416,7 @@ def build_trainer(
             records=records,
             extraction=extraction,
             clusterer=clusterer,
+            writer=writer,
         )
         for i, spec in enumerate(config.hooks)
     )

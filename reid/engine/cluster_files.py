@@ -7,24 +7,30 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tabulate import tabulate
+from torch import Tensor
 
 from reid import distributed
 from reid.clustering import Clusterer, cluster_statistics
-from reid.engine.logs import progress_bar
+from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.pseudo_labels import number_text
 from reid.engine.trainer import Hook, Trainer
 from reid.evaluation.clusters import (
+    Match,
+    camera_name,
     cluster_confidence,
     cross_camera_matches,
     write_clusters,
     write_matches,
 )
 from reid.evaluation.extract import extract_features
+from reid.evaluation.visualize import draw_clusters, draw_pairs
 from reid.neighbors import run_on_main
 from reid.registry import HOOK, ConfigError
 from reid.structures import Batch, ImageRecord
 
 logger = logging.getLogger(__name__)
+
+_PAIRS = 20
 
 
 @HOOK.register()
@@ -40,6 +46,7 @@ class WriteClusters(Hook):
         records: The training images.
         extraction: Batches of them with the test transform.
         clusterer: As in training.
+        writer: Gets the pictures.
         num_clusters: Clusters in the picture, spread from the largest to the smallest; 0 = none.
         num_matches: Pairs across cameras in the list, the first 20 of them in the picture.
 
@@ -54,6 +61,7 @@ class WriteClusters(Hook):
         records: Sequence[ImageRecord],
         extraction: Iterable[Batch],
         clusterer: Clusterer | None,
+        writer: MetricWriter,
         num_clusters: int = 24,
         num_matches: int = 200,
     ) -> None:
@@ -68,6 +76,7 @@ class WriteClusters(Hook):
         self._records = records
         self._extraction = extraction
         self._clusterer = clusterer
+        self._writer = writer
         self._num_clusters = num_clusters
         self._num_matches = num_matches
 
@@ -81,7 +90,9 @@ class WriteClusters(Hook):
             features = extract_features(
                 trainer.model, self._extraction, self._records, trainer.device, progress
             )
-        labels = run_on_main(lambda: self._clusterer(features))
+        clusterer = self._clusterer
+        with distributed.torch_threads_kept():
+            labels = run_on_main(lambda: clusterer(features))
         if not distributed.is_main():
             return
         confidence = cluster_confidence(features.global_feat, labels.cluster)
@@ -90,10 +101,29 @@ class WriteClusters(Hook):
         matches_file = self._output_dir / "matches.csv"
         write_clusters(clusters_file, self._records, labels.cluster, confidence)
         write_matches(matches_file, self._records, matches, labels.cluster)
-        written = [clusters_file, matches_file]
+        written = [clusters_file, matches_file, *self._draw(labels.cluster, matches, trainer.step)]
         numbers = cluster_statistics(labels, features.pids.cpu(), features)
         logger.info(
             "Clusters of the final model\n%s\nTo judge them:\n%s",
             tabulate([[number_text(value) for value in numbers.values()]], headers=[*numbers]),
             "\n".join(f"  {path}" for path in written),
         )
+
+    def _draw(self, cluster: Tensor, matches: Sequence[Match], step: int) -> list[Path]:
+        written = []
+        if self._num_clusters:
+            path = self._output_dir / "clusters.png"
+            draw_clusters(path, cluster, self._records, rows=self._num_clusters)
+            written.append(path)
+        if matches:
+            path = self._output_dir / "matches.png"
+            pairs = []
+            for first, second, similarity in matches[:_PAIRS]:
+                one, other = self._records[first], self._records[second]
+                text = f"{camera_name(one)} - {camera_name(other)}  {similarity:.2f}"
+                pairs.append((one.path, other.path, text))
+            draw_pairs(path, pairs)
+            written.append(path)
+        for path in written:
+            self._writer.write_image(f"pictures/{path.stem}", path, step)
+        return written

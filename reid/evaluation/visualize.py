@@ -165,6 +165,34 @@ def draw_clusters(
     return list(chosen)
 
 
+def draw_pairs(path: Path, pairs: Sequence[tuple[str, str, str]], *, columns: int = 4) -> None:
+    """Pairs of images side by side, each with a line of text below.
+
+    Args:
+        path: The PNG to write.
+        pairs: (path of an image, path of another, text), row by row.
+        columns: Pairs in a row.
+
+    Raises:
+        ValueError: There is no pair, or `columns` is below 1.
+        DataError: An image cannot be read.
+    """
+    if not pairs or columns < 1:
+        raise ValueError(f"expected pairs and columns of 1 or more, got {len(pairs)}, {columns}")
+    columns = min(columns, len(pairs))
+    wide = max(2 * CELL[0], *(text_width(text, 15) for _, _, text in pairs)) + 2 * GAP
+    high = CELL[1] + _BAND + GAP
+    rows = -(-len(pairs) // columns)
+    picture, draw = canvas.canvas(2 * MARGIN + columns * wide, 2 * MARGIN + rows * high)
+    for number, (one, other, text) in enumerate(pairs):
+        left, top = MARGIN + number % columns * wide, MARGIN + number // columns * high
+        for column, name in enumerate((one, other)):
+            canvas.paste_tile(picture, name, (left + column * CELL[0], top), Style("", GREY))
+        middle = (left + CELL[0], top + CELL[1] + _BAND // 2)
+        draw.text(middle, text, fill=INK, font=font(15), anchor="mm")
+    canvas.save(picture, path)
+
+
 def draw_attention(
     path: Path, images: Sequence[str], columns: Sequence[tuple[str, Tensor]]
 ) -> None:

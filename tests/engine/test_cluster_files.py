@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reid.config import load_config
 from reid.data.datasets import SyntheticPersons
@@ -65,6 +66,9 @@ def test_files_to_judge_clusters_by(file: Path, tmp_path: Path) -> None:
     # the labels beside the crops are a test set, whose cameras the model knows
     results = json.loads((output / "results.json").read_text())
     assert 0 < results["final"][0]["numbers"]["mAP"] <= 1
+    for name in ("clusters.png", "matches.png"):
+        with Image.open(output / name) as picture:
+            assert min(picture.size) > 200
     log = (output / "log.txt").read_text()
     assert "Clusters of the final model" in log
     assert "takes its cameras for unknown" not in log
