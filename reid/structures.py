@@ -204,6 +204,18 @@ class PseudoLabels:
         proxy[kept] = inverse
         return cls(dense, proxy, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
+    def placed(self, rows: Tensor, count: int) -> PseudoLabels:
+        """The same labels as those of some of `count` images; the others are outliers.
+
+        Args:
+            rows: (N,) int64, where each image of these labels stands among the `count`.
+            count: All images.
+        """
+        cluster = self.cluster.new_full((count,), OUTLIER)
+        proxy = cluster.clone()
+        cluster[rows], proxy[rows] = self.cluster, self.proxy
+        return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera)
+
     def __len__(self) -> int:
         return len(self.cluster)
 

@@ -81,3 +81,12 @@ def test_feature_sets_are_checked_sliced_and_stacked():
         FeatureSet(torch.rand(4, 8), torch.rand(3, 5, 8), ids, ids)
     with pytest.raises(ValueError, match="pids must be int64"):
         FeatureSet(torch.rand(4, 8), torch.rand(4, 5, 8), ids.float(), ids)
+
+
+def test_labels_placed_among_more_images() -> None:
+    labels = PseudoLabels.from_clusters(torch.tensor([1, -1, 0]), torch.tensor([0, 0, 1]))
+    placed = labels.placed(torch.tensor([4, 0, 2]), 6)
+    assert placed.cluster.tolist() == [-1, -1, 0, -1, 1, -1]
+    assert placed.proxy.tolist() == [-1, -1, 0, -1, 1, -1]
+    assert placed.num_outliers == 4
+    assert torch.equal(placed.proxy_to_camera, labels.proxy_to_camera)

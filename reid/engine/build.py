@@ -384,6 +384,7 @@ def build_trainer(
         criterion,
         writer,
         cast(OnCollapse, config.on_collapse),
+        allow_missing=config.dataloader.on_error == "skip",
     )
     hooks: list[Hook] = [
         labels,

@@ -22,7 +22,7 @@ from reid.evaluation.extract import extract_features
 from reid.evaluation.visualize import draw_clusters
 from reid.modeling.losses import Criterion
 from reid.neighbors import run_on_main
-from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
+from reid.structures import Batch, FeatureSet, ImageRecord, ProgressBar, PseudoLabels
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,8 @@ class RefreshPseudoLabels(Hook):
             `warn`: a single one is trained on; no cluster ends training. `keep`: the last epoch's
             labels serve once more, with the new features, so that a memory made from them fits the
             model; the first epoch has none to keep, and training ends. `stop`: training ends.
+        allow_missing: Whether the loader may leave out images that cannot be read: they are in no
+            cluster then, and the features that the criterion gets of them are 0.
 
     Raises:
         ValueError: `on_collapse` is none of these words.
@@ -61,6 +63,8 @@ class RefreshPseudoLabels(Hook):
         criterion: Criterion,
         writer: MetricWriter,
         on_collapse: OnCollapse = "warn",
+        *,
+        allow_missing: bool = False,
     ) -> None:
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
@@ -70,6 +74,7 @@ class RefreshPseudoLabels(Hook):
         self._sampler = sampler
         self._criterion = criterion
         self._writer = writer
+        self._allow_missing = allow_missing
         self._pids = torch.tensor([record.pid for record in records])
         self._labelled = False
         self._on_collapse = on_collapse
@@ -95,7 +100,12 @@ class RefreshPseudoLabels(Hook):
         if needs_features:
             with progress_bar("Extracting", "img") as progress:
                 features = extract_features(
-                    trainer.model, self._loader, self._records, trainer.device, progress
+                    trainer.model,
+                    self._loader,
+                    self._records,
+                    trainer.device,
+                    progress,
+                    allow_missing=self._allow_missing,
                 )
         extracted = time.perf_counter()
         labels, collapse = self._labels(features, trainer.epoch)
@@ -172,7 +182,7 @@ class RefreshPseudoLabels(Hook):
             assert features is not None
             try:
                 with progress_bar("Clustering", "img") as progress:
-                    labels = self._clusterer(features, progress=progress)
+                    labels = self._cluster(features, progress)
             except ClusteringError as error:
                 problem = f"epoch {epoch + 1}: {error}"
             else:
@@ -188,6 +198,15 @@ class RefreshPseudoLabels(Hook):
 
         with distributed.torch_threads_kept():
             return run_on_main(work)
+
+    def _cluster(self, features: FeatureSet, progress: ProgressBar) -> PseudoLabels:
+        """Clusters of the images that could be read; the others are outliers."""
+        assert self._clusterer is not None
+        if not self._allow_missing:
+            return self._clusterer(features, progress=progress)
+        seen = features.global_feat.any(1).nonzero()[:, 0]
+        labels = self._clusterer(features[seen], progress=progress)
+        return labels.placed(seen.to(labels.cluster.device), len(features))
 
 
 class DrawClusters(Hook):

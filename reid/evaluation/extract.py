@@ -20,6 +20,7 @@ def extract_features(
     progress: ProgressBar | None = None,
     *,
     flip: bool = False,
+    allow_missing: bool = False,
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and full precision.
 
@@ -33,6 +34,8 @@ def extract_features(
         device: Where the model is and where the features stay.
         progress: Called with (images done, N).
         flip: Flip-test: features are the mean of those of the image and of its mirror image.
+        allow_missing: Whether images may be in no batch, since they could not be read; their
+            features are 0, which no other feature is.
 
     Raises:
         ValueError: There is no image, an image was not in any batch, or a feature is not finite.
@@ -63,11 +66,13 @@ def extract_features(
                     progress(min(done, len(records)), len(records))
     finally:
         model.train(was_training)
+    if not rows:
+        raise ValueError(f"loader: none of {len(records)} images was in a batch")
     index = distributed.gather_rows(torch.cat(rows))
     global_feat = _place(distributed.gather_rows(torch.cat(global_feats)), index, len(records))
     parts = _place(distributed.gather_rows(torch.cat(part_feats)), index, len(records))
     missing = len(records) - len(torch.unique(index))
-    if missing:
+    if missing and not allow_missing:
         raise ValueError(f"loader: {missing} of {len(records)} images were in no batch")
     finite = torch.isfinite(global_feat).all(1) & torch.isfinite(parts).all(2).all(1)
     if not bool(finite.all()):

@@ -66,6 +66,14 @@ def test_flip_test_averages_with_the_mirror_image() -> None:
     assert torch.equal(one.image, before)
 
 
+def test_images_that_could_not_be_read_are_zero() -> None:
+    found = extract_features(Echo(), [batch([3, 1]), batch([4])], RECORDS, CPU, allow_missing=True)
+    assert found.global_feat.any(1).tolist() == [False, True, False, True, True]
+    assert not found.part_feats[[0, 2]].any()
+    with pytest.raises(ValueError, match="none of 5 images was in a batch"):
+        extract_features(Echo(), [], RECORDS, CPU, allow_missing=True)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="1 of 5 images were in no batch"):
         extract_features(Echo(), [batch([0, 1, 2, 3])], RECORDS, CPU)
