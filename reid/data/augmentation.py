@@ -12,12 +12,17 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numba import njit
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
 from reid.data.resize import Pixels
-from reid.data.transforms import FloatImage, NormalizedTransform, PixelTransform
+from reid.data.transforms import (
+    FloatImage,
+    Move,
+    MoveTransform,
+    NormalizedTransform,
+    PixelTransform,
+)
 from reid.registry import TRANSFORM
 
 Box = tuple[int, int, int, int]
@@ -27,7 +32,7 @@ _TRIES = 100
 
 
 @TRANSFORM.register()
-class RandomFlip(PixelTransform):
+class RandomFlip(MoveTransform):
     """The mirror image, left for right.
 
     Args:
@@ -39,20 +44,14 @@ class RandomFlip(PixelTransform):
 
     def __init__(self, prob: float = 0.5) -> None:
         self._prob = _probability(prob)
-        _mirror(np.zeros((1, 1, 3), np.uint8))  # compiled here, before there are workers
 
-    def __call__(
-        self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
-    ) -> Pixels:
-        """Mirrored or as it is."""
-        if rng.random() >= self._prob:
-            return pixels
-        mirrored: Pixels = _mirror(pixels)
-        return mirrored
+    def draw(self, rng: np.random.Generator) -> Move:
+        """Mirrored or not."""
+        return Move(mirror=rng.random() < self._prob)
 
 
 @TRANSFORM.register()
-class PadCrop(PixelTransform):
+class PadCrop(MoveTransform):
     """A black border, and a crop of the old size from an even place: a shift.
 
     Args:
@@ -67,18 +66,10 @@ class PadCrop(PixelTransform):
             raise ValueError(f"pad: expected 0 or more pixels, got {pad}")
         self._pad = pad
 
-    def __call__(
-        self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
-    ) -> Pixels:
-        """Shifted down and right by -pad to pad pixels, the rest is black."""
-        height, width, _ = pixels.shape
-        down = _integer(rng, 2 * self._pad + 1) - self._pad
-        right = _integer(rng, 2 * self._pad + 1) - self._pad
-        shifted = np.zeros_like(pixels)
-        shifted[max(down, 0) : max(height + down, 0), max(right, 0) : max(width + right, 0)] = (
-            pixels[max(-down, 0) : max(height - down, 0), max(-right, 0) : max(width - right, 0)]
-        )
-        return shifted
+    def draw(self, rng: np.random.Generator) -> Move:
+        """A shift by -pad to pad pixels, down and right."""
+        down, right = (_integer(rng, 2 * self._pad + 1) - self._pad for _ in range(2))
+        return Move(down=down, right=right)
 
 
 @TRANSFORM.register()
@@ -391,14 +382,3 @@ def _integer(rng: np.random.Generator, count: int) -> int:
 
 def _between(rng: np.random.Generator, bounds: tuple[float, float]) -> float:
     return bounds[0] + (bounds[1] - bounds[0]) * rng.random()
-
-
-@njit(cache=True)
-def _mirror(pixels: Pixels) -> Pixels:
-    height, width, channels = pixels.shape
-    mirrored = np.empty_like(pixels)
-    for y in range(height):
-        for x in range(width):
-            for c in range(channels):
-                mirrored[y, x, c] = pixels[y, width - 1 - x, c]
-    return mirrored

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,10 +36,12 @@ def read_image(path: str) -> Pixels:
             decompression bombs), or is no image that Pillow reads.
     """
     try:
-        data = np.fromfile(path, np.uint8)
-        if _is_plain_jpeg(data.data):
+        with Path(path).open("rb", buffering=0) as file:
+            data = bytearray(file.readall())
+        if _is_plain_jpeg(data):
             try:
-                image = decode_jpeg(torch.from_numpy(data), ImageReadMode.UNCHANGED)
+                encoded = torch.frombuffer(data, dtype=torch.uint8)
+                image = decode_jpeg(encoded, ImageReadMode.UNCHANGED)
             except RuntimeError:
                 pass  # Pillow has the last word
             else:
@@ -69,7 +72,7 @@ def _rgb(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def _is_plain_jpeg(data: memoryview) -> bool:
+def _is_plain_jpeg(data: bytearray) -> bool:
     """Whether this is a grey or colour JPEG of a usual size, without EXIF data.
 
     Looks through the segments in front of the picture, so that nothing is decoded whose size is

@@ -56,7 +56,7 @@ def _stretch_width(pixels: Pixels, width: int, interpolation: Interpolation) -> 
     return result
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=2048)
 def _weights(
     old: int, new: int, interpolation: Interpolation
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
@@ -95,14 +95,17 @@ def _blend_rows(
     out: npt.NDArray[np.uint8],
 ) -> None:
     """Row i of `out` (new, n): the weighted sum of rows first[i], first[i] + 1, ... of (old, n)."""
-    sums = np.empty(rows.shape[1], np.int32)
+    old, width = rows.shape
+    sums = np.empty(width, np.int32)
     for i in range(len(out)):
-        sums[:] = 1 << (_BITS - 1)
-        for k in range(min(weights.shape[1], len(rows) - first[i])):
+        start = first[i]  # read here, so that the inner loops are vectorised
+        for j in range(width):
+            sums[j] = 1 << (_BITS - 1)
+        for k in range(min(weights.shape[1], old - start)):
             weight = weights[i, k]
-            for j in range(len(sums)):
-                sums[j] += weight * rows[first[i] + k, j]
-        for j in range(len(sums)):
+            for j in range(width):
+                sums[j] += weight * rows[start + k, j]
+        for j in range(width):
             out[i, j] = min(max(sums[j] >> _BITS, 0), 255)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,37 @@ class PixelTransform(ABC):
             other: Gives the pixels (H, W, 3) of another training image, drawn with `rng`, as they
                 are after the resize.
         """
+
+
+class Move(NamedTuple):
+    """Where the pixels of an image go; what nothing comes to is black.
+
+    Attributes:
+        mirror: Left for right, before the shift.
+        down: Pixels of the shift, negative is up.
+        right: Pixels of the shift, negative is left.
+    """
+
+    mirror: bool = False
+    down: int = 0
+    right: int = 0
+
+
+_STILL = Move()
+
+
+class MoveTransform(PixelTransform):
+    """An augmentation that only moves pixels, which `ImageTransform` can do as it normalises."""
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator) -> Move:
+        """The move of an image; all that is drawn comes from `rng`."""
+
+    def __call__(
+        self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
+    ) -> Pixels:
+        """The moved pixels."""
+        return _moved(pixels, self.draw(rng))
 
 
 class NormalizedTransform(ABC):
@@ -83,7 +115,7 @@ class ImageTransform:
         self._table: FloatImage = table.numpy()
         # Compiled here, before there are workers, which would each do it.
         black = self.resize(np.zeros((1, 1, 3), np.uint8))
-        _normalize(black, self._table, np.empty((3, *size), np.float32))
+        _normalize(black, 0, 0, self._table, np.empty((3, *size), np.float32))
 
     def resize(self, pixels: Pixels) -> Pixels:
         """Pixels (height, width, 3) at the input's size, (H, W, 3)."""
@@ -104,19 +136,67 @@ class ImageTransform:
             rng: See `PixelTransform`.
             other: See `PixelTransform`.
         """
+        # Moves wait till normalisation, which copies the pixels anyway.
+        move = _STILL
         for change in self._on_pixels:
-            pixels = change(pixels, rng, other)
-        _normalize(pixels, self._table, out)
+            if isinstance(change, MoveTransform):
+                following = change.draw(rng)
+                if move[1:] != (0, 0) and following[1:] != (0, 0):
+                    # A shift back does not bring back what the first one pushed out.
+                    pixels, move = _moved(pixels, move), following
+                elif following.mirror:
+                    move = Move(not move.mirror, move.down + following.down,
+                                following.right - move.right)  # fmt: skip
+                else:
+                    move = Move(move.mirror, move.down + following.down,
+                                move.right + following.right)  # fmt: skip
+            else:
+                pixels, move = change(_moved(pixels, move), rng, other), _STILL
+        if move.mirror:
+            pixels = _mirrored(pixels)
+        _normalize(pixels, move.down, move.right, self._table, out)
         for erase in self._on_normalized:
             erase(out, rng)
 
 
+def _moved(pixels: Pixels, move: Move) -> Pixels:
+    """The pixels (H, W, 3) where `move` puts them."""
+    if move.mirror:
+        pixels = _mirrored(pixels)
+    if move[1:] == (0, 0):
+        return pixels
+    height, width, _ = pixels.shape
+    _, down, right = move
+    moved = np.zeros_like(pixels)
+    moved[max(down, 0) : max(height + down, 0), max(right, 0) : max(width + right, 0)] = pixels[
+        max(-down, 0) : max(height - down, 0), max(-right, 0) : max(width - right, 0)
+    ]
+    return moved
+
+
+def _mirrored(pixels: Pixels) -> Pixels:
+    """The pixels (H, W, 3), left for right."""
+    # torch does this a few times as fast as numpy or a loop.
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].flip(3)
+    return np.ascontiguousarray(image[0].permute(1, 2, 0).numpy())
+
+
 @njit(cache=True)
-def _normalize(pixels: Pixels, table: FloatImage, out: FloatImage) -> None:
-    """Looks each grey level up in the table (3, 256) of normalised values."""
+def _normalize(pixels: Pixels, down: int, right: int, table: FloatImage, out: FloatImage) -> None:
+    """Shifts pixels, and looks each grey level up in the table (3, 256) of normalised values."""
     height, width, _ = pixels.shape
     for y in range(height):
-        for x in range(width):
-            out[0, y, x] = table[0, pixels[y, x, 0]]
-            out[1, y, x] = table[1, pixels[y, x, 1]]
-            out[2, y, x] = table[2, pixels[y, x, 2]]
+        red, green, blue = out[0, y], out[1, y], out[2, y]
+        inside = 0 <= y - down < height
+        first = min(max(right, 0), width) if inside else width
+        last = max(min(width + right, width), first) if inside else width
+        for x in range(first):
+            red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
+        for x in range(last, width):
+            red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
+        if first < last:
+            row = pixels[y - down, first - right : last - right]
+            for i in range(last - first):
+                red[first + i] = table[0, row[i, 0]]
+                green[first + i] = table[1, row[i, 1]]
+                blue[first + i] = table[2, row[i, 2]]

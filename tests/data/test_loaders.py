@@ -11,7 +11,7 @@ from PIL import Image
 
 from reid.data.augmentation import PadCrop, RandomErasing, RandomFlip, RandomPatch
 from reid.data.cache import PixelCache
-from reid.data.loaders import OnError, eval_loader, train_loader
+from reid.data.loaders import OnError, _Draws, eval_loader, train_loader
 from reid.data.samplers import PKSampler
 from reid.data.transforms import ImageTransform
 from reid.structures import Batch, DataError, ImageRecord, PseudoLabels
@@ -72,6 +72,16 @@ def test_training_batches_depend_on_seed_and_epoch_alone(records: list[ImageReco
     for batch in first:
         assert batch.pid.tolist() == [records[i].pid for i in batch.index]
         assert batch.camid.tolist() == [records[i].camid for i in batch.index]
+
+
+def test_a_seed_gives_a_fresh_generator_whatever_was_drawn_before() -> None:
+    draws = _Draws()
+    for seed in (5, 2**63 + 1, 0, 5):
+        expected = np.random.Generator(np.random.Philox(key=seed))
+        found = draws.seeded(seed)
+        assert found.random(3).tolist() == expected.random(3).tolist()
+        assert found.integers(9, dtype=np.int32) == expected.integers(9, dtype=np.int32)
+        assert np.array_equal(found.standard_normal(7), expected.standard_normal(7))
 
 
 def test_an_image_that_comes_twice_in_an_epoch_looks_different(records: list[ImageRecord]) -> None:

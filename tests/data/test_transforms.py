@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reid.data.augmentation import PadCrop, RandomErasing, RandomFlip
+from reid.data.augmentation import PadCrop, RandomBlur, RandomErasing, RandomFlip
 from reid.data.transforms import ImageTransform
 
 MEAN, STD = (0.35, 0.31, 0.31), (0.26, 0.25, 0.25)
@@ -47,3 +47,25 @@ def test_steps_come_in_their_order_and_pixels_first() -> None:
     assert torch.equal(image, torch.from_numpy(expected))
     with pytest.raises(ValueError, match=r"pixels before .* \(RandomErasing\), got RandomErasing"):
         ImageTransform((32, 16), MEAN, STD, [erase, RandomFlip()])
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [RandomFlip(), PadCrop(3)],
+        [PadCrop(3), RandomFlip()],
+        [RandomFlip(), PadCrop(3), RandomFlip(), RandomFlip(0.3)],
+        [PadCrop(3), RandomFlip(), PadCrop(4), RandomFlip()],
+        [PadCrop(2), RandomBlur(1.0), PadCrop(2), RandomFlip()],
+        [PadCrop(40)],
+    ],
+)
+def test_moves_while_normalising_are_the_moves_one_by_one(steps) -> None:
+    straight = ImageTransform((32, 16), MEAN, STD)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        pixels = straight.resize(picture())
+        for step in steps:
+            pixels = step(pixels, rng, picture)
+        found = apply(ImageTransform((32, 16), MEAN, STD, steps), picture(), seed)
+        assert torch.equal(found, apply(straight, pixels))

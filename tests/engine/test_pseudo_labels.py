@@ -24,6 +24,9 @@ class Taker:
 
     needs_features = True
 
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None = None) -> None:
         self.labels, self.features = labels, features
 

@@ -78,8 +78,8 @@ def _memory(field: str) -> float:
 def report(
     stage: str,
     size: str,
-    product: tuple[float, float],
-    baseline: tuple[float, float] | None,
+    product: tuple[float, float | None],
+    baseline: tuple[float, float | None] | None,
     agrees: bool | None,
     **more: Any,
 ) -> None:
@@ -88,17 +88,15 @@ def report(
     Args:
         stage: What was measured.
         size: Of the input.
-        product: Seconds and extra MB.
+        product: Seconds and extra MB (None = not measured).
         baseline: The same of the baseline; None = it was not run.
         agrees: Whether the results are the same; None = not compared.
         **more: Further facts for the JSON object.
     """
     ratio = baseline[0] / product[0] if baseline else None
-    rows = [("this project", f"{product[0]:.2f}", f"{product[1]:,.0f}", "")]
+    rows = [("this project", f"{product[0]:.2f}", _whole(product[1]), "")]
     if baseline and ratio:
-        rows.append(
-            ("baseline", f"{baseline[0]:.2f}", f"{baseline[1]:,.0f}", f"{ratio:.1f}x slower")
-        )
+        rows.append(("baseline", f"{baseline[0]:.2f}", _whole(baseline[1]), f"{ratio:.1f}x slower"))
     headers = (f"{stage}, {size}", "seconds", "MB above the input", "")
     line: Mapping[str, Any] = {
         "stage": stage,
@@ -106,8 +104,8 @@ def report(
         "seconds": round(product[0], 3),
         "baseline_seconds": round(baseline[0], 3) if baseline else None,
         "ratio": round(ratio, 2) if ratio else None,
-        "extra_mb": round(product[1], 1),
-        "baseline_extra_mb": round(baseline[1], 1) if baseline else None,
+        "extra_mb": _rounded(product[1]),
+        "baseline_extra_mb": _rounded(baseline[1]) if baseline else None,
         "agrees": agrees,
         **more,
     }
@@ -116,3 +114,11 @@ def report(
         f"{torch.__version__}\n{tabulate(rows, headers=headers, disable_numparse=True)}\n"
         f"{json.dumps(line)}\n"
     )
+
+
+def _whole(megabytes: float | None) -> str:
+    return "not measured" if megabytes is None else f"{megabytes:,.0f}"
+
+
+def _rounded(megabytes: float | None) -> float | None:
+    return None if megabytes is None else round(megabytes, 1)
