@@ -90,10 +90,10 @@ def train_tiny(
         "CLUSTERER.MIN_SAMPLES": 2, "SOLVER.MAX_EPOCHS": 2, "DEVICE": "cpu",
     }  # fmt: skip
 
-    def run(file: Path, output: str, *pairs: str, resume: bool = False) -> Path:
+    def run(file: Path, output: str, *pairs: str, **options: bool) -> Path:
         folder = tmp_path / output
         small = [str(item) for pair in tiny.items() for item in pair]
-        train(load_config(file, ["OUTPUT_DIR", str(folder), *small, *pairs]), resume=resume)
+        train(load_config(file, ["OUTPUT_DIR", str(folder), *small, *pairs]), **options)
         return folder
 
     return run
