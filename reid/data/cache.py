@@ -39,8 +39,8 @@ class PixelCache:
         if self.num_bytes * copies > self.available:
             raise ValueError(
                 f"{count:,} images of {size[0]}x{size[1]} need "
-                f"{gigabytes(self.num_bytes * copies)} of memory, "
-                f"{gigabytes(self.available)} are available"
+                f"{size_text(self.num_bytes * copies)} of memory, "
+                f"{size_text(self.available)} are available"
                 + (f" (on {_SHARED_MEMORY} too, by which processes share it)" * (num_workers > 0))
             )
         self._pixels = torch.empty((count, *size, 3), dtype=torch.uint8)
@@ -79,9 +79,9 @@ def available_bytes(*, shared: bool) -> int:
     return free
 
 
-def gigabytes(num_bytes: int) -> str:
-    """A size as the log states it: `3.21 GB`."""
-    return f"{num_bytes / 1e9:.2f} GB"
+def size_text(num_bytes: int) -> str:
+    """A size as the log states it: `3.21 GB`, `25 MB`."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"
 
 
 def _available_memory() -> int:

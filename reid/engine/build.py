@@ -26,7 +26,7 @@ import reid.modeling.memory_losses
 import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
-from reid.data.cache import PixelCache, gigabytes
+from reid.data.cache import PixelCache, size_text
 from reid.data.datasets.base import SplitCounts
 from reid.data.datasets.joining import unique_names
 from reid.data.loaders import OnError, eval_loader, train_loader
@@ -292,9 +292,9 @@ def build_cache(config: Config, count: int) -> PixelCache | None:
         "Cache: %s images of %dx%d take %s of memory%s as they are read; %s are available",
         f"{count:,}",
         *size,
-        gigabytes(cache.num_bytes),
+        size_text(cache.num_bytes),
         f" in each of {processes} training processes" if processes > 1 else "",
-        gigabytes(cache.available),
+        size_text(cache.available),
     )
     return cache
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reid.data import cache as module
-from reid.data.cache import PixelCache, available_bytes, cache_bytes, gigabytes
+from reid.data.cache import PixelCache, available_bytes, cache_bytes, size_text
 
 
 def test_it_gives_what_it_took() -> None:
@@ -28,6 +28,7 @@ def test_too_little_memory_is_said_before_it_starts(monkeypatch: pytest.MonkeyPa
 
 
 def test_sizes_read_well() -> None:
-    assert gigabytes(3_210_000_000) == "3.21 GB"
+    assert size_text(3_210_000_000) == "3.21 GB"
+    assert size_text(25_166_080) == "25 MB"
     assert available_bytes(shared=True) <= available_bytes(shared=False) * 1.5
     assert available_bytes(shared=False) > 10**7

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from reid.data.augmentation import PadCrop, RandomErasing, RandomFlip
-from reid.data.cache import PixelCache, gigabytes
+from reid.data.cache import PixelCache, size_text
 from reid.data.images import read_image
 from reid.data.loaders import train_loader
 from reid.data.samplers import PKSampler
@@ -181,7 +181,7 @@ def main() -> None:
     sys.stdout.write(
         f"CPU time of one process, median of {len(times['ours']):,} batches: baseline "
         f"{1e6 * typical['baseline']:.0f} us an image, this project {1e6 * typical['ours']:.0f}, "
-        f"with the cache ({gigabytes(cache.num_bytes)}) {1e6 * typical['cached']:.0f} "
+        f"with the cache ({size_text(cache.num_bytes)}) {1e6 * typical['cached']:.0f} "
         f"({ratio['cached']:.1f}x)\n"
     )
     report(
