@@ -209,7 +209,8 @@ def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:
     """
     if overwrite or (resume and checkpoint_paths(output_dir)):
         return
-    kept = (BEST_MODEL, FINAL_MODEL, "results.json")
+    # model_best alone is left by a run that was killed in its first epoch
+    kept = (FINAL_MODEL, "results.json")
     there = [path.name for path in checkpoint_paths(output_dir)]
     there += [name for name in kept if (output_dir / name).exists()]
     if there and resume:

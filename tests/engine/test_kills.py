@@ -76,6 +76,7 @@ for line in sys.stdin:
             sys.stderr.flush()
             os._exit(code)
     print(child, flush=True)
+    sys.stdin.readline()  # until then the process has its number, dead or alive
     print(os.waitpid(child, 0)[1], flush=True)
 """
 
@@ -105,18 +106,23 @@ class Launcher:
             "checkpoint": checkpoint,
             "log": str(self.folder / f"{output}.txt"),
         }
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(order) + "\n")
-        self._process.stdin.flush()
+        (self.folder / f"{output}.txt").write_text("")
+        self._write(json.dumps(order))
         return int(self._read())
 
     def wait(self) -> int:
         """The exit code of the run that was started last, below 0 if a signal has killed it."""
+        self._write("wait")
         return os.waitstatus_to_exitcode(int(self._read()))
 
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
+
+    def _write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
 
     def _read(self) -> str:
         assert self._process.stdout is not None
@@ -203,7 +209,9 @@ def kill_and_resume(launcher: Launcher, seconds: float, kills: int, seed: int) -
             said = (launcher.folder / f"{folder.name}.txt").read_text()
             if code == 0:
                 break
-            assert code in (-signal.SIGKILL, 143), said
+            # before anything has begun, SIGTERM ends any process of Python
+            early = -signal.SIGTERM if "Environment" not in said else 143
+            assert code in (-signal.SIGKILL, 143, early), said
             if code == 143:
                 assert "SIGTERM has ended the run" in said
                 assert "tools/train_net.py --resume --config-file" in said
