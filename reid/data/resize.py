@@ -1,4 +1,4 @@
-"""Pillow's resize, to the grey level, in a fifth of its time.
+"""Pillow's resize, to the grey level, in a fourth of its time.
 
 The same fixed-point numbers are added up as in Pillow, but row by row over all columns, which a CPU
 does many at a time; the horizontal pass is a vertical one on the transposed picture.
