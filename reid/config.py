@@ -131,12 +131,24 @@ class ModelConfig:
         head: HEAD registry.
         backbone_weights: Checkpoint of a pre-trained backbone (safetensors or torch), or empty.
         weights: Checkpoint of the whole model, loaded after `backbone_weights`, or empty.
+        bn_samples_per_group: Samples over which BatchNorm takes its statistics in training; 0 =
+            the whole batch, over all processes. A method that was published with four GPU replicas
+            and a batch of 256 had 64: results depend on it (see `GroupedBatchNorm`).
     """
 
     backbone: Spec = field(default_factory=dict)
     head: Spec = field(default_factory=lambda: {"name": "BNNeckHead"})
     backbone_weights: str = ""
     weights: str = ""
+    bn_samples_per_group: int = 0
+
+    def __post_init__(self) -> None:
+        _require(
+            self.bn_samples_per_group >= 0,
+            "model.bn_samples_per_group",
+            self.bn_samples_per_group,
+            "0 or more",
+        )
 
 
 @dataclass
@@ -289,6 +301,7 @@ class Config:
         plugins: Packages to import, so that they register their parts.
         seed: Of everything random.
         device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
+        process_timeout: Minutes that a process waits for the others before it ends with an error.
         output_dir: Where all that a run writes goes.
         log_period: Iterations between two lines of the log.
         checkpoint_period: Epochs between checkpoints.
@@ -309,6 +322,7 @@ class Config:
     plugins: list[str] = field(default_factory=list)
     seed: int = 1
     device: str = "auto"
+    process_timeout: float = 30.0
     output_dir: str = "logs/run"
     log_period: int = 20
     checkpoint_period: int = 1
@@ -317,6 +331,12 @@ class Config:
     def __post_init__(self) -> None:
         _require_choice("on_collapse", self.on_collapse, ("warn", "keep", "stop"))
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        _require(
+            0 < self.process_timeout < math.inf,
+            "process_timeout",
+            self.process_timeout,
+            "minutes above 0",
+        )
         _require(bool(self.output_dir), "output_dir", self.output_dir, "a folder")
         _require(self.log_period >= 1, "log_period", self.log_period, "1 or more iterations")
         _require(

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
 
 T = TypeVar("T")
@@ -139,3 +140,32 @@ def gather_rows(rows: Tensor) -> Tensor:
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
     return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
+def gather_with_gradient(rows: Tensor) -> Tensor:
+    """Rows (n, ...) of all processes in rank order, (sum n, ...), on every process.
+
+    As `gather_rows`, but what every process does with the result flows back: the gradient of a
+    process's own rows is the sum of those that the processes have for them.
+    """
+    if not is_distributed():
+        return rows
+    counts = [int(count) for count in gather_rows(torch.tensor([len(rows)], device=rows.device))]
+    padding = rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))
+    parts = dist_nn.all_gather(torch.cat((rows, padding)))  # type: ignore[no-untyped-call]
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
+def sum_with_gradient(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """The sum of all processes' `value`, through which gradients flow back to each of them.
+
+    Args:
+        value: Of the same shape everywhere.
+        group: The processes that take part; None = all.
+    """
+    if not is_distributed():
+        return value
+    total: Tensor = dist_nn.all_reduce(  # type: ignore[no-untyped-call]
+        value, group=group or dist.group.WORLD
+    )
+    return total

@@ -61,13 +61,11 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     try:
         paper = load_paper(arguments.tables)
-        table = paper.table(arguments.table)
-    except ConfigError as error:
-        return complain(error)
-    codes = []
-    for dataset in [arguments.dataset] if arguments.dataset else table.datasets:
-        try:
-            whole = reproduce(
+        datasets = (
+            [arguments.dataset] if arguments.dataset else paper.table(arguments.table).datasets
+        )
+        whole = [
+            reproduce(
                 paper,
                 arguments.table,
                 dataset,
@@ -78,19 +76,15 @@ def main() -> int:
                 report_only=arguments.report_only,
                 say=lambda text: print(text, flush=True),
             )
-            codes.append(0 if whole else 1)
-        except Interrupted as stop:
-            sys.stderr.write(f"{stop}; the same command goes on\n")
-            return stop.exit_code
-        except ConfigError as error:  # of one data set; the others can still be trained
-            codes.append(complain(error))
-    return max(codes)
-
-
-def complain(error: ConfigError) -> int:
-    """Says what is wrong; returns the exit code."""
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
-    return 2
+            for dataset in datasets
+        ]
+    except Interrupted as stop:
+        sys.stderr.write(f"{stop}; the same command goes on\n")
+        return stop.exit_code
+    except ConfigError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    return 0 if all(whole) else 1
 
 
 if __name__ == "__main__":

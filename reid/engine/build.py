@@ -44,6 +44,7 @@ from reid.engine.stopping import StopSignals
 from reid.engine.testing import TestSet
 from reid.engine.trainer import Amp, Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
+from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_backbone_weights, load_weights, read_checkpoint
@@ -337,6 +338,8 @@ def build_trainer(
     model = build_model(config, size, num_cameras, sorted({*range(num_cameras)} - cameras))
     if config.model.weights:
         load_model_weights(model, config)
+    if distributed.is_distributed() or config.model.bn_samples_per_group:
+        group_batch_norms(model, config.model.bn_samples_per_group)
     model.to(device)
     criterion = build_criterion(
         config.criterion,

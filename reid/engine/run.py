@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +171,7 @@ def _started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
     device = pick_device(config.device)
     # Twice, since another reading process may die while the death of the first is told.
     with StopSignals() as signals, _explained(signals):
-        distributed.init_process_group(device)
+        distributed.init_process_group(device, timedelta(minutes=config.process_timeout))
         try:
             with run_logging(Path(config.output_dir)), _explained(signals):
                 logger.info("Environment\n%s", environment(device))

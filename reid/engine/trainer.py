@@ -28,7 +28,7 @@ from reid.engine.nonfinite import (
     replaying,
 )
 from reid.engine.stopping import StopSignals
-from reid.structures import Batch
+from reid.structures import Batch, Embeddings
 
 Amp = Literal["off", "fp16", "bf16"]
 _AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -87,7 +87,13 @@ class Hook:
 
 
 class _Step(nn.Module):
-    """Model and criterion as one module, so that DistributedDataParallel sees both."""
+    """Model and criterion as one module, so that DistributedDataParallel sees both.
+
+    With several processes, each runs the model on its share of a batch, and all have the losses of
+    the whole batch: no loss needs to know how many processes there are, and all of them look for
+    hard samples in the whole batch. The gradients that DistributedDataParallel averages are then
+    those of one process with the whole batch.
+    """
 
     def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
         super().__init__()
@@ -95,7 +101,12 @@ class _Step(nn.Module):
         self.criterion = criterion
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.criterion(self.model(batch.image, batch.camid), batch)
+        embeddings: Embeddings = self.model(batch.image, batch.camid)
+        if distributed.is_distributed():
+            embeddings = Embeddings(*map(distributed.gather_with_gradient, embeddings))
+            # The images stay where they are, losses have no use for them.
+            batch = Batch(batch.image, *map(distributed.gather_rows, batch[1:]))
+        losses: dict[str, Tensor] = self.criterion(embeddings, batch)
         return losses
 
 

@@ -89,7 +89,7 @@ class ProxyMemory(nn.Module):
         Sequential: sample by sample in batch order (Ge et al., *Self-paced Contrastive Learning*,
         NeurIPS 2020; O2CAP; TMGF, equation 6). Hard: once for each row, with the sample of the
         batch that has the smallest K_y . f, the first of equals (Dai et al., *Cluster Contrast*,
-        ACCV 2022). With several processes, give the rows of the whole batch.
+        ACCV 2022).
 
         Nothing waits for a GPU: no shape depends on the labels of the batch.
 

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid import distributed
 from reid.modeling.contrastive import (
     Average,
     Choice,
@@ -36,8 +35,7 @@ class MemoryLoss(Loss):
     A subclass names the losses of each sample in each bank (`sample_losses`). Here they become
     `global_NAME` and, if the model has parts, `part_NAME`: `part_weight` * the mean over the
     parts. Samples without a row are left out. The memory is updated after the losses of a batch,
-    in training mode, once, and apart from backward. With several processes, the weights of the
-    samples and the update are those of the whole batch.
+    in training mode, once, and apart from backward.
 
     Args:
         temperature: tau.
@@ -116,10 +114,9 @@ class MemoryLoss(Loss):
                 feature = F.normalize(feature, dim=2)
             row = self.row[batch.index]
             found = self.sample_losses(feature, row.clamp(min=0))
-            every_row = distributed.gather_rows(row)
-            weight = self._weights(every_row, len(row))
-            every_feature = distributed.gather_rows(feature.detach().transpose(0, 1))
-            self.memory.update(every_row, every_feature.transpose(0, 1))
+            camera = self.row_to_camera[row.clamp(min=0)]
+            weight = sample_weights(row != OUTLIER, camera, self._average)
+            self.memory.update(row, feature.detach())
         losses = {name: (value * weight).sum(1) for name, value in found.items()}
         named = {f"global_{name}": value[0] for name, value in losses.items()}
         if len(feature) > 1:
@@ -128,13 +125,6 @@ class MemoryLoss(Loss):
                 for name, value in losses.items()
             }
         return named
-
-    def _weights(self, every_row: Tensor, count: int) -> Tensor:
-        """(B,) of this process's samples; the mean over the processes is the whole batch's."""
-        camera = self.row_to_camera[every_row.clamp(min=0)]
-        weight = sample_weights(every_row != OUTLIER, camera, self._average)
-        share = distributed.rank() * count
-        return distributed.world_size() * weight[share : share + count]
 
 
 @LOSS.register()
