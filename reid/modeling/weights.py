@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
+import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 
 from reid.files import replacing
 from reid.modeling.formats import use_our_names
+from reid.modeling.screening import check_pickle_file, check_tensors
 
 _WRAPPERS = ("model", "state_dict", "teacher")
 # What published checkpoints hold beside tensors: best scores, the command line.
@@ -27,6 +31,12 @@ _PASSED_OVER = (
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
 )
+# What torch, zipfile and safetensors raise on broken files.
+_BROKEN = (
+    SafetensorError, zipfile.BadZipFile, zlib.error, struct.error, tarfile.TarError, RuntimeError,
+    OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError,
+)  # fmt: skip
 
 
 class _Nothing:
@@ -284,8 +294,11 @@ def _load_pickle(path: Path, passed_over: Sequence[str] = ()) -> dict[str, Any]:
     stand_ins: list[Any] = [(_Nothing, name) for name in passed_over]
 
     def load(name: str) -> Any:
+        check_pickle_file(Path(name))
         with torch.serialization.safe_globals(stand_ins):
-            return torch.load(name, map_location="cpu", weights_only=True)
+            content = torch.load(name, map_location="cpu", weights_only=True)
+        check_tensors(content, Path(name).stat().st_size)
+        return content
 
     content = _read(path, load)
     if not isinstance(content, dict):
@@ -311,19 +324,7 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
             f"{path}: cannot be read as plain tensors, and is not read in any other way since "
             f"that could run code ({reason}); convert it to safetensors where you trust it"
         ) from error
-    except (
-        SafetensorError,
-        zipfile.BadZipFile,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        UnicodeDecodeError,
-        OverflowError,
-    ) as error:
+    except _BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"{path}: is broken or cut off ({reason}); take an earlier or another copy"

@@ -166,3 +166,8 @@ def test_numbered_layers_have_no_gaps() -> None:
     assert missing_names(state) == [
         "backbone.net.blocks.1.a", "backbone.net.blocks.1.b", "backbone.net.blocks.2.b",
     ]  # fmt: skip
+
+
+def test_missing_names_of_a_layer_with_a_huge_number() -> None:
+    state = {f"backbone.net.blocks.{10**15}.norm1.weight": torch.zeros(2)}
+    assert "backbone.net.blocks.3.norm1.weight" in missing_names(state)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -146,3 +147,35 @@ def test_numbers_of_other_libraries_are_passed_over(tmp_path: Path) -> None:
     torch.save(content | {"more": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(WeightsError, match="could run code"):
         read_checkpoint(tmp_path / "evil.pth")
+
+
+def test_small_file_that_asks_for_much_memory(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.pth"
+    save_checkpoint(path, {"w": torch.zeros(2**20)})
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, record in records.items():
+            archive.writestr(name, record)
+    with pytest.raises(WeightsError, match=r"bomb\.pth.*records unpack to 4,\d+,\d+ bytes"):
+        read_checkpoint(path)
+
+    save_checkpoint(path, {"w": torch.zeros(1).expand(2**40)})
+    for read in (read_checkpoint, load_checkpoint):
+        with pytest.raises(WeightsError, match=r"bomb\.pth.*w \(1099511627776,\) has 4,398,"):
+            read(path)
+
+    class Zeros:
+        def __reduce__(self) -> tuple[object, tuple[int]]:
+            return bytearray, (2**20,)
+
+    for new in (True, False):
+        torch.save({"w": Zeros()}, path, _use_new_zipfile_serialization=new)
+        with pytest.raises(WeightsError, match=r"bomb\.pth.*builds a bytearray"):
+            read_checkpoint(path)
+
+
+def test_tensors_without_numbers_are_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(3, device="meta")}, tmp_path / "odd.pth")
+    with pytest.raises(WeightsError, match=r"odd\.pth.*w is no plain tensor"):
+        read_checkpoint(tmp_path / "odd.pth")
