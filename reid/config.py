@@ -17,7 +17,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from reid.registry import ConfigError, check_type, nearest
+from reid.registry import ConfigError, check_type, nearest, shortened
+from reid.yaml_text import parse_yaml, read_yaml
+
+_MOST_BASES = 50
 
 Spec = dict[str, Any]
 """A part: `name` and the options of its constructor."""
@@ -25,13 +28,14 @@ Spec = dict[str, Any]
 
 def _require(condition: bool, key: str, value: object, expected: str) -> None:
     if not condition:
-        raise ConfigError(f"{key}: expected {expected}, got {value!r}")
+        raise ConfigError(f"{key}: expected {expected}, got {shortened(value)}")
 
 
 def _require_choice(key: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise ConfigError(
-            f"{key}: expected one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}"
+            f"{key}: expected one of {', '.join(choices)}, got {shortened(value)}"
+            f"{nearest(value, choices)}"
         )
 
 
@@ -377,21 +381,21 @@ def load_config(
         )
     for key, text in zip(overrides[::2], overrides[1::2], strict=True):
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
+            raise ConfigError(f"{key}: {shortened(text)} is not a YAML value ({error})") from error
         _set(raw, key, _lower_keys(value))
     try:
-        resolved = OmegaConf.to_container(OmegaConf.create(raw), resolve=True)
-        checked = _check(resolved, Config, "")
+        _refuse_references(raw)
+        checked = _check(raw, Config, "")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), checked))
-    except ConfigError as error:
+    except (ConfigError, OmegaConfBaseException) as error:
         where = f" (in {', '.join(map(str, files))})" if files else ""
-        raise ConfigError(f"{error}{where}") from None
-    except OmegaConfBaseException as error:
-        if isinstance(error.__cause__, ConfigError):
-            raise error.__cause__ from None
-        raise ConfigError(f"{error.full_key}: {error}") from error
+        cause: object = error
+        if isinstance(error, OmegaConfBaseException):
+            ours = isinstance(error.__cause__, ConfigError)
+            cause = error.__cause__ if ours else f"{error.full_key}: {error.msg or error}"
+        raise ConfigError(f"{cause}{where}") from None
     assert isinstance(config, Config)
     return config
 
@@ -423,28 +427,60 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
     """The settings of a file and its `_BASE_` files, with lower-case keys."""
-    if not path.is_file():
+    if not _is_file(path):
         raise ConfigError(
             f"config file {str(path)!r} does not exist"
             + (f", but {str(readers[-1])!r} names it as _BASE_" if readers else "")
         )
+    if len(readers) >= _MOST_BASES:
+        raise ConfigError(f"config file {str(path)!r}: is the _BASE_ of more than {_MOST_BASES}")
     if path.resolve() in readers:
         raise ConfigError(f"config file {str(path)!r} is its own _BASE_")
     try:
-        content = yaml.safe_load(path.read_text("utf-8"))
+        content = read_yaml(path)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
     if not isinstance(content, dict | None):
-        raise ConfigError(f"config file {str(path)!r}: expected KEY: VALUE lines, got {content!r}")
-    own: dict[str, Any] = _lower_keys(content or {})
+        raise ConfigError(
+            f"config file {str(path)!r}: expected KEY: VALUE lines, got {shortened(content)}"
+        )
+    try:
+        own: dict[str, Any] = _lower_keys(content or {})
+    except ConfigError as error:
+        raise ConfigError(f"config file {str(path)!r}: {error}") from None
     base = own.pop("_base_", None)
     if base is None:
         return own
     if not isinstance(base, str):
-        raise ConfigError(f"config file {str(path)!r}: expected a file as _BASE_, got {base!r}")
-    return _merge(
-        _read_yaml(path.parent / Path(base).expanduser(), (*readers, path.resolve())), own
-    )
+        raise ConfigError(
+            f"config file {str(path)!r}: expected a file as _BASE_, got {shortened(base)}"
+        )
+    try:
+        below = path.parent / Path(base).expanduser()
+    except RuntimeError as error:  # a user who does not exist
+        raise ConfigError(f"config file {str(path)!r}: _BASE_ {base!r}: {error}") from error
+    return _merge(_read_yaml(below, (*readers, path.resolve())), own)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with characters that no name has
+        return False
+
+
+def _refuse_references(tree: object, where: str = "") -> None:
+    """Refuses `${...}`: what a few of them stand for may have any size."""
+    if isinstance(tree, Mapping):
+        for key, value in tree.items():
+            _refuse_references(value, f"{where}.{key}" if where else key)
+    elif isinstance(tree, list):
+        for place, value in enumerate(tree):
+            _refuse_references(value, f"{where}[{place}]")
+    elif isinstance(tree, str) and "${" in tree:
+        raise ConfigError(
+            f"{where}: ${{...}} is not filled in, write the value itself; got {shortened(tree)}"
+        )
 
 
 def _merge(base: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
@@ -493,7 +529,13 @@ def _item(items: list[Any], key: str, dotted: str) -> int:
 
 def _lower_keys(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key).lower(): _lower_keys(item) for key, item in value.items()}
+        lowered: dict[str, Any] = {}
+        for key, item in value.items():
+            name = str(key).lower()
+            if name in lowered:
+                raise ConfigError(f"{name}: the key stands twice, in capitals and small letters")
+            lowered[name] = _lower_keys(item)
+        return lowered
     if isinstance(value, list):
         return [_lower_keys(item) for item in value]
     return value
@@ -510,7 +552,7 @@ def _upper_keys(value: Any) -> Any:
 def _check(tree: object, schema: type, where: str) -> dict[str, Any]:
     """The settings in `tree`, each of the type that the dataclass `schema` names."""
     if not isinstance(tree, Mapping):
-        raise ConfigError(f"{where.rstrip('.')}: expected KEY: VALUE lines, got {tree!r}")
+        raise ConfigError(f"{where.rstrip('.')}: expected KEY: VALUE lines, got {shortened(tree)}")
     hints = get_type_hints(schema)
     checked: dict[str, Any] = {}
     for key, value in tree.items():

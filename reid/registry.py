@@ -37,6 +37,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
 
 
+def shortened(value: object, most: int = 200) -> str:
+    """`repr(value)`, cut where it would fill a screen.
+
+    >>> shortened("a" * 99, most=8)
+    "'aaaaaaa... (101 characters)"
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
+
+
 def build(registry: Registry, spec: object, where: str, **runtime: object) -> Any:
     """Builds the part that `spec` names, with the part's own signature as the schema.
 
@@ -106,7 +116,8 @@ def check_type(value: object, annotation: object, where: str) -> Any:
 
     def wrong() -> ConfigError:
         return ConfigError(
-            f"{where}: expected {type_name(annotation)}, got {value!r} ({type(value).__name__})"
+            f"{where}: expected {type_name(annotation)}, got {shortened(value)} "
+            f"({type(value).__name__})"
         )
 
     if annotation is Any or annotation is inspect.Parameter.empty or annotation is object:

@@ -143,3 +143,27 @@ def test_differences_of_two_configs_are_named():
         "solver.max_epochs": (50, 3),
         "model.head.y": (None, 1),
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("SEED: 1\nseed: 2\n", "seed: the key stands twice"),
+        ("_BASE_: ~nobody_of_this_name/x.yaml\n", "home directory"),
+        (f"_BASE_: {'x' * 5000}\n", "does not exist"),
+        ("OUTPUT_DIR: ${device}\n", r"output_dir: \$\{...\} is not filled in"),
+        ("DATASETS: {TRAIN: 2024-01-01}\n", r"datasets\.train: .*'date'"),
+    ],
+)
+def test_hostile_files_are_named(tmp_path, text, message):
+    path = write(tmp_path, "hostile.yaml", text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(path)
+    assert str(path) in str(caught.value)
+
+
+def test_bases_come_to_an_end(tmp_path):
+    for number in range(100):
+        write(tmp_path, f"{number}.yaml", f"_BASE_: {number + 1}.yaml\n")
+    with pytest.raises(ConfigError, match="more than 50"):
+        load_config(tmp_path / "0.yaml")

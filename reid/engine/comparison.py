@@ -15,6 +15,7 @@ from scipy.stats import kendalltau
 from tabulate import tabulate
 
 from reid.registry import ConfigError, nearest
+from reid.yaml_text import read_yaml
 
 
 @dataclass
@@ -112,7 +113,7 @@ def load_paper(path: Path) -> Paper:
         ConfigError: The file is missing or is not what `Paper` describes.
     """
     try:
-        raw = OmegaConf.create(yaml.safe_load(path.read_text("utf-8")) or {})
+        raw = OmegaConf.create(read_yaml(path) or {})
         paper = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Paper), raw))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"tables file {str(path)!r} cannot be read: {error}") from error

@@ -16,6 +16,7 @@ from reid.data.datasets.base import ReIDDataset
 from reid.data.datasets.joining import JoinedImages, LeaveOut, join_images, unique_names
 from reid.registry import DATASET, ConfigError, build
 from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
+from reid.yaml_text import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
     spec: dict[str, Any] = {"name": words[0]}
     for key, text in zip(words[1::2], words[2::2], strict=True):
         try:
-            spec[key.lower()] = yaml.safe_load(text)
+            spec[key.lower()] = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
     return spec

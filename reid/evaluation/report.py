@@ -19,6 +19,7 @@ from reid.data.datasets.csv_dataset import read_csv
 from reid.evaluation.ranking import rank_with_camera_pairs, true_positive_rates
 from reid.registry import EVALUATOR, ConfigError, build
 from reid.structures import DataError, FeatureSet
+from reid.yaml_text import parse_yaml
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 _HARDEST = 10
@@ -102,7 +103,10 @@ def evaluate_features(
         raise ConfigError(f"expected KEY VALUE pairs, got {' '.join(options)!r}")
     spec: dict[str, Any] = {"name": evaluator}
     for key, value in zip(options[::2], options[1::2], strict=True):
-        spec[key.lower()] = yaml.safe_load(value)
+        try:
+            spec[key.lower()] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {value!r} is not a YAML value") from error
     numbers = build(EVALUATOR, spec, "evaluator")(query, gallery)
     rates = true_positive_rates(
         *_ranking_arguments(query, gallery), false_positive_rates=_FALSE_POSITIVE_RATES

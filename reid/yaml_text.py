@@ -1,0 +1,104 @@
+"""YAML of unknown origin as plain values, within bounds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_MOST_CHARACTERS = 2**20
+_MOST_VALUES = 100_000
+_VALUE_LENGTH = 64  # characters; longer words count as several values
+_MOST_LEVELS = 50
+_MOST_DIGITS = 40
+_MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values alone, as deep as a person would write them, and each key once."""
+
+    _levels = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self._levels >= _MOST_LEVELS:
+            raise yaml.YAMLError(f"values lie more than {_MOST_LEVELS} levels deep")
+        self._levels += 1
+        node = super().compose_node(parent, index)
+        self._levels -= 1
+        return node
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        if len(node.value) > _MOST_DIGITS:  # 1:1:1:... takes time by the square of its length
+            raise yaml.YAMLError(f"{node.value[:_MOST_DIGITS]}... is no number of this world")
+        return int(super().construct_yaml_int(node))
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def parse_yaml(text: str) -> Any:
+    """The values that YAML text stands for: mappings, lists, words, numbers, dates.
+
+    Unlike `yaml.safe_load`, no small text becomes a giant (aliases of aliases), and a key that
+    stands twice in a mapping is an error, since one of the two would be lost.
+
+    Raises:
+        yaml.YAMLError: The text is no YAML, has a tag that is no plain value, a key twice, more
+            than a MiB, 50 levels or 100,000 values with aliases written out, or contains itself.
+    """
+    if len(text) > _MOST_CHARACTERS:
+        raise yaml.YAMLError(f"it has more than {_MOST_CHARACTERS:,} characters")
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        # of values that their tag does not fit: `!!int x`, `!!bool x`, 2024-13-45
+        raise yaml.YAMLError(f"a value is not what its tag or form says ({error})") from error
+    finally:
+        loader.dispose()
+
+
+def read_yaml(path: Path) -> Any:
+    """What `parse_yaml` gives for a file.
+
+    Raises:
+        OSError: The file cannot be read.
+        UnicodeDecodeError: The file is not UTF-8.
+        yaml.YAMLError: See `parse_yaml`.
+    """
+    with path.open(encoding="utf-8") as file:
+        return parse_yaml(file.read(_MOST_CHARACTERS + 1))
+
+
+def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
+    """Values in a node, with aliases written out; each node is looked into once."""
+    place = id(node)
+    if place in known:
+        count = known[place]
+        if count is None:
+            raise yaml.YAMLError(f"an alias stands inside what it names{node.start_mark}")
+        return count
+    known[place] = None
+    inner: list[yaml.Node] = []
+    if isinstance(node, yaml.MappingNode):
+        keys: set[tuple[str, str]] = set()
+        for key, value in node.value:
+            inner += (key, value)
+            if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+                if (key.tag, key.value) in keys:
+                    raise yaml.YAMLError(f"the key {key.value!r} stands twice{key.start_mark}")
+                keys.add((key.tag, key.value))
+    elif isinstance(node, yaml.SequenceNode):
+        inner = node.value
+    count = 1 + len(node.value) // _VALUE_LENGTH if isinstance(node, yaml.ScalarNode) else 1
+    for child in inner:
+        count += _count(child, known)
+        if count > _MOST_VALUES:
+            raise yaml.YAMLError(f"with its aliases it has more than {_MOST_VALUES:,} values")
+    known[place] = count
+    return count
