@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import start_processes
 
 from reid.engine.stopping import Interrupted, StopSignals, resume_command
 from reid.engine.trainer import Hook, Trainer
-from reid.structures import Batch
+from reid.structures import Batch, Embeddings
 
 ROOT = Path(__file__).parents[2]
 
@@ -102,14 +102,16 @@ class Model(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 1)
 
-    def forward(self, image: Tensor, camid: Tensor) -> Tensor:
-        found: Tensor = self.layer(image)
-        return found
+    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+        found = self.layer(image.nan_to_num())
+        return Embeddings(found, found[:, None], found, found)
 
 
 class Criterion(nn.Module):
-    def forward(self, found: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"loss_of_test": found.square().mean()}
+    """A loss that looks at images, of which each process has its own alone."""
+
+    def forward(self, found: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        return {"loss_of_test": found.global_feat.square().mean() + 0 * batch.image.mean()}
 
 
 class SignalTo(Hook):
