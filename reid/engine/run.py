@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 from reid import distributed
 from reid.config import Config, dump_config
@@ -180,13 +182,21 @@ def _started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
             distributed.destroy_process_group()
 
 
+def _tells_of_dead_worker(error: Exception) -> bool:
+    """Whether torch's loader says so, or has just lost the connection to a reading process."""
+    if isinstance(error, (ConnectionError, EOFError)):
+        frames = traceback.walk_tb(error.__traceback__)
+        return any(frame.f_globals["__name__"] == DataLoader.__module__ for frame, _ in frames)
+    return "DataLoader worker (pid" in str(error) and not isinstance(error, DataError)
+
+
 @contextmanager
 def _explained(signals: StopSignals) -> Iterator[None]:
     """Says of torch's errors what they mean for a run."""
     try:
         yield
     except Exception as error:
-        dead_worker = "DataLoader worker (pid" in str(error) and not isinstance(error, DataError)
+        dead_worker = _tells_of_dead_worker(error)
         # A signal to all processes may end others, which this one notices, first.
         if signals.came(within_s=1.0 if dead_worker else 0.0):
             raise Interrupted(signals.signum) from error

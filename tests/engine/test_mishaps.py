@@ -432,3 +432,28 @@ def test_a_dead_reading_process_is_explained(folder: Path, monkeypatch: pytest.M
     with pytest.raises(DataError, match=r"process that reads images has died .*num_workers"):
         train(config(folder, "dead", *pairs))
     assert names(folder / "dead") == ["checkpoint_0001.pth"]
+
+
+def test_a_lost_connection_to_a_reading_process_is_explained(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is killed is still alive where torch looks, a moment long."""
+
+    def lose(self: object, data: object, index: int) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("reid.engine.build._num_workers", lambda config: 1)
+    monkeypatch.setattr(
+        "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._process_data", lose
+    )
+    with pytest.raises(DataError, match=r"process that reads images has died .*num_workers"):
+        train(config(folder, "lost"))
+
+
+def test_other_lost_connections_are_not(folder: Path) -> None:
+    def lose(trainer: Trainer) -> None:
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    MISHAPS["step2"] = lose
+    with pytest.raises(ConnectionResetError):
+        train(config(folder, "another"))
