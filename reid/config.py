@@ -260,6 +260,9 @@ class TestConfig:
 
     Attributes:
         batch_size: Images per batch in extraction, for clustering and for tests.
+        precision: Of the network in extraction, for clustering and for tests: `fp32`, `bf16` or
+            `fp16`, whatever training has (`solver.amp`). Features are kept in fp32. A CPU without
+            instructions for bf16 or fp16 is slower with them.
         eval_period: Epochs between evaluations; 0 = after the last epoch only.
         eval_at_start: Evaluate before the first epoch too.
         flip: Flip-test: features of an image and of its mirror image are averaged, in tests only.
@@ -272,6 +275,7 @@ class TestConfig:
     __test__ = False  # not a pytest class
 
     batch_size: int = 128
+    precision: str = "fp32"
     eval_period: int = 10
     eval_at_start: bool = False
     flip: bool = False
@@ -281,6 +285,7 @@ class TestConfig:
 
     def __post_init__(self) -> None:
         _require(self.batch_size >= 1, "test.batch_size", self.batch_size, "1 or more")
+        _require_choice("test.precision", self.precision, ("fp32", "bf16", "fp16"))
         _require(self.eval_period >= 0, "test.eval_period", self.eval_period, "0 or more epochs")
         _require(self.ranked_lists >= 0, "test.ranked_lists", self.ranked_lists, "0 or more")
 

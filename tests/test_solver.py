@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -118,3 +120,22 @@ def test_what_is_wrong_is_named():
     layer.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter to train"):
         build_optimizer(layer.parameters(), "SGD", lr=1)
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
+def test_a_step_is_that_of_the_plain_optimizer_to_rounding(name):
+    options = {"lr": 0.1, "weight_decay": 0.01} | ({"momentum": 0.9} if name == "SGD" else {})
+    torch.manual_seed(0)
+    conv = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    ours = nn.Sequential(conv, nn.Flatten(), nn.Linear(16, 2))
+    theirs = copy.deepcopy(ours)
+    one = build_optimizer(ours.parameters(), name, **options)
+    plain = getattr(torch.optim, name)(theirs.parameters(), **options, foreach=False)
+    for _ in range(3):
+        image = torch.randn(5, 3, 4, 4)
+        for net, optimizer in ((ours, one), (theirs, plain)):
+            optimizer.zero_grad()
+            net(image).square().sum().backward()
+            optimizer.step()
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -44,6 +44,7 @@ from reid.engine.stopping import StopSignals
 from reid.engine.testing import TestSet
 from reid.engine.trainer import Amp, Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.extract import Precision
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
 from reid.modeling.model import ReIDModel
@@ -249,7 +250,17 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Te
             rank=distributed.rank(),
             world_size=distributed.world_size(),
         )
-        sets.append(TestSet(name, query, gallery, loader, config.test.flip, dataset.version))
+        sets.append(
+            TestSet(
+                name,
+                query,
+                gallery,
+                loader,
+                config.test.flip,
+                dataset.version,
+                cast(Precision, config.test.precision),
+            )
+        )
     return sets
 
 
@@ -388,6 +399,7 @@ def build_trainer(
         writer,
         cast(OnCollapse, config.on_collapse),
         allow_missing=config.dataloader.on_error == "skip",
+        precision=cast(Precision, config.test.precision),
     )
     hooks: list[Hook] = [
         labels,
@@ -421,6 +433,7 @@ def build_trainer(
             extraction=extraction,
             clusterer=clusterer,
             writer=writer,
+            precision=config.test.precision,
         )
         for i, spec in enumerate(config.hooks)
     )

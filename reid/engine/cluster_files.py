@@ -22,7 +22,7 @@ from reid.evaluation.clusters import (
     write_clusters,
     write_matches,
 )
-from reid.evaluation.extract import extract_features
+from reid.evaluation.extract import Precision, extract_features
 from reid.evaluation.visualize import draw_clusters, draw_pairs
 from reid.neighbors import run_on_main
 from reid.registry import HOOK, ConfigError
@@ -49,6 +49,7 @@ class WriteClusters(Hook):
         writer: Gets the pictures.
         num_clusters: Clusters in the picture, spread from the largest to the smallest; 0 = none.
         num_matches: Pairs across cameras in the list, the first 20 of them in the picture.
+        precision: Of extraction; see `extract_features`.
 
     Raises:
         ConfigError: Training has no clusterer.
@@ -64,6 +65,7 @@ class WriteClusters(Hook):
         writer: MetricWriter,
         num_clusters: int = 24,
         num_matches: int = 200,
+        precision: Precision = "fp32",
     ) -> None:
         if clusterer is None:
             raise ConfigError("WriteClusters: expected a clusterer, but labels are the identities")
@@ -79,6 +81,7 @@ class WriteClusters(Hook):
         self._writer = writer
         self._num_clusters = num_clusters
         self._num_matches = num_matches
+        self._precision: Precision = precision
 
     def after_train(self, trainer: Trainer) -> None:
         """Extracts, clusters and writes.
@@ -88,7 +91,12 @@ class WriteClusters(Hook):
         """
         with progress_bar("Extracting", "img") as progress:
             features = extract_features(
-                trainer.model, self._extraction, self._records, trainer.device, progress
+                trainer.model,
+                self._extraction,
+                self._records,
+                trainer.device,
+                progress,
+                precision=self._precision,
             )
         clusterer = self._clusterer
         with distributed.torch_threads_kept():

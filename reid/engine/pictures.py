@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from reid.engine.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
 from reid.engine.testing import TestSet, draw_matches
 from reid.evaluation.attention import Fusion, rollout_maps
-from reid.evaluation.extract import extract_features
+from reid.evaluation.extract import Precision, extract_features
 from reid.evaluation.plots import Method, draw_embedding, embed
 from reid.evaluation.visualize import draw_attention, draw_clusters, draw_stripes
 from reid.modeling.model import ReIDModel
@@ -251,7 +251,14 @@ def _find_clusters(
     records = build_train_images(config).load()
     loader = eval_loader(records, trained.transform(), batch_size=config.test.batch_size)
     with progress_bar("Extracting", "img") as progress:
-        features = extract_features(trained.model, loader, records, trained.device, progress)
+        features = extract_features(
+            trained.model,
+            loader,
+            records,
+            trained.device,
+            progress,
+            precision=cast(Precision, config.test.precision),
+        )
     with progress_bar("Clustering", "img") as progress:
         return records, features, clusterer(features, progress=progress)
 

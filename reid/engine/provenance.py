@@ -36,6 +36,8 @@ _FREE_ON_RESUME = (
     "solver.on_nonfinite", "solver.max_skipped",
 )  # fmt: skip
 """Settings that leave the course of training as it was, so that a run may go on with others."""
+_BOUND_ON_RESUME = ("test.precision",)
+"""Settings below those that do not leave it: clusters are made of the features."""
 
 
 def provenance(
@@ -121,7 +123,8 @@ def config_diff(stored: Path, config: Config) -> tuple[str, bool]:
         n=2,
     )
     free = all(
-        any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
+        key not in _BOUND_ON_RESUME
+        and any(key == name or key.startswith(f"{name}.") for name in _FREE_ON_RESUME)
         for key in config_differences(before, config)
     )
     return "\n".join(lines), not free

@@ -18,7 +18,7 @@ from reid.clustering import Clusterer, ClusteringError, cluster_statistics, clus
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.trainer import Hook, Trainer
-from reid.evaluation.extract import extract_features
+from reid.evaluation.extract import Precision, extract_features
 from reid.evaluation.visualize import draw_clusters
 from reid.modeling.losses import Criterion
 from reid.neighbors import run_on_main
@@ -49,6 +49,7 @@ class RefreshPseudoLabels(Hook):
             model; the first epoch has none to keep, and training ends. `stop`: training ends.
         allow_missing: Whether the loader may leave out images that cannot be read: they are in no
             cluster then, and the features that the criterion gets of them are 0.
+        precision: Of extraction; see `extract_features`.
 
     Raises:
         ValueError: `on_collapse` is none of these words.
@@ -65,6 +66,7 @@ class RefreshPseudoLabels(Hook):
         on_collapse: OnCollapse = "warn",
         *,
         allow_missing: bool = False,
+        precision: Precision = "fp32",
     ) -> None:
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
@@ -75,6 +77,7 @@ class RefreshPseudoLabels(Hook):
         self._criterion = criterion
         self._writer = writer
         self._allow_missing = allow_missing
+        self._precision: Precision = precision
         self._pids = torch.tensor([record.pid for record in records])
         self._labelled = False
         self._on_collapse = on_collapse
@@ -106,6 +109,7 @@ class RefreshPseudoLabels(Hook):
                     trainer.device,
                     progress,
                     allow_missing=self._allow_missing,
+                    precision=self._precision,
                 )
         extracted = time.perf_counter()
         labels, collapse = self._labels(features, trainer.epoch)

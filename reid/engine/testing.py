@@ -16,7 +16,7 @@ from torch import nn
 from reid import distributed
 from reid.engine.logs import progress_bar
 from reid.evaluation.evaluators import Evaluator
-from reid.evaluation.extract import extract_features
+from reid.evaluation.extract import Precision, extract_features
 from reid.evaluation.plots import draw_similarities
 from reid.evaluation.ranking import top_matches
 from reid.evaluation.report import ranking_details
@@ -37,6 +37,7 @@ class TestSet:
         loader: Batches of query and gallery together, in this order, with the test transform.
         flip: Flip-test; see `extract_features`.
         version: Which of several circulating versions was found; empty where there is one only.
+        precision: Of the network; see `extract_features`.
     """
 
     __test__ = False  # not a pytest class
@@ -47,6 +48,7 @@ class TestSet:
     loader: Iterable[Batch]
     flip: bool = False
     version: str = ""
+    precision: Precision = "fp32"
 
     def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
         """Features of query and gallery."""
@@ -58,6 +60,7 @@ class TestSet:
                 device,
                 progress,
                 flip=self.flip,
+                precision=self.precision,
             )
         return both[: len(self.query)], both[len(self.query) :]
 

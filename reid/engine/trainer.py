@@ -363,7 +363,13 @@ class Trainer:
             for group in self.optimizer.param_groups
         ]
         base_lrs = list(self.scheduler.base_lrs)
-        self.optimizer.load_state_dict(state["optimizer"])
+        # With the groups as built, since the state goes where a fused optimizer wants it.
+        saved = state["optimizer"]
+        groups = [
+            {**group, **options}
+            for group, options in zip(saved["param_groups"], built_with, strict=True)
+        ]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
         self.scheduler.load_state_dict(state["scheduler"])
         if isinstance(self.scheduler, LambdaLR):  # its rates do not depend on those before
             self.scheduler.base_lrs = base_lrs
@@ -373,9 +379,8 @@ class Trainer:
                 for base_lr, factor in zip(base_lrs, self.scheduler.lr_lambdas, strict=True)
             ]
             self.scheduler._last_lr = rates
-            groups = zip(self.optimizer.param_groups, built_with, rates, strict=True)
-            for group, options, rate in groups:
-                group.update(options, lr=rate)
+            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate
 
 
 def seed_everything(seed: int) -> None:

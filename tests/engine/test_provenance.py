@@ -67,6 +67,7 @@ def test_the_hash_is_that_of_the_experiment() -> None:
     [
         (("OUTPUT_DIR", "x"), False),
         (("TEST.BATCH_SIZE", "3"), False),
+        (("TEST.PRECISION", "bf16"), True),
         (("SOLVER.ON_NONFINITE", "skip"), False),
         (("SOLVER.BASE_LR", "1"), True),
         (("DATALOADER.SAMPLER", "A"), True),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reid.evaluation.extract import extract_features
+from reid.evaluation.extract import Precision, extract_features
 from reid.structures import Batch, Embeddings, ImageRecord
 
 RECORDS = [ImageRecord(f"{i}.jpg", i, i % 2) for i in range(5)]
@@ -81,3 +81,55 @@ def test_errors() -> None:
         extract_features(Echo(), [batch([0, 1, 2]), batch([3, 4], torch.nan)], RECORDS, CPU)
     with pytest.raises(ValueError, match="one image or more"):
         extract_features(Echo(), [], [], CPU)
+    with pytest.raises(ValueError, match="expected one of fp32, bf16, fp16, got 'half'"):
+        extract_features(Echo(), [batch([0, 1, 2, 3, 4])], RECORDS, CPU, precision="half")  # type: ignore[arg-type]
+
+
+class Linear(nn.Module):
+    """A product of the image with fixed weights, as the feature and as two parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(12, 8, generator=generator))
+        self.seen: list[torch.dtype] = []
+
+    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+        feature = image.flatten(1) @ self.weight
+        self.seen.append(feature.dtype)
+        return Embeddings(feature, feature[:, None].expand(-1, 2, -1), feature, feature)
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype", "error"),
+    [("bf16", torch.bfloat16, 2**-7), ("fp16", torch.float16, 2**-10)],
+)
+def test_the_network_has_a_precision_of_its_own_and_features_are_fp32(
+    precision: Precision, dtype: torch.dtype, error: float
+) -> None:
+    model = Linear()
+    image = torch.randn(5, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    one = batch([0, 1, 2, 3, 4])._replace(image=image)
+    full = extract_features(model, [one], RECORDS, CPU)
+    low = extract_features(model, [one], RECORDS, CPU, precision=precision)
+    assert model.seen == [torch.float32, dtype]
+    assert low.global_feat.dtype == low.part_feats.dtype == torch.float32
+    difference = (full.global_feat - low.global_feat).abs().max() / full.global_feat.abs().max()
+    assert 0 < difference < 2 * error
+    assert not low.global_feat.is_inference()  # a memory is made of it, and changed in place
+
+
+def test_features_are_copies_of_what_the_model_gives() -> None:
+    class Reuses(nn.Module):
+        """Gives the same tensor for each batch, as CUDA graphs do."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.out = torch.empty(1, 2)
+
+        def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+            self.out.fill_(float(image[0, 0, 0, 0]))
+            return Embeddings(self.out, self.out[:, None], self.out, self.out)
+
+    found = extract_features(Reuses(), [batch([i]) for i in range(5)], RECORDS, CPU)
+    assert found.global_feat[:, 0].tolist() == found.part_feats[:, 0, 1].tolist() == [0, 1, 2, 3, 4]
