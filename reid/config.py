@@ -138,6 +138,8 @@ class ModelConfig:
         bn_samples_per_group: Samples over which BatchNorm takes its statistics in training; 0 =
             the whole batch, over all processes. A method that was published with four GPU replicas
             and a batch of 256 had 64: results depend on it (see `GroupedBatchNorm`).
+        compile: `off`, or how `torch.compile` runs the network: `default`, `reduce-overhead` or
+            `max-autotune`, the last two with CUDA graphs on a GPU (see `compile_network`).
     """
 
     backbone: Spec = field(default_factory=dict)
@@ -145,8 +147,12 @@ class ModelConfig:
     backbone_weights: str = ""
     weights: str = ""
     bn_samples_per_group: int = 0
+    compile: str = "off"
 
     def __post_init__(self) -> None:
+        _require_choice(
+            "model.compile", self.compile, ("off", "default", "reduce-overhead", "max-autotune")
+        )
         _require(
             self.bn_samples_per_group >= 0,
             "model.bn_samples_per_group",

@@ -46,6 +46,7 @@ from reid.engine.trainer import Amp, Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import Precision
 from reid.modeling.batchnorm import group_batch_norms
+from reid.modeling.compiling import CompileMode, compile_network
 from reid.modeling.losses import Criterion
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_backbone_weights, load_weights, read_checkpoint
@@ -204,6 +205,13 @@ def build_criterion(
     return Criterion(losses, weights)
 
 
+def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:
+    """To its device, and compiled if `model.compile` says so."""
+    model.to(device)
+    if config.model.compile != "off":
+        compile_network(model, cast(CompileMode, config.model.compile))
+
+
 def build_train_images(config: Config) -> TrainImages:
     """The training set, or several joined; nothing is read yet.
 
@@ -351,7 +359,7 @@ def build_trainer(
         load_model_weights(model, config)
     if distributed.is_distributed() or config.model.bn_samples_per_group:
         group_batch_norms(model, config.model.bn_samples_per_group)
-    model.to(device)
+    place_model(model, config, device)
     criterion = build_criterion(
         config.criterion,
         embed_dim=model.embed_dim,

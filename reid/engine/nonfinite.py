@@ -153,7 +153,8 @@ def largest_activations(
     for name, module in model.named_modules():
         handles.append(module.register_forward_hook(watch(name)))
     try:
-        with torch.no_grad():
+        # A compiled network would not call the hooks.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             forward()
     finally:
         for handle in handles:

@@ -158,13 +158,20 @@ class RefreshPseudoLabels(Hook):
         numbers = cluster_statistics(labels, self._pids, features, last)
         if kept:
             numbers["kept"] = 1
-        self._writer.write("labels", trainer.step, trainer.epoch, numbers)
+        extraction, labelling = times
+        self._writer.write(
+            "labels",
+            trainer.step,
+            trainer.epoch,
+            {**numbers, "extraction_time": extraction, "label_time": labelling},
+        )
         logger.info(
             "Epoch %d: %s of %s images (extraction %.1f s, labels %.1f s)\n%s",
             trainer.epoch + 1,
             "identities" if self._clusterer is None else "clusters",
             f"{len(labels):,}",
-            *times,
+            extraction,
+            labelling,
             tabulate([[number_text(n) for n in numbers.values()]], headers=[*numbers]),
         )
         warning = cluster_warning(numbers, len(labels)) if self._clusterer is not None else None

@@ -25,6 +25,7 @@ from reid.engine.build import (
     import_plugins,
     log_dataset,
     pick_device,
+    place_model,
 )
 from reid.engine.checkpoints import (
     BEST_MODEL,
@@ -145,7 +146,7 @@ def test(config: Config) -> dict[str, dict[str, float]]:
         splits = count_splits("", [], test_sets)
         log_dataset(splits)
         model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
-        model.to(device).eval()
+        place_model(model, config, device)
         evaluator = build_evaluator(config)
         found = {
             test_set.name: evaluate(model, test_set, evaluator, device, details=True)

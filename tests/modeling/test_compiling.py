@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import copy
+import logging
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reid.modeling.compiling import compile_network
+from reid.structures import Embeddings
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 4)
+
+    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+        found = torch.relu(self.layer(image)) + camid[:, None]
+        return Embeddings(found, found[:, None] * 2, found, found)
+
+
+def call(network: nn.Module, batch: int) -> tuple[Embeddings, Tensor]:
+    """Embeddings, and the gradient of the weights."""
+    image = torch.linspace(-1, 1, batch * 6).reshape(batch, 6)
+    embeddings = network(image, torch.arange(batch))
+    network.zero_grad()
+    embeddings.part_feats.square().sum().backward()
+    gradient = network.layer.weight.grad
+    return embeddings, gradient.clone()
+
+
+def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    network = Network()
+    expected = call(copy.deepcopy(network), 3)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no_compiler_of_this_name",))
+    compile_network(network)
+    with caplog.at_level(logging.WARNING):
+        found = call(network, 3)
+        call(network, 5)
+    messages = [r.getMessage() for r in caplog.records if r.name == "reid.modeling.compiling"]
+    assert len(messages) == 1
+    assert messages[0].startswith("The network cannot be compiled and runs as it is: ")
+    assert "no_compiler_of_this_name" in messages[0] or "compiler" in messages[0].lower()
+    torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_errors_of_the_network_are_its_own() -> None:
+    network = Network()
+    compile_network(network)
+    with pytest.raises((RuntimeError, TypeError), match="shape|size"):
+        network(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+
+
+@pytest.mark.slow
+def test_compiled_is_the_network() -> None:
+    network = Network()
+    plain = copy.deepcopy(network)
+    compile_network(network)
+    for batch in (3, 5, 7):  # another size compiles anew, for any size
+        torch.testing.assert_close(call(network, batch), call(plain, batch), rtol=1e-6, atol=1e-6)
+    with torch.inference_mode():
+        image, camid = torch.ones(2, 6), torch.zeros(2, dtype=torch.int64)
+        torch.testing.assert_close(network(image, camid), plain(image, camid))
+    assert network.state_dict().keys() == plain.state_dict().keys()

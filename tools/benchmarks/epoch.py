@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Shows where an epoch of training goes: a run of any config, timed stage by stage.
+
+On a GPU the program waits at the end of each stage, so that a stage has its own time; the sum is
+then longer than an epoch that nobody watches. The first epoch warms up, those after it count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from measure import report
+from tabulate import tabulate
+
+from reid.config import load_config
+from reid.engine.build import build_trainer, import_plugins, pick_device
+from reid.engine.logs import MetricWriter
+from reid.engine.stopping import StopSignals
+from reid.engine.trainer import Hook, Trainer, seed_everything
+
+DEFAULT = "projects/TMGF/configs/demo.yaml"
+
+
+class Stopwatch(Hook):
+    """Seconds by stage, of every epoch but the first.
+
+    Args:
+        device: That the trainer uses.
+
+    Attributes:
+        seconds: By stage, of the epochs that count.
+        labels: What the pseudo-labels took of it, as the run reports it.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._since = 0.0
+        self._counts = False
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    def attach(self, trainer: Trainer) -> None:
+        """Before, between and after the parts of a step, and around every hook."""
+        for hook in trainer.hooks:
+            for name in ("before_epoch", "after_step", "after_epoch"):
+                setattr(hook, name, self._timed(getattr(hook, name), type(hook).__name__))
+        trainer.hooks.append(self)
+        trainer.model.register_forward_pre_hook(self._during_training("loading", trainer))
+        trainer.model.register_forward_hook(self._during_training("network forward", trainer))
+        trainer.criterion.register_forward_hook(self._during_training("losses", trainer))
+        trainer.optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
+        trainer.optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
+
+    def lap(self, stage: str) -> None:
+        """The time since the last lap was for this stage."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        if self._counts:
+            self.seconds[stage] += now - self._since
+        self._since = now
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """What came between the hooks."""
+        self.lap("other")
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """The first epoch is over."""
+        self.lap("other")
+        self._counts = True
+
+    def _timed(self, call: Callable[[Trainer], None], name: str) -> Callable[[Trainer], None]:
+        def timed(trainer: Trainer) -> None:
+            self.lap("other")
+            call(trainer)
+            self.lap(f"hook {name}")
+
+        return timed
+
+    def _during_training(self, stage: str, trainer: Trainer) -> Callable[..., None]:
+        def lap(*_: Any) -> None:
+            if trainer.model.training:
+                self.lap(stage)
+
+        return lap
+
+
+class Recorder(MetricWriter):
+    """Keeps what the run says of its pseudo-labels, and writes nothing."""
+
+    def __init__(self, watch: Stopwatch, folder: Path) -> None:
+        super().__init__(folder)
+        self._watch = watch
+
+    def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
+        """The times of extraction and clustering are a part of their hook's."""
+        if kind == "labels" and epoch:
+            self._watch.seconds["extraction"] += numbers["extraction_time"]
+            self._watch.seconds["clustering"] += numbers["label_time"]
+
+
+def main() -> None:
+    """Parses the arguments, trains, prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config-file", action="append", help=f"(default: {DEFAULT})")
+    parser.add_argument("--epochs", type=int, default=3, help="one warms up (default: %(default)s)")
+    parser.add_argument("overrides", nargs="*", metavar="KEY VALUE", help="as in train_net.py")
+    arguments = parser.parse_args()
+    if arguments.epochs < 2:
+        parser.error("--epochs: expected 2 or more, the first warms up")
+    files = [Path(file) for file in arguments.config_file or [DEFAULT]]
+    with tempfile.TemporaryDirectory() as folder, StopSignals() as signals:
+        config = load_config(files, arguments.overrides)
+        config = replace(
+            config,
+            output_dir=folder,
+            solver=replace(config.solver, max_epochs=arguments.epochs),
+            test=replace(config.test, eval_period=1, eval_at_start=False, ranked_lists=0),
+        )
+        import_plugins(config.plugins)
+        seed_everything(config.seed)
+        device = pick_device(config.device)
+        watch = Stopwatch(device)
+        trainer = build_trainer(config, device, Recorder(watch, Path(folder)), signals)
+        watch.attach(trainer)
+        trainer.train()
+    epochs = arguments.epochs - 1
+    stages = {stage: value / epochs for stage, value in watch.seconds.items()}
+    labels = stages.pop("hook RefreshPseudoLabels", 0.0)
+    parts = stages.get("extraction", 0.0) + stages.get("clustering", 0.0)
+    stages["memories and statistics"] = labels - parts
+    total = sum(stages.values())
+    rows = sorted(stages.items(), key=lambda item: -item[1])
+    body = [(stage, f"{value:.3f}", f"{value / total:.1%}") for stage, value in rows]
+    sys.stdout.write(
+        tabulate(body, headers=("stage", "seconds an epoch", ""), disable_numparse=True) + "\n\n"
+    )
+    images, steps = len(trainer.loader.dataset), len(trainer.loader)  # type: ignore[arg-type]
+    report(
+        "epoch",
+        f"{', '.join(map(str, files))}: {images:,} images, {steps} steps of "
+        f"{config.dataloader.sampler['BATCH_SIZE']}",
+        (total, None), None, None,
+        device=str(device), stages={stage: round(value, 4) for stage, value in rows},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
