@@ -158,7 +158,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
                 line = json.loads(text)
             except json.JSONDecodeError:
                 continue
-            clocks = ("data_time", "step_time", "memory_mb")
+            clocks = ("data_time", "step_time", "memory_mb", "extraction_time", "label_time")
             lines.append({key: value for key, value in line.items() if key not in clocks})
     return lines
 

@@ -82,7 +82,7 @@ def numbers_of(path: Path) -> list[dict[str, Any]]:
 
     Identities are counted once a run, so a resumed supervised run counts them again.
     """
-    clocks = ("data_time", "step_time", "memory_mb")
+    clocks = ("data_time", "step_time", "memory_mb", "extraction_time", "label_time")
     found = [{k: v for k, v in line.items() if k not in clocks} for line in lines(path)]
     return [line for line in found if line["kind"] != "labels" or line["purity"] < 1]
 
