@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from tabulate import tabulate
-from torch import Tensor
 
 import reid.clustering
 import reid.data.augmentation
@@ -27,7 +23,6 @@ import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
-from reid.data.datasets.base import SplitCounts
 from reid.data.datasets.joining import unique_names
 from reid.data.loaders import OnError, eval_loader, train_loader
 from reid.data.resize import Interpolation
@@ -37,24 +32,21 @@ from reid.engine.checkpoints import SaveCheckpoints
 from reid.engine.datasets import TrainImages, build_datasets
 from reid.engine.hooks import Evaluate, LogMetrics, WarmUp
 from reid.engine.logs import MetricWriter
+from reid.engine.networks import build_model, camera_counter, load_model_weights, place_model
 from reid.engine.nonfinite import NonFiniteLosses, OnNonFinite
 from reid.engine.provenance import provenance
 from reid.engine.pseudo_labels import DrawClusters, OnCollapse, RefreshPseudoLabels
+from reid.engine.splits import count_splits, log_dataset
 from reid.engine.stopping import StopSignals
 from reid.engine.testing import TestSet
 from reid.engine.trainer import Amp, Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import Precision
 from reid.modeling.batchnorm import group_batch_norms
-from reid.modeling.compiling import CompileMode, compile_network
 from reid.modeling.losses import Criterion
-from reid.modeling.model import ReIDModel
-from reid.modeling.weights import load_backbone_weights, load_weights, read_checkpoint
 from reid.registry import (
-    BACKBONE,
     CLUSTERER,
     EVALUATOR,
-    HEAD,
     HOOK,
     LOSS,
     SAMPLER,
@@ -63,7 +55,6 @@ from reid.registry import (
     build,
 )
 from reid.solver import build_optimizer, build_scheduler
-from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -84,94 +75,6 @@ def import_plugins(names: Sequence[str]) -> None:
                 f"plugins: there is no package {name!r}; install it, or put its folder on "
                 "PYTHONPATH"
             ) from error
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of this process: with several, each takes the GPU of its local rank.
-
-    Raises:
-        ConfigError: CUDA was asked for and there is none.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name!r} was asked for, but torch sees no CUDA device")
-    if name == "cuda":
-        name = f"cuda:{distributed.local_rank()}"
-    return torch.device(name)
-
-
-def build_model(
-    config: Config,
-    image_size: tuple[int, int],
-    num_cameras: int,
-    unseen_cameras: Sequence[int] = (),
-) -> ReIDModel:
-    """The network with its pre-trained backbone; `model.weights` are not loaded yet.
-
-    The backbone's weights come first, since a head may take over or copy layers of the backbone.
-
-    Raises:
-        ConfigError: A part is unknown or an option is wrong.
-        WeightsError: The weights do not fit.
-    """
-    backbone = build(
-        BACKBONE,
-        config.model.backbone,
-        "model.backbone",
-        image_size=image_size,
-        num_cameras=num_cameras,
-        unseen_cameras=unseen_cameras,
-    )
-    if config.model.backbone_weights:
-        path = config.model.backbone_weights
-        report = load_backbone_weights(backbone, Path(path))
-        logger.info("Backbone weights from %s\n%s", path, report)
-        _warn_of_other_statistics(config.input, report.metadata, path)
-    head = build(HEAD, config.model.head, "model.head", backbone=backbone)
-    return ReIDModel(backbone, head)
-
-
-def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDModel:
-    """The network with `model.weights`, and as many cameras as these weights know.
-
-    Raises:
-        ConfigError: `model.weights` is not set.
-        WeightsError: The weights do not fit.
-    """
-    if not config.model.weights:
-        raise ConfigError("model.weights: expected a checkpoint to evaluate, it is not set")
-    state, _ = read_checkpoint(Path(config.model.weights))
-    count = _camera_counter(config)
-    model = build_model(config, image_size, count(state) if count is not None else 0)
-    load_model_weights(model, config)
-    return model
-
-
-def load_model_weights(model: ReIDModel, config: Config) -> None:
-    """Loads `model.weights` and logs the report.
-
-    Raises:
-        WeightsError: The weights do not fit.
-    """
-    path = config.model.weights
-    state, metadata = read_checkpoint(Path(path))
-    logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
-    _warn_of_other_statistics(config.input, metadata, path)
-
-
-def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:
-    """Warns if the weights were trained on pixels that were normalised in another way."""
-    for key, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
-        theirs = json.loads(metadata.get(key, "null"))
-        if theirs is not None and not np.allclose(theirs, ours, atol=1e-3):
-            logger.warning(
-                "input.%s is %s, but %s was trained with %s; set it to that if in doubt",
-                key,
-                list(ours),
-                path,
-                theirs,
-            )
 
 
 def build_criterion(
@@ -203,13 +106,6 @@ def build_criterion(
         )
         weights.append(float(weight))
     return Criterion(losses, weights)
-
-
-def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:
-    """To its device, and compiled if `model.compile` says so."""
-    model.to(device)
-    if config.model.compile != "off":
-        compile_network(model, cast(CompileMode, config.model.compile))
 
 
 def build_train_images(config: Config) -> TrainImages:
@@ -248,7 +144,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Te
     for name, dataset in zip(names, datasets, strict=True):
         query, gallery = dataset.load("query"), dataset.load("gallery")
         seen = [*query, *gallery]
-        if train is not None and _camera_counter(config) is not None:
+        if train is not None and camera_counter(config) is not None:
             seen = train.as_model_knows(seen, dataset)
         loader = eval_loader(
             seen,
@@ -489,61 +385,6 @@ def build_trainer(
             output_dir,
         ),
     )
-
-
-def count_splits(
-    name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet], version: str = ""
-) -> list[dict[str, Any]]:
-    """What each split holds: `dataset`, `split`, `images`, `identities`, `cameras`, `version`.
-
-    0 identities: unlabelled; 0 cameras: unknown; an empty version: there is one only.
-    """
-    splits = [(name, "train", train, version)] if train else []
-    for test_set in test_sets:
-        splits += [
-            (test_set.name, "query", test_set.query, test_set.version),
-            (test_set.name, "gallery", test_set.gallery, test_set.version),
-        ]
-    found = []
-    for dataset, split, records, which in splits:
-        counts = SplitCounts.of(records)
-        found.append(
-            {
-                "dataset": dataset,
-                "split": split,
-                "images": counts.images,
-                "identities": counts.identities,
-                "cameras": counts.cameras,
-                "version": which,
-            }
-        )
-    return found
-
-
-def log_dataset(splits: Sequence[Mapping[str, Any]]) -> None:
-    """Logs what `count_splits` has found."""
-    rows = [
-        [
-            split["dataset"],
-            split["split"],
-            f"{split['images']:,}",
-            f"{split['identities'] or 'unlabelled'}",
-            f"{split['cameras'] or 'unknown'}",
-            split["version"],
-        ]
-        for split in splits
-    ]
-    headers = ["dataset", "split", "images", "identities", "cameras", "version"]
-    aligns = ["left", "left", "right", "right", "right", "left"]
-    if not any(row[-1] for row in rows):  # most datasets have one version only
-        rows, headers, aligns = [row[:-1] for row in rows], headers[:-1], aligns[:-1]
-    logger.info("Data\n%s", tabulate(rows, headers=headers, colalign=aligns))
-
-
-def _camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | None:
-    """How to count the cameras that weights of the backbone know; None: it knows of no cameras."""
-    name = config.model.backbone.get("name")
-    return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
 
 
 def _num_workers(config: Config) -> int:

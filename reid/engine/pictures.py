@@ -15,16 +15,10 @@ from reid.clustering import Clusterer
 from reid.config import Config, load_config
 from reid.data.loaders import eval_loader
 from reid.data.transforms import ImageTransform
-from reid.engine.build import (
-    build_test_sets,
-    build_train_images,
-    build_trained_model,
-    build_transform,
-    import_plugins,
-    pick_device,
-)
+from reid.engine.build import build_test_sets, build_train_images, build_transform, import_plugins
 from reid.engine.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
+from reid.engine.networks import build_trained_model, pick_device
 from reid.engine.testing import TestSet, draw_matches
 from reid.evaluation.attention import Fusion, rollout_maps
 from reid.evaluation.extract import Precision, extract_features

@@ -16,17 +16,7 @@ from torch.utils.data import DataLoader
 
 from reid import distributed
 from reid.config import Config, dump_config
-from reid.engine.build import (
-    build_evaluator,
-    build_test_sets,
-    build_trained_model,
-    build_trainer,
-    count_splits,
-    import_plugins,
-    log_dataset,
-    pick_device,
-    place_model,
-)
+from reid.engine.build import build_evaluator, build_test_sets, build_trainer, import_plugins
 from reid.engine.checkpoints import (
     BEST_MODEL,
     CHECKPOINTS,
@@ -35,7 +25,9 @@ from reid.engine.checkpoints import (
     newest_checkpoint,
 )
 from reid.engine.logs import MetricWriter, environment, run_logging
+from reid.engine.networks import build_trained_model, pick_device, place_model
 from reid.engine.provenance import config_diff, provenance
+from reid.engine.splits import count_splits, log_dataset
 from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.testing import draw_test_pictures, evaluate, results_table
 from reid.engine.trainer import Trainer, seed_everything

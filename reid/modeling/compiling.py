@@ -34,7 +34,7 @@ def compile_network(network: nn.Module, mode: CompileMode = "default") -> None:
     def forward(image: Tensor, camid: Tensor) -> Embeddings:
         try:
             # What the last call gave lies where a CUDA graph may put what this one gives.
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
             embeddings: Embeddings = compiled(image, camid)
             if mode != "default" and not torch.is_grad_enabled():
                 embeddings = Embeddings(*(tensor.clone() for tensor in embeddings))
@@ -43,8 +43,8 @@ def compile_network(network: nn.Module, mode: CompileMode = "default") -> None:
                 "The network cannot be compiled and runs as it is: %s",
                 str(error).strip().partition("\n")[0],
             )
-            network.forward = plain  # type: ignore[method-assign]
+            network.forward = plain
             embeddings = plain(image, camid)
         return embeddings
 
-    network.forward = forward  # type: ignore[method-assign]
+    network.forward = forward

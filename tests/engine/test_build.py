@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from reid.config import Config, DatasetsConfig, ModelConfig
-from reid.engine.build import build_model, build_test_sets, count_splits, log_dataset
+from reid.engine.build import build_test_sets
+from reid.engine.networks import build_model
+from reid.engine.splits import count_splits, log_dataset
 from reid.engine.testing import TestSet
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.weights import save_weights

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from reid.config import dump_config, load_config
-from reid.engine.build import build_model, import_plugins
+from reid.engine.build import import_plugins
+from reid.engine.networks import build_model
 from reid.engine.pictures import load_trained, pick_images
 from reid.modeling.weights import save_weights
 from reid.registry import ConfigError

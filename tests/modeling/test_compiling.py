@@ -52,7 +52,7 @@ def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(
 def test_errors_of_the_network_are_its_own() -> None:
     network = Network()
     compile_network(network)
-    with pytest.raises((RuntimeError, TypeError), match="shape|size"):
+    with pytest.raises((RuntimeError, TypeError), match=r"shape|size"):
         network(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
 
 

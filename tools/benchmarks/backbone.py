@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Times TMGF's ViT, in extraction or in a training step, against its equations in plain PyTorch.
 
-`PlainViT` is the baseline: attention as softmax(q k^T) v, nothing fused, in fp32. Images are random,
-on the device already.
+`PlainViT` is the baseline: attention as softmax(q k^T) v, nothing fused, in fp32. Images are
+random, on the device already.
 """
 
 from __future__ import annotations

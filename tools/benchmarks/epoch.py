@@ -22,8 +22,9 @@ from measure import report
 from tabulate import tabulate
 
 from reid.config import load_config
-from reid.engine.build import build_trainer, import_plugins, pick_device
+from reid.engine.build import build_trainer, import_plugins
 from reid.engine.logs import MetricWriter
+from reid.engine.networks import pick_device
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import Hook, Trainer, seed_everything
 

@@ -1,0 +1,64 @@
+"""What the splits of a run's data hold, counted and logged."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from reid.data.datasets.base import SplitCounts
+from reid.engine.testing import TestSet
+from reid.structures import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+def count_splits(
+    name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet], version: str = ""
+) -> list[dict[str, Any]]:
+    """What each split holds: `dataset`, `split`, `images`, `identities`, `cameras`, `version`.
+
+    0 identities: unlabelled; 0 cameras: unknown; an empty version: there is one only.
+    """
+    splits = [(name, "train", train, version)] if train else []
+    for test_set in test_sets:
+        splits += [
+            (test_set.name, "query", test_set.query, test_set.version),
+            (test_set.name, "gallery", test_set.gallery, test_set.version),
+        ]
+    found = []
+    for dataset, split, records, which in splits:
+        counts = SplitCounts.of(records)
+        found.append(
+            {
+                "dataset": dataset,
+                "split": split,
+                "images": counts.images,
+                "identities": counts.identities,
+                "cameras": counts.cameras,
+                "version": which,
+            }
+        )
+    return found
+
+
+def log_dataset(splits: Sequence[Mapping[str, Any]]) -> None:
+    """Logs what `count_splits` has found."""
+    rows = [
+        [
+            split["dataset"],
+            split["split"],
+            f"{split['images']:,}",
+            f"{split['identities'] or 'unlabelled'}",
+            f"{split['cameras'] or 'unknown'}",
+            split["version"],
+        ]
+        for split in splits
+    ]
+    headers = ["dataset", "split", "images", "identities", "cameras", "version"]
+    aligns = ["left", "left", "right", "right", "right", "left"]
+    if not any(row[-1] for row in rows):  # most datasets have one version only
+        rows, headers, aligns = [row[:-1] for row in rows], headers[:-1], aligns[:-1]
+    logger.info("Data\n%s", tabulate(rows, headers=headers, colalign=aligns))
