@@ -53,6 +53,9 @@ def read_image(path: str) -> Pixels:
 
 def _read_with_pillow(path: str) -> Pixels:
     with Image.open(path) as image:
+        # Pillow itself refuses only what is two times above its limit.
+        if image.width * image.height > _largest():
+            raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture")
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16") or (
             upright.mode == "I" and image.format in ("PNG", "PPM")
@@ -72,13 +75,18 @@ def _rgb(pixels: Pixels) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
+def _largest() -> int:
+    """Pixels of the largest picture."""
+    return Image.MAX_IMAGE_PIXELS or _LARGEST_SHORT**2
+
+
 def _is_plain_jpeg(data: bytearray) -> bool:
     """Whether this is a grey or colour JPEG of a usual size, without EXIF data.
 
     Looks through the segments in front of the picture, so that nothing is decoded whose size is
     not known.
     """
-    limit = Image.MAX_IMAGE_PIXELS or _LARGEST_SHORT**2
+    limit = _largest()
     at, end = 2, len(data) - 10
     if end < at or data[0] != 0xFF or data[1] != 0xD8:
         return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -56,7 +55,7 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
         query, gallery = (_feature_set(arrays, split, path) for split in _SPLITS)
         return LoadedFeatures(query, gallery)
     rows = read_csv(csv)
-    features = _array(arrays, "features", path)
+    features = _features(arrays, "features", path).numpy()
     if len(features) != len(rows):
         raise DataError(f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images")
     found, paths = [], []
@@ -217,11 +216,11 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
     try:
         with path.open("rb") as stream:
             content = np.load(stream, allow_pickle=False)
-            if isinstance(content, np.ndarray):
-                raise DataError(f"{path}: is a single array; expected an .npz file")
-            return dict(content.items())
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            if not isinstance(content, np.ndarray):
+                return dict(content.items())
+    except Exception as error:  # numpy, zipfile and zlib have many for broken files
         raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
+    raise DataError(f"{path}: is a single array; expected an .npz file")
 
 
 def _array(arrays: Mapping[str, Any], name: str, path: Path) -> Any:
@@ -230,10 +229,23 @@ def _array(arrays: Mapping[str, Any], name: str, path: Path) -> Any:
     return arrays[name]
 
 
+def _features(arrays: Mapping[str, Any], name: str, path: Path) -> Tensor:
+    values = _array(arrays, name, path)
+    if values.ndim != 2 or values.dtype.kind not in "fiu":
+        raise DataError(f"{path}: {name} must be numbers (N, D), got {values.dtype} {values.shape}")
+    with np.errstate(over="ignore"):
+        features = torch.from_numpy(values.astype(np.float32))
+    finite = torch.isfinite(features).all(1)
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise DataError(
+            f"{path}: {name} has values that are not finite in float32, first in {row=}"
+        )
+    return features
+
+
 def _feature_set(arrays: Mapping[str, Any], split: str, path: Path) -> FeatureSet:
-    feature = torch.from_numpy(np.asarray(_array(arrays, f"{split}_feat", path), np.float32))
-    if feature.ndim != 2:
-        raise DataError(f"{path}: {split}_feat must be (N, D), got {tuple(feature.shape)}")
+    feature = _features(arrays, f"{split}_feat", path)
     ids: list[Tensor] = []
     for name in (f"{split}_pids", f"{split}_camids"):
         values = _array(arrays, name, path)

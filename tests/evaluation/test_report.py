@@ -89,7 +89,7 @@ def test_options_reach_the_evaluator(tmp_path: Path) -> None:
         ({"query_pids": None}, "has no array 'query_pids'"),
         ({"query_pids": np.zeros(3, int)}, "query_pids must be 20 whole numbers"),
         ({"gallery_camids": np.zeros(40)}, "gallery_camids must be 40 whole numbers, got float64"),
-        ({"query_feat": np.zeros(20)}, r"query_feat must be (N, D), got (20,)"),
+        ({"query_feat": np.zeros(20)}, r"query_feat must be numbers (N, D), got float64 (20,)"),
         ({"gallery_pids": np.full(40, -3)}, "gallery: pids must be -1 or more"),
     ],
 )

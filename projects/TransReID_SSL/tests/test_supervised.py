@@ -12,7 +12,7 @@ import torch
 
 from reid.config import Config, load_config
 from reid.data.datasets.synthetic_persons import SyntheticPersons
-from reid.engine import build
+from reid.engine import networks
 from reid.engine.run import test as run_test
 from reid.engine.run import train
 from reid.modeling.weights import read_checkpoint, save_checkpoint
@@ -148,14 +148,14 @@ def test_camera_embeddings_of_any_cameras(
 
 def test_checkpoints_of_the_authors_layout_load(tmp_path: Path) -> None:
     config = small(tmp_path / "run", PERSONS, *SIE)
-    model = build.build_model(config, (32, 16), num_cameras=3)
+    model = networks.build_model(config, (32, 16), num_cameras=3)
     theirs: dict[str, Any] = {"classifier.weight": torch.zeros(8, 24)}
     for name, tensor in model.state_dict().items():
         name = name.replace("head.neck.", "bottleneck.").replace("backbone.net.", "base.")
         theirs[name.replace("backbone.camera_embed", "base.sie_embed")] = tensor + 1
     save_checkpoint(tmp_path / "theirs.pth", theirs)
     config.model.weights = str(tmp_path / "theirs.pth")
-    model = build.build_trained_model(config, (32, 16))
+    model = networks.build_trained_model(config, (32, 16))
     for name, tensor in model.state_dict().items():
         foreign = name.replace("head.neck.", "bottleneck.").replace("backbone.net.", "base.")
         assert torch.equal(
