@@ -148,7 +148,7 @@ def main() -> None:
     report(
         "epoch",
         f"{', '.join(map(str, files))}: {images:,} images, {steps} steps of "
-        f"{config.dataloader.sampler['BATCH_SIZE']}",
+        f"{config.dataloader.sampler['batch_size']}",
         (total, None), None, None,
         device=str(device), stages={stage: round(value, 4) for stage, value in rows},
     )  # fmt: skip
