@@ -46,7 +46,7 @@ class Scan:
     def passed_over(self) -> str:
         """What was passed over, in words; empty if nothing was."""
         parts = [
-            f"{count:,} {what}"
+            f"{what}: {count:,}"
             for count, what in (
                 (self.others, "files that are no images"),
                 (self.hidden, "hidden files or folders"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import time
@@ -29,6 +30,8 @@ from reid.engine.nonfinite import (
 )
 from reid.engine.stopping import StopSignals
 from reid.structures import Batch, Embeddings
+
+logger = logging.getLogger(__name__)
 
 Amp = Literal["off", "fp16", "bf16"]
 _AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -331,16 +334,13 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes back what `state_dict` gave.
 
-        Learning rate, weight decay and the like stay those that this trainer was built with.
+        Learning rate, weight decay and the like stay those that this trainer was built with. A hook
+        that the other run did not have starts anew; a warning names it, and those that are gone.
 
         Raises:
-            ValueError: The state is of a run with other hooks or another number of processes.
+            ValueError: The state is of a run with another number of processes, or does not fit.
             RuntimeError: The state is of another model.
         """
-        names = [type(hook).__name__ for hook in self.hooks]
-        saved = [hook["name"] for hook in state["hooks"]]
-        if names != saved:
-            raise ValueError(f"the checkpoint is of a run with the hooks {saved}, not {names}")
         if len(state["random"]) != distributed.world_size():
             raise ValueError(
                 f"the checkpoint is of a run with {len(state['random'])} processes, "
@@ -351,11 +351,33 @@ class Trainer:
         self._load_optimizer(state)
         self._scaler.load_state_dict(state["scaler"])
         self._nonfinite.skipped = state["skipped"]
-        for hook, hook_state in zip(self.hooks, state["hooks"], strict=True):
-            hook.load_state_dict({k: v for k, v in hook_state.items() if k != "name"})
+        self._load_hooks(state["hooks"])
         self.epoch = state["epoch"]
         self.step = state["step"]
         _set_random_state(state["random"][distributed.rank()], self.device)
+
+    def _load_hooks(self, states: Sequence[Mapping[str, Any]]) -> None:
+        saved: dict[str, list[dict[str, Any]]] = {}
+        for state in states:
+            kept = {key: value for key, value in state.items() if key != "name"}
+            saved.setdefault(state["name"], []).append(kept)
+        added = []
+        for hook in self.hooks:
+            name = type(hook).__name__
+            if saved.get(name):
+                hook.load_state_dict(saved[name].pop(0))
+            else:
+                added.append(name)
+        gone = [name for name, rest in saved.items() for _ in rest]
+        if added or gone:
+            logger.warning(
+                "The run that made the checkpoint had other hooks: %s",
+                "; ".join(
+                    f"{what} {', '.join(names)}"
+                    for what, names in (("it did not have", added), ("it alone had", gone))
+                    if names
+                ),
+            )
 
     def _load_optimizer(self, state: Mapping[str, Any]) -> None:
         built_with = [

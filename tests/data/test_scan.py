@@ -43,7 +43,7 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
     scan = scan_images(tmp_path)
     assert scan.images == sorted([*names, os.fsdecode(b"latin-\xe9.jpg")])
     assert (scan.others, scan.hidden) == (2, 2)
-    assert scan.passed_over() == "2 files that are no images, 2 hidden files or folders"
+    assert scan.passed_over() == "files that are no images: 2, hidden files or folders: 2"
 
 
 def test_links(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_links(tmp_path: Path) -> None:
     assert scan.images == ["5.jpg", "b/1.jpg", "b/deep/2.jpg", "c/3.jpg", "c/c/4.jpg"]
     assert scan.dangling == ["gone.jpg", "self.jpg"]
     assert sorted(scan.repeated) == ["a", "b/up", "c/back", "d"]
-    assert "2 links that lead nowhere" in scan.passed_over()
+    assert "links that lead nowhere: 2" in scan.passed_over()
 
 
 def test_what_cannot_be_read_stops(tmp_path: Path) -> None:

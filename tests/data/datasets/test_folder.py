@@ -33,7 +33,7 @@ def test_a_camera_a_folder(root: Path, caplog: pytest.LogCaptureFixture) -> None
     assert dataset.cameras == ("cam1", "cam2", "cam10")
     assert dataset.name == "own"
     assert "own: cameras 0 = 'cam1', 1 = 'cam2', 2 = 'cam10'" in caplog.text
-    assert "passed over 1 files that are no images" in caplog.text
+    assert "passed over files that are no images: 1" in caplog.text
 
 
 def test_one_image_of_one_camera(root: Path) -> None:
