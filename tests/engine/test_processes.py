@@ -125,6 +125,7 @@ class Break(Hook):
 """
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_ends_all(alone: Path) -> None:
     (alone / "break_one.py").write_text(BREAK)
     done = run(alone, 2, "PLUGINS", "[break_one]", "HOOKS", "[Break]", name="broken")
@@ -132,6 +133,7 @@ def test_an_error_of_one_process_ends_all(alone: Path) -> None:
     assert "the disk of this machine is gone" in done.stderr
 
 
+@pytest.mark.slow
 def test_more_processes_than_a_batch_can_be_cut_in(alone: Path) -> None:
     sampler = "{NAME: ProxyBalancedSampler, BATCH_SIZE: 9, IMAGES_PER_PROXY: 3}"
     done = run(alone, 2, "DATALOADER.SAMPLER", sampler, name="uneven")

@@ -102,7 +102,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_processes_find_what_one_finds(world_size: int, tmp_path: Path) -> None:
     start_processes(process, (world_size, str(tmp_path)), nprocs=world_size, start_method="spawn")
     expected = results()
