@@ -10,16 +10,24 @@ from pathlib import Path
 import pytest
 import torch
 
-from reid.config import load_config
+from reid.config import config_differences, load_config
 from reid.engine import build
+from reid.engine.comparison import load_paper
 from reid.engine.datasets import build_dataset
+from reid.engine.reproduce import plan_runs
 from reid.engine.run import train
 from reid.registry import CLUSTERER, SAMPLER, ConfigError
 from reid.registry import build as build_part
 from reid.structures import DataError
 
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted([*ROOT.glob("configs/*.yaml"), *ROOT.glob("projects/*/configs/*.yaml")])
+COMPARISON = ROOT / "configs" / "comparison" / "tables.yaml"
+CONFIGS = sorted(
+    path
+    for pattern in ("configs/**/*.yaml", "projects/*/configs/*.yaml")
+    for path in ROOT.glob(pattern)
+    if path != COMPARISON
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -166,3 +174,18 @@ def test_missing_backbone_weights_are_named(
     )
     with pytest.raises(DataError, match=r"MSMT17_V1: there is no train/, mask_train_v2/"):
         train(config)
+
+
+def test_compared_methods_differ_in_what_is_theirs_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    paper = load_paper(COMPARISON)
+    runs, notes = plan_runs(paper, [*paper.table(1).rows], "synthetic", tmp_path, seeds=3)
+    assert (len(runs), notes) == (4 * 3, {})
+    reference = next(run for run in runs if run.row == "tmgf").config
+    own = ("plugins", "output_dir", "seed", "model.head", "criterion", "dataloader.sampler")
+    own += ("solver.optimizer", "solver.base_lr", "solver.weight_decay")
+    for run in runs:
+        for key in config_differences(reference, run.config):
+            assert key.startswith(own), (run.row, key)
