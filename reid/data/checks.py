@@ -24,7 +24,7 @@ KINDS: Mapping[str, str] = {
     "unreadable": "no image, cut off, or not there",
     "zero-size": "a file of 0 bytes",
     "tiny": "a side shorter than the smallest allowed",
-    "duplicate": "the same file as another one",
+    "duplicate": "the same file as another one, or listed twice",
     "no-match": "a query whose identity no other camera of the gallery has seen",
     "near-duplicate": "almost the same picture as another one",
     "grey": "no colour",
@@ -125,8 +125,10 @@ def check_images(
 
     Files are the same if their bytes are. An identical file is left out of training where the test
     has it too, and where copies have different identities or cameras all of them are; otherwise all
-    but the first. A query that is also in the gallery under its own identity and known camera is
-    no fault: the protocol removes it there (so do VeRi-776 and CUHK03).
+    but the first. A file that a split lists twice with the same labels is a duplicate too, but is
+    not left out: a list of paths would take both. A query that is also in the gallery under its own
+    identity and known camera is no fault: the protocol removes it there (so do VeRi-776 and
+    CUHK03).
 
     Pictures are nearly the same if 61 of the 64 bits of their difference hash agree (is a pixel
     brighter than its right neighbour, at 9 x 8 pixels) and their thumbnails of 8 x 16 pixels differ
@@ -175,16 +177,14 @@ def check_images(
         if seen.digest is not None:
             first_of[seen.digest].append(path)
     for paths in first_of.values():
-        copies = [(path, *place) for path in paths for place in places[path]]
+        copies = [place for path in paths for place in places[path]]
         if len(copies) > 1:
             found.extend(_duplicates(copies))
     different = [paths[0] for paths in first_of.values() if not facts[paths[0]].blank]
     for one, other in _near_pairs([facts[path] for path in different]):
         split, record = places[different[other]][0]
         before, same = places[different[one]][0]
-        detail = f"looks like {different[one]}" + (
-            "" if record.pid == same.pid else f", of identity {same.pid} and not {record.pid}"
-        )
+        detail = f"looks like {different[one]}{_unlike(record, same)}"
         if {before, split} == {"train", "query"} or {before, split} == {"train", "gallery"}:
             detail += f", which is in {before}"
         found.append(Finding("near-duplicate", split, different[other], detail))
@@ -229,47 +229,42 @@ def _look_at(path: str, min_side: int) -> _Facts:
     return _Facts(small, digest, grey, blank, bits, thumbnail)
 
 
-def _duplicates(copies: Sequence[tuple[str, Split, ImageRecord]]) -> list[Finding]:
-    """What is wrong with several records of the same bytes: path, split and record of each."""
-    labels = {(record.pid, record.camid) for _, _, record in copies}
+def _duplicates(copies: Sequence[tuple[Split, ImageRecord]]) -> list[Finding]:
+    """What is wrong with several records of the same bytes, be they of one file or of several."""
+    tested = [one for one in copies if one[0] != "train"]
+    asked = [record.path for split, record in tested if split == "query"]
+    by_labels: dict[tuple[int, int], tuple[Split, ImageRecord]] = {}
+    for split, record in tested or copies:
+        by_labels.setdefault((record.pid, record.camid), (split, record))
+    first: dict[Split, str] = {}
     found: list[Finding] = []
-    for path, split, record in copies:
-        others = [one for one in copies if one[0] != path or one[1] != split]
-        tested = [one for one in others if one[1] != "train"]
+    for split, record in copies:
+        path, labels = record.path, (record.pid, record.camid)
         if split == "train" and tested:
-            found.append(
-                Finding("duplicate", split, path, f"in {tested[0][1]} too: {tested[0][0]}", True)
-            )
-        elif len(labels) > 1:
-            other = next(
-                one for one in others if (one[2].pid, one[2].camid) != (record.pid, record.camid)
-            )
+            where, other = tested[0]
+            detail = f"in {where} too: {other.path}{_unlike(record, other)}"
+            leave_out = True
+        elif len(by_labels) > 1:
+            where, other = next(one for key, one in by_labels.items() if key != labels)
             detail = (
-                f"identity {record.pid}, camera {record.camid}; as {other[0]} in {other[1]} "
-                f"identity {other[2].pid}, camera {other[2].camid}"
+                f"identity {record.pid}, camera {record.camid}; as {other.path} in {where} "
+                f"identity {other.pid}, camera {other.camid}"
             )
-            # where a test image is mislabelled in training alone, the test stays as it is
-            keep = split != "train" and all(one[1] == "train" for one in others)
-            found.append(Finding("duplicate", split, path, detail, leave_out=not keep))
+            leave_out = True
+        elif split in first:
+            leave_out = path != first[split]  # a path alone cannot tell two lines of one file apart
+            detail = f"the same file as {first[split]}" if leave_out else "is listed again"
         else:
-            found.extend(_repeated(path, split, record, copies))
+            first[split] = path
+            if split != "gallery" or not asked or record.camid != UNKNOWN_CAMERA:
+                continue
+            detail, leave_out = f"is the query {asked[0]}, of no camera", path != asked[0]
+        found.append(Finding("duplicate", split, path, detail, leave_out))
     return found
 
 
-def _repeated(
-    path: str,
-    split: Split,
-    record: ImageRecord,
-    copies: Sequence[tuple[str, Split, ImageRecord]],
-) -> list[Finding]:
-    """For copies with one label: those after the first of a split, and queries in the gallery."""
-    within = [one[0] for one in copies if one[1] == split]
-    if path != within[0]:
-        return [Finding("duplicate", split, path, f"the same file as {within[0]}", True)]
-    asked = [one[0] for one in copies if one[1] == "query"]
-    if split == "gallery" and asked and record.camid == UNKNOWN_CAMERA:
-        return [Finding("duplicate", split, path, f"is the query {asked[0]}, of no camera", True)]
-    return []
+def _unlike(record: ImageRecord, other: ImageRecord) -> str:
+    return "" if record.pid == other.pid else f", of identity {other.pid} and not {record.pid}"
 
 
 def _near_pairs(facts: Sequence[_Facts]) -> list[tuple[int, int]]:

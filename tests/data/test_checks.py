@@ -138,7 +138,6 @@ def test_copies_and_what_becomes_of_them(root: Path) -> None:
         "bounding_box_train/0002_c1s1_0.png": True,
         "bounding_box_train/0003_c2s1_9.png": True,
         "bounding_box_train/0001_c2s1_9.png": True,
-        "query/0004_c1s1_0.png": False,
         "query/0005_c1s1_0.png": True,
         "bounding_box_test/0005_c1s1_0.png": True,
         "bounding_box_test/0005_c2s1_9.png": True,
@@ -148,6 +147,34 @@ def test_copies_and_what_becomes_of_them(root: Path) -> None:
 def test_a_query_in_the_gallery_is_no_fault(root: Path) -> None:
     shutil.copy(root / "query" / "0005_c1s1_0.png", root / "bounding_box_test" / "0005_c1s1_0.png")
     assert checked(root)["ok"]
+
+
+def test_one_file_listed_twice(root: Path) -> None:
+    def listed(*rows: tuple[Split, str, int, int]) -> list[tuple[Split, str, str, bool]]:
+        splits: dict[Split, list[ImageRecord]] = {"train": [], "query": [], "gallery": []}
+        for split, name, pid, camid in rows:
+            path = root / "bounding_box_train" / f"000{name}_c1s1_0.png"
+            splits[split].append(ImageRecord(str(path), pid, camid))
+        return [
+            (one.split, Path(one.subject).name[3], one.detail.split("/")[0], one.leave_out)
+            for one in check_images(splits)
+        ]
+
+    assert listed(("train", "1", 0, 0), ("train", "1", 0, 0), ("train", "2", 5, 0)) == [
+        ("train", "1", "is listed again", False)
+    ]
+    assert listed(("train", "1", 0, 0), ("train", "1", 1, 0)) == [
+        ("train", "1", "identity 0, camera 0; as ", True),
+        ("train", "1", "identity 1, camera 0; as ", True),
+    ]
+    assert listed(("query", "1", 0, -1), ("gallery", "1", 0, -1)) == [
+        ("gallery", "1", "is the query ", False)
+    ]
+    assert listed(("query", "1", 0, 0), ("gallery", "1", 0, 0)) == []
+    # labels in training do not make those of the test doubtful
+    assert listed(("query", "1", 0, 0), ("gallery", "1", 0, 0), ("train", "1", 2, 0)) == [
+        ("train", "1", "in query too: ", True)
+    ]
 
 
 def test_near_duplicates(root: Path) -> None:
