@@ -51,7 +51,7 @@ def check_dataset(
     """Counts beside the published ones, and everything that the checks find.
 
     Args:
-        dataset: For its name, root and published counts.
+        dataset: For its name, root, published counts and numbering.
         splits: Its images (see `load_splits`).
         images: Read the images too.
         min_side: Shortest side in pixels that is not `tiny`.
@@ -75,7 +75,7 @@ def check_dataset(
             verdict = None if other is None else "as published" if one == other else "differs"
             differing += verdict == "differs"
             counts[split][field.name] = {"found": one, "published": other, "verdict": verdict}
-    findings = check_labels(splits)
+    findings = check_labels(splits, same_numbers=dataset.same_numbers)
     if images:
         findings += check_images(splits, min_side=min_side, workers=workers, progress=progress)
     findings = sort_findings(findings)

@@ -77,17 +77,19 @@ class _Facts:
     thumbnail: npt.NDArray[np.uint8] | None = None
 
 
-def check_labels(splits: Splits) -> list[Finding]:
+def check_labels(splits: Splits, *, same_numbers: bool = True) -> list[Finding]:
     """Identities and cameras that cannot be right, or that a protocol cannot use.
 
     Args:
         splits: Images of each split.
+        same_numbers: Whether an identity has one number in training and test; see `ReIDDataset`.
 
     Returns:
         `no-match` for queries that no gallery image can answer: none has the query's identity, or
         the query's own camera alone (where it is known) has seen it. `one-camera` for identities of
         training that one camera alone has seen, where cameras are known. `shared-identity` for
-        identities of training that are among the queries too; benchmarks have none.
+        identities of training that are among the queries too, if `same_numbers`; benchmarks have
+        none.
     """
     found: list[Finding] = []
     cameras: dict[int, set[int]] = defaultdict(set)
@@ -107,10 +109,12 @@ def check_labels(splits: Splits) -> list[Finding]:
     for pid, camids in sorted(trained.items()):
         if len(camids) == 1 and UNKNOWN_CAMERA not in camids:
             found.append(Finding("one-camera", "train", str(pid), f"camera {min(camids)} alone"))
-    asked = {record.pid for record in splits.get("query", ())} & trained.keys()
-    found.extend(
-        Finding("shared-identity", "query", str(pid), "in training too") for pid in sorted(asked)
-    )
+    if same_numbers:
+        shared = {record.pid for record in splits.get("query", ())} & trained.keys()
+        found.extend(
+            Finding("shared-identity", "query", str(pid), "in training too")
+            for pid in sorted(shared)
+        )
     return found
 
 

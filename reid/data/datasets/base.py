@@ -62,10 +62,13 @@ class ReIDDataset(ABC):
         root: Folder of all datasets.
         version: Which of several circulating versions or layouts `load` has found; empty where
             there is one only, and before it was looked for.
+        same_numbers: Whether an identity has one number in training and test; where it has not, a
+            number that both have is of different persons.
     """
 
     name: str
     version: str = ""
+    same_numbers: bool = True
 
     def __init__(self, root: str = "") -> None:
         self.root = Path(root or os.environ.get("REID_DATASETS", "datasets"))

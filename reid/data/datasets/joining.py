@@ -111,6 +111,11 @@ class LeaveOut(ReIDDataset):
         """The dataset's."""
         return self._dataset.version
 
+    @property
+    def same_numbers(self) -> bool:  # type: ignore[override]  # a class's own is a plain attribute
+        """The dataset's."""
+        return self._dataset.same_numbers
+
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split that are not left out, in the dataset's order.
 

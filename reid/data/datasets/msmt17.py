@@ -41,7 +41,7 @@ class MSMT17(ReIDDataset):
     Training takes list_train.txt and list_val.txt together, as most published results do: 1,041
     identities with 32,621 images; 11,659 queries of 3,060 other identities and a gallery of
     82,161 images from 15 cameras. V2 has the images of V1 with masked faces. The counts are the
-    paper's.
+    paper's. The lists number identities from 0 in training and again in the test.
 
     Args:
         version: `V1` or `V2`; empty: whichever is there, V1 if both are.
@@ -51,6 +51,7 @@ class MSMT17(ReIDDataset):
     """
 
     name = "MSMT17"
+    same_numbers = False
 
     def __init__(
         self, version: Literal["", "V1", "V2"] = "", with_val: bool = True, root: str = ""

@@ -45,7 +45,9 @@ def test_listed_images_are_left_out(
     file = tmp_path / "fix.txt"
     file.write_bytes(b"\xef\xbb\xbf# broken images\r\n\r\nown/sub/../2 #.png\r\n./own/#3.png\r\n"
                      b"  # more\nown/gone.png\n")  # fmt: skip
+    dataset.same_numbers = False
     fixed = LeaveOut(dataset, file)
+    assert not fixed.same_numbers
     assert [Path(record.path).name for record in fixed.load("train")] == ["1.png"]
     assert [Path(record.path).name for record in fixed.load("query")] == ["4.png"]
     assert fixed.name == "own"

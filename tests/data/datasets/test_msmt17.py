@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from reid.data.check_report import check_dataset, load_splits
 from reid.data.datasets import MSMT17
 from reid.structures import DataError
 
@@ -33,6 +34,9 @@ def test_lists(
     assert [(r.pid, r.camid) for r in dataset.load("gallery")] == [(0, 13)]
     assert dataset.version == version
     assert dataset.published()["train"].images == 32621
+    # the lists number persons apart: 0 in training is another one than 0 in the test
+    report = check_dataset(dataset, load_splits(dataset), images=False)
+    assert "shared-identity" not in {finding["kind"] for finding in report["findings"]}
     without = MSMT17(with_val=False)
     assert [(r.pid, r.camid) for r in without.load("train")] == [(0, 0)]
     assert [(r.pid, r.camid) for r in without.load("query")] == [(0, 1)]
