@@ -140,6 +140,23 @@ def test_a_listed_path_stays_below_its_folder(tmp_path: Path, listed: str) -> No
     assert join_below(tmp_path, listed, "", allow_outside=True) == tmp_path / listed
 
 
+def test_an_absolute_path_below_the_folder_is_a_relative_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data"
+    for name in ("data/sub", "elsewhere/sub", "data2"):
+        (tmp_path / name).mkdir(parents=True)
+    (folder / "away").symlink_to(tmp_path / "elsewhere" / "sub")
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    for base in (folder, Path("data"), tmp_path / "link", Path("data2/../data")):
+        assert join_below(base, f"{folder.resolve()}//./sub/1.png", "") == base / "sub" / "1.png"
+        for listed in ("data/away/../1.png", "data/sub/../1.png", "data2/1.png", "elsewhere/1.png"):
+            with pytest.raises(DataError, match="leaves the folder"):
+                join_below(base, f"{tmp_path}/{listed}", "")
+    assert join_below(tmp_path / "link", f"{tmp_path}/link/1.png", "") == tmp_path / "link/1.png"
+
+
 def test_names_with_dots_spaces_and_colons_are_paths(tmp_path: Path) -> None:
     for listed in ("a b/..c.png", "12:30.png", "./Straße/人.png"):
         assert join_below(tmp_path, listed, "") == tmp_path / listed

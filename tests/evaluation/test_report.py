@@ -71,6 +71,14 @@ def test_features_with_ids_and_features_with_a_list_are_the_same(
     assert one["camera_pairs"]["mAP"][0][0] is None
 
 
+def test_a_list_may_name_images_anywhere(tmp_path: Path) -> None:
+    np.savez(tmp_path / "f.npz", features=np.eye(3))
+    rows = "/a/1.jpg,1,0,query\n../2.jpg,2,0,query\n3.jpg,1,1,gallery\n"
+    (tmp_path / "list.csv").write_text(f"path,pid,camid,split\n{rows}")
+    paths = load_features(tmp_path / "f.npz", tmp_path / "list.csv").query_paths
+    assert paths == ["/a/1.jpg", f"{tmp_path}/../2.jpg"]
+
+
 def test_options_reach_the_evaluator(tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", **arrays())
     sets = load_features(tmp_path / "all.npz")

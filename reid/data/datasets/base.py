@@ -206,30 +206,35 @@ def not_empty(records: list[ImageRecord], source: Path, layout: str) -> list[Ima
 def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = False) -> Path:
     """The path of an image that a list names, below the folder that the list is about.
 
-    Symbolic links below the folder may lead anywhere: who owns the folder has put them there. The
-    text of a list may not.
+    An absolute path below the folder is taken for the relative one. Symbolic links below the folder
+    may lead anywhere: who owns the folder has put them there. The text of a list may not.
 
     Args:
         folder: What `listed` is relative to.
         listed: As it stands in the list.
         where: Names the list and the line in messages.
-        allow_outside: Takes absolute paths and `..` too.
+        allow_outside: Takes any path.
 
     Raises:
-        DataError: The path is empty, absolute or goes up, under the rules of any system.
+        DataError: The path is empty, absolute and not below the folder, or has `..` in it, under
+            the rules of any system.
     """
     if not listed or "\0" in listed:
         raise DataError(f"{where}: {listed!r} is no path")
     # Taking each of 100,000 paths apart takes seconds; nearly all have nothing to look at.
     suspect = ".." in listed or ":" in listed or listed[0] in "/\\"
-    if suspect and not allow_outside:
-        windows = PureWindowsPath(listed)  # both / and \ separate
-        if Path(listed).anchor or windows.is_absolute() or ".." in windows.parts:
-            raise DataError(
-                f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may "
-                "not go up"
-            )
-    return folder / listed
+    if not suspect or allow_outside:
+        return folder / listed
+    path, windows = Path(listed), PureWindowsPath(listed)  # there both / and \ separate
+    if ".." not in windows.parts:
+        if not path.anchor and not windows.is_absolute():
+            return folder / path
+        for find in (folder.absolute, folder.resolve):  # links to the folder kept, and followed
+            if path.is_relative_to(base := find()):
+                return folder / path.relative_to(base)
+    raise DataError(
+        f"{where}: {listed!r} leaves the folder; paths are relative to {folder} and may not go up"
+    )
 
 
 def check_files(records: Iterable[ImageRecord], source: Path) -> None:

@@ -32,17 +32,17 @@ class CSV(ReIDDataset):
 
     UTF-8, with or without a byte order mark, any line ends, fields in double quotes where needed;
     separated by commas, or by semicolons or tabs if the header has no comma. `path` is relative
-    to the file's own folder. An empty `pid` is an unlabelled image, an empty
-    `camid` an unknown camera; `camid` counts from 0. `split` is `train`, `query` or `gallery`.
-    Columns but `path` may be left out: all images are then unlabelled, of unknown cameras, or for
-    training. Further columns are kept as they stand, in `ImageRecord.extra`. A file without queries
-    can be trained on, but not tested on.
+    to the file's own folder, or absolute and below it. An empty `pid` is an unlabelled image, an
+    empty `camid` an unknown camera; `camid` counts from 0. `split` is `train`, `query` or
+    `gallery`. Columns but `path` may be left out: all images are then unlabelled, of unknown
+    cameras, or for training. Further columns are kept as they stand, in `ImageRecord.extra`. A file
+    without queries can be trained on, but not tested on.
 
     Args:
         path: The CSV file, below the root.
         train_split: The split to train on; another name than `train` trains on other images of
             the same file.
-        allow_outside: Takes absolute paths and paths with `..`, too.
+        allow_outside: Takes paths that lead out of the file's folder, too.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
     """
 
@@ -100,7 +100,7 @@ def read_csv(
     Args:
         file: With the header `path,pid,camid,split`; see `CSV`.
         train_split: Another name of a split, besides `train`, `query` and `gallery`.
-        allow_outside: Takes absolute paths and paths with `..`, too.
+        allow_outside: Takes paths that lead out of the file's folder, too.
 
     Raises:
         DataError: The file is missing or empty, or a line is wrong.

@@ -71,3 +71,9 @@ def test_paths_outside_on_request(root: Path) -> None:
     (root / "lists" / "list.csv").write_text(f"path\n../1.png\n{root}/1.png\n", "utf-8")
     records = CSV("lists/list.csv", allow_outside=True).load("train")
     assert [Path(record.path).resolve() for record in records] == [root.resolve() / "1.png"] * 2
+
+
+def test_an_absolute_path_below_the_folder(root: Path) -> None:
+    (root / "list.csv").write_text(f"path\n{root}/1.png\n", "utf-8")
+    (record,) = CSV("list.csv").load("train")
+    assert record.path == str(root / "1.png")
