@@ -14,6 +14,7 @@ from tqdm import tqdm
 from reid.config import load_config
 from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
 from reid.engine.datasets import build_datasets, spec_of_words
+from reid.engine.logs import tool_logging
 from reid.files import write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
@@ -30,6 +31,7 @@ Exit code: 0 nothing wrong, 1 something wrong, 2 the command is.
 """
 
 
+@tool_logging()
 def main() -> int:
     """Parses the arguments and checks; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -71,7 +73,7 @@ def main() -> int:
                     workers=arguments.workers,
                     progress=bar.update,
                 )
-            sys.stdout.write(report_text(report) + "\n")
+            sys.stdout.write(f"\n{report_text(report)}\n")
             reports.append(report)
         if arguments.fix_list is not None:
             text = fix_list(reports[0])

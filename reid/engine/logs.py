@@ -8,7 +8,7 @@ import logging
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -35,19 +35,19 @@ class _Console(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    def __init__(self, colour: bool) -> None:
-        super().__init__("%(asctime)s  %(message)s", datefmt="%m-%d %H:%M:%S")
+    """The message, from warnings on with their level, and the time unless it is left out."""
+
+    def __init__(self, colour: bool, times: bool = True) -> None:
+        super().__init__(("%(asctime)s  " if times else "") + "%(message)s", "%m-%d %H:%M:%S")
         self._colour = colour
 
-    def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
-        if record.levelno < logging.WARNING:
-            return text
-        stamp, message = text.split("  ", 1)
-        level = record.levelname
-        if self._colour:
-            level = colored(level, "red" if record.levelno >= logging.ERROR else "yellow")
-        return f"{stamp}  {level}: {message}"
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        if record.levelno >= logging.WARNING:
+            level = record.levelname
+            if self._colour:
+                level = colored(level, "red" if record.levelno >= logging.ERROR else "yellow")
+            record.message = f"{level}: {record.message}"
+        return super().formatMessage(record)
 
 
 class _LogFile(logging.FileHandler):
@@ -70,33 +70,54 @@ def run_logging(output_dir: Path) -> Iterator[None]:
     Raises:
         OutputError: The folder or log.txt cannot be made.
     """
-    logger = logging.getLogger("reid")
-    console = _Console()
-    console.setFormatter(_Formatter(colour=sys.stdout.isatty()))
-    handlers: list[logging.Handler] = [console]
+    console = _make_console()
+    handlers = [console]
     if distributed.is_main():
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
             handlers.append(_LogFile(output_dir / "log.txt", encoding="utf-8"))
         handlers[-1].setFormatter(_Formatter(colour=False))
-    level, propagate = logger.level, logger.propagate
-    logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
+    with _sent_to(handlers, logging.INFO if distributed.is_main() else logging.WARNING) as logger:
+        try:
+            yield
+        except BaseException as error:
+            # whoever catches it tells the user; log.txt must know too
+            logger.removeHandler(console)
+            logger.error("stopped by %s: %s", type(error).__name__, error)
+            raise
+
+
+@contextmanager
+def tool_logging() -> Iterator[None]:
+    """Sends what `logging` gets from the project to the console, as it is; for where no run is."""
+    with _sent_to([_make_console(times=False)], logging.INFO):
+        yield
+
+
+def _make_console(times: bool = True) -> logging.Handler:
+    console = _Console()
+    console.setFormatter(_Formatter(colour=sys.stdout.isatty(), times=times))
+    return console
+
+
+@contextmanager
+def _sent_to(handlers: Sequence[logging.Handler], level: int) -> Iterator[logging.Logger]:
+    """Has the project's logger send to `handlers` alone, which are closed in the end."""
+    logger = logging.getLogger("reid")
+    before = logger.level, logger.propagate
+    logger.setLevel(level)
     logger.propagate = False
     for handler in handlers:
         logger.addHandler(handler)
     try:
-        yield
-    except BaseException as error:
-        logger.removeHandler(console)  # whoever catches it tells the user; log.txt must know too
-        logger.error("stopped by %s: %s", type(error).__name__, error)
-        raise
+        yield logger
     finally:
         for handler in handlers:
             logger.removeHandler(handler)
             with contextlib.suppress(OSError):  # a full disk; the run's own error tells of it
                 handler.close()
-        logger.setLevel(level)
-        logger.propagate = propagate
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
 
 
 def environment(device: torch.device) -> str:

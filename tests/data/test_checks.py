@@ -277,6 +277,23 @@ def test_a_list_of_test_images_alone(
     assert "has neither training images nor query and gallery" in capsys.readouterr().err
 
 
+def test_what_was_read_is_shown_first(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    (root / "notes.txt").touch()
+    pattern = r"(?P<pid>\d+)_(?P<camid>c\d)"
+    assert run(monkeypatch, "Pattern", "PATH", ".", "PATTERN", pattern, "--no-images") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"WARNING: {root}: passed over files that are no images: 1"
+    assert lines[1] == "Pattern: PATTERN matches 11 of 11 images, for example"
+    assert lines[4].split() == ["'bounding_box_test/0000_c1s1_0.png'", "0", "0", "train"]
+    assert "cameras: 0 = 'c1', 1 = 'c2'" in lines
+    assert lines.index("") < lines.index(f"Pattern below {root}")
+    assert run(monkeypatch, "Folder", "PATH", ".", "--no-images") == 0
+    assert "cameras 0 = 'bounding_box_test', 1 = " in capsys.readouterr().out
+
+
 def test_wrong_commands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

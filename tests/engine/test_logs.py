@@ -8,7 +8,14 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from reid.engine.logs import MetricWriter, environment, progress_bar, run_logging, write_text
+from reid.engine.logs import (
+    MetricWriter,
+    environment,
+    progress_bar,
+    run_logging,
+    tool_logging,
+    write_text,
+)
 
 
 def lines(folder):
@@ -27,6 +34,15 @@ def test_log_goes_to_console_and_file(tmp_path, capsys):
         "WARNING: careful",
     ]
     assert "\x1b" not in written
+
+
+def test_a_tool_shows_messages_as_they_are(capsys):
+    logger = logging.getLogger("reid.part")
+    with tool_logging():
+        logger.info("cameras: %s", 3)
+        logger.warning("passed over %s", 4)
+    logger.info("after")
+    assert capsys.readouterr().out == "cameras: 3\nWARNING: passed over 4\n"
 
 
 def test_metrics_are_one_object_a_line_and_tensorboard_events(tmp_path):
