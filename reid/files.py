@@ -1,10 +1,12 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and a console that takes every name."""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -74,13 +76,19 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8.
+    """Writes a text file in UTF-8; bytes of a file's name that are none stay what they are.
 
     Raises:
         OutputError: The file cannot be written.
     """
     with replacing(path) as temporary:
-        temporary.write_text(text, "utf-8")
+        temporary.write_text(text, "utf-8", errors="surrogateescape")
+
+
+def escape_output() -> None:
+    """Has stdout escape what its encoding lacks, as stderr does, and not stop with an error."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import errno
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
-from reid.files import OutputError, remove_leftovers, replacing, write_text
+from reid.files import OutputError, escape_output, remove_leftovers, replacing, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -14,6 +16,21 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     write_text(path, "twö")
     assert path.read_text("utf-8") == "twö"
     assert [entry.name for entry in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_bytes_of_names_stay_what_they_are(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ü \udce9.jpg")
+    assert (tmp_path / "a.txt").read_bytes() == "ü ".encode() + b"\xe9.jpg"
+
+
+def test_the_console_takes_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    escape_output()
+    sys.stdout.write("ü \udce9.jpg")
+    assert written.getvalue() == rb"\xfc \udce9.jpg"
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    escape_output()  # it takes all as it is
 
 
 def test_after_an_error_the_old_file_stands(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from reid.evaluation.report import evaluate_features, load_features, report_text
-from reid.files import write_text
+from reid.files import escape_output, write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -40,6 +40,7 @@ def main() -> int:
         help="options of the evaluator, e.g. AP trapezoid",
     )
     arguments = parser.parse_intermixed_args()
+    escape_output()
     try:
         loaded = load_features(arguments.features, arguments.csv)
         report = evaluate_features(*loaded, arguments.evaluator, arguments.options)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reid.data.export import export_crops
 from reid.engine.datasets import build_dataset, spec_of_words
+from reid.files import escape_output
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -35,6 +36,7 @@ def main() -> int:
         "--labelled", action="store_true", help="test images too, with their labels in labels.csv"
     )
     arguments = parser.parse_intermixed_args()
+    escape_output()
     try:
         dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
         written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)

@@ -11,6 +11,7 @@ from reid.clustering import ClusteringError
 from reid.engine import pictures
 from reid.evaluation.plots import draw_similarities
 from reid.evaluation.report import load_features
+from reid.files import escape_output
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
 from reid.structures import DataError
@@ -68,6 +69,7 @@ def main() -> int:
                 "--colour", choices=("identity", "camera", "cluster"), default="identity"
             )
     arguments = parser.parse_args()
+    escape_output()
     try:
         draw(arguments)
     except (

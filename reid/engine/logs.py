@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from reid import distributed
-from reid.files import write_text, writing
+from reid.files import escape_output, write_text, writing
 from reid.structures import ProgressBar
 
 
@@ -75,7 +75,8 @@ def run_logging(output_dir: Path) -> Iterator[None]:
     if distributed.is_main():
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
-            handlers.append(_LogFile(output_dir / "log.txt", encoding="utf-8"))
+            path = output_dir / "log.txt"
+            handlers.append(_LogFile(path, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(_Formatter(colour=False))
     with _sent_to(handlers, logging.INFO if distributed.is_main() else logging.WARNING) as logger:
         try:
@@ -95,6 +96,7 @@ def tool_logging() -> Iterator[None]:
 
 
 def _make_console(times: bool = True) -> logging.Handler:
+    escape_output()
     console = _Console()
     console.setFormatter(_Formatter(colour=sys.stdout.isatty(), times=times))
     return console

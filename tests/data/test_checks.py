@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
 import shutil
 import sys
@@ -292,6 +293,23 @@ def test_what_was_read_is_shown_first(
     assert lines.index("") < lines.index(f"Pattern below {root}")
     assert run(monkeypatch, "Folder", "PATH", ".", "--no-images") == 0
     assert "cameras 0 = 'bounding_box_test', 1 = " in capsys.readouterr().out
+
+
+@pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="names are Unicode there")
+def test_names_that_are_not_utf8(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (root / "query" / os.fsdecode(b"lat-\xe9.png")).touch()
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    own = ("Folder", "PATH", ".", "--workers", 1)
+    written = root / "out.txt", root / "all.json"
+    assert run(monkeypatch, *own, "--fix-list", written[0], "--json", written[1]) == 1
+    assert r"lat-\udce9.png: a file of 0 bytes" in capsys.readouterr().out
+    assert b"\nquery/lat-\xe9.png\n" in written[0].read_bytes()
+    (finding,) = json.loads(written[1].read_text())[0]["findings"]
+    assert os.fsencode(finding["subject"]).endswith(b"query/lat-\xe9.png")
+    assert run(monkeypatch, *own, "LEAVE_OUT", written[0]) == 0
+    assert "train: 1 of 12 images left out" in capsys.readouterr().out
 
 
 def test_wrong_commands(

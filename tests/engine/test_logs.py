@@ -36,6 +36,14 @@ def test_log_goes_to_console_and_file(tmp_path, capsys):
     assert "\x1b" not in written
 
 
+def test_a_name_that_is_not_utf8_stops_nothing(tmp_path, capsys):
+    with run_logging(tmp_path):
+        logging.getLogger("reid.part").info("lat-\udce9.jpg")
+    written = (tmp_path / "log.txt").read_text()
+    assert capsys.readouterr().out == written
+    assert written.endswith("  lat-\\udce9.jpg\n")
+
+
 def test_a_tool_shows_messages_as_they_are(capsys):
     logger = logging.getLogger("reid.part")
     with tool_logging():
