@@ -15,7 +15,7 @@ from reid.config import load_config
 from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
 from reid.engine.datasets import build_datasets, spec_of_words
 from reid.engine.logs import tool_logging
-from reid.files import write_text
+from reid.files import OutputError, write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -83,8 +83,8 @@ def main() -> int:
         if arguments.json is not None:
             write_text(arguments.json, json.dumps(reports, indent=2) + "\n")
             sys.stdout.write(f"Written to {arguments.json}\n")
-    except ConfigError as error:
-        sys.stderr.write(f"ConfigError: {error}\n")
+    except (ConfigError, OutputError) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     except (DataError, ValueError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
@@ -92,13 +92,13 @@ def main() -> int:
     return 0 if all(report["ok"] for report in reports) else 1
 
 
-def _specs(config_files: list[str] | None, settings: list[str]) -> tuple[list[object], str]:
+def _specs(config_files: list[str] | None, settings: list[str]) -> tuple[object, str]:
     """The specs of the data sets to check, and where they stand."""
     if config_files is not None:
         found = load_config(config_files, settings).datasets
         train = found.train if isinstance(found.train, list) else [found.train]
         return [spec for spec in [*train, *found.test] if spec], "datasets"
-    return [spec_of_words(settings)], "dataset"
+    return spec_of_words(settings), "dataset"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from reid.evaluation.report import evaluate_features, load_features, report_text
-from reid.files import escape_output, write_text
+from reid.files import OutputError, escape_output, write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -44,13 +44,13 @@ def main() -> int:
     try:
         loaded = load_features(arguments.features, arguments.csv)
         report = evaluate_features(*loaded, arguments.evaluator, arguments.options)
-    except (ConfigError, DataError, ValueError) as error:
+        sys.stdout.write(report_text(report) + "\n")
+        if arguments.output is not None:
+            write_text(arguments.output, json.dumps(report, indent=2) + "\n")
+            sys.stdout.write(f"Written to {arguments.output}\n")
+    except (ConfigError, DataError, OutputError, ValueError) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
-    sys.stdout.write(report_text(report) + "\n")
-    if arguments.output is not None:
-        write_text(arguments.output, json.dumps(report, indent=2) + "\n")
-        sys.stdout.write(f"Written to {arguments.output}\n")
     return 0
 
 

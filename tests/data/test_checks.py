@@ -324,3 +324,7 @@ def test_wrong_commands(
     assert "'ROOT' has no value" in capsys.readouterr().err
     assert run(monkeypatch, "Market1501") == 1
     assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "1.png").touch()
+    own = ("Folder", "PATH", ".", "--no-images")
+    assert run(monkeypatch, *own, "--json", tmp_path / "1.png" / "x.json") == 2
+    assert "OutputError: " in capsys.readouterr().err

@@ -118,6 +118,9 @@ def test_wrong_files_are_named(
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 no archive")
     np.save(tmp_path / "one.npy", np.zeros(3))
     np.savez(tmp_path / "pickled.npz", query_feat=np.array([{}], dtype=object))
+    np.savez(tmp_path / "all.npz", **arrays())
+    assert run(monkeypatch, tmp_path / "all.npz", "--output", tmp_path / "one.npy" / "x") == 2
+    assert "OutputError: " in capsys.readouterr().err
     for name in ("gone.npz", "broken.npz", "one.npy", "pickled.npz"):
         assert run(monkeypatch, tmp_path / name) == 2
         assert f"DataError: {tmp_path / name}" in capsys.readouterr().err
