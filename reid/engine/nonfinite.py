@@ -29,8 +29,8 @@ class NonFiniteLosses:
     """Stops a run at the first loss that is not finite, or skips some such batches.
 
     A skipped batch leaves no trace but in the random numbers: neither in the parameters nor in
-    running statistics or memories. With accumulated gradients it takes those with it that its
-    group has gathered so far.
+    running statistics or memories. With accumulated gradients it takes with it what its group has
+    gathered so far.
 
     Args:
         action: `stop` or `skip`.
@@ -184,6 +184,28 @@ class LaterNumber:
         if self._event is not None:
             self._event.synchronize()
         return float(self._value)
+
+
+class BufferCopy:
+    """What the buffers of a module held: running statistics, memories.
+
+    Args:
+        module: Its buffers are copied.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._values = {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+    def restore(self, condition: Tensor | None = None) -> None:
+        """Gives it back to them; waits for no GPU.
+
+        Args:
+            condition: (), on their device; where it is false they stay as they are. None = true.
+        """
+        for name, value in self._values.items():
+            buffer = self._module.get_buffer(name)
+            buffer.copy_(value if condition is None else torch.where(condition, value, buffer))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 
 from reid import distributed
 from reid.engine.nonfinite import (
+    BufferCopy,
     LaterNumber,
     NonFiniteLosses,
     broken_parameters,
@@ -124,7 +125,9 @@ class Trainer:
         loader: Yields `Batch`; its batch sampler has `set_epoch`.
         max_epochs: Epochs in all.
         device: Where to compute.
-        amp: Mixed precision of the forward pass; `fp16` scales the loss.
+        amp: Mixed precision of the forward pass; `fp16` scales the loss. A step whose gradients
+            overflow is left out and leaves no trace: running statistics and memories go back to
+            what they were with the weights, while torch alone would keep those of such batches.
         accumulation_steps: Batches whose mean gradient makes one optimizer step. The last group
             of an epoch may be smaller, and is averaged over the batches it has.
         clip_grad_norm: Largest norm of the gradient; 0 = no clipping.
@@ -183,6 +186,7 @@ class Trainer:
         self.data_time = 0.0
         self.step_time = 0.0
         self._nonfinite = nonfinite or NonFiniteLosses()
+        self._before: BufferCopy | None = None
         self._signum = 0
         self._amp_dtype = _AMP_DTYPES[amp]
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
@@ -228,6 +232,7 @@ class Trainer:
         self.model.train()
         self.criterion.train()
         self.optimizer.zero_grad()
+        self._before = None
         last = len(self.loader)
         started = time.perf_counter()
         for number, batch in enumerate(self.loader):
@@ -259,11 +264,9 @@ class Trainer:
             FloatingPointError: The loss is not finite, on this process or another.
         """
         drawn_from = random_state(self.device)
-        before = (
-            {name: buffer.clone() for name, buffer in self._step_module.named_buffers()}
-            if self._nonfinite.action == "skip"
-            else {}
-        )
+        may_be_left_out = self._nonfinite.action == "skip" or self._scaler.is_enabled()
+        if may_be_left_out and self._before is None:  # the first batch of an accumulation group
+            self._before = BufferCopy(self._step_module)
         with self._autocast():
             losses = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()
@@ -276,18 +279,25 @@ class Trainer:
         broken, self._signum = distributed.largest(own, self.signals.signum)
         if broken:
             self.optimizer.zero_grad()
-            for name, buffer in self._step_module.named_buffers():
-                if name in before:
-                    buffer.copy_(before[name])
+            if self._before is not None:
+                self._before.restore()
             self._meet_nonfinite(batch, drawn_from, own)
             self.losses = {}
-            return
-        if not update:
-            return
+        elif update:
+            self._update()
+        if update:
+            self._before = None
+
+    def _update(self) -> None:
         if self._clip_grad_norm:
             self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self._step_module.parameters(), self._clip_grad_norm)
         self._scaler.step(self.optimizer)
+        if self._scaler.is_enabled():
+            assert self._before is not None
+            # Gradients are the same in every process; only the device knows whether they overflow.
+            (overflow,) = self._scaler._found_inf_per_device(self.optimizer).values()
+            self._before.restore(overflow > 0)
         self._scaler.update()
         self.optimizer.zero_grad()
 
@@ -297,13 +307,12 @@ class Trainer:
         )
 
     def _meet_nonfinite(self, batch: Batch, drawn_from: Mapping[str, Tensor], own: bool) -> None:
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        before = BufferCopy(self.model)
         with replaying(self.device, drawn_from), self._autocast():
             activations, first = largest_activations(
                 self.model, lambda: self.model(batch.image, batch.camid)
             )
-        for name, buffer in self.model.named_buffers():
-            buffer.copy_(buffers[name])
+        before.restore()
         report = {
             "step": self.step + 1,
             "epoch": self.epoch + 1,

@@ -108,10 +108,18 @@ class Model(nn.Module):
 
 
 class Criterion(nn.Module):
-    """A loss that looks at images, of which each process has its own alone."""
+    """A loss that looks at images, of which each process has its own alone; counts batches."""
+
+    batches: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
 
     def forward(self, found: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        return {"loss_of_test": found.global_feat.square().mean() + 0 * batch.image.mean()}
+        self.batches += 1
+        loss = 1e-3 * found.global_feat.float().square().mean()
+        return {"loss_of_test": loss + 0 * batch.image.mean()}
 
 
 class SignalTo(Hook):
@@ -124,29 +132,30 @@ class SignalTo(Hook):
 
 def process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
-    for broken_rank in (0, -1):
-        train(rank, world_size, folder, broken_rank)
+    for odd_rank, value in ((0, torch.nan), (1, 1e4), (-1, 1.0)):
+        train(rank, world_size, folder, odd_rank, value)
 
 
-def train(rank: int, world_size: int, folder: str, broken_rank: int) -> None:
+def train(rank: int, world_size: int, folder: str, odd_rank: int, value: float) -> None:
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store{broken_rank}", rank=rank, world_size=world_size
+        "gloo", init_method=f"file://{folder}/store{odd_rank}", rank=rank, world_size=world_size
     )
-    model = Model()
+    model, criterion = Model(), Criterion()
     row = torch.zeros(2, dtype=torch.int64)
     batches = Batches(Batch(torch.ones(2, 4), row, row, row) for _ in range(8))
-    if rank == broken_rank:
-        batches[1] = Batch(torch.full((2, 4), torch.nan), row, row, row)
+    if rank == odd_rank:
+        batches[1] = Batch(torch.full((2, 4), value), row, row, row)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with StopSignals() as signals:
         trainer = Trainer(
             model,
-            Criterion(),
+            criterion,
             optimizer,
             torch.optim.lr_scheduler.ConstantLR(optimizer),
             batches,  # type: ignore[arg-type]
             max_epochs=1,
             device=torch.device("cpu"),
+            amp="fp16",
             hooks=[SignalTo()],
             signals=signals,
         )
@@ -155,15 +164,18 @@ def train(rank: int, world_size: int, folder: str, broken_rank: int) -> None:
             end = "finished"
         except (Interrupted, FloatingPointError) as error:
             end = str(error)
-    (Path(folder) / f"{broken_rank}_{rank}.txt").write_text(f"{trainer.step} {end}")
+    text = f"{trainer.step} {int(criterion.batches)} {end}"
+    (Path(folder) / f"{odd_rank}_{rank}.txt").write_text(text)
     dist.destroy_process_group()
 
 
-def test_processes_end_together(tmp_path: Path) -> None:
-    """What comes to one of them, a signal or a loss that is not finite, ends all."""
+def test_what_comes_to_one_process_is_met_by_all(tmp_path: Path) -> None:
+    """A signal and a loss that is not finite end all; a gradient that overflows moves none."""
     start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
     broken = [(tmp_path / f"0_{rank}.txt").read_text() for rank in range(2)]
-    assert broken[0].startswith("1 step 2, epoch 1: the loss is not finite (loss nan")
-    assert broken[1].startswith("1 step 2, epoch 1: the loss is not finite (that of another")
+    assert broken[0].startswith("1 1 step 2, epoch 1: the loss is not finite (loss nan")
+    assert broken[1].startswith("1 1 step 2, epoch 1: the loss is not finite (that of another")
+    overflown = [(tmp_path / f"1_{rank}.txt").read_text() for rank in range(2)]
+    assert overflown == ["4 3 SIGTERM has ended the run"] * 2
     stopped = [(tmp_path / f"-1_{rank}.txt").read_text() for rank in range(2)]
-    assert stopped == ["4 SIGTERM has ended the run"] * 2
+    assert stopped == ["4 4 SIGTERM has ended the run"] * 2

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from reid.engine.nonfinite import BufferCopy, NonFiniteLosses
 from reid.engine.trainer import Hook, Trainer, seed_everything
 from reid.solver import build_optimizer, build_scheduler
 from reid.structures import Batch
@@ -242,6 +244,71 @@ def test_mixed_precision_trains_and_keeps_fp32_weights(amp):
     assert torch.isfinite(trainer.model.layer.weight).all()
     assert not torch.equal(before, trainer.model.layer.weight)
     assert (trainer.state_dict()["scaler"] != {}) == (amp == "fp16")
+
+
+class Normed(Net):
+    """The same with running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(2)
+
+    def forward(self, image, camid):
+        return self.norm(super().forward(image, camid).float())
+
+
+class Remembering(Loss):
+    """Counts batches in a buffer that it replaces; its value and gradient have factors in turn."""
+
+    def __init__(self, *factors):
+        super().__init__()
+        self.factors = list(factors)
+        self.register_buffer("memory", torch.zeros(()), persistent=False)
+
+    def forward(self, logits, batch):
+        self.memory = self.memory + 1
+        return {"ce": self.factors.pop(0) * super().forward(logits, batch)["ce"]}
+
+
+OVERFLOW = 1e36  # a finite loss whose scaled gradient is not
+
+
+@pytest.mark.parametrize("cause", [OVERFLOW, math.nan])
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+def test_a_step_that_is_left_out_leaves_no_trace_of_its_batches(cause, clip):
+    rows = Rows()
+    images, pids, camids, indices = (torch.stack(f) for f in zip(*rows, strict=True))
+    batches = [Batch(images[i : i + 4], pids[:4], camids[:4], indices[:4]) for i in (0, 4, 8)]
+    trainer = make(net=Normed(), amp="fp16", clip_grad_norm=clip, nonfinite=NonFiniteLosses("skip"))
+    trainer.criterion = trainer._step_module.criterion = Remembering(
+        0.1, 0.1, 0.1, cause, 0.1, 0.1
+    )
+    trainer.optimizer.param_groups[0]["lr"] = 0.1
+
+    def state():
+        held = {**dict(trainer.model.state_dict()), "memory": trainer.criterion.memory}
+        return {name: value.clone() for name, value in held.items()}
+
+    def group(first, second):
+        trainer.run_step(batches[first], share=0.5, update=False)
+        trainer.run_step(batches[second], share=0.5, update=True)
+
+    before = state()
+    group(0, 1)
+    taken = state()
+    assert float(taken["memory"]) == 2
+    assert not any(torch.equal(before[name], value) for name, value in taken.items())
+    group(2, 0)
+    assert all(torch.equal(taken[name], value) for name, value in state().items())
+    group(1, 2)
+    assert float(state()["memory"]) == 4
+    assert not any(torch.equal(taken[name], value) for name, value in state().items())
+
+
+def test_what_buffers_held_is_given_back_without_waiting_for_a_device():
+    """On the device `meta` there are no numbers: whatever needs one of them on the host fails."""
+    module = nn.BatchNorm1d(2).to("meta")
+    BufferCopy(module).restore(torch.ones((), device="meta") > 0)
 
 
 def test_wrong_numbers_are_refused():
