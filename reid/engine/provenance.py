@@ -28,7 +28,7 @@ LIBRARIES = (
 """What results depend on."""
 BOOKKEEPING = (
     "output_dir", "device", "log_period", "checkpoint_period", "checkpoint_keep",
-    "dataloader.num_workers", "dataloader.cache",
+    "dataloader.num_workers", "dataloader.cache", "process_timeout", "test.ranked_lists",
 )  # fmt: skip
 """Settings that leave the results as they are."""
 _FREE_ON_RESUME = (
@@ -69,11 +69,7 @@ def provenance(
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of the settings that results depend on: the same for runs of one experiment.
-
-    Left out are the output folder, the device, the number of reading processes, and the periods of
-    logging and of checkpoints.
-    """
+    """SHA-256 of all settings but `BOOKKEEPING`: the same for runs of one experiment."""
     settings = asdict(config)
     for key in BOOKKEEPING:
         *parents, last = key.split(".")

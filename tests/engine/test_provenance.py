@@ -58,6 +58,7 @@ def changed(*pairs: str) -> Config:
 def test_the_hash_is_that_of_the_experiment() -> None:
     first = config_hash(changed())
     assert first == config_hash(changed("OUTPUT_DIR", "x", "DEVICE", "cpu", "LOG_PERIOD", "3"))
+    assert first == config_hash(changed("PROCESS_TIMEOUT", "90", "TEST.RANKED_LISTS", "5"))
     others = [("SEED", "2"), ("TEST.FLIP", "true"), ("SOLVER.BASE_LR", "1"), ("CLUSTERER", "A")]
     assert len({first, *(config_hash(changed(*pair)) for pair in others)}) == 5
 
@@ -66,6 +67,7 @@ def test_the_hash_is_that_of_the_experiment() -> None:
     ("pair", "other_course"),
     [
         (("OUTPUT_DIR", "x"), False),
+        (("PROCESS_TIMEOUT", "90"), False),
         (("TEST.BATCH_SIZE", "3"), False),
         (("TEST.PRECISION", "bf16"), True),
         (("SOLVER.ON_NONFINITE", "skip"), False),
