@@ -27,9 +27,10 @@ _NAME = re.compile(r"checkpoint_(\d+)\.pth")
 class SaveCheckpoints(Hook):
     """Writes a checkpoint every `period` epochs and the final weights; keeps the last checkpoints.
 
-    Must stand last in the list, so that it saves what the other hooks have done. A checkpoint is
-    the state between two epochs. Where a run ends early, by a signal or by an error, the state
-    after the last whole epoch is written if it was not: it is kept in memory till then.
+    A checkpoint is the state after the last step of an epoch, before evaluation and whatever else
+    other hooks do in `after_epoch`: a run that ends amid that has lost nothing, since a resumed run
+    begins with it. Where a run ends early, by a signal or by an error, the state after the last
+    whole epoch is written if it was not: it is kept in memory till then.
 
     Args:
         output_dir: Where to.
@@ -44,21 +45,20 @@ class SaveCheckpoints(Hook):
         self._keep = keep
         self._unsaved: dict[str, Any] | None = None
 
-    def after_epoch(self, trainer: Trainer) -> None:
-        """Saves everything that the next epoch depends on.
+    def save(self, trainer: Trainer) -> None:
+        """Saves everything on which the rest of training depends.
 
         Raises:
             OutputError: It cannot be written.
         """
-        with trainer.signals.delayed():
-            state = trainer.state_dict()
-            self._unsaved = None
-            if not distributed.is_main():
-                return
-            if trainer.epoch % self._period and trainer.epoch != trainer.max_epochs:
-                self._unsaved = _copy(state)
-            else:
-                self._write(state)
+        state = trainer.state_dict()
+        self._unsaved = None
+        if not distributed.is_main():
+            return
+        if trainer.epoch % self._period and trainer.epoch != trainer.max_epochs:
+            self._unsaved = _copy(state)
+        else:
+            self._write(state)
 
     def on_break(self, trainer: Trainer) -> None:
         """Writes the state after the last whole epoch, if it was not written."""

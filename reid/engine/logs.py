@@ -169,12 +169,13 @@ class MetricWriter:
         self._path = output_dir / "metrics.json"
         self._board: SummaryWriter | None = None
 
-    def start(self, purge_step: int = 0) -> None:
+    def start(self, epoch: int = 0, step: int = 0) -> None:
         """Opens the files, on the main process.
 
         Args:
-            purge_step: Numbers that an earlier, interrupted run wrote from this step on are
-                dropped; 0 = all of them.
+            epoch: Finished epochs of the run that goes on. What it wrote after the last step of
+                them is dropped, since it comes again; 0 = all of it.
+            step: Steps in these epochs.
 
         Raises:
             OutputError: They cannot be written.
@@ -182,8 +183,8 @@ class MetricWriter:
         if distributed.is_main():
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._keep_until(purge_step)
-                self._board = SummaryWriter(str(self._path.parent), purge_step=purge_step)
+                self._keep_until(epoch)
+                self._board = SummaryWriter(str(self._path.parent), purge_step=step)
 
     def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
         """Appends one line; `kind` says what the numbers are about: train, labels, test.
@@ -217,9 +218,9 @@ class MetricWriter:
             with writing(self._path.parent):
                 self._board.close()
 
-    def _keep_until(self, step: int) -> None:
-        """Drops the lines after `step`; a last line that was cut off is dropped too."""
-        if step == 0:
+    def _keep_until(self, epoch: int) -> None:
+        """Drops the lines from `epoch` on; a last line that was cut off is dropped too."""
+        if epoch == 0:
             self._path.unlink(missing_ok=True)
         if not self._path.exists():
             return
@@ -229,7 +230,6 @@ class MetricWriter:
                 numbers = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            # an epoch's labels are written before its first step
-            if (numbers["step"], numbers["kind"] == "labels") < (step, True):
+            if numbers["epoch"] < epoch:
                 kept.append(line + "\n")
         write_text(self._path, "".join(kept))

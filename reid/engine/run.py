@@ -104,7 +104,7 @@ def train(
                 _remove_run(output_dir)
             remove_leftovers(output_dir)
             write_text(output_dir / "config.yaml", dump_config(config))
-        writer.start(purge_step=trainer.step)
+        writer.start(trainer.epoch, trainer.step)
         try:
             with _explained(signals):
                 trainer.train()

@@ -49,6 +49,7 @@ class Hook:
             for batch in trainer.loader:
                 trainer.run_step(batch)
                 hook.after_step(trainer)
+            hook.save(trainer)
             hook.after_epoch(trainer)
         hook.after_train(trainer)
 
@@ -56,9 +57,9 @@ class Hook:
 
         hook.on_break(trainer)
 
-    In `after_epoch`, `trainer.epoch` is already the number of finished epochs, so that state saved
-    there is the state before the next epoch. Hooks are called in the order of the list, and a
-    hook with state of its own returns it from `state_dict`.
+    From `save` on, `trainer.epoch` is the number of finished epochs. A run that is resumed begins
+    with `before_train` and the `after_epoch` of the epoch that was saved. Hooks are called in the
+    order of the list, and a hook with state of its own returns it from `state_dict`.
     """
 
     def before_train(self, trainer: Trainer) -> None:
@@ -70,8 +71,11 @@ class Hook:
     def after_step(self, trainer: Trainer) -> None:
         """After each batch; `trainer.losses` holds its losses, nothing if it was skipped."""
 
+    def save(self, trainer: Trainer) -> None:
+        """After the last step of each epoch, in one piece with it: no signal comes between."""
+
     def after_epoch(self, trainer: Trainer) -> None:
-        """After each epoch; `trainer.epoch` counts the finished ones."""
+        """After each epoch, and once more where a run is resumed after it."""
 
     def after_train(self, trainer: Trainer) -> None:
         """Once, after the last epoch; not called when training ends in an error."""
@@ -213,6 +217,8 @@ class Trainer:
     def _train(self) -> None:
         for hook in self.hooks:
             hook.before_train(self)
+        if self.epoch:  # resumed
+            self._after_epoch()
         while self.epoch < self.max_epochs:
             self.loader.batch_sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
             for hook in self.hooks:
@@ -220,11 +226,7 @@ class Trainer:
             # processes wait for each other in every step, so that they must stop after the same
             with self.signals.delayed() if distributed.is_distributed() else nullcontext():
                 self._run_epoch()
-            check_finite(self._step_module, self.epoch + 1)
-            self.scheduler.step()
-            self.epoch += 1
-            for hook in self.hooks:
-                hook.after_epoch(self)
+            self._after_epoch()
         for hook in self.hooks:
             hook.after_train(self)
 
@@ -248,9 +250,22 @@ class Trainer:
                 self.step_time = time.perf_counter() - started
                 for hook in self.hooks:
                     hook.after_step(self)
+                if number + 1 == last:
+                    self._end_epoch()
             if self._signum:
                 self.signals.stop(self._signum)
             started = time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        check_finite(self._step_module, self.epoch + 1)
+        self.scheduler.step()
+        self.epoch += 1
+        for hook in self.hooks:
+            hook.save(self)
+
+    def _after_epoch(self) -> None:
+        for hook in self.hooks:
+            hook.after_epoch(self)
 
     def run_step(self, batch: Batch, share: float = 1.0, update: bool = True) -> None:
         """Forward and backward of one batch.
@@ -326,7 +341,10 @@ class Trainer:
         self._nonfinite.meet(report, batch.index.tolist(), own=own)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next epoch depends on; pseudo-labels and memories are made anew."""
+        """All that `after_epoch` and the next epoch depend on.
+
+        Pseudo-labels and memories are made anew.
+        """
         return {
             "epoch": self.epoch,
             "step": self.step,

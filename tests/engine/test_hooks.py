@@ -63,7 +63,7 @@ class Rates(Hook):
     def after_step(self, trainer: Trainer) -> None:
         self.seen.append([group["lr"] for group in trainer.optimizer.param_groups])
 
-    def after_epoch(self, trainer: Trainer) -> None:
+    def save(self, trainer: Trainer) -> None:
         self.states.append(copy.deepcopy(trainer.state_dict()))
 
 

@@ -40,6 +40,7 @@ LOG_PERIOD: 1
 LAUNCHER = """
 import json, os, runpy, signal, sys, traceback
 import torch
+from reid.engine import hooks
 from reid.modeling import weights
 torch.set_num_threads(1)
 main = runpy.run_path("tools/train_net.py")["main"]
@@ -56,6 +57,9 @@ def die_within_checkpoint(number):
             return super().write(data)
     weights._ErrorKeepingFile = File
 
+def die_within_evaluation():
+    hooks.evaluate = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
@@ -67,6 +71,8 @@ for line in sys.stdin:
         sys.argv = ["tools/train_net.py", *order["arguments"]]
         if order["checkpoint"]:
             die_within_checkpoint(order["checkpoint"])
+        if order["evaluation"]:
+            die_within_evaluation()
         code = 1
         try:
             code = main()
@@ -97,13 +103,19 @@ class Launcher:
         )
         assert self._read() == "ready"
 
-    def start(self, output: str, *options: str, checkpoint: int = 0) -> int:
-        """The process of a run; dies in the middle of the checkpoint of this number, if any."""
+    def start(
+        self, output: str, *options: str, checkpoint: int = 0, evaluation: bool = False
+    ) -> int:
+        """The process of a run.
+
+        It dies in the middle of the checkpoint of this number, if any, or of the first evaluation.
+        """
         arguments = ["--config-file", str(self.folder / "run.yaml"), *options]
         arguments += ["OUTPUT_DIR", str(self.folder / output)]
         order = {
             "arguments": arguments,
             "checkpoint": checkpoint,
+            "evaluation": evaluation,
             "log": str(self.folder / f"{output}.txt"),
         }
         (self.folder / f"{output}.txt").write_text("")
@@ -164,7 +176,8 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def check_that_only_the_open_epoch_is_lost(folder: Path) -> None:
-    open_epoch = max((n["epoch"] for n in metrics(folder) if n["kind"] == "labels"), default=0)
+    lines = [line for line in metrics(folder) if line["kind"] in ("labels", "test")]
+    open_epoch = max((line["epoch"] for line in lines), default=0)
     found = newest_checkpoint(folder)
     assert open_epoch <= (0 if found is None else found[1]["epoch"])
 
@@ -187,20 +200,22 @@ def check_that_the_end_is_the_same(whole: Path, folder: Path) -> None:
 
 
 def kill_and_resume(launcher: Launcher, seconds: float, kills: int, seed: int) -> None:
-    """Ends runs `kills` times, each run up to four times, in one of three ways."""
+    """Ends runs `kills` times, each run up to four times, in one of four ways."""
     draw = random.Random(seed)
     done, number = 0, 0
     while done < kills:
         number += 1
         folder = launcher.folder / f"killed_{seed}_{number}"
         for attempt in range(5):
-            way = draw.choice(["kill", "kill", "checkpoint", "term"]) if attempt < 4 else "none"
+            ways = ["kill", "kill", "checkpoint", "evaluation", "term"]
+            way = draw.choice(ways) if attempt < 4 else "none"
             if kills <= 3:
-                way = ["checkpoint", "kill", "term", "none", "none"][attempt]
+                way = ["evaluation", "checkpoint", "kill", "term", "none"][attempt]
             pid = launcher.start(
                 folder.name,
                 "--resume",
                 checkpoint=draw.randint(1, 2) if way == "checkpoint" else 0,
+                evaluation=way == "evaluation",
             )
             if way in ("kill", "term"):
                 time.sleep(draw.uniform(0.1, 0.9) * seconds)
@@ -217,6 +232,7 @@ def kill_and_resume(launcher: Launcher, seconds: float, kills: int, seed: int) -
                 assert "tools/train_net.py --resume --config-file" in said
             done += 1
             check_that_only_the_open_epoch_is_lost(folder)
+            assert way != "evaluation" or newest_checkpoint(folder) is not None
         assert code == 0, said
         check_that_the_end_is_the_same(launcher.folder / "whole", folder)
 

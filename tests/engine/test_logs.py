@@ -82,19 +82,17 @@ def test_pictures_are_shown_in_tensorboard(tmp_path):
 def test_a_resumed_run_drops_what_the_broken_one_wrote_after_its_checkpoint(tmp_path):
     writer = MetricWriter(tmp_path)
     writer.start()
-    for kind, step in [("labels", 0), ("train", 10), ("test", 10), ("labels", 10), ("train", 15)]:
-        writer.write(kind, step, 0, {"x": 1.0})
+    kept = [("test", 0, 0), ("labels", 0, 0), ("train", 10, 0)]
+    dropped = [("test", 10, 1), ("labels", 10, 1), ("train", 15, 1)]
+    for kind, step, epoch in kept + dropped:
+        writer.write(kind, step, epoch, {"x": 1.0})
     writer.close()
     with (tmp_path / "metrics.json").open("a") as file:
         file.write('{"kind": "tra')
     writer = MetricWriter(tmp_path)
-    writer.start(purge_step=10)
+    writer.start(epoch=1, step=10)
     writer.close()
-    assert [(line["kind"], line["step"]) for line in lines(tmp_path)] == [
-        ("labels", 0),
-        ("train", 10),
-        ("test", 10),
-    ]
+    assert [(line["kind"], line["step"], line["epoch"]) for line in lines(tmp_path)] == kept
     writer = MetricWriter(tmp_path)
     writer.start()
     writer.close()

@@ -50,7 +50,7 @@ MISHAPS: dict[str, Callable[[Trainer], None]] = {}
 
 @HOOK.register()
 class Mishap(Hook):
-    """Calls what `MISHAPS` has for a moment: `epoch1` (before epoch 1), `step5` (after it)."""
+    """Calls what `MISHAPS` has for a moment: `epoch1` (before it), `step5`, `after2` (after it)."""
 
     def before_epoch(self, trainer: Trainer) -> None:
         MISHAPS.get(f"epoch{trainer.epoch}", lambda trainer: None)(trainer)
@@ -139,7 +139,12 @@ def send(signum: int) -> Callable[[Trainer], None]:
 
 @pytest.mark.parametrize(
     ("signum", "moment", "code"),
-    [(signal.SIGTERM, "step5", 143), (signal.SIGINT, "epoch1", 130)],
+    [
+        (signal.SIGTERM, "step3", 143),  # the last of an epoch
+        (signal.SIGTERM, "after1", 143),
+        (signal.SIGTERM, "step5", 143),
+        (signal.SIGINT, "epoch1", 130),
+    ],
 )
 def test_a_signal_ends_the_run_with_the_last_whole_epoch(
     folder: Path, signum: int, moment: str, code: int

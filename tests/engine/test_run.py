@@ -44,7 +44,7 @@ CLUSTERER: {NAME: JaccardDBSCAN, K1: 6, K2: 2, EPS: 0.8, MIN_SAMPLES: 2}
 
 @HOOK.register()
 class StopAfterEpoch(Hook):
-    """Plays the power cut; stands before the hook that writes checkpoints."""
+    """Plays the power cut."""
 
     def __init__(self, epoch: int) -> None:
         self._epoch = epoch

@@ -92,6 +92,9 @@ class Recorder(Hook):
         self.calls.append((self.name, "after_step", trainer.epoch, trainer.step))
         assert set(trainer.losses) == {"loss", "ce"}
 
+    def save(self, trainer):
+        self.calls.append((self.name, "save", trainer.epoch, trainer.step))
+
     def after_epoch(self, trainer):
         self.calls.append((self.name, "after_epoch", trainer.epoch, trainer.step))
 
@@ -106,13 +109,15 @@ def test_hooks_are_called_in_order_with_the_documented_counters():
         ("before_train", 0, 0),
         ("before_epoch", 0, 0),
         *[("after_step", 0, step) for step in (1, 2, 3)],
+        ("save", 1, 3),
         ("after_epoch", 1, 3),
         ("before_epoch", 1, 3),
         *[("after_step", 1, step) for step in (4, 5, 6)],
+        ("save", 2, 6),
         ("after_epoch", 2, 6),
         ("after_train", 2, 6),
     ]
-    assert [call[0] for call in calls] == ["a", "b"] * 12
+    assert [call[0] for call in calls] == ["a", "b"] * 14
 
 
 class Stop(Hook):
@@ -121,7 +126,7 @@ class Stop(Hook):
     def __init__(self):
         self.states = []
 
-    def after_epoch(self, trainer):
+    def save(self, trainer):
         self.states.append(copy.deepcopy(trainer.state_dict()))
 
 
@@ -143,6 +148,19 @@ def test_a_resumed_run_ends_with_the_same_bits():
             resumed.optimizer.state_dict()["param_groups"]
             == whole.optimizer.state_dict()["param_groups"]
         )
+
+
+def test_a_resumed_run_begins_with_what_follows_the_epoch_that_was_saved():
+    stop, calls = Stop(), []
+    make([stop]).train()
+    resumed = make([Recorder("a", calls)])
+    resumed.load_state_dict(stop.states[0])
+    resumed.train()
+    assert [call[1:] for call in calls[:3]] == [
+        ("before_train", 1, 3),
+        ("after_epoch", 1, 3),
+        ("before_epoch", 1, 3),
+    ]
 
 
 def test_state_of_another_run_is_refused():
@@ -280,9 +298,7 @@ def test_a_step_that_is_left_out_leaves_no_trace_of_its_batches(cause, clip):
     images, pids, camids, indices = (torch.stack(f) for f in zip(*rows, strict=True))
     batches = [Batch(images[i : i + 4], pids[:4], camids[:4], indices[:4]) for i in (0, 4, 8)]
     trainer = make(net=Normed(), amp="fp16", clip_grad_norm=clip, nonfinite=NonFiniteLosses("skip"))
-    trainer.criterion = trainer._step_module.criterion = Remembering(
-        0.1, 0.1, 0.1, cause, 0.1, 0.1
-    )
+    trainer.criterion = trainer._step_module.criterion = Remembering(0.1, 0.1, 0.1, cause, 0.1, 0.1)
     trainer.optimizer.param_groups[0]["lr"] = 0.1
 
     def state():

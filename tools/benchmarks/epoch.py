@@ -51,7 +51,7 @@ class Stopwatch(Hook):
     def attach(self, trainer: Trainer) -> None:
         """Before, between and after the parts of a step, and around every hook."""
         for hook in trainer.hooks:
-            for name in ("before_epoch", "after_step", "after_epoch"):
+            for name in ("before_epoch", "after_step", "save", "after_epoch"):
                 setattr(hook, name, self._timed(getattr(hook, name), type(hook).__name__))
         trainer.hooks.append(self)
         trainer.model.register_forward_pre_hook(self._during_training("loading", trainer))
