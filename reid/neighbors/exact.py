@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ MARGIN = 12
 HALF_MARGIN = 44
 _BFLOAT16_TESTS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _GPU_COLUMNS = 65536
+_SAFE_EXPONENT = 32
 
 
 @dataclass(frozen=True)
@@ -53,33 +55,38 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     rows, k, block_size = task.rows, task.k, task.block_size
     count = len(rows)
     half_norms = half_squared_norms(rows)
+    power = _power_to_one(half_norms)
+    scaled = np.ldexp(rows, power) if power else rows
+    scaled_norms, unit = np.ldexp(half_norms, 2 * power), 2.0 ** (2 * power)
     half_precision = task.half_precision
     if half_precision is None:
         half_precision = fast_bfloat16(task.device)
     own = np.arange(first, last, dtype=np.int32)
     searched = _Candidates.empty(len(own), k + (HALF_MARGIN if half_precision else MARGIN), count)
-    tensor = torch.from_numpy(rows)
+    tensor = torch.from_numpy(scaled)
     if half_precision:
         tensor = tensor.bfloat16()
-        bound = _half_rounding_bound(rows, tensor, half_norms)
+        bound = _half_rounding_bound(scaled, tensor, scaled_norms)
     else:
-        bound = _rounding_bound(rows.shape[1], half_norms)
-    norms = half_norms.astype(np.float32)
+        bound = _rounding_bound(rows.shape[1], scaled_norms)
+    norms = scaled_norms.astype(np.float32)
     if task.device == "cuda":
         on_gpu = tensor.cuda(), torch.from_numpy(norms).cuda()
         _search_on_gpu(*on_gpu, first, block_size, searched, progress)
         del on_gpu
     else:
         _search(tensor, norms, first, block_size, searched, progress)
-    found, doubtful = rescore(rows, half_norms, own, searched.scores, searched.index, k, bound)
+    found, doubtful = rescore(
+        rows, half_norms, own, searched.scores, searched.index, k, bound, unit
+    )
     del searched, tensor
     if half_precision and doubtful.any():
         which = own[doubtful]
         again = _Candidates.empty(len(which), k + MARGIN, count)
-        _search_some(rows, norms, which, block_size, again)
-        bound = _rounding_bound(rows.shape[1], half_norms)
+        _search_some(scaled, norms, which, block_size, again)
+        bound = _rounding_bound(rows.shape[1], scaled_norms)
         found[doubtful], still = rescore(
-            rows, half_norms, which, again.scores, again.index, k, bound
+            rows, half_norms, which, again.scores, again.index, k, bound, unit
         )
         doubtful[doubtful] = still
     found[doubtful] = search_all_exactly(rows, half_norms, own[doubtful], k)
@@ -114,6 +121,16 @@ class _Candidates:
         return cls(
             np.full((num_rows, kept), -np.inf, np.float32), np.full((num_rows, kept), -1, np.int32)
         )
+
+
+def _power_to_one(half_norms: Doubles) -> int:
+    """The power of two that brings the longest row near 1, or 0 where it need not be.
+
+    Far from 1, squares overflow or underflow in single precision. Within 2^32 of it they do not,
+    and the rows need no copy.
+    """
+    exponent = math.frexp(math.sqrt(2 * float(half_norms.max())))[1]
+    return -exponent if abs(exponent) > _SAFE_EXPONENT else 0
 
 
 def _rounding_bound(dim: int, half_norms: Doubles) -> float:

@@ -164,8 +164,12 @@ def rescore(
     index: Indices,
     k: int,
     bound: float,
+    unit: float,
 ) -> tuple[Indices, npt.NDArray[np.bool_]]:
-    """The k best candidates of the rows `which`, and whether one could have been missed."""
+    """The k best candidates of the rows `which`, and whether one could have been missed.
+
+    The candidates' scores and their error bound are `unit` times those of the rows.
+    """
     count, kept = len(rows), scores.shape[1]
     found = np.empty((len(which), k), np.int32)
     doubtful = np.zeros(len(which), np.bool_)
@@ -183,7 +187,7 @@ def rescore(
             if score > best[k - 1] or (score == best[k - 1] and j < best_index[k - 1]):
                 _insert(score, j, best, best_index)
         found[number] = best_index
-        missed = best[0] != np.inf or best[k - 1] <= scores[number, 0] + bound
+        missed = best[0] != np.inf or best[k - 1] * unit <= scores[number, 0] + bound
         doubtful[number] = missed and kept < count
     return found, doubtful
 

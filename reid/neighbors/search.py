@@ -123,7 +123,7 @@ def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
     found[without_itself, -1] = everyone[without_itself]
     half_norms = half_squared_norms(rows)
     scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
-    neighbors, _ = rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0)
+    neighbors, _ = rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0, 1.0)
     too_few = (found < 0).any(1)
     neighbors[too_few] = search_all_exactly(rows, half_norms, everyone[too_few], k)
     return neighbors

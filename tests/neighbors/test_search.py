@@ -96,6 +96,20 @@ def test_neighbors_of_vectors_of_any_length(half: bool) -> None:
 
 
 @pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("size", [1e-44, 1e-20, 1e19, 3e37])
+@pytest.mark.parametrize("ordinary", [0, 100])
+def test_neighbors_of_tiny_and_huge_vectors(size: float, ordinary: int, half: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 8, generator=generator)
+    features[ordinary:] *= size
+    x = features.double().numpy()
+    score = x @ x.T - (x**2).sum(1) / 2
+    np.fill_diagonal(score, np.inf)
+    found = nearest_neighbors(features, 10, block_size=33, half_precision=half)
+    assert np.array_equal(found, np.argsort(-score, axis=1, kind="stable")[:, :10])
+
+
+@pytest.mark.parametrize("half", [True, False])
 def test_equal_vectors_are_ordered_by_index(half: bool) -> None:
     features = clustered_features(40, 4)[torch.arange(400) % 3]
     for block_size in (32, 1000):
