@@ -21,6 +21,7 @@ class HDBSCAN(FeatureClusterer):
     """HDBSCAN (Campello et al., PAKDD 2013) on the global features, as scikit-learn computes it.
 
     Its memory grows with N, its time with N^2 and on one core: for some ten thousand images.
+    Ctrl-C is answered only when scikit-learn has finished.
 
     Args:
         min_cluster_size: Images that make a cluster.

@@ -23,7 +23,8 @@ class Infomap(FeatureClusterer):
     As Cluster Contrast (Dai et al., ACCV 2022) uses it: a directed link from each image to those of
     its k1 nearest neighbours whose cosine similarity is at least `min_similarity`, with the
     similarity as its weight. On a ready graph of distances the weight is 1 - distance. It needs the
-    package `infomap` (GPL-3.0-or-later): `pip install 'reid[infomap]'`.
+    package `infomap` (GPL-3.0-or-later): `pip install 'reid[infomap]'`. Once the links are given to
+    it, Ctrl-C is answered only when it has finished.
 
     Args:
         k1: Length of the neighbour lists, the image itself included.

@@ -38,8 +38,10 @@ from reid.evaluation.ranking_kernels import (
     count_pairs,
     rank_rows,
 )
+from reid.neighbors import run_in_pieces
 
 _BINS = 2**20
+_OPERATIONS = 8  # that a distance takes
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,10 @@ def true_positive_rates(
     others = np.zeros((workers, _BINS), np.int64)
     for start, distances in distance_blocks(query_feat, gallery_feat, 0):
         rows = slice(start, start + len(distances))
-        count_pairs(
+        run_in_pieces(
+            count_pairs,
+            len(distances),
+            _OPERATIONS * len(ids.gallery_pids),
             distances,
             squares[rows],
             ids.query_pids[rows],
@@ -456,7 +461,10 @@ def _rank_block(
     if ap not in ("step", "trapezoid"):
         raise ValueError(f"ap: expected step or trapezoid, got {ap!r}")
     rows = slice(start, start + len(distances))
-    rank_rows(
+    run_in_pieces(
+        rank_rows,
+        len(distances),
+        _OPERATIONS * len(ids.gallery_pids),
         distances,
         ids.query_camids[rows],
         ids.gallery_camids,

@@ -40,6 +40,8 @@ def _num_before(
 
 @njit(parallel=True, cache=True)
 def rank_rows(
+    start: int,
+    stop: int,
     distances: Distances,
     query_camids: IntArray,
     gallery_camids: IntArray,
@@ -52,9 +54,9 @@ def rank_rows(
     inverse_negative_penalty: FloatArray,
     first_match_rank: IntArray,
 ) -> None:
-    """Fills in the last three for the queries of a block of distances."""
+    """Fills in the last three for the queries from start to stop of a block of distances."""
     num_gallery = len(gallery_camids)
-    for row in prange(len(distances)):
+    for row in prange(start, stop):
         distance = distances[row]
         camid = query_camids[row]
         group = by_pid[starts[row] : ends[row]]
@@ -107,6 +109,8 @@ def rank_rows(
 
 @njit(parallel=True, cache=True)
 def count_pairs(
+    start: int,
+    stop: int,
     distances: Distances,
     squares: Distances,
     query_pids: IntArray,
@@ -117,10 +121,10 @@ def count_pairs(
     matching: IntArray,
     others: IntArray,
 ) -> None:
-    """Adds the pairs of a block to the histograms of matching and other pairs."""
+    """Adds the pairs of some rows of a block to the histograms of matching and other pairs."""
     workers = len(matching)
     for worker in prange(workers):
-        for row in range(worker, len(distances), workers):
+        for row in range(start + worker, stop, workers):
             pid, camid = query_pids[row], query_camids[row]
             for index in range(len(gallery_pids)):
                 if gallery_pids[index] == JUNK:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.neighbors import (
+    by_columns,
     encode_neighbors,
     farthest_distances,
     half_length,
@@ -66,7 +67,7 @@ def rerank(
         both.numpy(), neighbors, length, half_length(k1, count), k2, farthest
     )
     queries = encoding[:num_queries]
-    gallery = encoding[num_queries:].tocsc()  # once, not for every block
+    gallery = by_columns(encoding[num_queries:])  # once, not for every block
     squared_norms = both.square().sum(1)
     rows = max(1, _BLOCK_BYTES // (4 * max(len(gallery_feat), 1)))
     for start in range(0, num_queries, rows):

@@ -15,13 +15,14 @@ re-identification has used since Ge et al., *Self-paced Contrastive Learning* (N
 from reid.neighbors.dbscan import TIE_TOLERANCE, dbscan
 from reid.neighbors.exact import fast_bfloat16
 from reid.neighbors.jaccard import (
+    by_columns,
     encode_neighbors,
     half_length,
     jaccard_distance,
     jaccard_memory_mb,
     jaccard_of_rows,
 )
-from reid.neighbors.kernels import Labels, all_finite
+from reid.neighbors.kernels import Labels, all_finite, run_in_pieces
 from reid.neighbors.processes import SearchError, run_on_main
 from reid.neighbors.search import (
     Search,
@@ -37,6 +38,7 @@ __all__ = [
     "SearchError",
     "all_finite",
     "approximate_neighbors",
+    "by_columns",
     "dbscan",
     "encode_neighbors",
     "farthest_distances",
@@ -46,5 +48,6 @@ __all__ = [
     "jaccard_memory_mb",
     "jaccard_of_rows",
     "nearest_neighbors",
+    "run_in_pieces",
     "run_on_main",
 ]

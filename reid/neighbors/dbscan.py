@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import scipy.sparse
-from numba import njit
+from numba import njit, prange
 
-from reid.neighbors.kernels import Floats, Indices, Labels, Offsets
+from reid.neighbors.kernels import Flags, Floats, Indices, Labels, Offsets, run_in_pieces
 
 TIE_TOLERANCE = 1e-6
 """Distances up to eps + this count as within eps.
@@ -49,32 +50,56 @@ def dbscan(
             "expected eps above 0, min_samples of 1 or more and tolerance of 0 or more, got "
             f"{eps}, {min_samples}, {tolerance}"
         )
-    return _dbscan(
-        distances.indptr.astype(np.int64, copy=False),
-        distances.indices,
-        distances.data,
-        np.float32(eps + tolerance),
-        min_samples,
-    )
+    count = distances.shape[0]
+    graph = distances.indptr.astype(np.int64, copy=False), distances.indices, distances.data
+    largest = np.float32(eps + tolerance)
+    core, labels = np.empty(count, np.bool_), np.full(count, -1, np.int64)
+    operations = distances.nnz / max(count, 1)
+    run_in_pieces(_find_core, count, operations, *graph, largest, min_samples, core)
+    stack, clusters = np.empty(count, np.int64), np.zeros(1, np.int64)
+    run_in_pieces(
+        _grow_clusters, count, 4 * operations * numba.get_num_threads(),
+        *graph, largest, core, stack, clusters, labels,
+    )  # fmt: skip
+    return labels
 
 
-@njit(cache=True)
-def _dbscan(
-    indptr: Offsets, indices: Indices, data: Floats, eps: np.float32, min_samples: int
-) -> Labels:
-    count = len(indptr) - 1
-    core = np.zeros(count, np.bool_)
-    for i in range(count):
+@njit(parallel=True, cache=True)
+def _find_core(
+    start: int,
+    stop: int,
+    indptr: Offsets,
+    indices: Indices,
+    data: Floats,
+    eps: np.float32,
+    min_samples: int,
+    core: Flags,
+) -> None:
+    for i in prange(start, stop):
         near = 1  # itself, stored or not
         for place in range(indptr[i], indptr[i + 1]):
             near += data[place] <= eps and indices[place] != i
         core[i] = near >= min_samples
-    labels = np.full(count, -1, np.int64)
-    stack = np.empty(count, np.int64)
-    cluster = 0
-    for seed in range(count):
+
+
+@njit(cache=True)
+def _grow_clusters(
+    start: int,
+    stop: int,
+    indptr: Offsets,
+    indices: Indices,
+    data: Floats,
+    eps: np.float32,
+    core: Flags,
+    stack: Labels,
+    clusters: Labels,
+    labels: Labels,
+) -> None:
+    """From each core point that has no label yet, a new cluster."""
+    for seed in range(start, stop):
         if labels[seed] != -1 or not core[seed]:
             continue
+        cluster = clusters[0]
         labels[seed] = cluster
         stack[0] = seed
         depth = 1
@@ -88,5 +113,4 @@ def _dbscan(
                     if core[j]:
                         stack[depth] = j
                         depth += 1
-        cluster += 1
-    return labels
+        clusters[0] += 1

@@ -89,17 +89,7 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
             rows, half_norms, which, again.scores, again.index, k, bound, unit
         )
         doubtful[doubtful] = still
-    found[doubtful] = search_all_exactly(rows, half_norms, own[doubtful], k)
-    return found
-
-
-def search_all_exactly(rows: Floats, half_norms: Doubles, which: Indices, k: int) -> Indices:
-    """`search_exactly` in pieces of less than a second, between which Ctrl-C is answered."""
-    found = np.empty((len(which), k), np.int32)
-    step = max(1, int(2e8 / rows.size))
-    for start in range(0, len(which), step):
-        piece = slice(start, start + step)
-        search_exactly(rows, half_norms, which[piece], found[piece])
+    found[doubtful] = search_exactly(rows, half_norms, own[doubtful], k)
     return found
 
 

@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numba
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 import torch
-from numba import njit, prange
 from torch import Tensor
 
 from reid.neighbors.exact import BLOCK_SIZE, HALF_MARGIN
+from reid.neighbors.jaccard_kernels import (
+    average_rows,
+    count_columns,
+    count_in_columns,
+    count_members,
+    count_pairs,
+    find_reciprocal,
+    jaccard_part,
+    list_members,
+    soft_weights,
+    take_by_column,
+)
 from reid.neighbors.jaccard_torch import jaccard_on_device
 from reid.neighbors.kernels import (
-    Doubles,
+    PIECE,
     Floats,
     Indices,
     Offsets,
     as_rows,
-    dot,
     half_squared_norms,
+    run_in_pieces,
 )
 from reid.neighbors.search import Search, approximate_neighbors, nearest_neighbors
 from reid.structures import ProgressBar
 
-_PART = 1024
+_ROWS = 1024
+_PAIR = 4  # operations that a pair of entries takes
 
 
 def jaccard_distance(
@@ -120,20 +130,16 @@ def encode_neighbors(
     norms = half_squared_norms(rows)
     scale = np.ones(len(rows), np.float32) if farthest is None else farthest
     lists = np.ascontiguousarray(neighbors[:, :length])
-    reciprocal = (*_reciprocal(lists), *_reciprocal(np.ascontiguousarray(lists[:, :half])))
-    sizes, _ = _expanded_sets(*reciprocal, 0)
-    _, members = _expanded_sets(*reciprocal, int(sizes.max()))
-    indptr = np.concatenate(([0], np.cumsum(sizes)))
-    indices = members[np.arange(members.shape[1]) < sizes[:, None]]
-    del members
-    data = _soft_weights(rows, norms, indptr, indices, scale, farthest is not None)
+    indptr, indices = _expanded_sets(lists, half)
+    data = np.empty(len(indices), np.float32)
+    run_in_pieces(
+        soft_weights, len(rows), rows.shape[1] * len(indices) / len(rows),
+        rows, norms, indptr, indices, scale, farthest is not None, data,
+    )  # fmt: skip
     k2 = min(k2, neighbors.shape[1])
     if k2 > 1:
         nearest = np.ascontiguousarray(neighbors[:, :k2])
-        sizes = _expanded_sizes(indptr, indices, data, nearest)
-        new_indptr = np.concatenate(([0], np.cumsum(sizes)))
-        indices, data = _expand(indptr, indices, data, nearest, new_indptr)
-        indptr = new_indptr
+        indptr, indices, data = _expand(indptr, indices, data, nearest)
     return scipy.sparse.csr_matrix((data, indices, indptr), shape=(len(rows), len(rows)))
 
 
@@ -152,7 +158,7 @@ def jaccard_of_rows(
     Returns:
         (Q, G) float32 CSR with sorted columns and stored zeros.
     """
-    columns = gallery.tocsc()
+    columns = gallery if gallery.format == "csc" else by_columns(gallery)
     arrays = (
         queries.indptr.astype(np.int64),
         queries.indices,
@@ -163,16 +169,18 @@ def jaccard_of_rows(
     )
     counts = np.zeros(queries.shape[0], np.int64)
 
-    def part(start: int) -> tuple[Indices, Floats]:
-        stop = min(start + _PART, queries.shape[0])
-        found: tuple[Indices, Floats] = _jaccard_part(
-            *arrays, gallery.shape[0], start, stop, max_distance, counts
+    def part(rows: tuple[int, int]) -> tuple[Indices, Floats]:
+        found: tuple[Indices, Floats] = jaccard_part(
+            *rows, *arrays, gallery.shape[0], max_distance, counts
         )
         return found
 
+    pairs = np.empty(queries.shape[0], np.int64)
+    operations = queries.nnz / max(queries.shape[0], 1)
+    run_in_pieces(count_pairs, len(pairs), operations, *arrays[:2], arrays[3], pairs)
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         try:
-            parts = [*pool.map(part, range(0, queries.shape[0], _PART))]
+            parts = [*pool.map(part, _parts(pairs))]
         except BaseException:
             pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for what is left
             raise
@@ -188,214 +196,68 @@ def jaccard_of_rows(
     )
 
 
-@njit(cache=True)
-def _holds(items: Indices, item: int) -> bool:
-    for other in items:  # noqa: SIM110 - numba compiles no generator here
-        if other == item:
-            return True
-    return False
+def by_columns(rows: scipy.sparse.csr_matrix) -> scipy.sparse.csc_matrix:
+    """The same matrix as `tocsc` gives, in pieces that Ctrl-C can end."""
+    count, width = rows.shape
+    operations = 4 * rows.nnz / max(count, 1) * numba.get_num_threads()
+    old = rows.indptr.astype(np.int64, copy=False), rows.indices
+    heads = np.zeros(width + 1, np.int64)
+    run_in_pieces(count_in_columns, count, operations, *old, heads[1:])
+    np.cumsum(heads, out=heads)
+    indptr = heads.copy()
+    indices, data = np.empty_like(rows.indices), np.empty_like(rows.data)
+    run_in_pieces(take_by_column, count, operations, *old, rows.data, heads, indices, data)
+    return scipy.sparse.csc_matrix((data, indices, indptr), shape=rows.shape)
 
 
-@njit(parallel=True, cache=True)
+def _parts(pairs: Offsets) -> list[tuple[int, int]]:
+    """Rows from start to stop that a thread works on at a time, some tenths of a second at most.
+
+    Args:
+        pairs: (Q,) pairs of entries that each row takes.
+    """
+    most = min(_ROWS, -(-len(pairs) // numba.get_num_threads()))
+    ends = np.cumsum(pairs)
+    parts, start = [], 0
+    while start < len(pairs):
+        room = ends[start] - pairs[start] + PIECE / _PAIR
+        stop = min(int(np.searchsorted(ends, room, "right")), start + most)
+        parts.append((start, max(stop, start + 1)))
+        start = parts[-1][1]
+    return parts
+
+
 def _reciprocal(lists: Indices) -> tuple[Indices, Indices]:
     """Sizes (N,) and members (N, k) of the sets {j in list(i): i in list(j)}, in list order."""
     count, k = lists.shape
-    sizes = np.zeros(count, np.int32)
-    members = np.empty((count, k), np.int32)
-    for i in prange(count):
-        size = 0
-        for place in range(k):
-            j = lists[i, place]
-            if _holds(lists[j], i):
-                members[i, size] = j
-                size += 1
-        sizes[i] = size
+    sizes, members = np.empty(count, np.int32), np.empty((count, k), np.int32)
+    run_in_pieces(find_reciprocal, count, k * k, lists, sizes, members)
     return sizes, members
 
 
-@njit(cache=True)
-def _expanded_set(
-    i: int, sizes: Indices, members: Indices, half_sizes: Indices, half_members: Indices
-) -> tuple[int, Indices]:
-    """R(i) and the half sets of its members that lie in it by more than two thirds, sorted.
-
-    The size, and an array whose first entries are the set.
-    """
-    own = members[i, : sizes[i]]
-    room = len(own)
-    for c in own:
-        room += half_sizes[c]
-    union = np.empty(room, np.int32)
-    size = 0
-    for j in own:
-        size = _add(j, union, size)
-    for c in own:
-        theirs = half_members[c, : half_sizes[c]]
-        shared = 0
-        for j in theirs:
-            shared += _holds(own, j)
-        if 3 * shared > 2 * len(theirs):
-            for j in theirs:
-                size = _add(j, union, size)
-    return size, union
+def _expanded_sets(lists: Indices, half: int) -> tuple[Offsets, Indices]:
+    """Offsets (N + 1,) and sorted members of the expanded sets of all images."""
+    count, k = lists.shape
+    reciprocal = (*_reciprocal(lists), *_reciprocal(np.ascontiguousarray(lists[:, :half])))
+    indptr = np.zeros(count + 1, np.int64)
+    run_in_pieces(count_members, count, k * k * half, *reciprocal, indptr[1:])
+    np.cumsum(indptr, out=indptr)
+    indices = np.empty(indptr[-1], np.int32)
+    run_in_pieces(list_members, count, k * k * half, *reciprocal, indptr, indices)
+    return indptr, indices
 
 
-@njit(cache=True)
-def _add(item: int, ordered: Indices, size: int) -> int:
-    """Puts an item into a sorted set of some size, and returns the new size."""
-    place = size
-    while place > 0 and ordered[place - 1] > item:
-        place -= 1
-    if place > 0 and ordered[place - 1] == item:
-        return size
-    for other in range(size, place, -1):
-        ordered[other] = ordered[other - 1]
-    ordered[place] = item
-    return size + 1
-
-
-@njit(parallel=True, cache=True)
-def _expanded_sets(
-    sizes: Indices, members: Indices, half_sizes: Indices, half_members: Indices, room: int
-) -> tuple[Offsets, Indices]:
-    """Sizes of the expanded sets, and their first `room` members."""
-    count = len(sizes)
-    found_sizes = np.zeros(count, np.int64)
-    found = np.empty((count, room), np.int32)
-    for i in prange(count):
-        size, union = _expanded_set(i, sizes, members, half_sizes, half_members)
-        found_sizes[i] = size
-        kept = min(size, room)
-        found[i, :kept] = union[:kept]
-    return found_sizes, found
-
-
-@njit(parallel=True, cache=True)
-def _soft_weights(
-    rows: Floats,
-    half_norms: Doubles,
-    indptr: Offsets,
-    indices: Indices,
-    scale: Floats,
-    squared: bool,
-) -> Floats:
-    """Softmax of the negative distances from each image to the members of its set."""
-    weights = np.empty(len(indices), np.float32)
-    for i in prange(len(rows)):
-        first, last = indptr[i], indptr[i + 1]
-        exact = np.empty(last - first, np.float64)
-        total = 0.0
-        for place in range(first, last):
-            j = indices[place]
-            product = dot(rows[i], rows[j])
-            distance = max(2 * (half_norms[i] + half_norms[j] - product), 0.0)
-            if squared:
-                distance = (distance / scale[i]) ** 2 if scale[i] > 0 else 0.0
-            exact[place - first] = np.exp(-distance)
-            total += exact[place - first]
-        for place in range(first, last):
-            weights[place] = exact[place - first] / total
-    return weights
-
-
-@njit(cache=True)
-def _next_column(
-    nearest: Indices, indptr: Offsets, indices: Indices, data: Floats, heads: Offsets
-) -> tuple[int, float]:
-    """The first column not taken yet of some sorted rows, and its sum over them; -1 = none left."""
-    column = -1
-    for n in range(len(nearest)):
-        if heads[n] < indptr[nearest[n] + 1] and (column < 0 or indices[heads[n]] < column):
-            column = indices[heads[n]]
-    total = 0.0
-    for n in range(len(nearest)):
-        if heads[n] < indptr[nearest[n] + 1] and indices[heads[n]] == column:
-            total += data[heads[n]]
-            heads[n] += 1
-    return column, total
-
-
-@njit(parallel=True, cache=True)
-def _expanded_sizes(indptr: Offsets, indices: Indices, data: Floats, nearest: Indices) -> Offsets:
-    sizes = np.zeros(len(nearest), np.int64)
-    for i in prange(len(nearest)):
-        heads = indptr[nearest[i]]
-        size = 0
-        while _next_column(nearest[i], indptr, indices, data, heads)[0] >= 0:
-            size += 1
-        sizes[i] = size
-    return sizes
-
-
-@njit(parallel=True, cache=True)
 def _expand(
-    indptr: Offsets, indices: Indices, data: Floats, nearest: Indices, new_indptr: Offsets
-) -> tuple[Indices, Floats]:
+    indptr: Offsets, indices: Indices, data: Floats, nearest: Indices
+) -> tuple[Offsets, Indices, Floats]:
     """Local query expansion: each row becomes the mean of the rows near it."""
+    count, k2 = nearest.shape
+    operations = 2 * k2 * k2 * len(indices) / count
+    new_indptr = np.zeros(count + 1, np.int64)
+    old = indptr, indices, data, nearest
+    run_in_pieces(count_columns, count, operations, *old, new_indptr[1:])
+    np.cumsum(new_indptr, out=new_indptr)
     new_indices = np.empty(new_indptr[-1], np.int32)
     new_data = np.empty(new_indptr[-1], np.float32)
-    for i in prange(len(nearest)):
-        heads = indptr[nearest[i]]
-        for out in range(new_indptr[i], new_indptr[i + 1]):
-            column, total = _next_column(nearest[i], indptr, indices, data, heads)
-            new_indices[out] = column
-            new_data[out] = total / nearest.shape[1]
-    return new_indices, new_data
-
-
-@njit(nogil=True, cache=True)
-def _jaccard_part(
-    indptr: Offsets,
-    indices: Indices,
-    data: Floats,
-    column_indptr: Offsets,
-    column_indices: Indices,
-    column_data: Floats,
-    num_gallery: int,
-    start: int,
-    stop: int,
-    max_distance: float,
-    counts: Offsets,
-) -> tuple[Indices, Floats]:
-    """Columns and distances of the rows start to stop, row after row; fills in their counts."""
-    shared = np.zeros(num_gallery, np.float64)
-    touched = np.empty(num_gallery, np.int32)
-    room = 64 * (stop - start)
-    found = np.empty(room, np.int32)
-    distances = np.empty(room, np.float32)
-    size = 0
-    for i in range(start, stop):
-        num_touched = 0
-        for place in range(indptr[i], indptr[i + 1]):
-            column, weight = indices[place], data[place]
-            for other in range(column_indptr[column], column_indptr[column + 1]):
-                j = column_indices[other]
-                smaller = min(weight, column_data[other])
-                if smaller == 0.0:
-                    continue  # underflow of a far member's weight
-                if shared[j] == 0.0:
-                    touched[num_touched] = j
-                    num_touched += 1
-                shared[j] += smaller
-        if size + num_touched > room:
-            room = 2 * (size + num_touched)
-            found = _grown(found[:size], room)
-            distances = _grown(distances[:size], room)
-        before = size
-        for j in np.sort(touched[:num_touched]):
-            overlap = shared[j]
-            shared[j] = 0.0
-            distance = np.float32(max(1.0 - overlap / (2.0 - overlap), 0.0))
-            if distance < 1.0 and distance <= max_distance:
-                found[size] = j
-                distances[size] = distance
-                size += 1
-        counts[i] = size - before
-    return found[:size].copy(), distances[:size].copy()
-
-
-@njit(nogil=True, cache=True)
-def _grown(values: npt.NDArray[Any], room: int) -> npt.NDArray[Any]:
-    larger = np.empty(room, values.dtype)
-    larger[: len(values)] = values
-    return larger
+    run_in_pieces(average_rows, count, operations, *old, new_indptr, new_indices, new_data)
+    return new_indptr, new_indices, new_data

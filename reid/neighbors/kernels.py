@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
@@ -14,8 +16,29 @@ Doubles = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
 _CHUNK = 64
 _NO_NANS = {"nnan", "nsz"}
+PIECE = 5e7
+"""Operations of a thread between two chances to stop: some tenths of a second."""
+
+
+def run_in_pieces(
+    kernel: Callable[..., None], count: int, operations: float, *arguments: object
+) -> None:
+    """Calls `kernel(start, stop, *arguments)` over `count` rows, a part of them at a time.
+
+    Python answers Ctrl-C between two calls of compiled code, not within one.
+
+    Args:
+        kernel: Works on the rows from start to stop, with all threads.
+        count: Rows.
+        operations: About how many a row takes; times the number of threads if one works alone.
+        *arguments: Of the kernel.
+    """
+    step = max(1, int(PIECE / max(operations, 1))) * numba.get_num_threads()
+    for start in range(0, count, step):
+        kernel(start, min(start + step, count), *arguments)
 
 
 def as_rows(features: Tensor) -> Floats:
@@ -146,16 +169,19 @@ def dot(one: Floats, other: Floats) -> float:
     return ((a + e) + (c + g)) + ((b + f) + (d + h))
 
 
-@njit(parallel=True, cache=True)
 def half_squared_norms(rows: Floats) -> Doubles:
     """(N,) halves of the squared lengths."""
     norms = np.empty(len(rows), np.float64)
-    for i in prange(len(rows)):
-        norms[i] = 0.5 * dot(rows[i], rows[i])
+    run_in_pieces(_half_squared_norms, *rows.shape, rows, norms)
     return norms
 
 
 @njit(parallel=True, cache=True)
+def _half_squared_norms(start: int, stop: int, rows: Floats, norms: Doubles) -> None:
+    for i in prange(start, stop):
+        norms[i] = 0.5 * dot(rows[i], rows[i])
+
+
 def rescore(
     rows: Floats,
     half_norms: Doubles,
@@ -165,15 +191,35 @@ def rescore(
     k: int,
     bound: float,
     unit: float,
-) -> tuple[Indices, npt.NDArray[np.bool_]]:
+) -> tuple[Indices, Flags]:
     """The k best candidates of the rows `which`, and whether one could have been missed.
 
     The candidates' scores and their error bound are `unit` times those of the rows.
     """
-    count, kept = len(rows), scores.shape[1]
-    found = np.empty((len(which), k), np.int32)
-    doubtful = np.zeros(len(which), np.bool_)
-    for number in prange(len(which)):
+    found, doubtful = np.empty((len(which), k), np.int32), np.zeros(len(which), np.bool_)
+    run_in_pieces(
+        _rescore, len(which), scores.shape[1] * rows.shape[1],
+        rows, half_norms, which, scores, index, bound, unit, found, doubtful,
+    )  # fmt: skip
+    return found, doubtful
+
+
+@njit(parallel=True, cache=True)
+def _rescore(
+    start: int,
+    stop: int,
+    rows: Floats,
+    half_norms: Doubles,
+    which: Indices,
+    scores: Floats,
+    index: Indices,
+    bound: float,
+    unit: float,
+    found: Indices,
+    doubtful: Flags,
+) -> None:
+    count, kept, k = len(rows), scores.shape[1], found.shape[1]
+    for number in prange(start, stop):
         i = which[number]
         best = np.full(k, -np.inf, np.float64)
         best_index = np.full(k, count, np.int32)
@@ -189,14 +235,21 @@ def rescore(
         found[number] = best_index
         missed = best[0] != np.inf or best[k - 1] * unit <= scores[number, 0] + bound
         doubtful[number] = missed and kept < count
-    return found, doubtful
+
+
+def search_exactly(rows: Floats, half_norms: Doubles, which: Indices, k: int) -> Indices:
+    """(n, k) nearest of the rows `which`, with every score in double precision."""
+    found = np.empty((len(which), k), np.int32)
+    run_in_pieces(_search_exactly, len(which), rows.size, rows, half_norms, which, found)
+    return found
 
 
 @njit(parallel=True, cache=True)
-def search_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: Indices) -> None:
-    """The same for some rows, with every score in double precision."""
+def _search_exactly(
+    start: int, stop: int, rows: Floats, half_norms: Doubles, which: Indices, found: Indices
+) -> None:
     count, k = len(rows), found.shape[1]
-    for number in prange(len(which)):
+    for number in prange(start, stop):
         i = which[number]
         scores = np.full(k, -np.inf, np.float64)
         index = np.full(k, -1, np.int32)
@@ -207,12 +260,16 @@ def search_exactly(rows: Floats, half_norms: Doubles, which: Indices, found: Ind
         found[number] = index
 
 
-@njit(parallel=True, cache=True)
 def all_finite(rows: Floats) -> bool:
     """Whether there is neither NaN nor infinity, without a mask of the size of the rows."""
-    bad = 0
-    for i in prange(len(rows)):
+    finite = np.ones(len(rows), np.bool_)
+    run_in_pieces(_finite_rows, *rows.shape, rows, finite)
+    return bool(finite.all())
+
+
+@njit(parallel=True, cache=True)
+def _finite_rows(start: int, stop: int, rows: Floats, finite: Flags) -> None:
+    for i in prange(start, stop):
         for value in rows[i]:
             if not np.isfinite(value):
-                bad += 1
-    return bad == 0
+                finite[i] = False

@@ -14,9 +14,15 @@ from reid.neighbors.exact import (
     MARGIN,
     SearchTask,
     neighbors_of,
-    search_all_exactly,
 )
-from reid.neighbors.kernels import Floats, Indices, as_rows, half_squared_norms, rescore
+from reid.neighbors.kernels import (
+    Floats,
+    Indices,
+    as_rows,
+    half_squared_norms,
+    rescore,
+    search_exactly,
+)
 from reid.neighbors.processes import helped, search_together
 from reid.structures import ProgressBar
 
@@ -125,5 +131,5 @@ def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
     scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
     neighbors, _ = rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0, 1.0)
     too_few = (found < 0).any(1)
-    neighbors[too_few] = search_all_exactly(rows, half_norms, everyone[too_few], k)
+    neighbors[too_few] = search_exactly(rows, half_norms, everyone[too_few], k)
     return neighbors

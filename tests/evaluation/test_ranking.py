@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+import numba
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.evaluation import ranking
 from reid.evaluation.ranking import (
     RankingResult,
     camera_pair_map,
@@ -18,6 +21,7 @@ from reid.evaluation.ranking import (
     top_matches,
     true_positive_rates,
 )
+from reid.neighbors import kernels
 
 
 def problem(
@@ -170,6 +174,30 @@ def test_block_size_does_not_change_a_bit() -> None:
     assert np.array_equal(first.average_precision, other.average_precision)
 
 
+def test_compiled_code_is_called_for_few_queries_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Python answers Ctrl-C between two of these calls
+    args = problem(150, 700)
+    precision, rates = rank(*args).average_precision, true_positive_rates(*args)
+    most: dict[str, int] = {}
+
+    def watched(name: str, kernel: Callable[..., None]) -> Callable[..., None]:
+        def call(start: int, stop: int, *arguments: object) -> None:
+            most[name] = max(stop - start, most.get(name, 0))
+            kernel(start, stop, *arguments)
+
+        return call
+
+    for name in ("rank_rows", "count_pairs"):
+        monkeypatch.setattr(ranking, name, watched(name, getattr(ranking, name)))
+    monkeypatch.setattr(kernels, "PIECE", 1)
+    np.testing.assert_array_equal(rank(*args).average_precision, precision)
+    np.testing.assert_array_equal(true_positive_rates(*args), rates)
+    assert set(most) == {"rank_rows", "count_pairs"}
+    assert max(most.values()) <= numba.get_num_threads()
+
+
 def test_camera_pairs() -> None:
     query, gallery, q_pids, g_pids, q_camids, g_camids = problem(80, 400)
     rows, columns, table = camera_pair_map(query, gallery, q_pids, g_pids, q_camids, g_camids)
@@ -194,8 +222,8 @@ def test_camera_pairs() -> None:
 @pytest.mark.parametrize("ap", ["step", "trapezoid"])
 def test_ranking_and_camera_pairs_at_once(ap: Literal["step", "trapezoid"]) -> None:
     args = problem(300, 2500)
-    ranking, pairs = rank_with_camera_pairs(*args, ap=ap)
-    np.testing.assert_array_equal(ranking.average_precision, rank(*args, ap=ap).average_precision)
+    result, pairs = rank_with_camera_pairs(*args, ap=ap)
+    np.testing.assert_array_equal(result.average_precision, rank(*args, ap=ap).average_precision)
     for found, expected in zip(pairs, camera_pair_map(*args, ap=ap), strict=True):
         np.testing.assert_array_equal(found, expected)
 

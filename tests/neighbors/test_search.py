@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numba
@@ -16,9 +18,12 @@ from reid.neighbors import (
     exact,
     farthest_distances,
     half_length,
+    jaccard,
     jaccard_distance,
+    kernels,
     nearest_neighbors,
 )
+from reid.neighbors.jaccard import by_columns
 from reid.neighbors.jaccard_torch import jaccard_on_device
 
 
@@ -169,6 +174,50 @@ def test_same_bits_for_any_block_size_and_threads() -> None:
         numba.set_num_threads(threads)
     for name in ("indptr", "indices", "data"):
         assert np.array_equal(getattr(first, name), getattr(other, name))
+
+
+def test_compiled_code_is_called_for_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Python answers Ctrl-C between two of these calls
+    close = 3e-5 * torch.randn(90, 24, generator=torch.Generator().manual_seed(0))
+    features = torch.cat((clustered_features(210, 9), clustered_features(1, 1) + close))
+    expected = jaccard_distance(features)
+    labels = dbscan(expected, 0.5, 4)
+    most: dict[str, int] = {}
+
+    def watched(name: str, kernel: Callable[..., object]) -> Callable[..., object]:
+        def call(start: int, stop: int, *arguments: object) -> object:
+            most[name] = max(stop - start, most.get(name, 0))
+            return kernel(start, stop, *arguments)
+
+        return call
+
+    names = {
+        kernels: ("_finite_rows", "_half_squared_norms", "_rescore", "_search_exactly"),
+        jaccard: ("find_reciprocal", "count_members", "list_members", "soft_weights",
+                  "count_columns", "average_rows", "count_in_columns", "take_by_column",
+                  "count_pairs", "jaccard_part"),
+        importlib.import_module("reid.neighbors.dbscan"): ("_find_core", "_grow_clusters"),
+    }  # fmt: skip
+    for module, kernel_names in names.items():
+        for name in kernel_names:
+            monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+    monkeypatch.setattr(kernels, "PIECE", 1)
+    monkeypatch.setattr(jaccard, "PIECE", 1)
+    found = jaccard_distance(features)
+    for name in ("indptr", "indices", "data"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name))
+    assert np.array_equal(dbscan(found, 0.5, 4), labels)
+    assert set(most) == {name for kernel_names in names.values() for name in kernel_names}
+    assert max(most.values()) <= numba.get_num_threads()
+
+
+def test_by_columns() -> None:
+    matrix = scipy.sparse.random(40, 70, 0.2, "csr", np.float32, np.random.default_rng(0))
+    for rows in (matrix, matrix[:0], matrix[7:8]):
+        found, expected = by_columns(rows), rows.tocsc()
+        assert found.format == "csc"
+        for name in ("indptr", "indices", "data"):
+            assert np.array_equal(getattr(found, name), getattr(expected, name))
 
 
 @pytest.mark.parametrize("eps", [0.3, 0.5, 0.7])
