@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.neighbors import as_rows
 from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
 
 Outliers = Literal["drop", "nearest", "singleton"]
@@ -105,8 +106,10 @@ class FeatureClusterer(ABC):
 
         Raises:
             ClusteringError: There is no cluster.
+            ValueError: There is no image, or a feature is not finite.
         """
         feature = features.global_feat.detach().float()
+        as_rows(feature)  # is what checks them
         found = self._with_clusters(self.find_clusters(feature, progress).cpu())
         kept = found != OUTLIER
         if self._outliers == "singleton":
@@ -127,6 +130,7 @@ class FeatureClusterer(ABC):
 
         Raises:
             ClusteringError: There is no cluster.
+            ValueError: There is no image, or a feature is not finite.
         """
         return PseudoLabels.from_clusters(self.clusters(features, progress))
 

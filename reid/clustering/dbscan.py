@@ -103,5 +103,6 @@ class CameraProxyClusterer(JaccardDBSCAN):
 
         Raises:
             ClusteringError: There is no cluster.
+            ValueError: There is no image, or a feature is not finite.
         """
         return PseudoLabels.from_clusters(self.clusters(features, progress), features.camids.cpu())

@@ -38,7 +38,13 @@ def cluster_statistics(
         index over the images clustered in both. Over the clustered images whose identity is known,
         if there are any, `purity`: the share that has its cluster's most frequent identity, `ARI`:
         the adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
+
+    Raises:
+        ValueError: An argument is of another number of images than the labels.
     """
+    for name, given in (("pids", pids), ("features", features), ("last_clusters", last_clusters)):
+        if given is not None and len(given) != len(labels):
+            raise ValueError(f"{name}: expected those of {len(labels)} images, got {len(given)}")
     cluster, pids = labels.cluster.cpu(), pids.cpu()
     kept = cluster != OUTLIER
     sizes = torch.bincount(cluster[kept], minlength=1)
@@ -59,7 +65,7 @@ def cluster_statistics(
         if 1 < len(np.unique(chosen)) < len(chosen):
             rows = features.global_feat[sample.to(features.global_feat.device)]
             numbers["silhouette"] = float(silhouette_score(rows.cpu().numpy(), chosen))
-    if last_clusters is not None and len(last_clusters) == len(labels):
+    if last_clusters is not None:
         before = last_clusters.cpu()
         both = kept & (before != OUTLIER)
         if bool(both.any()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
@@ -58,7 +59,7 @@ class Market1501Evaluator:
             raise ValueError(f"ranks: expected one or more numbers from 1, got {list(ranks)}")
         self._ranks = tuple(ranks)
         self._ap: Literal["step", "trapezoid"] = ap
-        if query_expansion < 0 or alpha < 0:
+        if query_expansion < 0 or not 0 <= alpha < math.inf:
             raise ValueError(
                 f"expected query_expansion and alpha of 0 or more, got {query_expansion}, {alpha}"
             )

@@ -277,9 +277,11 @@ def true_positive_rates(
         raise ValueError(f"false_positive_rates: expected 0 to 1, got {list(false_positive_rates)}")
     ids = RankingIds.of(query_pids, gallery_pids, query_camids, gallery_camids)
     ids.check_features(query_feat, gallery_feat)
-    squares = query_feat.float().square().sum(1).cpu().numpy()
-    largest = float(squares.max() ** 0.5 + gallery_feat.float().square().sum(1).max() ** 0.5) ** 2
-    scale = _BINS / max(largest, 1e-30)
+    squares, gallery_squares = (
+        feat.float().square().sum(1).cpu().numpy() for feat in (query_feat, gallery_feat)
+    )
+    largest = squares.max(initial=0) ** 0.5 + gallery_squares.max(initial=0) ** 0.5
+    scale = _BINS / max(float(largest) ** 2, 1e-30)
     workers = numba.get_num_threads()
     matching = np.zeros((workers, _BINS), np.int64)
     others = np.zeros((workers, _BINS), np.int64)

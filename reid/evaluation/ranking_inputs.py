@@ -73,7 +73,7 @@ class RankingIds:
         Raises:
             ValueError: They have a wrong shape or length, are not finite, or too large.
         """
-        _check_features(query_feat, gallery_feat)
+        check_features(query_feat, gallery_feat)
         _check_length("query_pids", len(self.query_pids), len(query_feat))
         _check_length("gallery_pids", len(self.gallery_pids), len(gallery_feat))
 
@@ -94,11 +94,17 @@ def _check_length(name: str, length: int, expected: int) -> None:
         raise ValueError(f"{name}: expected {expected} entries, got {length}")
 
 
-def _check_features(query_feat: Tensor, gallery_feat: Tensor) -> None:
+def check_features(query_feat: Tensor, gallery_feat: Tensor) -> None:
+    """Checks (Q, D) and (G, D) features of one device.
+
+    Raises:
+        ValueError: They have a wrong shape or type, are not finite, or too large.
+    """
     for name, feat in (("query_feat", query_feat), ("gallery_feat", gallery_feat)):
-        if feat.ndim != 2 or not feat.is_floating_point():
+        if feat.ndim != 2 or not feat.shape[1] or not feat.is_floating_point():
             raise ValueError(
-                f"{name}: expected (N, D) floating point, got {feat.dtype} {tuple(feat.shape)}"
+                f"{name}: expected (N, D) floating point with D > 0, got {feat.dtype} "
+                f"{tuple(feat.shape)}"
             )
         # In blocks: a mask of all of it would cost a quarter of the features' memory.
         for start in range(0, len(feat), _TILE_COLUMNS):

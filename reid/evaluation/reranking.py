@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.evaluation.ranking_inputs import check_features
 from reid.neighbors import (
     by_columns,
     encode_neighbors,
@@ -32,7 +34,7 @@ def rerank(
     lambda_value: float = 0.3,
     progress: ProgressBar | None = None,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Re-ranked distances of queries to a gallery, in blocks of queries.
+    """Re-ranked distances of queries to a gallery, in blocks of queries, as they are asked for.
 
     Zhong et al., *Re-ranking Person Re-identification with k-reciprocal Encoding* (CVPR 2017), as
     their published code computes it: over queries and gallery together, d is the square of the
@@ -41,23 +43,38 @@ def rerank(
 
     Args:
         query_feat: (Q, D) features of unit length.
-        gallery_feat: (G, D) features of unit length.
+        gallery_feat: (G, D) features of unit length, on the same device; G > 0.
         k1: Length of the neighbour lists without the image itself.
         k2: Rows averaged in the local query expansion.
         lambda_value: Weight of d; 1 keeps the original order.
         progress: Called with (images' worth of work done, Q + G).
 
-    Yields:
-        (start, distances (b, G)): the distances of the queries from `start` on.
+    Returns:
+        Pairs (start, distances (b, G)): the distances of the queries from `start` on.
 
     Raises:
-        ValueError: An argument is out of its range, or a feature is not finite.
+        ValueError: An argument is out of its range or has a wrong shape, or a feature is not
+            finite.
     """
     if k1 < 1 or k2 < 1 or not 0 <= lambda_value <= 1:
         raise ValueError(
             "expected k1 and k2 of 1 or more and lambda from 0 to 1, got "
             f"{k1}, {k2}, {lambda_value}"
         )
+    check_features(query_feat, gallery_feat)
+    if not len(gallery_feat):
+        raise ValueError("gallery_feat: expected one image or more, got none")
+    return _rerank(query_feat, gallery_feat, k1, k2, lambda_value, progress)
+
+
+def _rerank(
+    query_feat: Tensor,
+    gallery_feat: Tensor,
+    k1: int,
+    k2: int,
+    lambda_value: float,
+    progress: ProgressBar | None,
+) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
     both = torch.cat((query_feat, gallery_feat)).float().cpu()
     num_queries, count = len(query_feat), len(both)
     length = min(k1 + 1, count)
@@ -101,11 +118,13 @@ def expand_queries(query_feat: Tensor, gallery_feat: Tensor, k: int, alpha: floa
         (Q, D) features of unit length.
 
     Raises:
-        ValueError: An argument is out of its range.
+        ValueError: An argument is out of its range or has a wrong shape, or a feature is not
+            finite.
     """
+    check_features(query_feat, gallery_feat)
     if not 1 <= k <= len(gallery_feat):
         raise ValueError(f"k: expected 1 to the gallery's {len(gallery_feat)} images, got {k}")
-    if alpha < 0:
+    if not 0 <= alpha < math.inf:
         raise ValueError(f"alpha: expected 0 or more, got {alpha}")
     expanded = torch.empty_like(query_feat, dtype=torch.float32)
     rows = max(1, _BLOCK_BYTES // (4 * len(gallery_feat)))

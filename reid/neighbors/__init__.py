@@ -22,7 +22,7 @@ from reid.neighbors.jaccard import (
     jaccard_memory_mb,
     jaccard_of_rows,
 )
-from reid.neighbors.kernels import Labels, all_finite, run_in_pieces
+from reid.neighbors.kernels import Labels, all_finite, as_rows, run_in_pieces
 from reid.neighbors.processes import SearchError, run_on_main
 from reid.neighbors.search import (
     Search,
@@ -38,6 +38,7 @@ __all__ = [
     "SearchError",
     "all_finite",
     "approximate_neighbors",
+    "as_rows",
     "by_columns",
     "dbscan",
     "encode_neighbors",

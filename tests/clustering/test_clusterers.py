@@ -157,6 +157,28 @@ def test_too_few_images_are_no_cluster(clusterer: FeatureClusterer) -> None:
         clusterer(feature_set(torch.ones(1, 4) / 2))
 
 
+@pytest.mark.parametrize(
+    "clusterer", [HDBSCAN(), Agglomerative(), JaccardDBSCAN(), KMeans(2), Infomap()]
+)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_features_that_are_not_finite(clusterer: FeatureClusterer, bad: float) -> None:
+    features, _ = grouped()
+    features.global_feat[7, 3] = bad
+    with pytest.raises(ValueError, match="features: expected finite numbers"):
+        clusterer(features)
+
+
+def test_statistics_of_other_images() -> None:
+    features, group = grouped()
+    labels = JaccardDBSCAN(k1=15)(features)
+    with pytest.raises(ValueError, match="pids: expected those of 85 images, got 84"):
+        cluster_statistics(labels, group[1:])
+    with pytest.raises(ValueError, match="features: expected those of 85 images, got 5"):
+        cluster_statistics(labels, group, features[torch.arange(5)])
+    with pytest.raises(ValueError, match="last_clusters: expected those of 85 images, got 86"):
+        cluster_statistics(labels, group, features, torch.zeros(86))
+
+
 def test_health_of_features_and_of_the_last_epoch() -> None:
     features, group = grouped()
     labels = JaccardDBSCAN(k1=15)(features)

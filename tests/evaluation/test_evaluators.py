@@ -41,6 +41,8 @@ def test_query_expansion_helps_here(sets: tuple[FeatureSet, FeatureSet]) -> None
     assert Market1501Evaluator(query_expansion=1000)(*sets)["mAP"] < plain["mAP"]
     with pytest.raises(ValueError, match="query_expansion and alpha of 0 or more"):
         Market1501Evaluator(query_expansion=-1)
+    with pytest.raises(ValueError, match="query_expansion and alpha of 0 or more"):
+        Market1501Evaluator(query_expansion=1, alpha=float("nan"))
 
 
 def test_query_expansion_by_hand() -> None:
@@ -53,6 +55,12 @@ def test_query_expansion_by_hand() -> None:
     torch.testing.assert_close(weighted, expected)
     with pytest.raises(ValueError, match="k: expected 1 to the gallery's 2 images"):
         expand_queries(query, gallery, k=3)
+    with pytest.raises(ValueError, match="alpha: expected 0 or more, got nan"):
+        expand_queries(query, gallery, k=1, alpha=float("nan"))
+    with pytest.raises(ValueError, match=r"gallery_feat: expected \(G, 2\)"):
+        expand_queries(query, gallery[:, :1], k=1)
+    with pytest.raises(ValueError, match="query_feat: expected finite"):
+        expand_queries(query * torch.nan, gallery, k=1)
 
 
 def test_ranks_are_checked() -> None:

@@ -254,3 +254,5 @@ def test_true_positive_rates() -> None:
         true_positive_rates(*args, false_positive_rates=(2.0,))
     with pytest.raises(ValueError, match="expected matching and other pairs"):
         true_positive_rates(query, gallery, q_pids + 100, g_pids, q_camids, g_camids)
+    with pytest.raises(ValueError, match="expected matching and other pairs, got 0 and 0"):
+        true_positive_rates(query[:0], gallery, q_pids[:0], g_pids, q_camids[:0], g_camids)

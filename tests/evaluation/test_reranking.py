@@ -40,9 +40,21 @@ def test_sets_smaller_than_the_lists() -> None:
     assert joined(features(2, 0), features(3, 1)).shape == (2, 3)
 
 
-def test_errors() -> None:
-    with pytest.raises(ValueError, match="lambda from 0 to 1"):
-        next(rerank(features(2, 0), features(3, 1), lambda_value=1.5))
+@pytest.mark.parametrize(
+    ("gallery", "options", "message"),
+    [
+        (features(3, 1), {"lambda_value": 1.5}, "lambda from 0 to 1"),
+        (features(3, 1), {"k1": 0}, "expected k1 and k2 of 1 or more"),
+        (features(3, 1)[:, :5], {}, r"gallery_feat: expected \(G, 16\)"),
+        (features(3, 1) * torch.nan, {}, "gallery_feat: expected finite"),
+        (features(0, 1), {}, "gallery_feat: expected one image or more"),
+    ],
+)
+def test_errors_come_before_the_first_block(
+    gallery: torch.Tensor, options: dict[str, float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        rerank(features(2, 0), gallery, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.oracle
