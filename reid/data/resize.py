@@ -35,24 +35,12 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) 
         interpolation: Antialiased where the image shrinks.
     """
     height, width = size
-    if pixels.shape[0] - height > max(0, 2 * (pixels.shape[1] - width)):
-        return _stretch_width(_stretch_height(pixels, height, interpolation), width, interpolation)
-    return _stretch_height(_stretch_width(pixels, width, interpolation), height, interpolation)
-
-
-def _stretch_height(pixels: Pixels, height: int, interpolation: Interpolation) -> Pixels:
-    if len(pixels) == height:
+    if pixels.shape[:2] == size:
         return pixels
-    result = np.empty((height, *pixels.shape[1:]), np.uint8)
-    first, weights = _weights(len(pixels), height, interpolation)
-    _blend_rows(pixels.reshape(len(pixels), -1), first, weights, result.reshape(height, -1))
-    return result
-
-
-def _stretch_width(pixels: Pixels, width: int, interpolation: Interpolation) -> Pixels:
-    if pixels.shape[1] == width:
-        return pixels
-    result: Pixels = _transpose(_stretch_height(_transpose(pixels), width, interpolation))
+    height_first = pixels.shape[0] - height > max(0, 2 * (pixels.shape[1] - width))
+    by_height = _weights(pixels.shape[0], height, interpolation)
+    by_width = _weights(pixels.shape[1], width, interpolation)
+    result: Pixels = _stretch(pixels, *by_height, *by_width, height_first)
     return result
 
 
@@ -88,6 +76,39 @@ def _bicubic(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 @njit(cache=True)
+def _stretch(
+    pixels: Pixels,
+    first_row: npt.NDArray[np.int64],
+    row_weights: npt.NDArray[np.int32],
+    first_column: npt.NDArray[np.int64],
+    column_weights: npt.NDArray[np.int32],
+    height_first: bool,
+) -> Pixels:
+    """Both directions in one call, since a call from Python costs as much as a small picture."""
+    if height_first:
+        pixels = _stretch_height(pixels, first_row, row_weights)
+    if pixels.shape[1] != len(first_column):
+        turned = _stretch_height(_transpose(pixels), first_column, column_weights)
+        pixels = _transpose(turned)
+    if not height_first:
+        pixels = _stretch_height(pixels, first_row, row_weights)
+    return pixels
+
+
+@njit(cache=True)
+def _stretch_height(
+    pixels: Pixels, first: npt.NDArray[np.int64], weights: npt.NDArray[np.int32]
+) -> Pixels:
+    old, width, channels = pixels.shape
+    if old == len(first):
+        return pixels
+    result = np.empty((len(first), width, channels), np.uint8)
+    rows = pixels.reshape(old, width * channels)
+    _blend_rows(rows, first, weights, result.reshape(len(first), width * channels))
+    return result
+
+
+@njit(cache=True)
 def _blend_rows(
     rows: npt.NDArray[np.uint8],
     first: npt.NDArray[np.int64],
@@ -114,8 +135,8 @@ def _transpose(pixels: Pixels) -> Pixels:
     """(height, width, 3) -> (width, height, 3)."""
     height, width, _ = pixels.shape
     turned = np.empty((width, height, 3), np.uint8)
-    for x in range(width):
-        for y in range(height):
+    for y in range(height):
+        for x in range(width):
             turned[x, y, 0] = pixels[y, x, 0]
             turned[x, y, 1] = pixels[y, x, 1]
             turned[x, y, 2] = pixels[y, x, 2]

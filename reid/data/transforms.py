@@ -115,7 +115,7 @@ class ImageTransform:
         self._table: FloatImage = table.numpy()
         # Compiled here, before there are workers, which would each do it.
         black = self.resize(np.zeros((1, 1, 3), np.uint8))
-        _normalize(black, 0, 0, self._table, np.empty((3, *size), np.float32))
+        _normalize(black, False, 0, 0, self._table, np.empty((3, *size), np.float32))
 
     def resize(self, pixels: Pixels) -> Pixels:
         """Pixels (height, width, 3) at the input's size, (H, W, 3)."""
@@ -152,9 +152,7 @@ class ImageTransform:
                                 move.right + following.right)  # fmt: skip
             else:
                 pixels, move = change(_moved(pixels, move), rng, other), _STILL
-        if move.mirror:
-            pixels = _mirrored(pixels)
-        _normalize(pixels, move.down, move.right, self._table, out)
+        _normalize(pixels, move.mirror, move.down, move.right, self._table, out)
         for erase in self._on_normalized:
             erase(out, rng)
 
@@ -182,8 +180,10 @@ def _mirrored(pixels: Pixels) -> Pixels:
 
 
 @njit(cache=True)
-def _normalize(pixels: Pixels, down: int, right: int, table: FloatImage, out: FloatImage) -> None:
-    """Shifts pixels, and looks each grey level up in the table (3, 256) of normalised values."""
+def _normalize(
+    pixels: Pixels, mirror: bool, down: int, right: int, table: FloatImage, out: FloatImage
+) -> None:
+    """Moves pixels, and looks each grey level up in the table (3, 256) of normalised values."""
     height, width, _ = pixels.shape
     for y in range(height):
         red, green, blue = out[0, y], out[1, y], out[2, y]
@@ -194,7 +194,16 @@ def _normalize(pixels: Pixels, down: int, right: int, table: FloatImage, out: Fl
             red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
         for x in range(last, width):
             red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
-        if first < last:
+        if first >= last:
+            continue
+        if mirror:
+            row = pixels[y - down, width - (last - right) : width - (first - right)]
+            for i in range(last - first):
+                x = last - 1 - i
+                red[x] = table[0, row[i, 0]]
+                green[x] = table[1, row[i, 1]]
+                blue[x] = table[2, row[i, 2]]
+        else:
             row = pixels[y - down, first - right : last - right]
             for i in range(last - first):
                 red[first + i] = table[0, row[i, 0]]
