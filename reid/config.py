@@ -135,9 +135,10 @@ class ModelConfig:
         head: HEAD registry.
         backbone_weights: Checkpoint of a pre-trained backbone (safetensors or torch), or empty.
         weights: Checkpoint of the whole model, loaded after `backbone_weights`, or empty.
-        bn_samples_per_group: Samples over which BatchNorm takes its statistics in training; 0 =
-            the whole batch, over all processes. A method that was published with four GPU replicas
-            and a batch of 256 had 64: results depend on it (see `GroupedBatchNorm`).
+        bn_samples_per_group: Samples over which BatchNorm takes its statistics in training, a
+            divisor of the batch; 0 = the whole batch, over all processes. A method that was
+            published with four GPU replicas and a batch of 256 had 64: results depend on it (see
+            `GroupedBatchNorm`).
         compile: `off`, or how `torch.compile` runs the network: `default`, `reduce-overhead` or
             `max-autotune`, the last two with CUDA graphs on a GPU (see `compile_network`).
     """

@@ -16,15 +16,18 @@ from torch import Tensor
 T = TypeVar("T")
 
 _control: Any = None
-"""For `largest`; on CPUs, so that asking waits for no GPU."""
+"""For `largest` and `gather_counts`; on CPUs, so that asking waits for no GPU. None: all are."""
 
 
 def init_process_group(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
     """Joins the processes that torchrun started; does nothing where it did not start this one."""
+    global _control
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        if device.type == "cuda":
+            _control = dist.new_group(backend="gloo", timeout=timeout)
 
 
 def destroy_process_group() -> None:
@@ -106,14 +109,20 @@ def torch_threads_kept() -> Iterator[None]:
 
 def largest(*numbers: int) -> tuple[int, ...]:
     """The largest of each number over the processes, on every process; waits for no GPU."""
-    global _control
     if not is_distributed():
         return numbers
-    if _control is None and dist.get_backend() != "gloo":
-        _control = dist.new_group(backend="gloo")
     found = torch.tensor(numbers)
     dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
     return tuple(found.tolist())
+
+
+def gather_counts(count: int) -> list[int]:
+    """Every process's number in rank order, on every process; waits for no GPU."""
+    if not is_distributed():
+        return [count]
+    found = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(found, torch.tensor([count]), group=_control)
+    return [int(number) for number in found]
 
 
 def gather_objects(value: T) -> list[T]:
@@ -132,14 +141,12 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not is_distributed():
         return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], dtype=torch.int64, device=rows.device))
-    most = max(int(count) for count in counts)
-    padded = rows.new_zeros((most, *rows.shape[1:]))
+    counts = gather_counts(len(rows))
+    padded = rows.new_zeros((max(counts), *rows.shape[1:]))
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def gather_with_gradient(rows: Tensor) -> Tensor:
@@ -150,22 +157,19 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not is_distributed():
         return rows
-    counts = [int(count) for count in gather_rows(torch.tensor([len(rows)], device=rows.device))]
+    counts = gather_counts(len(rows))
     padding = rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))
     parts = dist_nn.all_gather(torch.cat((rows, padding)))  # type: ignore[no-untyped-call]
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def sum_with_gradient(value: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def sum_with_gradient(value: Tensor) -> Tensor:
     """The sum of all processes' `value`, through which gradients flow back to each of them.
 
     Args:
         value: Of the same shape everywhere.
-        group: The processes that take part; None = all.
     """
     if not is_distributed():
         return value
-    total: Tensor = dist_nn.all_reduce(  # type: ignore[no-untyped-call]
-        value, group=group or dist.group.WORLD
-    )
+    total: Tensor = dist_nn.all_reduce(value)  # type: ignore[no-untyped-call]
     return total

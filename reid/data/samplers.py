@@ -51,6 +51,9 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
         rank: This process.
         world_size: All processes; each takes `batch_size / world_size` images of a batch.
 
+    Attributes:
+        batch_size: As above.
+
     Raises:
         ValueError: The numbers do not fit each other.
     """
@@ -75,7 +78,7 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
             )
         if steps_per_epoch is not None and steps_per_epoch < 0:
             raise ValueError(f"steps_per_epoch: expected 0 or more, or null, got {steps_per_epoch}")
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._groups_per_batch = batch_size // images_per_group
         self._images_per_group = images_per_group
         self._steps_per_epoch = steps_per_epoch
@@ -112,7 +115,7 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
         """Batches in an epoch."""
         self._check_labels()
         if self._steps_per_epoch is None:
-            return max(1, sum(map(len, self._groups)) // self._batch_size)
+            return max(1, sum(map(len, self._groups)) // self.batch_size)
         return self._steps_per_epoch or max(1, len(self._groups) // self._groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Draw]]:

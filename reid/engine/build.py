@@ -271,6 +271,12 @@ def build_trainer(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    group_size = config.model.bn_samples_per_group
+    if group_size and sampler.batch_size % group_size:
+        raise ConfigError(
+            "model.bn_samples_per_group: expected 0 or a divisor of the batch of "
+            f"{sampler.batch_size} samples, got {group_size}"
+        )
     cache = build_cache(config, len(records))
     loader = train_loader(
         records,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from reid import distributed
@@ -24,11 +24,12 @@ class GroupedBatchNorm(_BatchNorm):
 
     Args:
         like: The layer in whose place it stands; its parameters and buffers are taken over.
-        group_size: Samples in a group; 0 = the whole batch. With several processes, the samples of
-            a process must be a multiple of it, or it a multiple of them.
+        group_size: Samples in a group; 0 = the whole batch. Where it does not divide the batch,
+            as when an image could not be read, the last group is smaller.
 
     Shape:
-        (B, C) or (B, C, ...) to the same; B is this process's share of the batch.
+        (B, C) or (B, C, ...) to the same; B is this process's share of the batch, and may differ
+        from the other processes'.
     """
 
     def __init__(self, like: _BatchNorm, group_size: int) -> None:
@@ -40,82 +41,78 @@ class GroupedBatchNorm(_BatchNorm):
         self.num_batches_tracked = like.num_batches_tracked
         self.train(like.training)
         self._group_size = group_size
-        self._process_groups: dict[int, dist.ProcessGroup | None] = {}
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
             raise ValueError(f"BatchNorm: expected (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalises.
-
-        Raises:
-            ConfigError: The groups cannot be cut from the processes' shares of the batch.
-        """
+        """Normalises."""
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        count, size = len(input), self._group_size or len(input) * distributed.world_size()
-        if size % count and count % size:
-            raise ConfigError(
-                f"model.bn_samples_per_group: {size} samples cannot be cut from {count} in each of "
-                f"{distributed.world_size()} processes"
-            )
-        local, processes = min(size, count), max(size // count, 1)
-        if distributed.world_size() % processes:
-            raise ConfigError(
-                f"model.bn_samples_per_group: {size} samples are the shares of {processes} "
-                f"processes, but there are {distributed.world_size()}"
-            )
-        # (groups, samples of a group here, C, values of a sample), in single precision
-        rows = input.float().reshape(count // local, local, self.num_features, -1)
-        values = size * rows.shape[3]
-        if values == 1:  # no variance
-            self.eval()
-            normalised = super().forward(input)
-            self.train()
-            return normalised
-        mean = self._sum(rows, processes) / values
-        centred = rows - mean[:, None, :, None]
-        variance = self._sum(centred.square(), processes) / values
+        groups = _Groups(len(input), self._group_size)
+        # (B, C, values of a sample), in single precision
+        rows = input.float().reshape(len(input), self.num_features, -1)
+        sums = groups.sum(torch.cat((rows.sum(2), rows.new_ones(len(rows), 1)), 1))
+        values = sums[:, -1:].detach() * rows.shape[2]
+        mean = sums[:, :-1] / values
+        if self.running_mean is not None:
+            mean = torch.where(values > 1, mean, self.running_mean)
+        centred = rows - groups.of_samples(mean)[..., None]
+        variance = groups.sum(centred.square().sum(2)) / values
+        if self.running_var is not None:
+            variance = torch.where(values > 1, variance, self.running_var)
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = scale * self.weight
-        normalised = centred * scale[:, None, :, None]
+        normalised = centred * groups.of_samples(scale)[..., None]
         if self.affine:
             normalised = normalised + self.bias[:, None]
         if self.track_running_stats:
-            self._track(mean.detach(), variance.detach() * (values / (values - 1)))
+            self._track(mean[0], variance[0], values[0, 0])
         return normalised.reshape(input.shape).to(input.dtype)
 
-    def _sum(self, rows: Tensor, processes: int) -> Tensor:
-        """(groups, C) sums over a group's samples and their values, those elsewhere among them."""
-        total = rows.sum((1, 3))
-        if processes > 1:
-            total = distributed.sum_with_gradient(total, self._process_group(processes))
-        return total
-
-    def _process_group(self, processes: int) -> dist.ProcessGroup | None:
-        """The processes that share this process's group of samples; every process calls it."""
-        if processes not in self._process_groups:
-            own = None
-            if processes < distributed.world_size():
-                own, _ = dist.new_subgroups(processes)
-            self._process_groups[processes] = own
-        return self._process_groups[processes]
-
     @torch.no_grad()
-    def _track(self, mean: Tensor, variance: Tensor) -> None:
+    def _track(self, mean: Tensor, variance: Tensor, values: Tensor) -> None:
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        first = torch.stack((mean[0], variance[0]))
-        if distributed.is_distributed():
-            dist.broadcast(first, src=0)  # the first group is the first process's
-        self.num_batches_tracked.add_(1)
-        share = self.momentum if self.momentum is not None else 1 / int(self.num_batches_tracked)
-        self.running_mean.lerp_(first[0], share)
-        self.running_var.lerp_(first[1], share)
+        self.num_batches_tracked.add_(values > 1)
+        unbiased = variance * (values / (values - 1).clamp(min=1))
+        share: float | Tensor = (
+            1 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
+        )
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(unbiased, share)
+
+
+class _Groups:
+    """Groups of consecutive samples of the whole batch, and which of them this process has.
+
+    Args:
+        count: Samples of this process.
+        size: Samples in a group, the last of which may be smaller; 0: the whole batch is one.
+    """
+
+    def __init__(self, count: int, size: int) -> None:
+        counts, rank = [count], 0
+        if size:  # where the samples of a group are matters only if there may be another group
+            counts, rank = distributed.gather_counts(count), distributed.rank()
+        before = sum(counts[:rank])
+        self._size = size or count
+        self._own = slice(before, before + count)
+        self._padding = (0, 0, before, -sum(counts) % self._size + sum(counts[rank + 1 :]))
+
+    def sum(self, samples: Tensor) -> Tensor:
+        """(G, D) sums over the samples of each group, those elsewhere among them, of (B, D)."""
+        padded = F.pad(samples, self._padding)
+        sums = padded.reshape(-1, self._size, samples.shape[1]).sum(1)
+        return distributed.sum_with_gradient(sums)
+
+    def of_samples(self, groups: Tensor) -> Tensor:
+        """(B, D) of each sample's group, of (G, D)."""
+        return groups.repeat_interleave(self._size, 0)[self._own]
 
 
 class GroupedNeck(GroupedBatchNorm):
@@ -126,6 +123,13 @@ class GroupedNeck(GroupedBatchNorm):
         return super().forward(input.float())
 
 
+_GROUPED: dict[object, type[GroupedBatchNorm]] = {
+    _BatchNorm.forward: GroupedBatchNorm,
+    Neck.forward: GroupedNeck,
+}
+"""By what a layer does."""
+
+
 def group_batch_norms(model: nn.Module, group_size: int) -> None:
     """Puts `GroupedBatchNorm` in the place of every BatchNorm of a model.
 
@@ -134,15 +138,13 @@ def group_batch_norms(model: nn.Module, group_size: int) -> None:
         group_size: See `GroupedBatchNorm`.
 
     Raises:
-        ConfigError: A layer is a BatchNorm with something of its own, such as an activation.
+        ConfigError: A layer is a BatchNorm with something of its own that is not known here.
     """
     for name, module in [*model.named_modules()]:
         if not isinstance(module, _BatchNorm) or isinstance(module, GroupedBatchNorm):
             continue
-        grouped: type[GroupedBatchNorm] = GroupedBatchNorm
-        if isinstance(module, Neck):
-            grouped = GroupedNeck
-        elif type(module).forward is not _BatchNorm.forward:
+        grouped = _GROUPED.get(type(module).forward)
+        if grouped is None:
             raise ConfigError(
                 f"model: {name} is a {type(module).__name__}, which does more than BatchNorm; its "
                 "statistics cannot be taken over groups of samples or over several processes"

@@ -171,6 +171,12 @@ def test_a_finished_run_is_not_overwritten_by_mistake(finished: Path, folder: Pa
     assert "stopped by ConfigError" in (finished / "log.txt").read_text()
 
 
+def test_groups_of_batchnorm_divide_the_batch(folder: Path) -> None:
+    wrong = config(folder, "supervised", "groups", "MODEL.BN_SAMPLES_PER_GROUP", 6)
+    with pytest.raises(ConfigError, match="expected 0 or a divisor of the batch of 16 samples"):
+        train(wrong)
+
+
 def test_eval_only_gives_the_numbers_of_the_run(finished: Path, folder: Path) -> None:
     found = run_test(
         config(folder, "supervised", "eval", "MODEL.WEIGHTS", finished / "model_final.safetensors")

@@ -1,12 +1,15 @@
-"""BatchNorm over groups of samples, in one process; several are in tests/engine."""
+"""BatchNorm over groups of samples, in one process and in two; whole runs are in tests/engine."""
 
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
 from reid.modeling.batchnorm import GroupedBatchNorm, group_batch_norms
 from reid.modeling.heads import Neck
@@ -60,13 +63,75 @@ def test_each_group_is_as_if_it_were_alone() -> None:
     assert int(grouped.num_batches_tracked) == 1
 
 
-def test_groups_that_cannot_be_cut() -> None:
-    grouped = GroupedBatchNorm(nn.BatchNorm1d(3), 5)
-    with pytest.raises(ConfigError, match=r"model\.bn_samples_per_group: 5 samples cannot be cut"):
-        grouped(torch.randn(12, 3))
-    grouped = GroupedBatchNorm(nn.BatchNorm1d(3), 24)
-    with pytest.raises(ConfigError, match="24 samples are the shares of 2 processes"):
-        grouped(torch.randn(12, 3))
+GROUPS = {0: [15], 4: [4, 4, 4, 3], 7: [7, 7, 1], 64: [15]}  # of 15 samples, by group size
+
+
+def problem() -> tuple[nn.Module, Tensor]:
+    plain = layer(nn.BatchNorm2d, 5)
+    return plain, torch.randn(15, 5, 2, 3) * torch.arange(1, 16)[:, None, None, None]
+
+
+def results(module: nn.Module, image: Tensor, first: int = 0) -> dict[str, Tensor]:
+    """Output, gradients and buffers; `first` is the place of the first sample in the batch."""
+    own = image.clone().requires_grad_()
+    out = module(own)
+    places = torch.arange(first * out[0].numel(), (first + len(out)) * out[0].numel())
+    (out * places.view_as(out).sin()).sum().backward()
+    found = {"output": out.detach(), "gradient": own.grad}
+    found |= {name: parameter.grad for name, parameter in module.named_parameters()}
+    return found | {name: buffer.float() for name, buffer in module.named_buffers()}
+
+
+def check_groups(found: dict[str, Tensor], sizes: list[int]) -> None:
+    """As if each group were alone in torch's BatchNorm, the first one's statistics kept."""
+    plain, image = problem()
+    starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
+    alone = [
+        results(copy.deepcopy(plain), part, start)
+        for part, start in zip(image.split(sizes), starts, strict=False)
+    ]
+    expected = {name: torch.cat([one[name] for one in alone]) for name in ("output", "gradient")}
+    expected |= {
+        name: torch.stack([one[name] for one in alone]).sum(0) for name in ("weight", "bias")
+    }
+    expected |= {name: alone[0][name] for name, _ in plain.named_buffers()}
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=2e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("group_size", GROUPS)
+def test_the_last_group_may_be_smaller(group_size: int) -> None:
+    plain, image = problem()
+    check_groups(results(GroupedBatchNorm(plain, group_size), image), GROUPS[group_size])
+
+
+def process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    found = {}
+    for group_size in GROUPS:
+        plain, image = problem()
+        share, first = image.split([8, 7])[rank], 8 * rank
+        found[group_size] = results(GroupedBatchNorm(plain, group_size), share, first)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_processes_with_unequal_shares(tmp_path: Path) -> None:
+    """As when one of them could not read an image."""
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    for group_size, sizes in GROUPS.items():
+        first, second = (share[group_size] for share in shares)
+        found = {name: torch.cat((first[name], second[name])) for name in ("output", "gradient")}
+        found |= {name: first[name] + second[name] for name in ("weight", "bias")}
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            assert torch.equal(first[name], second[name])
+            found[name] = first[name]
+        check_groups(found, sizes)
 
 
 def test_one_value_is_normalised_with_what_was_seen_before() -> None:
@@ -77,6 +142,12 @@ def test_one_value_is_normalised_with_what_was_seen_before() -> None:
     assert grouped.training
     assert all(torch.equal(before[name], value) for name, value in grouped.state_dict().items())
     torch.testing.assert_close(found, grouped.eval()(feature))
+    grouped = GroupedBatchNorm(layer(nn.BatchNorm1d, 3), 3)
+    found = grouped(feature)  # the last one is alone
+    alone = GroupedBatchNorm(layer(nn.BatchNorm1d, 3), 0)
+    alone(feature[:3])
+    torch.testing.assert_close(grouped.running_mean, alone.running_mean)
+    torch.testing.assert_close(found[3:], layer(nn.BatchNorm1d, 3).eval()(feature[3:]))
 
 
 def test_every_layer_of_a_model_is_replaced() -> None:
