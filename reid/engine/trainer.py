@@ -198,7 +198,10 @@ class Trainer:
         self._clip_grad_norm = clip_grad_norm
         self._step_module: nn.Module = _Step(model, criterion)
         if distributed.is_distributed():
-            self._step_module = DistributedDataParallel(self._step_module)
+            # What no loss reaches keeps a gradient of None, as in one process.
+            self._step_module = DistributedDataParallel(
+                self._step_module, find_unused_parameters=True
+            )
 
     def train(self) -> None:
         """Trains from the present epoch to the last.

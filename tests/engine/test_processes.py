@@ -11,8 +11,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.multiprocessing.spawn import start_processes
 
+from reid.engine.trainer import Trainer
+from reid.modeling.batchnorm import group_batch_norms
+from reid.modeling.heads import BNNeckHead
+from reid.modeling.losses import Criterion, Triplet
 from reid.modeling.weights import read_checkpoint
+from reid.structures import Batch, Embeddings, FeatureTokens, PseudoLabels
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -109,6 +117,58 @@ def test_one_process_with_groups_trains_as_replicas(alone: Path) -> None:
     plain = [line["loss"] for line in numbers(alone / "1") if line["kind"] == "train"]
     grouped = [line["loss"] for line in numbers(alone / "groups1") if line["kind"] == "train"]
     assert grouped != pytest.approx(plain, rel=1e-5)
+
+
+class Small(nn.Module):
+    """Its embedding is the feature before the neck, which the triplet loss alone never reaches."""
+
+    embed_dim = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, self.embed_dim)
+        self.head = BNNeckHead(self, "before")
+
+    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
+        return self.head(FeatureTokens(self.layer(image.flatten(1))[:, None], (0, 0)))
+
+
+def stepped(rank: int, world_size: int) -> dict[str, Tensor]:
+    """A small model's state after three steps with a share of a batch of 16."""
+    torch.manual_seed(0)
+    model = Small()
+    group_batch_norms(model, 0)
+    criterion = Criterion([Triplet()])
+    index = torch.arange(16)
+    criterion.set_labels(PseudoLabels.from_clusters(index % 4), None)
+    share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
+    batch = Batch(*(field[share] for field in (torch.randn(16, 3, 2, 2), index, index, index)))
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    loader: Any = [batch]
+    trainer = Trainer(model, criterion, optimizer, scheduler, loader, max_epochs=1,
+                      device=torch.device("cpu"), clip_grad_norm=1.0)  # fmt: skip
+    for _ in range(3):
+        trainer.run_step(batch)
+    return model.state_dict()
+
+
+def process(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
+    )
+    torch.save(stepped(rank, world_size), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_what_no_loss_reaches_is_left_alone_by_processes_too(tmp_path: Path) -> None:
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    expected = stepped(0, 1)
+    assert bool((expected["head.neck.weight"] == 1).all())  # no weight decay either
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 BREAK = """
