@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -123,9 +124,23 @@ class GroupedNeck(GroupedBatchNorm):
         return super().forward(input.float())
 
 
+class GroupedBatchNormAct(GroupedBatchNorm):
+    """The same for timm's `BatchNormAct2d`, which drops and activates what it has normalised."""
+
+    def __init__(self, like: BatchNormAct2d, group_size: int) -> None:
+        super().__init__(like, group_size)
+        self.drop, self.act = like.drop, like.act
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H, W)."""
+        activated: Tensor = self.act(self.drop(super().forward(input)))
+        return activated
+
+
 _GROUPED: dict[object, type[GroupedBatchNorm]] = {
     _BatchNorm.forward: GroupedBatchNorm,
     Neck.forward: GroupedNeck,
+    BatchNormAct2d.forward: GroupedBatchNormAct,
 }
 """By what a layer does."""
 

@@ -6,7 +6,9 @@ import copy
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
@@ -177,3 +179,21 @@ def test_every_layer_of_a_model_is_replaced() -> None:
 
     with pytest.raises(ConfigError, match="model: 0 is a WithActivation, which does more"):
         group_batch_norms(nn.Sequential(WithActivation(3)), 2)
+
+
+def test_layers_of_timm_that_drop_and_activate() -> None:
+    plain = timm.create_model("test_efficientnet", num_classes=0).train()
+    assert any(isinstance(module, BatchNormAct2d) for module in plain.modules())
+    grouped = copy.deepcopy(plain)
+    names = list(grouped.state_dict())
+    group_batch_norms(grouped, 0)
+    assert list(grouped.state_dict()) == names
+    assert not any(type(module) is BatchNormAct2d for module in grouped.modules())
+    image = torch.randn(4, 3, 32, 32)
+    torch.testing.assert_close(grouped(image), plain(image), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(grouped.eval()(image), plain.eval()(image), atol=1e-4, rtol=1e-4)
+
+    dropping = BatchNormAct2d(3, drop_layer=lambda: nn.Dropout(1.0), act_layer=nn.Sigmoid)
+    layers = nn.Sequential(dropping)
+    group_batch_norms(layers, 2)
+    assert torch.equal(layers(torch.randn(4, 3, 2, 2)), torch.full((4, 3, 2, 2), 0.5))
