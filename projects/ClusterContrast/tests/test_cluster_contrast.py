@@ -91,6 +91,7 @@ def test_published_hyper_parameters(name: str, steps: int) -> None:
     assert (solver.gamma, solver.amp) == (0.1, "off")
     backbone = config.model.backbone
     assert (backbone["pool"], backbone["last_stride"]) == ("gem", 1)
+    assert config.model.bn_samples_per_group == 64
     assert config.input.size == [256, 128]
     assert config.input.transforms[2] == {
         "name": "RandomErasing", "prob": 0.5, "area": [0.02, 0.4], "fill": "raw_mean",
@@ -98,11 +99,17 @@ def test_published_hyper_parameters(name: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "eps", "stem"),
-    [("usl_market", 0.6, "patches"), ("usl_market_stem", 0.6, "ibn"), ("usl_msmt", 0.7, "patches"),
-     ("usl_msmt_stem", 0.7, "ibn")],
-)  # fmt: skip
-def test_published_hyper_parameters_of_the_vit(name: str, eps: float, stem: str) -> None:
+    ("name", "eps", "group", "stem"),
+    [
+        ("usl_market", 0.6, 64, "patches"),
+        ("usl_market_stem", 0.6, 64, "ibn"),
+        ("usl_msmt", 0.7, 128, "patches"),
+        ("usl_msmt_stem", 0.7, 128, "ibn"),
+    ],
+)
+def test_published_hyper_parameters_of_the_vit(
+    name: str, eps: float, group: int, stem: str
+) -> None:
     config = load_config(VIT_CONFIGS / f"{name}.yaml")
     sampler, solver, backbone = config.dataloader.sampler, config.solver, config.model.backbone
     assert (sampler["batch_size"], sampler["images_per_identity"]) == (256, 8)
@@ -115,6 +122,7 @@ def test_published_hyper_parameters_of_the_vit(name: str, eps: float, stem: str)
     assert (solver.max_epochs, solver.milestones, solver.warmup_epochs) == (50, [20, 40], 0)
     assert (backbone["stem"], backbone["drop_path"]) == (stem, 0.3)
     assert not backbone["camera_embedding"]
+    assert config.model.bn_samples_per_group == group
     assert config.input.pixel_std == [0.5, 0.5, 0.5]
 
 
@@ -125,8 +133,9 @@ def test_whole_runs(train_tiny: Callable[..., Path]) -> None:
     vit_file = VIT_CONFIGS / "usl_market.yaml"
     for file, backbone in ((CONFIGS / "market.yaml", resnet), (vit_file, vit)):
         folder = train_tiny(
-            file, file.stem, "DATALOADER.SAMPLER", sampler, "MODEL.BACKBONE", backbone
-        )
+            file, file.stem, "DATALOADER.SAMPLER", sampler, "MODEL.BACKBONE", backbone,
+            "MODEL.BN_SAMPLES_PER_GROUP", "8",
+        )  # fmt: skip
         lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
         losses = [line["global_contrast"] for line in lines if line["kind"] == "train"]
         assert losses
