@@ -27,9 +27,10 @@ PERSONS = ("{NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 4, NUM_CAMERAS: 3, 
            "NUM_DISTRACTORS: 2, HEIGHT: 32, WIDTH: 16}")  # fmt: skip
 
 
+@pytest.mark.parametrize("network", ["", "_ibn"])
 @pytest.mark.parametrize(("name", "images"), [("market", 12936), ("duke", 16522), ("msmt", 30248)])
-def test_published_settings(name: str, images: int) -> None:
-    config = load_config(CONFIGS / f"supervised_{name}.yaml")
+def test_published_settings(name: str, images: int, network: str) -> None:
+    config = load_config(CONFIGS / f"supervised_{name}{network}.yaml")
     solver = config.solver
     assert [solver.optimizer, solver.base_lr, solver.weight_decay, solver.max_epochs,
             solver.schedule, solver.gamma, solver.warmup_iterations, solver.warmup_factor,
@@ -41,8 +42,10 @@ def test_published_settings(name: str, images: int) -> None:
     assert config.dataloader.sampler == {"name": "RandomIdentitySampler", "batch_size": 64,
                                          "images_per_identity": 4, "epoch": "images"}  # fmt: skip
     assert config.model.head == {"name": "BNNeckHead", "neck_feature": "after"}
+    norm = {"norm": "ibn"} if network else {}
     assert config.model.backbone == {"name": "TimmBackbone", "model": "resnet50", "pool": "avg",
-                                     "last_stride": 1}  # fmt: skip
+                                     "last_stride": 1, **norm}  # fmt: skip
+    assert config.model.bn_samples_per_group == 0
     assert config.criterion == [
         {"name": "CrossEntropy", "smoothing": 0.1, "smooth_true_class": False, "init_std": 0.01},
         {"name": "Triplet", "margin": 0.3},
