@@ -22,6 +22,13 @@ from reid.registry import BACKBONE, HEAD, build
 ROOT = Path(__file__).parents[3]
 PAPER = load_paper(ROOT / "projects" / "TMGF" / "tables.yaml")
 DATASETS = ["market", "duke", "msmt", "synthetic"]
+COMPARED = {  # rows of other projects, and the files that are laid over each other
+    "cluster_contrast": ["ClusterContrast/configs/{}", "ClusterContrast/configs/variants/infomap"],
+    "cap": ["CAP/configs/{}"],
+    "o2cap": ["O2CAP/configs/{}"],
+    "transreid_ssl": ["TransReID_SSL/configs/usl_{}_stem"],
+    "transreid_ssl_gt": ["TransReID_SSL/configs/supervised_{}"],
+}
 ROWS = {  # parts of each branch, copies of layer L, class tokens in the global feature
     "tmgf": ([2, 3], 2, [0, 1]),
     "tmgf1": ([], 1, [0]),
@@ -67,6 +74,36 @@ def test_a_row_changes_its_own_settings_alone(dataset: str) -> None:
         other.model.head, other.clusterer = full.model.head, full.clusterer
         other.output_dir = full.output_dir
         assert other == full, row
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_compared_methods_are_those_of_their_projects(dataset: str) -> None:
+    """The published settings, which the projects' own tests check; none where there are none."""
+    missing = {"transreid_ssl", "transreid_ssl_gt"} if dataset == "duke" else set()
+    runs, notes = plan_runs(PAPER, [*COMPARED], dataset, Path("nowhere"), 1)
+    assert notes == dict.fromkeys(missing, "no config for duke")
+    assert {run.row for run in runs} == COMPARED.keys() - missing
+    for run in runs:
+        files = [ROOT / "projects" / f"{name.format(dataset)}.yaml" for name in COMPARED[run.row]]
+        expected = load_config(files, ["OUTPUT_DIR", run.config.output_dir])
+        assert run.config == expected
+        assert (expected.clusterer is None) == (run.row == "transreid_ssl_gt")
+    infomap = next(run for run in runs if run.row == "cluster_contrast").config.clusterer
+    assert infomap == {"name": "Infomap", "k1": 15, "min_similarity": 0.5, "min_cluster_size": 5}
+
+
+def test_compared_methods_have_the_data_of_the_tables_on_drawn_persons() -> None:
+    full = config("tmgf", "synthetic")
+    for row in COMPARED:
+        other = config(row, "synthetic")
+        assert other.datasets == full.datasets
+        assert other.input == full.input
+        assert other.test == full.test
+        assert other.model.backbone_weights == full.model.backbone_weights
+        assert other.dataloader.sampler["batch_size"] == full.dataloader.sampler["batch_size"]
+        if other.clusterer is not None:
+            assert other.solver.max_epochs == full.solver.max_epochs
+            assert other.dataloader.sampler["steps_per_epoch"] == 30
 
 
 def test_a_row_works_by_hand() -> None:
