@@ -16,7 +16,12 @@ from reid import distributed
 from reid.config import Config, InputConfig
 from reid.modeling.compiling import CompileMode, compile_network
 from reid.modeling.model import ReIDModel
-from reid.modeling.weights import load_backbone_weights, load_weights, read_checkpoint
+from reid.modeling.weights import (
+    WeightsError,
+    load_backbone_weights,
+    load_weights,
+    read_checkpoint,
+)
 from reid.registry import BACKBONE, HEAD, ConfigError, build
 
 logger = logging.getLogger(__name__)
@@ -97,10 +102,23 @@ def load_model_weights(model: ReIDModel, config: Config) -> None:
 
 
 def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:
-    """Warns if the weights were trained on pixels that were normalised in another way."""
+    """Warns if the weights were trained on pixels that were normalised in another way.
+
+    Raises:
+        WeightsError: What the file says of its pixels is not three numbers.
+    """
     for key, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
-        theirs = json.loads(metadata.get(key, "null"))
-        if theirs is not None and not np.allclose(theirs, ours, atol=1e-3):
+        if key not in metadata:
+            continue
+        try:
+            theirs = json.loads(metadata[key])
+            same = np.allclose(theirs, ours, atol=1e-3)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise WeightsError(
+                f"{path}: expected three numbers as {key} in its metadata, got "
+                f"{metadata[key][:80]!r}"
+            ) from error
+        if not same:
             logger.warning(
                 "input.%s is %s, but %s was trained with %s; set it to that if in doubt",
                 key,

@@ -19,6 +19,7 @@ from reid.modeling.weights import WeightsError, read_tensors, save_weights
 from reid.registry import nearest
 
 _SHOWN = 12
+_PIECE = 2**20  # bytes
 _MOST_LAYERS = 1000  # a file may give a layer any number
 
 
@@ -128,9 +129,12 @@ def convert_weights(
             f"{len(missing)} missing ({_listed(missing) or 'none'}). Name another --format, or a "
             "package that knows it with --plugins, or write what there is with --partial"
         )
+    if half:
+        kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
     broken = [name for name, tensor in kept.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
-        raise WeightsError(f"{source}: values are not finite: {_listed(broken)}")
+        precision = " in half precision" if half else ""
+        raise WeightsError(f"{source}: values are not finite{precision}: {_listed(broken)}")
     metadata = {key: value for key, value in old_metadata.items() if key != "num_cameras"}
     metadata |= _metadata(source, state, kept, written, statistics)
     metadata["part"] = part
@@ -138,8 +142,6 @@ def convert_weights(
         metadata["url"] = url
     if image_size is not None:
         metadata["image_size"] = json.dumps(list(image_size))
-    if half:
-        kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
     save_weights(output, kept, metadata)
     parameters = sum(tensor.numel() for tensor in kept.values())
     return Conversion(written, renamed, left_out, found.unmapped, missing, metadata, parameters)
@@ -219,8 +221,7 @@ def _metadata(
     written: Format,
     statistics: Statistics | None,
 ) -> dict[str, str]:
-    digest = hashlib.sha256(source.read_bytes()).hexdigest()
-    metadata = {"format": written.name, "source": source.name, "sha256": digest}
+    metadata = {"format": written.name, "source": source.name, "sha256": _sha256(source)}
     if statistics is None and {"pixel_mean", "pixel_std"} <= state.keys():
         # fast-reid's are for pixels from 0 to 255
         mean, std = (
@@ -232,9 +233,18 @@ def _metadata(
     if statistics is not None:
         metadata["pixel_mean"] = json.dumps(list(statistics[0]))
         metadata["pixel_std"] = json.dumps(list(statistics[1]))
-    if "backbone.camera_embed" in kept:
-        metadata["num_cameras"] = str(len(kept["backbone.camera_embed"]))
+    cameras = kept.get("backbone.camera_embed")
+    if cameras is not None and cameras.ndim:
+        metadata["num_cameras"] = str(len(cameras))
     return metadata
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def _summarised(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -251,7 +251,8 @@ def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
             ours = match.expand(rule.target.replace(_LAST, last))
             if ours in translated:
                 raise ValueError(f"{name} and another tensor both become {ours}")
-            translated[ours] = tensor.reshape(()) if ours == "backbone.exponent" else tensor
+            scalar = ours == "backbone.exponent" and tensor.numel() == 1
+            translated[ours] = tensor.reshape(()) if scalar else tensor
             renamed[name] = ours
     return Translation(translated, renamed, left_out, tuple(unmapped))
 

@@ -196,7 +196,7 @@ class ViT(nn.Module):
         """Cameras that a checkpoint knows; 0 = it has no camera embedding."""
         for name, tensor in state.items():
             if name.rpartition(".")[2] == "camera_embed":
-                return len(tensor)
+                return len(tensor) if tensor.ndim == 3 and tensor.numel() else 0
         return 0
 
     def _embed_cameras(self, camera_embed: Tensor, camid: Tensor) -> Tensor:

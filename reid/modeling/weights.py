@@ -24,6 +24,11 @@ from reid.modeling.formats import use_our_names
 from reid.modeling.screening import check_pickle_file, check_tensors
 
 _WRAPPERS = ("model", "state_dict", "teacher")
+# Narrower floats mean nothing without scales that their writers keep elsewhere.
+_NUMBERS = (
+    torch.float16, torch.bfloat16, torch.float32, torch.float64,
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+)  # fmt: skip
 # What published checkpoints hold beside tensors: best scores, the command line.
 _PASSED_OVER = (
     "argparse.Namespace",
@@ -108,7 +113,8 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     a command line, which published files hold besides: they are not even built.
 
     Raises:
-        WeightsError: The file is missing, broken, or would run code when read.
+        WeightsError: The file is missing, broken, or would run code when read; or a tensor has
+            numbers that no network here has: complex ones, or floats of 8 bits.
     """
     metadata: dict[str, str] = {}
     content: Mapping[str, Any]
@@ -130,6 +136,12 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path}: no tensors found, at the top or under {', '.join(_WRAPPERS)}; "
             f"the file has {', '.join(map(str, list(content)[:8])) or 'nothing'}"
         )
+    odd = [f"{name} {value.dtype}" for name, value in state.items() if value.dtype not in _NUMBERS]
+    if odd:
+        raise WeightsError(
+            f"{path}: expected whole numbers, or floats of 16 bits or more, got "
+            f"{', '.join(odd[:4])}{', ...' if odd[4:] else ''}"
+        )
     return state, metadata
 
 
@@ -143,8 +155,8 @@ def load_weights(
 ) -> LoadReport:
     """Loads tensors by name, all or none of them.
 
-    A module may define `resize_tensor(name, tensor)`, which fits a tensor of another shape or
-    returns None.
+    A module may define `resize_tensor(name, tensor)`, which fits a tensor of another shape,
+    returns None, or raises a ValueError that says why it cannot.
 
     Args:
         module: What to fill.
@@ -154,8 +166,9 @@ def load_weights(
         skip: Patterns of names that are not taken from the file, and that it need not have.
 
     Raises:
-        WeightsError: A shape does not fit, a tensor is missing or not finite, or no name fits.
-            The module is as it was.
+        WeightsError: A shape does not fit, a tensor is missing, not finite in the module's
+            precision, or of other numbers than floats where the module has these, or no name
+            fits. The module is as it was.
     """
     target = module.state_dict()
     resize: Callable[[str, Tensor], Tensor | None] = getattr(
@@ -168,17 +181,19 @@ def load_weights(
             skipped.append(name)
         elif name not in target:
             unexpected.append(name)
-        elif tensor.shape == target[name].shape:
-            taken[name] = tensor
-            loaded.append(name)
-        elif (fitted := resize(name, tensor)) is not None and fitted.shape == target[name].shape:
-            taken[name] = fitted
-            resized.append(f"{name} {tuple(tensor.shape)} to {tuple(fitted.shape)}")
         else:
-            wrong.append(f"{name}: file {tuple(tensor.shape)}, model {tuple(target[name].shape)}")
+            try:
+                taken[name] = _fit(name, tensor, target[name], resize)
+            except ValueError as error:
+                wrong.append(f"{name}: {error}")
+                continue
+            if tensor.shape == taken[name].shape:
+                loaded.append(name)
+            else:
+                resized.append(f"{name} {tuple(tensor.shape)} to {tuple(taken[name].shape)}")
     if wrong:
         raise WeightsError(
-            f"{source}: shapes do not fit, nothing was loaded:\n  " + "\n  ".join(wrong)
+            f"{source}: tensors do not fit, nothing was loaded:\n  " + "\n  ".join(wrong)
         )
     if not taken:
         raise WeightsError(
@@ -209,6 +224,18 @@ def load_weights(
     return LoadReport(
         tuple(loaded), tuple(resized), tuple(missing), tuple(unexpected), tuple(skipped)
     )
+
+
+def _fit(
+    name: str, tensor: Tensor, ours: Tensor, resize: Callable[[str, Tensor], Tensor | None]
+) -> Tensor:
+    """A tensor of a file in the shape of the model's own; a float in its precision too."""
+    if ours.is_floating_point() and not tensor.is_floating_point():
+        raise ValueError(f"file {tensor.dtype}, model {ours.dtype}")
+    fitted = tensor if tensor.shape == ours.shape else resize(name, tensor)
+    if fitted is None or fitted.shape != ours.shape:
+        raise ValueError(f"file {tuple(tensor.shape)}, model {tuple(ours.shape)}")
+    return fitted.to(ours.dtype) if ours.is_floating_point() else fitted
 
 
 def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:

@@ -13,7 +13,7 @@ from reid.engine.networks import build_model
 from reid.engine.splits import count_splits, log_dataset
 from reid.engine.testing import TestSet
 from reid.modeling.backbones import TimmBackbone
-from reid.modeling.weights import save_weights
+from reid.modeling.weights import WeightsError, save_weights
 from reid.structures import ImageRecord
 
 TRAIN = [ImageRecord("a.jpg", 1, 0), ImageRecord("b.jpg", 1, 1), ImageRecord("c.jpg", 4, 1)]
@@ -75,3 +75,9 @@ def test_weights_that_saw_other_pixels_are_warned_of(
     caplog.clear()
     build_model(config, (64, 32), 0)
     assert not [r for r in caplog.records if r.levelno == logging.WARNING]
+    for wrong in ("a few", "[1, 2]", '["a", "b", "c"]', "[" * 100_000):
+        save_weights(tmp_path / "w.safetensors", state, {"pixel_std": wrong})
+        with pytest.raises(
+            WeightsError, match=r"w\.safetensors: expected three numbers as pixel_s"
+        ):
+            build_model(config, (64, 32), 0)

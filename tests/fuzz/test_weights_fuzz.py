@@ -145,6 +145,7 @@ def pickles() -> list[bytes]:
     return [
         whole,
         legacy_bytes(content()),
+        *(save_as(of_dtype(dtype)) for dtype in DTYPES for save_as in (zip_bytes, legacy_bytes)),
         zip_bytes({"model": content()["model"], "args": argparse.Namespace(lr=1)}),
         zip_bytes({"state_dict": {f"module.{k}": v for k, v in content()["model"].items()}}),
         zip_bytes({"w": torch.zeros(2), "nested": nested}),
@@ -154,6 +155,11 @@ def pickles() -> list[bytes]:
         zip_bytes({"w": torch.zeros(3, 3).to_sparse()}),
         zip_bytes({f"blocks.{HUGE}.norm1.weight": torch.zeros(2), "cls_token": torch.zeros(2)}),
         zip_bytes({f"blocks.{'9' * 5000}.norm1.weight": torch.zeros(2)}),
+        zip_bytes({"net.norm.bias": torch.zeros(2), "camera_embed": torch.ones(())}),
+        zip_bytes(
+            {f"backbone.{name}conv1.weight": torch.ones(1) for name in ("", "layer1.0.")}
+            | {"heads.pool_layer.p": torch.ones(3)}
+        ),
         zip_bytes([torch.zeros(2)]),
         zip_bytes({}),
         edited(zip_bytes({"w": torch.zeros(2**23)}), lambda _, old: old, zipfile.ZIP_DEFLATED),
@@ -194,6 +200,7 @@ def safetensors() -> list[bytes]:
         header(w=entry("F32", [-4], 0, 16)) + one,
         header(w=entry("F64", [4], 0, 16)) + one,
         header(w=entry("I4", [4], 0, 16)) + one,
+        header(w=entry("F4", [32], 0, 16)) + one,
         header(w=entry("F32", [4], 16, 0)) + one,
         header(w=entry("F32", [0, HUGE], 0, 0)),
         header(w={"dtype": "F32"}) + one,
@@ -206,7 +213,34 @@ def safetensors() -> list[bytes]:
         b"",
         b"\0" * 8,
     ]
-    return [save(state), save(state, {"epoch": "3"}), *made_up]
+    typed = [save(of_dtype(dtype)) for dtype in DTYPES]
+    return [save(state), save(state, {"epoch": "3"}), *typed, *made_up]
+
+
+DTYPES = (
+    torch.bool, torch.uint8, torch.int64, torch.uint16, torch.float16, torch.bfloat16,
+    torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu,
+)  # fmt: skip
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def of_dtype(dtype: torch.dtype) -> dict[str, Tensor]:
+    """The state with one tensor of other numbers."""
+    state = content()["model"]
+    state["blocks.1.norm1.bias"] = state["blocks.1.norm1.bias"].abs().to(dtype)
+    return state
+
+
+def target() -> torch.nn.Module:
+    """A module with the names and shapes of `content`."""
+    blocks = [
+        torch.nn.ModuleDict({
+            "norm1": torch.nn.Linear(3, 6),
+            "attn": torch.nn.ModuleDict({"qkv": torch.nn.Linear(3, 6)}),
+        })
+        for _ in range(2)
+    ]  # fmt: skip
+    return torch.nn.ModuleDict({"blocks": torch.nn.ModuleList(blocks)})
 
 
 def written(content: bytes, path: Path) -> Path:
@@ -229,11 +263,15 @@ def read_all_ways(path: Path) -> str:
     check_plain(state, path)
     renamed, _ = read_checkpoint(path)
     check_plain(renamed, path)
-    target = torch.nn.Linear(2, 2)
+    module = target()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
     try:
-        load_weights(target, renamed, source=str(path))
+        load_weights(module, renamed, source=str(path))
     except WeightsError:
-        assert all(bool(value.isfinite().all()) for value in target.state_dict().values())
+        assert_same(module.state_dict(), before)
+    else:
+        assert all(renamed[name].dtype in FLOATS for name in before)
+        assert all(bool(value.isfinite().all()) for value in module.state_dict().values())
     with contextlib.suppress(WeightsError):  # of no known format
         convert_weights(path, path.with_name("converted.safetensors"), partial=True)
     return "accepted"

@@ -134,6 +134,9 @@ def test_errors_leave_no_file(source: Path, tmp_path: Path) -> None:
     torch.save(transreid(model()) | {"base.norm.bias": torch.full((24,), torch.nan)}, source)
     with pytest.raises(WeightsError, match=r"not finite: backbone\.net\.norm\.bias"):
         convert_weights(source, output)
+    torch.save(transreid(model()) | {"base.norm.bias": torch.full((24,), 1e5)}, source)
+    with pytest.raises(WeightsError, match=r"not finite in half precision: backbone\.net\.norm"):
+        convert_weights(source, output, half=True)
     assert not output.exists()
 
 

@@ -78,6 +78,12 @@ def test_report_names_what_happened() -> None:
         ),
         (lambda s: {k: v for k, v in s.items() if k != "0.bias"}, r"not in the file.*0\.bias"),
         (lambda s: s | {"0.bias": torch.full((4,), torch.nan)}, r"not finite.*0\.bias"),
+        (lambda s: s | {"0.bias": torch.ones(4).double() * 1e300}, r"not finite.*0\.bias"),
+        (
+            lambda s: s | {"0.bias": torch.ones(4, dtype=torch.bool)},
+            r"0\.bias: file torch\.bool, model torch\.float32",
+        ),
+        (lambda s: s | {"0.bias": torch.ones(4).to(torch.complex64)}, r"0\.bias: file torch\.comp"),
         (lambda s: {f"x.{k}": v for k, v in s.items()}, "no name fits the model"),
     ],
 )
@@ -173,6 +179,33 @@ def test_small_file_that_asks_for_much_memory(tmp_path: Path) -> None:
         torch.save({"w": Zeros()}, path, _use_new_zipfile_serialization=new)
         with pytest.raises(WeightsError, match=r"bomb\.pth.*builds a bytearray"):
             read_checkpoint(path)
+
+
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.float8_e4m3fn, torch.float8_e8m0fnu])
+def test_odd_numbers_are_refused(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+    path = tmp_path / f"odd.{suffix}"
+    state = {"v": torch.ones(2), "w": torch.ones(2).to(dtype)}
+    save_checkpoint(path, state) if suffix == "pth" else save_weights(path, state, {})
+    with pytest.raises(WeightsError, match=rf"odd\.{suffix}: expected whole.*got w {dtype}$"):
+        read_checkpoint(path)
+
+
+def test_half_precision_is_widened() -> None:
+    source, target = network(), network()
+    load_weights(target, {name: value.bfloat16() for name, value in source.state_dict().items()})
+    for name, value in source.state_dict().items():
+        assert target.state_dict()[name].dtype == value.dtype
+        assert torch.equal(target.state_dict()[name], value.bfloat16().to(value.dtype))
+
+
+def test_a_tensor_that_cannot_be_resized_is_named() -> None:
+    class Stubborn(nn.Linear):
+        def resize_tensor(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no grid")
+
+    with pytest.raises(WeightsError, match=r"f\.pth: tensors do not fit.*\n  weight: no grid"):
+        load_weights(Stubborn(2, 2), {"weight": torch.zeros(3, 2)}, source="f.pth")
 
 
 def test_tensors_without_numbers_are_refused(tmp_path: Path) -> None:
