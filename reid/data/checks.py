@@ -212,13 +212,12 @@ def count_by_camera(splits: Splits) -> dict[int, dict[Split, int]]:
 
 def _look_at(path: str, min_side: int) -> _Facts:
     try:
-        data = Path(path).read_bytes()
-        if not data:
+        if not Path(path).stat().st_size:
             return _Facts(("zero-size", KINDS["zero-size"]), None)
-        pixels = read_image(path)
+        pixels = read_image(path)  # first, since it refuses what is too large to be read
+        digest = hashlib.sha256(Path(path).read_bytes()).digest()
     except (OSError, DataError) as error:
         return _Facts(("unreadable", str(error).removeprefix(f"{path}: ")), None)
-    digest = hashlib.sha256(data).digest()
     height, width = pixels.shape[:2]
     small = None
     if min(height, width) < min_side:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from reid.structures import DataError
 # What Pillow's decoders raise on broken files.
 _BROKEN = (
     OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError,
-    struct.error, Image.DecompressionBombError,
+    struct.error, Image.DecompressionBombError, MemoryError,
 )  # fmt: skip
+_BYTES_PER_PIXEL = 8  # four channels of 16 bits, not compressed
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive JPEG
 _LARGEST_SHORT = 0xFFFF
 
@@ -32,12 +34,12 @@ def read_image(path: str) -> Pixels:
     Plain JPEG files are decoded by torchvision, which gives Pillow's pixels in less time.
 
     Raises:
-        DataError: The file is missing, cut off, too large to be a picture (Pillow's limit, against
-            decompression bombs), or is no image that Pillow reads.
+        DataError: The file is missing, cut off, is no image that Pillow reads, or is too large to
+            be a picture: above Pillow's limit of pixels, against decompression bombs, or with more
+            than 8 bytes for each of these. Or memory does not suffice.
     """
     try:
-        with Path(path).open("rb", buffering=0) as file:
-            data = bytearray(file.readall())
+        data = _read(path)
         if _is_plain_jpeg(data):
             try:
                 encoded = torch.frombuffer(data, dtype=torch.uint8)
@@ -48,7 +50,19 @@ def read_image(path: str) -> Pixels:
                 return _rgb(image.permute(1, 2, 0).numpy())
         return _read_with_pillow(path)
     except _BROKEN as error:
-        raise DataError(f"{path}: is not a readable image ({error})") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path}: is not a readable image ({reason})") from error
+
+
+def _read(path: str) -> bytearray:
+    """A file that has no more bytes than a picture can have."""
+    with Path(path).open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > _BYTES_PER_PIXEL * _largest():
+            raise ValueError(f"{size:,} bytes are too many for a picture")
+        data = bytearray(size)
+        del data[file.readinto(data) :]
+    return data
 
 
 def _read_with_pillow(path: str) -> Pixels:

@@ -132,6 +132,29 @@ def test_decompression_bomb(
         read_image(str(path))
 
 
+@pytest.mark.parametrize("head", [b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF....WEBPVP8 "])
+def test_a_file_too_large_to_be_a_picture_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    path = tmp_path / "large.jpg"
+    path.write_bytes(head)
+    with path.open("r+b") as file:
+        file.truncate(8 * 1000 + 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(DataError, match=r"large\.jpg: .*8,001 bytes are too many for a picture"):
+        read_image(str(path))
+
+
+def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    Image.new("L", (8, 8)).save(tmp_path / "x.png")
+    monkeypatch.setattr("PIL.Image.open", fail)
+    with pytest.raises(DataError, match=r"x\.png: is not a readable image \(MemoryError\)"):
+        read_image(str(tmp_path / "x.png"))
+
+
 def test_what_is_no_image(tmp_path: Path) -> None:
     for content in (b"no image", b"\xff\xd8\xff\xe0cut", b"\x89PNG\r\n\x1a\nno"):
         (tmp_path / "x.jpg").write_bytes(content)

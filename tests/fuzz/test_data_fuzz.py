@@ -175,6 +175,26 @@ PICTURES = (
 )  # fmt: skip
 
 
+HEADS = (
+    b"\xff\xd8\xff\xe0", b"\x89PNG\r\n\x1a\n", b"RIFF\xff\xff\xff\x7fWEBPVP8 ", b"GIF89a",
+    b"II*\0", b"BM", b"P5 9 9 255 ", b"",
+)  # fmt: skip
+
+
+def test_giant_pictures(fuzz: Callable[..., Counter[str]]) -> None:
+    """Files of 2 GiB that take no place on disk."""
+
+    def case(number: int, folder: Path) -> str:
+        path = folder / "giant.jpg"
+        path.write_bytes(HEADS[number])
+        with path.open("r+b") as file:
+            file.truncate(2**31)
+        read_image(str(path))
+        return "accepted"
+
+    assert fuzz(case, range(len(HEADS)), DataError) == {"refused": len(HEADS)}
+
+
 def test_changed_pictures(
     fuzz: Callable[..., Counter[str]], seeds: range, mutated: Callable[..., bytes]
 ) -> None:
