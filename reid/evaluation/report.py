@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from reid.yaml_text import parse_yaml
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 _HARDEST = 10
+_MOST_TIMES, _ALLOWANCE = 20, 64 * 2**20  # what an .npz file of features may unpack to, in bytes
 _SPLITS = ("query", "gallery")
 
 
@@ -48,7 +50,8 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
         csv: A list of N images, in the order of the features; images for training are passed over.
 
     Raises:
-        DataError: A file is missing or broken, an array is missing, or lengths do not fit.
+        DataError: A file is missing or broken, or unpacks to far more than its size; an array is
+            missing, or lengths do not fit.
     """
     arrays = _read_arrays(path)
     if csv is None:
@@ -214,13 +217,17 @@ def _read_arrays(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; expected an .npz file")
     try:
-        with path.open("rb") as stream:
-            content = np.load(stream, allow_pickle=False)
-            if not isinstance(content, np.ndarray):
-                return dict(content.items())
+        with zipfile.ZipFile(path) as archive:
+            unpacked, size = sum(r.file_size for r in archive.infolist()), path.stat().st_size
+        if unpacked > _MOST_TIMES * size + _ALLOWANCE:
+            raise ValueError(
+                f"its {size:,} bytes unpack to {unpacked:,}; if that is right, save it with "
+                "numpy.savez, which does not compress"
+            )
+        with np.load(path, allow_pickle=False) as arrays:
+            return dict(arrays.items())
     except Exception as error:  # numpy, zipfile and zlib have many for broken files
         raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
-    raise DataError(f"{path}: is a single array; expected an .npz file")
 
 
 def _array(arrays: Mapping[str, Any], name: str, path: Path) -> Any:

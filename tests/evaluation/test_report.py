@@ -124,6 +124,9 @@ def test_wrong_files_are_named(
     for name in ("gone.npz", "broken.npz", "one.npy", "pickled.npz"):
         assert run(monkeypatch, tmp_path / name) == 2
         assert f"DataError: {tmp_path / name}" in capsys.readouterr().err
+    np.savez_compressed(tmp_path / "bomb.npz", more=np.zeros(80 * 2**20, np.int8))
+    with pytest.raises(DataError, match=r"bomb\.npz: .* bytes unpack to 83,886,208; if that is"):
+        load_features(tmp_path / "bomb.npz")
     np.savez(tmp_path / "f.npz", features=np.zeros((3, 2)))
     write_csv(tmp_path / "list.csv", arrays())
     with pytest.raises(DataError, match=r"has 3 features, but .* lists 61 images"):

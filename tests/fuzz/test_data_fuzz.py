@@ -98,6 +98,21 @@ def array_of(header: str) -> bytes:
     return stream.getvalue()
 
 
+def packed(size: int) -> bytes:
+    """An .npz file with so many zeros besides."""
+    stream = io.BytesIO(features())
+    with (
+        zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+        archive.open("more.npy", "w", force_zip64=True) as record,
+    ):
+        np.lib.format.write_array_header_1_0(
+            record, {"descr": "|i1", "fortran_order": False, "shape": (size,)}
+        )
+        for _ in range(size // 2**20):
+            record.write(bytes(2**20))
+    return stream.getvalue()
+
+
 class Runs:
     """What a pickle may do."""
 
@@ -129,16 +144,17 @@ WRONG_FEATURES = (
 
 def test_made_up_features(fuzz: Callable[..., Counter[str]]) -> None:
     right = (features(), features(np.savez_compressed))
+    wrong = (*WRONG_FEATURES, packed(2**28))
 
     def case(number: int, folder: Path) -> str:
         path = folder / "features.npz"
-        path.write_bytes((*right, *WRONG_FEATURES)[number])
+        path.write_bytes((*right, *wrong)[number])
         found = load_features(path)
         assert (len(found.query), len(found.gallery)) == (2, 3)
         return "accepted"
 
-    outcomes = fuzz(case, range(len(right) + len(WRONG_FEATURES)), DataError)
-    assert outcomes == {"accepted": len(right), "refused": len(WRONG_FEATURES)}
+    outcomes = fuzz(case, range(len(right) + len(wrong)), DataError)
+    assert outcomes == {"accepted": len(right), "refused": len(wrong)}
 
 
 def test_changed_features(
