@@ -97,9 +97,9 @@ def draw(arguments: argparse.Namespace) -> None:
         raise ConfigError(f"{arguments.command}: expected one --model, got {len(models)}")
     match arguments.command:
         case "rollout" | "stripes":
-            records = pictures.pick_images(models[0], arguments.count, arguments.images)
+            records, dataset = pictures.pick_images(models[0], arguments.count, arguments.images)
             if arguments.command == "rollout":
-                pictures.picture_attention(output, models, records, arguments.heads)
+                pictures.picture_attention(output, models, records, dataset, arguments.heads)
             else:
                 pictures.picture_stripes(output, models[0], records)
         case "ranked":

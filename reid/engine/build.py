@@ -29,10 +29,10 @@ from reid.data.resize import Interpolation
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
 from reid.engine.checkpoints import SaveCheckpoints
-from reid.engine.datasets import TrainImages, build_datasets
+from reid.engine.datasets import TrainImages, build_datasets, build_test_datasets
 from reid.engine.hooks import Evaluate, LogMetrics, WarmUp
 from reid.engine.logs import MetricWriter
-from reid.engine.networks import build_model, camera_counter, load_model_weights, place_model
+from reid.engine.networks import as_model_knows, build_model, load_model_weights, place_model
 from reid.engine.nonfinite import NonFiniteLosses, OnNonFinite
 from reid.engine.provenance import provenance
 from reid.engine.pseudo_labels import DrawClusters, OnCollapse, RefreshPseudoLabels
@@ -131,23 +131,16 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Te
         ConfigError: A dataset is unknown or an option is wrong.
         DataError: Its files are not what was expected.
     """
-    if train is None and (config.datasets.train or not config.datasets.test):
+    if train is None and config.datasets.train:
         train = build_train_images(config)
-    if config.datasets.test:
-        datasets = build_datasets(config.datasets.test, "datasets.test")
-    else:
-        assert train is not None
-        datasets = [dataset for dataset in train.datasets if dataset.has_test()]
+    datasets = build_test_datasets(config.datasets.test, train)
     transform = build_transform(config.input, training=False)
     sets = []
     names = unique_names([dataset.name for dataset in datasets])
     for name, dataset in zip(names, datasets, strict=True):
         query, gallery = dataset.load("query"), dataset.load("gallery")
-        seen = [*query, *gallery]
-        if train is not None and camera_counter(config) is not None:
-            seen = train.as_model_knows(seen, dataset)
         loader = eval_loader(
-            seen,
+            as_model_knows(config, train, [*query, *gallery], dataset),
             transform,
             batch_size=config.test.batch_size,
             num_workers=_num_workers(config),

@@ -159,6 +159,17 @@ class TrainImages:
         ]
 
 
+def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDataset]:
+    """The datasets of a list of test sets, or else the training sets that have query and gallery.
+
+    Raises:
+        ConfigError: A dataset is unknown or an option is wrong.
+    """
+    if specs:
+        return build_datasets(specs, "datasets.test")
+    return [dataset for dataset in train.datasets if dataset.has_test()] if train else []
+
+
 def _log_joined(names: Sequence[str], joined: JoinedImages) -> None:
     rows = []
     for name in names:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from reid import distributed
 from reid.config import Config, InputConfig
+from reid.data.datasets.base import ReIDDataset
+from reid.engine.datasets import TrainImages
 from reid.modeling.compiling import CompileMode, compile_network
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import (
@@ -23,6 +25,7 @@ from reid.modeling.weights import (
     read_checkpoint,
 )
 from reid.registry import BACKBONE, HEAD, ConfigError, build
+from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -139,3 +142,25 @@ def camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | No
     """How to count the cameras that weights of the backbone know; None: it knows of no cameras."""
     name = config.model.backbone.get("name")
     return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
+
+
+def as_model_knows(
+    config: Config,
+    train: TrainImages | None,
+    records: Sequence[ImageRecord],
+    dataset: ReIDDataset,
+) -> list[ImageRecord]:
+    """Images of a test set as the model sees them: a camera has the number it had in training.
+
+    Args:
+        config: Of the model.
+        train: What it was trained on; None: not known, the dataset's own numbers stay.
+        records: The images.
+        dataset: They are of it.
+
+    Raises:
+        DataError: The training sets' files are not what was expected.
+    """
+    if train is None or camera_counter(config) is None:
+        return list(records)
+    return train.as_model_knows(records, dataset)

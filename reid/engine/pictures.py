@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,12 +14,19 @@ from torch import Tensor
 
 from reid.clustering import Clusterer
 from reid.config import Config, load_config
+from reid.data.datasets.base import ReIDDataset
 from reid.data.loaders import eval_loader
 from reid.data.transforms import ImageTransform
-from reid.engine.build import build_test_sets, build_train_images, build_transform, import_plugins
+from reid.engine.build import (
+    build_test_sets,
+    build_train_images,
+    build_transform,
+    import_plugins,
+)
 from reid.engine.checkpoints import BEST_MODEL, FINAL_MODEL
+from reid.engine.datasets import TrainImages, build_test_datasets
 from reid.engine.logs import progress_bar
-from reid.engine.networks import build_trained_model, pick_device
+from reid.engine.networks import as_model_knows, build_trained_model, pick_device
 from reid.engine.testing import TestSet, draw_matches
 from reid.evaluation.attention import Fusion, rollout_maps
 from reid.evaluation.extract import Precision, extract_features
@@ -26,8 +34,9 @@ from reid.evaluation.plots import Method, draw_embedding, embed
 from reid.evaluation.visualize import draw_attention, draw_clusters, draw_stripes
 from reid.modeling.model import ReIDModel
 from reid.registry import CLUSTERER, ConfigError, build
-from reid.structures import UNKNOWN_CAMERA, Batch, FeatureSet, ImageRecord, PseudoLabels
+from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
 
+T = TypeVar("T")
 _MOST_POINTS = 3000
 
 
@@ -47,17 +56,28 @@ class TrainedModel:
     model: ReIDModel
     device: torch.device
 
-    def batch(self, records: Sequence[ImageRecord]) -> Batch:
-        """Some images as the model sees them in tests.
-
-        The model of several joined training sets takes their cameras for unknown ones, since
-        it knows them under other numbers.
+    @cached_property
+    def train_images(self) -> TrainImages | None:
+        """What the config trains on; None: it does not say.
 
         Raises:
-            DataError: An image cannot be read.
+            ConfigError: A dataset is unknown or an option is wrong.
         """
-        if isinstance(self.config.datasets.train, list) and len(self.config.datasets.train) > 1:
-            records = [replace(record, camid=UNKNOWN_CAMERA) for record in records]
+        return build_train_images(self.config) if self.config.datasets.train else None
+
+    def batch(self, records: Sequence[ImageRecord], dataset: ReIDDataset | None = None) -> Batch:
+        """Some images as the model sees them in tests.
+
+        Args:
+            records: The images.
+            dataset: They are of it; None: of none, so that their cameras are unknown.
+
+        Raises:
+            ConfigError: A training set of the config is unknown or an option is wrong.
+            DataError: An image or a training set cannot be read.
+        """
+        if dataset is not None:
+            records = as_model_knows(self.config, self.train_images, records, dataset)
         loader = eval_loader(records, self.transform(), batch_size=len(records))
         batch: Batch = next(iter(loader))
         return batch.to(self.device)
@@ -72,10 +92,7 @@ class TrainedModel:
         Raises:
             ConfigError: There is none.
         """
-        test_sets = build_test_sets(self.config)
-        if not test_sets:
-            raise ConfigError("datasets.test: there is no test set to take images from")
-        return test_sets[0]
+        return _first(build_test_sets(self.config, self.train_images))
 
 
 def load_trained(
@@ -109,22 +126,37 @@ def load_trained(
     return TrainedModel(name, config, model.to(device).eval(), device)
 
 
-def pick_images(trained: TrainedModel, count: int, files: Sequence[Path] = ()) -> list[ImageRecord]:
-    """The named files, or else queries spread evenly over the test set.
+def pick_images(
+    trained: TrainedModel, count: int, files: Sequence[Path] = ()
+) -> tuple[list[ImageRecord], ReIDDataset | None]:
+    """The named files, or else queries spread evenly over the first test set; and this set.
 
     Raises:
         ConfigError: There is no test set.
+        DataError: Its files are not what was expected.
     """
     if files:
-        return [ImageRecord(str(path)) for path in files]
-    query = trained.test_set().query
-    return [query[i] for i in _spread(len(query), count)]
+        return [ImageRecord(str(path)) for path in files], None
+    dataset = _first(build_test_datasets(trained.config.datasets.test, trained.train_images))
+    query = dataset.load("query")
+    return [query[i] for i in _spread(len(query), count)], dataset
 
 
 def picture_attention(
-    path: Path, models: Sequence[TrainedModel], records: Sequence[ImageRecord], fusion: Fusion
+    path: Path,
+    models: Sequence[TrainedModel],
+    records: Sequence[ImageRecord],
+    dataset: ReIDDataset | None,
+    fusion: Fusion,
 ) -> None:
     """Attention rollout of one model or of several side by side, for each branch too.
+
+    Args:
+        path: The PNG to write.
+        models: From left to right.
+        records: The images.
+        dataset: They are of it; None: of none.
+        fusion: Of the heads.
 
     Raises:
         ValueError: A model has no attention to look at.
@@ -132,7 +164,7 @@ def picture_attention(
     """
     columns: list[tuple[str, Tensor]] = []
     for trained in models:
-        batch = trained.batch(records)
+        batch = trained.batch(records, dataset)
         maps = rollout_maps(trained.model, batch.image, batch.camid, fusion)
         columns.append((trained.name, torch.stack(maps).mean(0)))
         if len(maps) > 1:
@@ -255,6 +287,12 @@ def _find_clusters(
         )
     with progress_bar("Clustering", "img") as progress:
         return records, features, clusterer(features, progress=progress)
+
+
+def _first(test_sets: Sequence[T]) -> T:
+    if not test_sets:
+        raise ConfigError("datasets.test: there is no test set to take images from")
+    return test_sets[0]
 
 
 def _spread(total: int, count: int) -> list[int]:

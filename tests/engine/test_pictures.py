@@ -121,11 +121,35 @@ def test_features_of_any_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_images_of_ones_own(runs: Path, tmp_path: Path) -> None:
     Image.new("RGB", (40, 80)).save(tmp_path / "me.png")
     trained = load_trained(runs / "plain")
-    assert [r.path for r in pick_images(trained, 3, [tmp_path / "me.png"])] == [
-        str(tmp_path / "me.png")
-    ]
-    assert len(pick_images(trained, 3)) == 3
-    assert trained.batch(pick_images(trained, 2)).image.shape == (2, 3, 48, 32)
+    records, dataset = pick_images(trained, 3, [tmp_path / "me.png"])
+    assert [record.path for record in records] == [str(tmp_path / "me.png")]
+    assert dataset is None
+    assert len(pick_images(trained, 3)[0]) == 3
+    batch = trained.batch(*pick_images(trained, 2))
+    assert batch.image.shape == (2, 3, 48, 32)
+    assert bool((batch.camid >= 0).all())
+
+
+def test_each_model_is_shown_the_cameras_that_it_knows(runs: Path, tmp_path: Path) -> None:
+    """As in its evaluation; the cameras of a set that it was not trained on are unknown."""
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.new("RGB", (16, 32)).save(other / "0.png")
+    (other / "list.csv").write_text("path,pid,camid,split\n0.png,0,1,query\n0.png,0,0,gallery\n")
+    foreign = f"[{{NAME: CSV, PATH: {other / 'list.csv'}}}]"
+    joined = f"[{DATA}, {{NAME: CSV, PATH: {other / 'list.csv'}, TRAIN_SPLIT: query}}]"
+    at_home = load_trained(runs / "plain")
+    abroad = load_trained(runs / "plain", overrides=["DATASETS.TEST", foreign])
+    both = load_trained(runs / "plain", overrides=["DATASETS.TRAIN", joined])
+    own, foreigners = pick_images(at_home, 3), pick_images(abroad, 3)
+    numbers = [record.camid for record in own[0]]
+    assert [record.camid for record in foreigners[0]] == [1]
+    for trained, expected in ((at_home, numbers), (abroad, numbers), (both, numbers)):
+        assert trained.batch(*own).camid.tolist() == expected
+    for trained, camid in ((at_home, -1), (abroad, -1), (both, 3)):
+        assert trained.batch(*foreigners).camid.tolist() == [camid]
+        if trained is abroad:
+            assert next(iter(trained.test_set().loader)).camid.tolist() == [-1, -1]
 
 
 def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
