@@ -23,8 +23,9 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 def test_a_job_is_torchrun_on_every_machine_and_resumes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     submitted: list[Any] = []
     parameters: dict[str, Any] = {}
 
@@ -64,3 +65,12 @@ def test_without_submitit(
     monkeypatch.setitem(sys.modules, "submitit", None)
     assert run(monkeypatch, *ARGUMENTS) == 2
     assert "pip install submitit" in capsys.readouterr().err
+
+
+def test_logs_that_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", SimpleNamespace())
+    (tmp_path / "file").touch()
+    assert run(monkeypatch, "--logs", str(tmp_path / "file" / "logs"), *ARGUMENTS) == 2
+    assert f"OutputError: {tmp_path / 'file' / 'logs'}: cannot be" in capsys.readouterr().err

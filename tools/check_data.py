@@ -14,8 +14,9 @@ from tqdm import tqdm
 from reid.config import load_config
 from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
 from reid.engine.datasets import build_datasets, spec_of_words
+from reid.engine.errors import tell, tells_errors
 from reid.engine.logs import tool_logging
-from reid.files import OutputError, write_text
+from reid.files import write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -31,6 +32,7 @@ Exit code: 0 nothing wrong, 1 something wrong, 2 the command is.
 """
 
 
+@tells_errors()
 @tool_logging()
 def main() -> int:
     """Parses the arguments and checks; returns the exit code."""
@@ -83,12 +85,10 @@ def main() -> int:
         if arguments.json is not None:
             write_text(arguments.json, json.dumps(reports, indent=2) + "\n")
             sys.stdout.write(f"Written to {arguments.json}\n")
-    except (ConfigError, OutputError) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
+    except ConfigError:
+        raise
     except (DataError, ValueError) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 1
+        return tell(error, code=1)
     return 0 if all(report["ok"] for report in reports) else 1
 
 

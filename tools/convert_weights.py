@@ -8,10 +8,9 @@ import sys
 from pathlib import Path
 
 from reid.engine.build import import_plugins
+from reid.engine.errors import tells_errors
 from reid.modeling.convert import convert_weights
 from reid.modeling.formats import FORMATS
-from reid.modeling.weights import WeightsError
-from reid.registry import ConfigError
 
 EPILOG = """\
 The format is found from the names in the file. The report says what became of every tensor; a
@@ -24,6 +23,7 @@ mapping that is not complete is an error unless --partial is given. Nothing in a
 Formats: """
 
 
+@tells_errors()
 def main() -> int:
     """Parses the arguments and converts; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -51,25 +51,21 @@ def main() -> int:
     arguments = parser.parse_args()
     if (arguments.mean is None) != (arguments.std is None):
         parser.error("--mean and --std belong together")
-    try:
-        import_plugins(arguments.plugins)
-        report = convert_weights(
-            arguments.source,
-            arguments.output,
-            written_as=arguments.format,
-            part=arguments.part,
-            half=arguments.half,
-            partial=arguments.partial,
-            drop=arguments.drop,
-            url=arguments.url,
-            statistics=None
-            if arguments.mean is None
-            else (tuple(arguments.mean), tuple(arguments.std)),
-            image_size=None if arguments.size is None else tuple(arguments.size),
-        )
-    except (ConfigError, WeightsError) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
+    import_plugins(arguments.plugins)
+    report = convert_weights(
+        arguments.source,
+        arguments.output,
+        written_as=arguments.format,
+        part=arguments.part,
+        half=arguments.half,
+        partial=arguments.partial,
+        drop=arguments.drop,
+        url=arguments.url,
+        statistics=None
+        if arguments.mean is None
+        else (tuple(arguments.mean), tuple(arguments.std)),
+        image_size=None if arguments.size is None else tuple(arguments.size),
+    )
     print(f"{report}\nWritten to {arguments.output}")
     return 0
 

@@ -8,10 +8,9 @@ import json
 import sys
 from pathlib import Path
 
+from reid.engine.errors import tells_errors
 from reid.evaluation.report import evaluate_features, load_features, report_text
-from reid.files import OutputError, escape_output, write_text
-from reid.registry import ConfigError
-from reid.structures import DataError
+from reid.files import escape_output, write_text
 
 EPILOG = """\
 FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
@@ -24,6 +23,7 @@ vectors first.
 """
 
 
+@tells_errors(ValueError)
 def main() -> int:
     """Parses the arguments and evaluates; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -41,16 +41,12 @@ def main() -> int:
     )
     arguments = parser.parse_intermixed_args()
     escape_output()
-    try:
-        loaded = load_features(arguments.features, arguments.csv)
-        report = evaluate_features(*loaded, arguments.evaluator, arguments.options)
-        sys.stdout.write(report_text(report) + "\n")
-        if arguments.output is not None:
-            write_text(arguments.output, json.dumps(report, indent=2) + "\n")
-            sys.stdout.write(f"Written to {arguments.output}\n")
-    except (ConfigError, DataError, OutputError, ValueError) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
+    loaded = load_features(arguments.features, arguments.csv)
+    report = evaluate_features(*loaded, arguments.evaluator, arguments.options)
+    sys.stdout.write(report_text(report) + "\n")
+    if arguments.output is not None:
+        write_text(arguments.output, json.dumps(report, indent=2) + "\n")
+        sys.stdout.write(f"Written to {arguments.output}\n")
     return 0
 
 

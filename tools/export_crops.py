@@ -9,9 +9,8 @@ from pathlib import Path
 
 from reid.data.export import export_crops
 from reid.engine.datasets import build_dataset, spec_of_words
+from reid.engine.errors import tells_errors
 from reid.files import escape_output
-from reid.registry import ConfigError
-from reid.structures import DataError
 
 EPILOG = """\
 To try training on own cameras before one has any (docs/own_cameras.md):
@@ -23,6 +22,7 @@ is who. With --test, the query and gallery images go to their own folder, with a
 """
 
 
+@tells_errors()
 def main() -> int:
     """Parses the arguments and copies; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -37,13 +37,9 @@ def main() -> int:
     )
     arguments = parser.parse_intermixed_args()
     escape_output()
-    try:
-        dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
-        written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)
-        sys.stdout.write(written + "\n")
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
+    dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
+    written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)
+    sys.stdout.write(written + "\n")
     return 0
 
 

@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from reid.engine.comparison import load_paper
+from reid.engine.errors import tells_errors
 from reid.engine.reproduce import reproduce
 from reid.engine.stopping import Interrupted
-from reid.registry import ConfigError
 
 EPILOG = """\
 Every row is a run in OUTPUT/DATASET/ROW/seedS, shared by all tables. The same command again skips
@@ -25,6 +25,7 @@ the exit code is then 1. KEY VALUE pairs go to every row:
 """
 
 
+@tells_errors()
 def main() -> int:
     """Parses the arguments and reproduces; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -81,9 +82,6 @@ def main() -> int:
     except Interrupted as stop:
         sys.stderr.write(f"{stop}; the same command goes on\n")
         return stop.exit_code
-    except ConfigError as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
     return 0 if all(whole) else 1
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reid.files import OutputError, writing
+
 EPILOG = """\
   python tools/submit.py --nodes 2 --gpus-per-node 4 --hours 12 --partition gpu -- \\
       --config-file projects/TMGF/configs/msmt.yaml OUTPUT_DIR logs/tmgf/msmt
@@ -81,6 +83,12 @@ def main() -> int:
         import submitit
     except ModuleNotFoundError:
         sys.stderr.write("submitit is not installed; run: pip install submitit\n")
+        return 2
+    try:
+        with writing(options.logs):
+            options.logs.mkdir(parents=True, exist_ok=True)
+    except OutputError as error:
+        sys.stderr.write(f"OutputError: {error}\n")
         return 2
     executor = submitit.AutoExecutor(folder=options.logs)
     executor.update_parameters(

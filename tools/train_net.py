@@ -6,18 +6,11 @@ from __future__ import annotations
 import argparse
 import sys
 
-from reid.clustering import ClusteringError
 from reid.config import load_config
+from reid.engine.errors import tells_errors
 from reid.engine.run import test, train
 from reid.engine.stopping import Interrupted, resume_command
-from reid.files import OutputError
-from reid.modeling.weights import WeightsError
-from reid.registry import ConfigError
-from reid.structures import DataError
 
-_ERRORS = (
-    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, OutputError,
-)  # fmt: skip
 EPILOG = """\
 Any setting can be given after the options as KEY VALUE pairs, which win over the file:
 
@@ -34,6 +27,7 @@ reid/config.py documents every key. Datasets lie below $REID_DATASETS (default: 
 """  # noqa: E501
 
 
+@tells_errors()
 def main() -> int:
     """Parses the arguments and runs; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -74,9 +68,6 @@ def main() -> int:
                 overwrite=arguments.overwrite,
                 allow_config_change=arguments.allow_config_change,
             )
-    except _ERRORS as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
     except Interrupted as stop:
         command = "" if arguments.eval_only else f"\n{resume_command(sys.argv)}"
         sys.stderr.write(f"{stop}{command}\n")

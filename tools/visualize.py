@@ -7,14 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from reid.clustering import ClusteringError
 from reid.engine import pictures
+from reid.engine.errors import tells_errors
 from reid.evaluation.plots import draw_similarities
 from reid.evaluation.report import load_features
 from reid.files import escape_output
-from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
-from reid.structures import DataError
 
 EPILOG = """\
 A model is the folder of a run, or a config file and weights:
@@ -29,6 +27,7 @@ tools/evaluate.py --help tells what an .npz file has.
 """
 
 
+@tells_errors(ValueError, ModuleNotFoundError)
 def main() -> int:
     """Parses the arguments and draws; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -70,13 +69,7 @@ def main() -> int:
             )
     arguments = parser.parse_args()
     escape_output()
-    try:
-        draw(arguments)
-    except (
-        ConfigError, DataError, WeightsError, ClusteringError, ValueError, ModuleNotFoundError
-    ) as error:  # fmt: skip
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        return 2
+    draw(arguments)
     print(f"Written to {arguments.output}")
     return 0
 

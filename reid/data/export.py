@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from reid.data.datasets.base import ReIDDataset
-from reid.files import write_text
+from reid.files import write_text, writing
 from reid.structures import UNKNOWN_CAMERA, DataError
 
 LABELS = "labels.csv"
@@ -34,6 +34,7 @@ def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) 
     Raises:
         DataError: The folder is there already, query and gallery are asked for and there are none,
             some cameras are known and others not, or an image cannot be copied.
+        OutputError: A folder cannot be made, or the list not written.
     """
     if folder.exists():
         raise DataError(f"{folder}: is there already; expected the name of a new folder")
@@ -58,7 +59,8 @@ def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) 
         camera = "" if record.camid == UNKNOWN_CAMERA else f"camera{record.camid + 1}/"
         listed = f"{camera}{number:0{width}d}{Path(record.path).suffix.lower()}"
         path = folder / listed
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(record.path, path)
         except OSError as error:

@@ -10,23 +10,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from reid.clustering import ClusteringError
 from reid.config import Config, config_differences, load_config
 from reid.data.datasets.base import Split, SplitCounts
 from reid.engine.build import import_plugins
 from reid.engine.checkpoints import checkpoint_paths
 from reid.engine.comparison import Paper, compare_results, counts_text, results_text
 from reid.engine.datasets import build_dataset
+from reid.engine.errors import USER_ERRORS
 from reid.engine.provenance import BOOKKEEPING
 from reid.engine.run import train
-from reid.files import OutputError, write_text
-from reid.modeling.weights import WeightsError
+from reid.files import write_text
 from reid.registry import ConfigError, nearest
 from reid.structures import DataError
-
-_USER_ERRORS = (
-    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, OutputError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -263,7 +258,7 @@ def _train_run(run: Run, place: str, say: Callable[[str], None]) -> str:
     say(f"{place} {run.folder}: {'goes on' if run.can_resume else 'starts'}")
     try:
         train(run.config, resume=run.can_resume)
-    except _USER_ERRORS as error:
+    except USER_ERRORS as error:
         failure = f"{type(error).__name__}: {error}"
     except Exception as error:  # noqa: BLE001 (whatever it is, the other rows can still be trained)
         failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
