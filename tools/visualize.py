@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reid.engine import pictures
 from reid.engine.errors import tells_errors
+from reid.engine.logs import show_picture
 from reid.evaluation.plots import draw_similarities
 from reid.evaluation.report import load_features
 from reid.files import escape_output
@@ -23,7 +24,8 @@ A model is the folder of a run, or a config file and weights:
   python tools/visualize.py embed --model logs/run --colour camera
   python tools/visualize.py histogram --features features.npz
 
-tools/evaluate.py --help tells what an .npz file has.
+The picture of a run, or of weights in its folder, is shown in the run's TensorBoard too, below
+"pictures". tools/evaluate.py --help tells what an .npz file has.
 """
 
 
@@ -51,6 +53,10 @@ def main() -> int:
         command.add_argument(
             "--set", nargs="+", default=[], metavar="KEY VALUE", help="win over the models' configs"
         )
+        command.add_argument(
+            "--no-tensorboard", dest="tensorboard", action="store_false",
+            help="leave the TensorBoard of the models' runs as it is",
+        )  # fmt: skip
         if name in ("embed", "histogram"):
             command.add_argument("--features", type=Path, metavar="NPZ", help="in place of a model")
             command.add_argument("--csv", type=Path, metavar="LIST", help="of the images in NPZ")
@@ -69,13 +75,17 @@ def main() -> int:
             )
     arguments = parser.parse_args()
     escape_output()
-    draw(arguments)
+    models = draw(arguments)
     print(f"Written to {arguments.output}")
+    runs = dict.fromkeys(model.run for model in models if model.run is not None)
+    for run in runs if arguments.tensorboard else ():
+        show_picture(run, arguments.output)
+        print(f"Shown in TensorBoard: tensorboard --logdir {run}")
     return 0
 
 
-def draw(arguments: argparse.Namespace) -> None:
-    """Draws the picture that was asked for."""
+def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
+    """Draws the picture that was asked for; returns the models that it is of."""
     output, features = arguments.output, getattr(arguments, "features", None)
     for paths in arguments.model:
         if len(paths) > 2:
@@ -106,12 +116,14 @@ def draw(arguments: argparse.Namespace) -> None:
         case _:
             if features is not None:
                 found, name = load_features(features, arguments.csv)[:2], features.stem
+                models = []  # the picture is of none
             else:
                 found, name = pictures.find_features(models[0]), models[0].name
             if arguments.command == "histogram":
                 draw_similarities(output, *found)
             else:
                 pictures.picture_embedding(output, *found, arguments.colour, arguments.method, name)
+    return models
 
 
 if __name__ == "__main__":

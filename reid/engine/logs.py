@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ from tqdm import tqdm
 from reid import distributed
 from reid.files import escape_output, write_text, writing
 from reid.structures import ProgressBar
+
+PICTURES = "pictures"
+"""Folder below a run's with pictures that were drawn of it later, for TensorBoard."""
 
 
 class _Console(logging.Handler):
@@ -204,9 +208,7 @@ class MetricWriter:
     def write_image(self, name: str, path: Path, step: int) -> None:
         """Shows a picture in TensorBoard."""
         if self._board is not None:
-            with Image.open(path) as picture:
-                pixels = np.asarray(picture.convert("RGB"))
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+            _add_image(self._board, name, path, step)
 
     def close(self) -> None:
         """Writes what TensorBoard still holds back.
@@ -224,12 +226,38 @@ class MetricWriter:
             self._path.unlink(missing_ok=True)
         if not self._path.exists():
             return
-        kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
-            try:
-                numbers = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if numbers["epoch"] < epoch:
-                kept.append(line + "\n")
+        lines = _read_lines(self._path)
+        kept = [json.dumps(line) + "\n" for line in lines if line["epoch"] < epoch]
         write_text(self._path, "".join(kept))
+
+
+def show_picture(run: Path, path: Path) -> None:
+    """Shows a picture in the TensorBoard of a run, at the step that the run has reached.
+
+    TensorBoard follows the newest file of a folder alone, which a run may still be writing, so
+    that pictures have a folder of their own below the run's.
+
+    Args:
+        run: Folder of the run.
+        path: The picture.
+
+    Raises:
+        OutputError: It cannot be written.
+    """
+    folder, metrics = run / PICTURES, run / "metrics.json"
+    steps = [line["step"] for line in _read_lines(metrics)] if metrics.is_file() else []
+    with writing(folder), SummaryWriter(str(folder)) as board:
+        _add_image(board, f"{PICTURES}/{path.stem}", path, max(steps, default=0))
+
+
+def _add_image(board: SummaryWriter, name: str, path: Path, step: int) -> None:
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    board.add_image(name, pixels, step, dataformats="HWC")
+
+
+def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of metrics.json, without one that was cut off."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)

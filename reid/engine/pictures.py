@@ -49,12 +49,14 @@ class TrainedModel:
         config: Of the model; `model.weights` are those that it has.
         model: In eval mode.
         device: Where it is.
+        run: Folder of the run that the weights lie in, if any.
     """
 
     name: str
     config: Config
     model: ReIDModel
     device: torch.device
+    run: Path | None = None
 
     @cached_property
     def train_images(self) -> TrainImages | None:
@@ -123,7 +125,9 @@ def load_trained(
     device = pick_device(config.device)
     model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
     name = place.name if place.is_dir() else place.stem
-    return TrainedModel(name, config, model.to(device).eval(), device)
+    folder = Path(config.model.weights).parent
+    run = folder if (folder / "config.yaml").is_file() else None
+    return TrainedModel(name, config, model.to(device).eval(), device, run)
 
 
 def pick_images(

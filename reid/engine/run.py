@@ -24,7 +24,7 @@ from reid.engine.checkpoints import (
     checkpoint_paths,
     newest_checkpoint,
 )
-from reid.engine.logs import MetricWriter, environment, run_logging
+from reid.engine.logs import PICTURES, MetricWriter, environment, run_logging
 from reid.engine.networks import build_trained_model, pick_device, place_model
 from reid.engine.provenance import config_diff, provenance
 from reid.engine.splits import count_splits, log_dataset
@@ -51,6 +51,7 @@ _FILES = {
     CHECKPOINTS: "what --resume goes on from",
 }
 _REPORTS = "nonfinite_*.json"
+_EVENTS = "events.out.tfevents.*"
 
 
 def train(
@@ -268,7 +269,7 @@ def _load_state(trainer: Trainer, checkpoint: Path, state: Mapping[str, Any]) ->
 
 def _remove_run(output_dir: Path) -> None:
     """Removes what an earlier run has written, but for log.txt, which goes on."""
-    for pattern in (*_FILES, _REPORTS, "events.out.tfevents.*"):
+    for pattern in (*_FILES, _REPORTS, _EVENTS, f"{PICTURES}/{_EVENTS}"):
         for path in output_dir.glob(pattern):
             if path.name != "log.txt":
                 path.unlink()

@@ -16,11 +16,13 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from reid.clustering import ClusteringError
 from reid.config import Config, load_config
 from reid.engine.checkpoints import checkpoint_paths, newest_checkpoint
+from reid.engine.logs import show_picture
 from reid.engine.run import train
 from reid.engine.stopping import Interrupted
 from reid.engine.trainer import Hook, Trainer
@@ -220,14 +222,18 @@ def test_the_checkpoint_before_a_torn_one_is_taken(folder: Path) -> None:
         train(config(folder, "torn"), resume=True)
 
 
-def test_checkpoints_are_kept_as_configured(folder: Path) -> None:
-    train(config(folder, "keep_all", "CHECKPOINT_KEEP", 0))
-    assert names(folder / "keep_all") == [f"checkpoint_000{epoch}.pth" for epoch in (3, 2, 1)]
-    train(config(folder, "keep_one", "CHECKPOINT_KEEP", 1))
-    assert names(folder / "keep_one") == ["checkpoint_0003.pth"]
+def test_checkpoints_are_kept_as_configured_and_overwritten_with_all_else(folder: Path) -> None:
+    run = folder / "keep"
+    train(config(folder, "keep", "CHECKPOINT_KEEP", 0))
+    assert names(run) == [f"checkpoint_000{epoch}.pth" for epoch in (3, 2, 1)]
+    Image.new("RGB", (4, 4)).save(folder / "drawn_later.png")
+    show_picture(run, folder / "drawn_later.png")
+    train(config(folder, "keep", "CHECKPOINT_KEEP", 1), overwrite=True)
+    assert names(run) == ["checkpoint_0003.pth"]
     assert {"model_best.safetensors", "model_final.safetensors"} <= {
-        path.name for path in (folder / "keep_one").iterdir()
+        path.name for path in run.iterdir()
     }
+    assert len(list(run.rglob("events.out.tfevents.*"))) == 1
 
 
 def test_results_without_a_checkpoint_are_not_overwritten(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from reid.config import dump_config, load_config
 from reid.engine.build import import_plugins
@@ -55,9 +57,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             import_plugins(config.plugins)
             (root / name).mkdir()
             (root / name / "config.yaml").write_text(dump_config(config))
+            steps = [f'{{"kind": "train", "step": {step}, "epoch": 0}}\n' for step in (15, 30)]
+            (root / name / "metrics.json").write_text("".join(steps))
             model = build_model(config, (48, 32), 3)
             save_weights(root / name / "model_final.safetensors", model.state_dict(), {})
         yield root
+
+
+def pictures_of(run: Path) -> dict[str, list[tuple[int, int, int]]]:
+    """Step, width and height of the pictures that TensorBoard shows of a run, by name."""
+    if not (run / "pictures").is_dir():
+        return {}
+    events = EventAccumulator(str(run / "pictures"))
+    events.Reload()
+    return {
+        name: [(image.step, image.width, image.height) for image in events.Images(name)]
+        for name in events.Tags()["images"]
+    }
 
 
 def draw(capsys: pytest.CaptureFixture[str], *arguments: Any) -> tuple[int, str]:
@@ -90,6 +106,26 @@ def test_every_picture(
     with Image.open(output) as picture:
         assert picture.format == "PNG"
         assert min(picture.size) > 300
+        assert pictures_of(runs / "branches")["pictures/out"][-1] == (30, *picture.size)
+
+
+def test_pictures_are_shown_in_the_runs_they_are_of(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    both = ["--model", runs / "plain", "--model", runs / "branches"]
+    file, weights = runs / "plain.yaml", runs / "plain" / "model_final.safetensors"
+    shutil.copy(weights, tmp_path / "alone.safetensors")
+    for models, places, name in (
+        (both, {"plain", "branches"}, "two"),
+        (["--model", file, weights], {"plain"}, "in_a_folder"),
+        (["--model", file, tmp_path / "alone.safetensors"], set(), "elsewhere"),
+        ([*both, "--no-tensorboard"], set(), "none"),
+    ):
+        output = tmp_path / f"{name}.png"
+        assert draw(capsys, "rollout", *models, "--count", 1, "--output", output)[0] == 0
+        shown = {run for run in ("plain", "branches")
+                 if f"pictures/{name}" in pictures_of(runs / run)}  # fmt: skip
+        assert shown == places
 
 
 def test_models_side_by_side(
