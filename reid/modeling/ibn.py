@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class IBN(nn.Module):
@@ -20,9 +21,14 @@ class IBN(nn.Module):
         self.BN = nn.BatchNorm2d(channels - self._half)
 
     def forward(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
-        first, second = feature[:, : self._half], feature[:, self._half :]
-        return torch.cat((self.IN(first.contiguous()), self.BN(second.contiguous())), 1)
+        """(B, C, H, W) -> (B, C, H, W), in the same memory format."""
+        last = feature.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        first = feature[:, : self._half].contiguous(memory_format=layout)
+        second = feature[:, self._half :].contiguous(memory_format=layout)
+        # Groups of one channel are InstanceNorm, which would go back to channels-first by itself.
+        first = F.group_norm(first, self._half, self.IN.weight, self.IN.bias, self.IN.eps)
+        return torch.cat((first.contiguous(memory_format=layout), self.BN(second)), 1)
 
 
 def put_ibn(net: nn.Module) -> None:

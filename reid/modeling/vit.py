@@ -67,6 +67,9 @@ class IBNStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h * w, D)."""
+        # Channels-last takes a CPU a fifth less time, but a third more with gradients.
+        if image.device.type != "cpu" or not torch.is_grad_enabled():
+            image = image.contiguous(memory_format=torch.channels_last)
         patches: Tensor = self.proj(self.conv(image))
         return patches.flatten(2).transpose(1, 2)
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.heads import BNNeckHead, Neck
+from reid.modeling.ibn import IBN
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_backbone_weights, load_weights, save_weights
 
@@ -59,6 +60,21 @@ def test_last_stride() -> None:
     block = plain.net.layer4[0]
     block.conv2.stride = block.downsample[0].stride = (1, 1)  # all that the baselines change
     torch.testing.assert_close(found.tokens, plain(image, CAMID).tokens)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_ibn_keeps_the_memory_format(layout: torch.memory_format) -> None:
+    ibn = IBN(6)
+    for parameter in ibn.parameters():
+        torch.nn.init.normal_(parameter)
+    feature = torch.randn(2, 6, 5, 4).contiguous(memory_format=layout)
+
+    found = ibn(feature)
+
+    assert found.is_contiguous(memory_format=layout)
+    first, second = feature.contiguous().chunk(2, 1)
+    expected = torch.cat((ibn.IN(first.contiguous()), ibn.BN(second.contiguous())), 1)
+    torch.testing.assert_close(found, expected)
 
 
 def test_ibn_resnet_takes_the_published_names(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from reid.modeling.compiling import compile_network
+from reid.modeling.ibn import IBN
 from reid.modeling.vit import ViT
 from reid.solver import build_optimizer
 
@@ -45,13 +46,24 @@ class PlainViT(nn.Module):
         """(B, 3, H, W) of cameras (B,) -> (B, D)."""
         net, camera = self.network.net, self.network.camera_embed
         assert camera is not None
-        patches = net.patch_embed(image)
+        patches = self._embed(net.patch_embed, image)
         x = torch.cat((net.cls_token.expand(len(patches), -1, -1), patches), 1)
         x = x + net.pos_embed + 3 * camera[camid]
         for block in net.blocks:
             x = x + self._attend(block.attn, block.norm1(x))
             x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
         return F.normalize(net.norm(x)[:, 0])
+
+    @staticmethod
+    def _embed(stem: Any, image: Tensor) -> Tensor:
+        x = image
+        for layer in stem.conv:
+            if isinstance(layer, IBN):
+                first, second = x.chunk(2, 1)
+                x = torch.cat((layer.IN(first.contiguous()), layer.BN(second.contiguous())), 1)
+            else:
+                x = layer(x)
+        return cast(Tensor, stem.proj(x).flatten(2).transpose(1, 2))
 
     @staticmethod
     def _attend(attention: Any, x: Tensor) -> Tensor:
