@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 
 from reid.engine.comparison import load_paper
-from reid.engine.errors import tells_errors
+from reid.engine.errors import USER_ERRORS, tell, tells_errors
 from reid.engine.reproduce import reproduce
 from reid.engine.stopping import Interrupted
 
 EPILOG = """\
 Every row is a run in OUTPUT/DATASET/ROW/seedS, shared by all tables. The same command again skips
-finished runs and goes on with broken ones. A failed row is reported and the others are trained;
-the exit code is then 1. KEY VALUE pairs go to every row:
+finished runs and goes on with broken ones. A failed row or data set is reported and the others are
+trained; the exit code is then not 0. KEY VALUE pairs go to every row:
 
   python tools/reproduce.py --table 2 --dataset msmt --seeds 3
   python tools/reproduce.py --table 2 --dataset synthetic                 (minutes a row on a CPU)
@@ -60,13 +60,12 @@ def main() -> int:
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the files'"
     )
     arguments = parser.parse_intermixed_args()
-    try:
-        paper = load_paper(arguments.tables)
-        datasets = (
-            [arguments.dataset] if arguments.dataset else paper.table(arguments.table).datasets
-        )
-        whole = [
-            reproduce(
+    paper = load_paper(arguments.tables)
+    table = paper.table(arguments.table)
+    codes = []
+    for dataset in [arguments.dataset] if arguments.dataset else table.datasets:
+        try:
+            whole = reproduce(
                 paper,
                 arguments.table,
                 dataset,
@@ -77,12 +76,14 @@ def main() -> int:
                 report_only=arguments.report_only,
                 say=lambda text: print(text, flush=True),
             )
-            for dataset in datasets
-        ]
-    except Interrupted as stop:
-        sys.stderr.write(f"{stop}; the same command goes on\n")
-        return stop.exit_code
-    return 0 if all(whole) else 1
+        except Interrupted as stop:
+            sys.stderr.write(f"{stop}; the same command goes on\n")
+            return stop.exit_code
+        except USER_ERRORS as error:  # of one data set; the others can still be trained
+            codes.append(tell(error))
+        else:
+            codes.append(0 if whole else 1)
+    return max(codes)
 
 
 if __name__ == "__main__":

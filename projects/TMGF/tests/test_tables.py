@@ -193,3 +193,19 @@ def test_the_command(
     text = capsys.readouterr().out
     assert "seed 1 failed" in text
     assert "clusterer" in text
+
+
+def test_a_data_set_that_is_missing_does_not_stop_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    arguments = ["reproduce.py", "--table", "1", "--output-dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path("tools/reproduce.py", run_name="__main__")
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert "market failed: DataError" in said.out
+    assert "withdrawn" in said.err  # DukeMTMC-reID takes a word of the user
+    assert "msmt failed: DataError" in said.out
