@@ -248,6 +248,27 @@ ProgressBar = Callable[[int, int], None]
 """Called with (done, total) as a long job goes on."""
 
 
+def part_of_progress(
+    progress: ProgressBar | None, total: int, start: float, stop: float
+) -> ProgressBar | None:
+    """The bar of a part of a job.
+
+    Args:
+        progress: The bar of the job.
+        total: Of the job.
+        start: Share of the job that is done before the part, from 0 to 1.
+        stop: Share of the job that is done after it.
+    """
+    if progress is None:
+        return None
+    show = progress
+
+    def part(done: int, of: int) -> None:
+        show(round(total * (start + (stop - start) * done / max(of, 1))), total)
+
+    return part
+
+
 def _check_ids(name: str, ids: Tensor, length: int) -> None:
     if ids.shape != (length,) or ids.dtype != torch.int64:
         raise ValueError(

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from pathlib import Path
 
 from reid.engine.errors import tells_errors
+from reid.engine.logs import progress_bar
 from reid.evaluation.report import evaluate_features, load_features, report_text
 from reid.files import escape_output, write_text
 
@@ -40,9 +42,11 @@ def main() -> int:
         help="options of the evaluator, e.g. AP trapezoid",
     )
     arguments = parser.parse_intermixed_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     escape_output()
     loaded = load_features(arguments.features, arguments.csv)
-    report = evaluate_features(*loaded, arguments.evaluator, arguments.options)
+    with progress_bar("Evaluating", "query") as progress:
+        report = evaluate_features(*loaded, arguments.evaluator, arguments.options, progress)
     sys.stdout.write(report_text(report) + "\n")
     if arguments.output is not None:
         write_text(arguments.output, json.dumps(report, indent=2) + "\n")

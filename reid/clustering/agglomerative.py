@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from reid.clustering.base import FeatureClusterer, Outliers, at_least_one
-from reid.neighbors import Labels, jaccard_distance
+from reid.neighbors import Labels, jaccard_distance, jaccard_memory_mb
 from reid.registry import CLUSTERER
 from reid.structures import OUTLIER, ProgressBar
 
@@ -87,6 +87,11 @@ class Agglomerative(FeatureClusterer):
         labels = _average_linkage(distances, self._distance_threshold)
         sizes = np.bincount(labels)
         return torch.from_numpy(np.where(sizes[labels] >= self._min_cluster_size, labels, OUTLIER))
+
+    def memory_mb(self, count: int, dim: int) -> float:
+        """As measured on features without clear groups, the worst case: 1.6 kB a link."""
+        links = min(count, self._k1 * self._k1 * self._k2 / 2)
+        return jaccard_memory_mb(count, dim, self._k1, self._k2) + count * links * 1600 / 2**20
 
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.neighbors import as_rows
+from reid.neighbors import as_rows, log_memory
 from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
 
 Outliers = Literal["drop", "nearest", "singleton"]
@@ -64,6 +64,10 @@ class FeatureClusterer(ABC):
         )
 
     @abstractmethod
+    def memory_mb(self, count: int, dim: int) -> float:
+        """About how many MB `find_clusters` takes above the features (count, dim)."""
+
+    @abstractmethod
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""
 
@@ -110,6 +114,7 @@ class FeatureClusterer(ABC):
         """
         feature = features.global_feat.detach().float()
         as_rows(feature)  # is what checks them
+        log_memory("Clustering", len(feature), self.memory_mb(*feature.shape))
         found = self._with_clusters(self.find_clusters(feature, progress).cpu())
         kept = found != OUTLIER
         if self._outliers == "singleton":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-
 import scipy.sparse
 import torch
 from torch import Tensor
@@ -13,8 +11,6 @@ from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
 from reid.registry import CLUSTERER
 from reid.structures import FeatureSet, ProgressBar, PseudoLabels
 
-logger = logging.getLogger(__name__)
-_LARGE = 50_000
 # All distances that DBSCAN needs, those a rounding above eps among them.
 _SLACK = 1e-5
 
@@ -61,12 +57,6 @@ class JaccardDBSCAN(FeatureClusterer):
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
-        if len(features) >= _LARGE:
-            logger.info(
-                "Clustering %s images, about %s MB above their features",
-                f"{len(features):,}",
-                f"{jaccard_memory_mb(len(features), features.shape[1], self._k1, self._k2):,.0f}",
-            )
         distances = jaccard_distance(
             features,
             self._k1,
@@ -80,6 +70,10 @@ class JaccardDBSCAN(FeatureClusterer):
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) clusters, -1 = outlier."""
         return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
+
+    def memory_mb(self, count: int, dim: int) -> float:
+        """That of the Jaccard distances."""
+        return jaccard_memory_mb(count, dim, self._k1, self._k2)
 
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""

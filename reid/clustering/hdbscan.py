@@ -68,6 +68,10 @@ class HDBSCAN(FeatureClusterer):
         joined = _joined_graph(distances, self._min_samples)
         return torch.from_numpy(clusterer.fit_predict(joined)).long()
 
+    def memory_mb(self, count: int, dim: int) -> float:
+        """A copy of the features in double precision, and the tree."""
+        return count * (8 * dim + 160) / 2**20
+
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""
         return (

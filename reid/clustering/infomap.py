@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.clustering.base import FeatureClusterer, Outliers, at_least_one
-from reid.neighbors import nearest_neighbors
+from reid.neighbors import nearest_neighbors, neighbors_memory_mb
 from reid.registry import CLUSTERER, ConfigError
 from reid.structures import OUTLIER, ProgressBar
 
@@ -116,6 +116,10 @@ class Infomap(FeatureClusterer):
         large = torch.bincount(labels)[labels] >= self._min_cluster_size
         found[nodes[large]] = labels[large]
         return found
+
+    def memory_mb(self, count: int, dim: int) -> float:
+        """The search for neighbours, and up to k1 links an image, about 250 bytes each."""
+        return neighbors_memory_mb(count, dim, self._k1) + 250 * count * self._k1 / 2**20
 
     def advice(self) -> str:
         """Why there may be no cluster, and what to change."""

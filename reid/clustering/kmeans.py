@@ -58,6 +58,10 @@ class KMeans(FeatureClusterer):
         kmeans.train(rows)
         return torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]).long()
 
+    def memory_mb(self, count: int, dim: int) -> float:
+        """The centres and their sums, and what they are assigned."""
+        return (8 * dim * self._num_clusters + 16 * count) / 2**20
+
     def advice(self) -> str:
         """Every image is in a cluster."""
         return f"clusterer.num_clusters is {self._num_clusters}"

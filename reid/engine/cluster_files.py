@@ -99,8 +99,8 @@ class WriteClusters(Hook):
                 precision=self._precision,
             )
         clusterer = self._clusterer
-        with distributed.torch_threads_kept():
-            labels = run_on_main(lambda: clusterer(features))
+        with progress_bar("Clustering", "img") as progress, distributed.torch_threads_kept():
+            labels = run_on_main(lambda: clusterer(features, progress=progress))
         if not distributed.is_main():
             return
         confidence = cluster_confidence(features.global_feat, labels.cluster)

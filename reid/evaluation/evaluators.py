@@ -91,6 +91,7 @@ class Market1501Evaluator:
                 k1=self._k1,
                 k2=self._k2,
                 lambda_value=self._original_weight,
+                progress=progress,
             )
             result = rank_distances(blocks, *ids, max_rank=max_rank, ap=self._ap)
         else:

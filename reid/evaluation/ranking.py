@@ -16,7 +16,7 @@ because the last bits of a matrix product change with its shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +39,7 @@ from reid.evaluation.ranking_kernels import (
     rank_rows,
 )
 from reid.neighbors import run_in_pieces
+from reid.structures import ProgressBar
 
 _BINS = 2**20
 _OPERATIONS = 8  # that a distance takes
@@ -108,7 +109,7 @@ def rank(
     max_rank: int = 50,
     ap: Literal["step", "trapezoid"] = "step",
     block_size: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: ProgressBar | None = None,
 ) -> RankingResult:
     """Ranks the gallery for each query by squared Euclidean distance, in float32.
 
@@ -217,6 +218,7 @@ def rank_with_camera_pairs(
     *,
     max_rank: int = 50,
     ap: Literal["step", "trapezoid"] = "step",
+    progress: ProgressBar | None = None,
 ) -> tuple[RankingResult, tuple[IntArray, IntArray, FloatArray]]:
     """What `rank` and `camera_pair_map` give, with the distances computed once for both.
 
@@ -229,6 +231,7 @@ def rank_with_camera_pairs(
         gallery_camids: (G,) cameras; -1 is unknown.
         max_rank: Length of the CMC curve.
         ap: As in `rank`.
+        progress: As in `rank`.
 
     Raises:
         ValueError: As in `rank`.
@@ -237,7 +240,7 @@ def rank_with_camera_pairs(
     ids.check_features(query_feat, gallery_feat)
     pairs = _CameraPairs(ids, ap)
     blocks = pairs.watch(distance_blocks(query_feat, gallery_feat, 0))
-    return _rank_blocks(blocks, ids, max_rank, ap, None), pairs.table()
+    return _rank_blocks(blocks, ids, max_rank, ap, progress), pairs.table()
 
 
 def true_positive_rates(
@@ -249,6 +252,7 @@ def true_positive_rates(
     gallery_camids: Tensor,
     *,
     false_positive_rates: Sequence[float] = (1e-4, 1e-3, 1e-2),
+    progress: ProgressBar | None = None,
 ) -> FloatArray:
     """Verification: the share of matching pairs accepted at given shares of other pairs accepted.
 
@@ -265,6 +269,7 @@ def true_positive_rates(
         query_camids: (Q,) cameras; -1 is unknown.
         gallery_camids: (G,) cameras; -1 is unknown.
         false_positive_rates: From 0 to 1.
+        progress: As in `rank`.
 
     Returns:
         One rate for each of `false_positive_rates`.
@@ -301,6 +306,8 @@ def true_positive_rates(
             matching,
             others,
         )
+        if progress is not None:
+            progress(rows.stop, len(squares))
     accepted, wrong = np.cumsum(matching.sum(0)), np.cumsum(others.sum(0))
     if not accepted[-1] or not wrong[-1]:
         raise ValueError(
@@ -368,7 +375,7 @@ def _rank_blocks(
     ids: RankingIds,
     max_rank: int,
     ap: Literal["step", "trapezoid"],
-    progress: Callable[[int, int], None] | None,
+    progress: ProgressBar | None,
 ) -> RankingResult:
     if max_rank < 1:
         raise ValueError(f"max_rank: expected 1 or more, got {max_rank}")
@@ -432,7 +439,7 @@ def _rank_queries(
     blocks: Iterable[tuple[int, Distances]],
     ids: RankingIds,
     ap: Literal["step", "trapezoid"],
-    progress: Callable[[int, int], None] | None,
+    progress: ProgressBar | None,
 ) -> tuple[FloatArray, FloatArray, IntArray]:
     """Average precision, inverse negative penalty and rank of the first match of each query."""
     num_queries = len(ids.query_pids)

@@ -18,7 +18,7 @@ import reid.evaluation.evaluators  # noqa: F401  (importing the evaluators regis
 from reid.data.datasets.csv_dataset import read_csv
 from reid.evaluation.ranking import rank_with_camera_pairs, true_positive_rates
 from reid.registry import EVALUATOR, ConfigError, build
-from reid.structures import DataError, FeatureSet
+from reid.structures import DataError, FeatureSet, ProgressBar, part_of_progress
 from reid.yaml_text import parse_yaml
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
@@ -83,6 +83,7 @@ def evaluate_features(
     query_paths: Sequence[str] | None = None,
     evaluator: str = "Market1501Evaluator",
     options: Sequence[str] = (),
+    progress: ProgressBar | None = None,
 ) -> dict[str, Any]:
     """All that can be told of query and gallery features.
 
@@ -92,6 +93,7 @@ def evaluate_features(
         query_paths: Q paths of the queries' images, where they are known.
         evaluator: Name in EVALUATOR.
         options: KEY VALUE pairs for its constructor.
+        progress: Called with (queries' worth of work done, Q).
 
     Returns:
         `numbers`: the evaluator's. Of the plain Euclidean ranking besides: `TPR@FPR`, and what
@@ -109,9 +111,14 @@ def evaluate_features(
             spec[key.lower()] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {value!r} is not a YAML value") from error
-    numbers = build(EVALUATOR, spec, "evaluator")(query, gallery)
+    evaluating, verifying, detailing = (
+        part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 0.7), (0.7, 1))
+    )
+    numbers = build(EVALUATOR, spec, "evaluator")(query, gallery, progress=evaluating)
     rates = true_positive_rates(
-        *_ranking_arguments(query, gallery), false_positive_rates=_FALSE_POSITIVE_RATES
+        *_ranking_arguments(query, gallery),
+        false_positive_rates=_FALSE_POSITIVE_RATES,
+        progress=verifying,
     )
     return {
         "evaluator": spec,
@@ -120,12 +127,15 @@ def evaluate_features(
             f"{rate:g}": float(value)
             for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
         },
-        **ranking_details(query, gallery, query_paths),
+        **ranking_details(query, gallery, query_paths, detailing),
     }
 
 
 def ranking_details(
-    query: FeatureSet, gallery: FeatureSet, query_paths: Sequence[str] | None = None
+    query: FeatureSet,
+    gallery: FeatureSet,
+    query_paths: Sequence[str] | None = None,
+    progress: ProgressBar | None = None,
 ) -> dict[str, Any]:
     """What lies behind the totals, of the plain Euclidean ranking, whatever the evaluator does.
 
@@ -133,6 +143,7 @@ def ranking_details(
         query: Q features of unit length.
         gallery: Features of unit length.
         query_paths: Q paths of the queries' images, where they are known.
+        progress: Called with (queries done, Q).
 
     Returns:
         `hardest_queries` (indices, worst first), with `query_paths` `hardest_query_paths` in the
@@ -143,7 +154,7 @@ def ranking_details(
         ValueError: No query has a match, or features are not finite.
     """
     ranking, (query_cameras, gallery_cameras, table) = rank_with_camera_pairs(
-        *_ranking_arguments(query, gallery)
+        *_ranking_arguments(query, gallery), progress=progress
     )
     hardest = [int(row) for row in ranking.hardest(_HARDEST)]
     details: dict[str, Any] = {"hardest_queries": hardest}

@@ -19,10 +19,10 @@ from reid.neighbors.jaccard import (
     encode_neighbors,
     half_length,
     jaccard_distance,
-    jaccard_memory_mb,
     jaccard_of_rows,
 )
 from reid.neighbors.kernels import Labels, all_finite, as_rows, run_in_pieces
+from reid.neighbors.memory import jaccard_memory_mb, log_memory, neighbors_memory_mb
 from reid.neighbors.processes import SearchError, run_on_main
 from reid.neighbors.search import (
     Search,
@@ -48,7 +48,9 @@ __all__ = [
     "jaccard_distance",
     "jaccard_memory_mb",
     "jaccard_of_rows",
+    "log_memory",
     "nearest_neighbors",
+    "neighbors_memory_mb",
     "run_in_pieces",
     "run_on_main",
 ]

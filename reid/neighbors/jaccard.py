@@ -10,7 +10,7 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from reid.neighbors.exact import BLOCK_SIZE, HALF_MARGIN
+from reid.neighbors.exact import BLOCK_SIZE
 from reid.neighbors.jaccard_kernels import (
     average_rows,
     count_columns,
@@ -82,22 +82,13 @@ def jaccard_distance(
     if search == "exact":
         neighbors = nearest_neighbors(features, k, block_size=block_size, progress=progress)
     else:
-        neighbors = approximate_neighbors(features, k, search)
+        neighbors = approximate_neighbors(features, k, search, progress=progress)
     lengths = min(k1, count), half_length(k1, count), k2
     if features.device.type == "cuda":
         on_device = features.detach(), torch.from_numpy(neighbors).to(features.device)
         return jaccard_on_device(*on_device, *lengths, max_distance)
     encoding = encode_neighbors(rows, neighbors, *lengths)
     return jaccard_of_rows(encoding, encoding, max_distance)
-
-
-def jaccard_memory_mb(count: int, dim: int, k1: int = 20, k2: int = 6) -> float:
-    """About how many MB `jaccard_distance` takes above the features, without what it returns.
-
-    A half-precision copy of the features, the candidates, and the rows of weights.
-    """
-    candidates = 8 * (max(k1, k2) + HALF_MARGIN)
-    return count * (2 * dim + candidates + 12 * k1 * k2) / 2**20
 
 
 def half_length(k1: int, count: int) -> int:

@@ -27,6 +27,7 @@ from reid.neighbors.processes import helped, search_together
 from reid.structures import ProgressBar
 
 Search = Literal["exact", "ivf", "hnsw"]
+_FAISS_ROWS = 16384
 
 
 def nearest_neighbors(
@@ -67,8 +68,15 @@ def nearest_neighbors(
     return search_together(task, progress)
 
 
-def farthest_distances(features: Tensor, *, block_size: int = BLOCK_SIZE) -> Floats:
+def farthest_distances(
+    features: Tensor, *, block_size: int = BLOCK_SIZE, progress: ProgressBar | None = None
+) -> Floats:
     """(N,) largest squared Euclidean distance from each vector to any other, single precision.
+
+    Args:
+        features: (N, D), finite.
+        block_size: Rows in a block of distances.
+        progress: Called with (images' worth of pairs done, N).
 
     Raises:
         ValueError: A feature is not finite.
@@ -85,11 +93,16 @@ def farthest_distances(features: Tensor, *, block_size: int = BLOCK_SIZE) -> Flo
             block += squares[one, None]
             largest[one] = torch.maximum(largest[one], block.amax(1))
             largest[other] = torch.maximum(largest[other], block.amax(0))
+        if progress is not None:
+            left = max(len(rows) - one.stop, 0)
+            progress(len(rows) - left * left // len(rows), len(rows))
     found: Floats = largest.numpy()
     return found
 
 
-def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
+def approximate_neighbors(
+    features: Tensor, k: int, search: Search, *, progress: ProgressBar | None = None
+) -> Indices:
     """Nearest neighbours through FAISS, some of them missed (Johnson et al. 2019).
 
     For more vectors than the exact search can take, some millions. Missed neighbours cost clusters:
@@ -100,6 +113,7 @@ def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
         k: Length of the lists, the vector itself included; at most N.
         search: `ivf`: an inverted file of 4 sqrt(N) lists, a sixteenth of which is looked through;
             `hnsw`: a navigable small world graph with 32 links (Malkov & Yashunin 2018).
+        progress: Called with (images' worth of work done, N).
 
     Returns:
         (N, k) int32, in the order of `nearest_neighbors`.
@@ -122,8 +136,16 @@ def approximate_neighbors(features: Tensor, k: int, search: Search) -> Indices:
         index.hnsw.efConstruction, index.hnsw.efSearch = 100, max(100, 2 * k)
     else:
         raise ValueError(f"search: expected exact, ivf or hnsw, got {search!r}")
-    index.add(rows)
-    _, found = index.search(rows, min(k + MARGIN, count))
+    found = np.empty((count, min(k + MARGIN, count)), np.int64)
+    for start in range(0, count, _FAISS_ROWS):
+        index.add(rows[start : start + _FAISS_ROWS])
+        if progress is not None:
+            progress(min(start + _FAISS_ROWS, count) // 2, count)
+    for start in range(0, count, _FAISS_ROWS):
+        stop = min(start + _FAISS_ROWS, count)
+        found[start:stop] = index.search(rows[start:stop], found.shape[1])[1]
+        if progress is not None:
+            progress((count + stop) // 2, count)
     everyone = np.arange(count, dtype=np.int32)
     without_itself = ~(found == everyone[:, None]).any(1)
     found[without_itself, -1] = everyone[without_itself]

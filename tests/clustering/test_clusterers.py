@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from reid.clustering import (
 )
 from reid.clustering.hdbscan import _joined_graph
 from reid.modeling.memory import ProxyMemory
-from reid.neighbors import jaccard_distance
+from reid.neighbors import jaccard_distance, memory
 from reid.registry import ConfigError
 from reid.structures import FeatureSet, PseudoLabels
 
@@ -166,6 +167,23 @@ def test_features_that_are_not_finite(clusterer: FeatureClusterer, bad: float) -
     features.global_feat[7, 3] = bad
     with pytest.raises(ValueError, match="features: expected finite numbers"):
         clusterer(features)
+
+
+@pytest.mark.parametrize(
+    "clusterer", [HDBSCAN(), Agglomerative(), JaccardDBSCAN(), KMeans(2), Infomap()]
+)
+def test_large_jobs_tell_their_memory(
+    clusterer: FeatureClusterer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, _ = grouped()
+    caplog.set_level("INFO")
+    monkeypatch.setattr(memory, "_LARGE", 86)
+    clusterer(features)
+    assert not caplog.messages
+    monkeypatch.setattr(memory, "_LARGE", 85)
+    clusterer(features)
+    (message,) = caplog.messages
+    assert re.fullmatch(r"Clustering 85 images, about [0-9]+ MB above their features", message)
 
 
 def test_statistics_of_other_images() -> None:

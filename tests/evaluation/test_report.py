@@ -82,7 +82,9 @@ def test_a_list_may_name_images_anywhere(tmp_path: Path) -> None:
 def test_options_reach_the_evaluator(tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", **arrays())
     sets = load_features(tmp_path / "all.npz")
-    plain = evaluate_features(*sets)
+    done: list[tuple[int, int]] = []
+    plain = evaluate_features(*sets, progress=lambda *counts: done.append(counts))
+    assert done == [(10, 20), (14, 20), (20, 20)]
     trapezoid = evaluate_features(*sets, options=["AP", "trapezoid"])
     assert trapezoid["numbers"]["mAP"] < plain["numbers"]["mAP"]
     with pytest.raises(ConfigError, match=r"evaluator\.app: .*did you mean 'ap'"):

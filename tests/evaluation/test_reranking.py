@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from reid.evaluation import reranking
 from reid.evaluation.ranking import rank_distances
 from reid.evaluation.reranking import rerank
+from reid.neighbors import memory
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -28,6 +30,30 @@ def test_blocks_do_not_change_the_result(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = joined(query, gallery)
     monkeypatch.setattr(reranking, "_BLOCK_BYTES", 4 * 90 * 7)
     np.testing.assert_allclose(joined(query, gallery), whole, atol=1e-6)
+
+
+def test_progress_goes_on_to_the_last_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reranking, "_BLOCK_BYTES", 4 * 90 * 7)
+    done: list[tuple[int, int]] = []
+    blocks = rerank(features(30, 0), features(90, 1), progress=lambda *counts: done.append(counts))
+    before = [len(done) for _ in blocks]
+    assert before == sorted(set(before))
+    assert done == sorted(done)
+    assert {total for _, total in done} == {30}
+    assert done[before[0] - 1][0] < 30
+    assert done[-1] == (30, 30)
+
+
+def test_large_jobs_tell_their_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    joined(features(30, 0), features(90, 1))
+    assert not caplog.messages
+    monkeypatch.setattr(memory, "_LARGE", 120)
+    joined(features(30, 0), features(90, 1))
+    (message,) = caplog.messages
+    assert re.fullmatch("Re-ranking 120 images, about [0-9]+ MB above their features", message)
 
 
 def test_lambda_of_one_keeps_the_order() -> None:
