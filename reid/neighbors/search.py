@@ -111,8 +111,9 @@ def approximate_neighbors(
     Args:
         features: (N, D), finite.
         k: Length of the lists, the vector itself included; at most N.
-        search: `ivf`: an inverted file of 4 sqrt(N) lists, a sixteenth of which is looked through;
-            `hnsw`: a navigable small world graph with 32 links (Malkov & Yashunin 2018).
+        search: `ivf`: an inverted file of 4 sqrt(N) lists, a sixteenth of which is looked through,
+            on a GPU where FAISS was built for one and finds it (`faiss-gpu`; this was not run on a
+            GPU yet). `hnsw`: a navigable small world graph with 32 links (Malkov & Yashunin 2018).
         progress: Called with (images' worth of work done, N).
 
     Returns:
@@ -129,8 +130,11 @@ def approximate_neighbors(
     if search == "ivf":
         lists = max(1, min(round(4 * count**0.5), count // 39))
         index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
-        index.train(rows[:: max(1, count // (256 * lists))])
         index.nprobe = max(1, lists // 16)
+        if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+            gpu = features.device.index or 0
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)
+        index.train(rows[:: max(1, count // (256 * lists))])
     elif search == "hnsw":
         index = faiss.IndexHNSWFlat(dim, 32)
         index.hnsw.efConstruction, index.hnsw.efSearch = 100, max(100, 2 * k)
