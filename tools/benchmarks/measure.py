@@ -10,42 +10,61 @@ import time
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tabulate import tabulate
 
 
+class Measured(NamedTuple):
+    """What `measure` gives.
+
+    Attributes:
+        seconds: Of the work.
+        extra_mb: MB of peak resident memory above the inputs.
+        gpu_mb: The same of the GPU's memory; None on the CPU.
+        result: Of the work.
+    """
+
+    seconds: float
+    extra_mb: float
+    gpu_mb: float | None
+    result: Any
+
+
 def measure(
-    work: Callable[..., Any], inputs: Callable[..., Any], *args: Any, warm_up: Any = None
-) -> tuple[float, float, Any]:
+    work: Callable[..., Any],
+    inputs: Callable[..., Any],
+    *args: Any,
+    warm_up: Any = None,
+    device: str = "cpu",
+) -> Measured:
     """Runs `work(inputs(*args))` in a new process.
 
     Args:
         work: A function of a module.
-        inputs: Makes the input; its time and memory do not count.
+        inputs: Makes the input, a tensor or a dict of tensors where they are to go to a GPU; its
+            time and memory do not count.
         *args: Of `inputs`.
         warm_up: Arguments of a small input that is worked on first, so that compilation and
             thread pools do not count.
-
-    Returns:
-        Seconds, MB of peak resident memory above the inputs, and the result.
+        device: Where the input is put: `cpu` or `cuda`.
 
     Raises:
         RuntimeError: The process died, such as for want of memory.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, work, inputs, args, warm_up))
+    process = context.Process(target=_child, args=(theirs, work, inputs, args, warm_up, device))
     process.start()
     theirs.close()
     try:
-        seconds, extra_mb, result = ours.recv()
+        measured: Measured = ours.recv()
     except EOFError:
         process.join()
         raise RuntimeError(f"{work.__name__} died with exit code {process.exitcode}") from None
     process.join()
-    return seconds, extra_mb, result
+    return measured
 
 
 def _child(
@@ -54,17 +73,34 @@ def _child(
     inputs: Callable[..., Any],
     args: tuple[Any, ...],
     warm_up: Any,
+    device: str,
 ) -> None:
+    gpu_mb = None
     if warm_up is not None:
-        work(inputs(*warm_up))
-    data = inputs(*args)
+        work(_put(inputs(*warm_up), device))
+    data = _put(inputs(*args), device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        gpu_before = torch.cuda.memory_allocated()
     before = _memory("VmRSS")
     # resets the peak (Linux 4.0 and newer)
     Path("/proc/self/clear_refs").write_text("5")
     start = time.perf_counter()
     result = work(data)
+    if device == "cuda":
+        torch.cuda.synchronize()
+        gpu_mb = (torch.cuda.max_memory_allocated() - gpu_before) / 2**20
     seconds = time.perf_counter() - start
-    pipe.send((seconds, _memory("VmHWM") - before, result))
+    pipe.send(Measured(seconds, _memory("VmHWM") - before, gpu_mb, result))
+
+
+def _put(data: Any, device: str) -> Any:
+    if device == "cpu":
+        return data
+    if isinstance(data, dict):
+        return {name: value.to(device) for name, value in data.items()}
+    return data.to(device)
 
 
 def _memory(field: str) -> float:

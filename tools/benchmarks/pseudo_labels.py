@@ -92,17 +92,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=32_621, help="N (default: MSMT17's 32,621)")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of this project")
     parser.add_argument("--no-baseline", action="store_true", help="where it cannot fit")
     arguments = parser.parse_args()
     args = (arguments.images, arguments.dim)
-    seconds, extra, labels = measure(sparse_labels, make_features, *args, warm_up=(2000, args[1]))
+    seconds, extra, gpu_mb, labels = measure(
+        sparse_labels, make_features, *args, warm_up=(2000, args[1]), device=arguments.device
+    )
     baseline, agrees = None, None
     if not arguments.no_baseline:
-        *baseline, dense = measure(dense_labels, make_features, *args, warm_up=(200, args[1]))
+        *baseline, _, dense = measure(dense_labels, make_features, *args, warm_up=(200, args[1]))
         agrees = bool(adjusted_rand_score(dense, labels) > 0.9999)
     report(
         "pseudo-labels", f"{args[0]:,} x {args[1]}", (seconds, extra), baseline, agrees,
         clusters=int(labels.max()) + 1, outliers=int((labels < 0).sum()),
+        device=arguments.device, extra_gpu_mb=gpu_mb,
     )  # fmt: skip
 
 

@@ -73,21 +73,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=[*SIZES], default="market1501")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of this project")
     parser.add_argument("--no-baseline", action="store_true", help="where it cannot fit")
     arguments = parser.parse_args()
     args, small = (arguments.size, arguments.dim), (arguments.size, arguments.dim, 50)
-    seconds, extra, ours = measure(product, make_problem, *args, warm_up=small)
+    seconds, extra, gpu_mb, ours = measure(
+        product, make_problem, *args, warm_up=small, device=arguments.device
+    )
     other, agrees = None, None
     if not arguments.no_baseline:
-        *other, theirs = measure(baseline, make_problem, *args, warm_up=small)
+        *other, _, theirs = measure(baseline, make_problem, *args, warm_up=small)
         agrees = abs(ours[0] - theirs[0]) < 1e-5 and abs(ours[1] - theirs[1]) < 1e-5
     checked = (*args, 2000)
-    exact = measure(brute_force, make_problem, *checked)[2][0]
-    error = abs(measure(product, make_problem, *checked)[2][0] - exact)
+    exact = measure(brute_force, make_problem, *checked).result[0]
+    found = measure(product, make_problem, *checked, device=arguments.device).result[0]
+    error = abs(found - exact)
     query, gallery, *_ = SIZES[args[0]]
     report(
         "ranking", f"{args[0]} ({query:,} x {gallery:,} x {args[1]})", (seconds, extra), other,
         agrees, mAP=ours[0], mAP_error_on_2000_queries=error,
+        device=arguments.device, extra_gpu_mb=gpu_mb,
     )  # fmt: skip
 
 
