@@ -20,6 +20,8 @@ _BROKEN = (
     struct.error, Image.DecompressionBombError, MemoryError,
 )  # fmt: skip
 _BYTES_PER_PIXEL = 8  # four channels of 16 bits, not compressed
+# Pillow reads more, but would hand PostScript, whatever its file is called, to Ghostscript to run.
+_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive JPEG
 _LARGEST_SHORT = 0xFFFF
 
@@ -31,10 +33,11 @@ def read_image(path: str) -> Pixels:
     16-bit colours. Palettes and CMYK are converted. Alpha is dropped: what it hides is seen. An
     EXIF orientation is applied, so that persons stand as a viewer shows them (most code of the
     field ignores it; the published data sets have none). Of an animation the first frame is taken.
-    Plain JPEG files are decoded by torchvision, which gives Pillow's pixels in less time.
+    JPEG, PNG, BMP, GIF, TIFF, WebP and PPM files are read, whatever they are called; plain JPEG
+    ones by torchvision, which gives Pillow's pixels in less time, the others by Pillow.
 
     Raises:
-        DataError: The file is missing, cut off, is no image that Pillow reads, or is too large to
+        DataError: The file is missing, cut off, is of none of these formats, or is too large to
             be a picture: above Pillow's limit of pixels, against decompression bombs, or with more
             than 8 bytes for each of these. Or memory does not suffice.
     """
@@ -66,7 +69,7 @@ def _read(path: str) -> bytearray:
 
 
 def _read_with_pillow(path: str) -> Pixels:
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         # Pillow itself refuses only what is two times above its limit.
         if image.width * image.height > _largest():
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture")

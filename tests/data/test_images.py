@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
 from reid.data.images import read_image
 from reid.structures import DataError
@@ -146,7 +146,7 @@ def test_a_file_too_large_to_be_a_picture_is_not_read(
 
 
 def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
@@ -164,3 +164,14 @@ def test_what_is_no_image(tmp_path: Path) -> None:
         read_image(str(tmp_path / "missing.jpg"))
     with pytest.raises(DataError, match="is not a readable image"):
         read_image(str(tmp_path))
+
+
+def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "0.jpg"
+    picture = Image.new("RGB", (8, 8))
+    picture.save(path, "EPS")
+    ran = []
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *_, **__: ran.append(1) or picture.im)
+    with pytest.raises(DataError, match="is not a readable image"):
+        read_image(str(path))
+    assert not ran
