@@ -305,6 +305,7 @@ def build_trainer(
         precision=cast(Precision, config.test.precision),
     )
     hooks: list[Hook] = [
+        SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep),
         labels,
         LogMetrics(writer, config.log_period),
     ]
@@ -343,7 +344,6 @@ def build_trainer(
     solver = config.solver
     if solver.warmup_iterations:
         hooks.append(WarmUp(solver.warmup_iterations, solver.warmup_factor))
-    hooks.append(SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep))
 
     optimizer = build_optimizer(
         [*model.named_parameters(), *criterion.named_parameters()],

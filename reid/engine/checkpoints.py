@@ -32,6 +32,9 @@ class SaveCheckpoints(Hook):
     begins with it. Where a run ends early, by a signal or by an error, the state after the last
     whole epoch is written if it was not: it is kept in memory till then.
 
+    Must stand first in the list, so that the final weights are safe whatever becomes of what other
+    hooks do in `after_train`.
+
     Args:
         output_dir: Where to.
         period: Epochs between checkpoints.

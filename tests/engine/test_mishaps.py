@@ -52,7 +52,7 @@ MISHAPS: dict[str, Callable[[Trainer], None]] = {}
 
 @HOOK.register()
 class Mishap(Hook):
-    """Calls what `MISHAPS` has for a moment: `epoch1` (before it), `step5`, `after2` (after it)."""
+    """Calls what `MISHAPS` has for `epoch1` (before it), `step5`, `after2` (after it), `end`."""
 
     def before_epoch(self, trainer: Trainer) -> None:
         MISHAPS.get(f"epoch{trainer.epoch}", lambda trainer: None)(trainer)
@@ -62,6 +62,9 @@ class Mishap(Hook):
 
     def after_epoch(self, trainer: Trainer) -> None:
         MISHAPS.get(f"after{trainer.epoch}", lambda trainer: None)(trainer)
+
+    def after_train(self, trainer: Trainer) -> None:
+        MISHAPS.get("end", lambda trainer: None)(trainer)
 
 
 BROKEN: list[int] = []
@@ -378,10 +381,19 @@ def test_a_full_disk_leaves_the_earlier_checkpoint(folder: Path) -> None:
     check_same_end(folder, "full")
 
 
-def test_an_error_writes_the_epoch_that_was_not_saved(folder: Path) -> None:
-    def fail(trainer: Trainer) -> None:
-        raise DataError("gone")
+def fail(trainer: Trainer) -> None:
+    raise DataError("gone")
 
+
+def test_an_error_after_training_leaves_the_final_weights(folder: Path) -> None:
+    MISHAPS["end"] = fail
+    with pytest.raises(DataError, match="gone"):
+        train(config(folder, "error_at_the_end"))
+    MISHAPS.clear()
+    check_same_end(folder, "error_at_the_end")
+
+
+def test_an_error_writes_the_epoch_that_was_not_saved(folder: Path) -> None:
     MISHAPS["step7"] = fail
     with pytest.raises(DataError, match="gone"):
         train(config(folder, "error", "CHECKPOINT_PERIOD", 10))
