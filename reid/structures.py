@@ -106,7 +106,7 @@ class FeatureSet:
     """Embeddings of N images in dataset order, with what is known about the images.
 
     Attributes:
-        global_feat: (N, D), L2-normalised float32.
+        global_feat: (N, D), L2-normalised float32; 0 for an image that could not be read.
         part_feats: (N, K, D), L2-normalised float32; K may be 0.
         pids: (N,) int64, -1 = unlabelled.
         camids: (N,) int64, -1 = unknown.
@@ -134,6 +134,11 @@ class FeatureSet:
         return FeatureSet(
             self.global_feat[rows], self.part_feats[rows], self.pids[rows], self.camids[rows]
         )
+
+    @property
+    def readable(self) -> Tensor:
+        """(N,) bool: the images that could be read, which are those whose feature is not 0."""
+        return self.global_feat.any(1)
 
     @property
     def banks(self) -> Tensor:

@@ -1,7 +1,13 @@
 """Clusterers: features become pseudo-labels."""
 
 from reid.clustering.agglomerative import Agglomerative
-from reid.clustering.base import Clusterer, ClusteringError, FeatureClusterer, Outliers
+from reid.clustering.base import (
+    Clusterer,
+    ClusteringError,
+    FeatureClusterer,
+    Outliers,
+    cluster_readable,
+)
 from reid.clustering.dbscan import CameraProxyClusterer, JaccardDBSCAN
 from reid.clustering.hdbscan import HDBSCAN
 from reid.clustering.health import cluster_statistics, cluster_warning
@@ -19,6 +25,7 @@ __all__ = [
     "JaccardDBSCAN",
     "KMeans",
     "Outliers",
+    "cluster_readable",
     "cluster_statistics",
     "cluster_warning",
 ]

@@ -32,6 +32,24 @@ class Clusterer(Protocol):
         """
 
 
+def cluster_readable(
+    clusterer: Clusterer, features: FeatureSet, progress: ProgressBar | None = None
+) -> PseudoLabels:
+    """Labels of the N images, on the CPU; those that could not be read are outliers.
+
+    Raises:
+        ClusteringError: There is no cluster, or no feature that is not 0.
+    """
+    rows = features.readable.nonzero()[:, 0]
+    if not len(rows):
+        raise ClusteringError(
+            f"the features of all {len(features):,} images are 0: the model's weights are broken"
+        )
+    if len(rows) == len(features):
+        return clusterer(features, progress=progress)
+    return clusterer(features[rows], progress=progress).placed(rows.cpu(), len(features))
+
+
 class FeatureClusterer(ABC):
     """What the clusterers here share: what becomes of outliers, and the error if all are.
 

@@ -337,6 +337,7 @@ def build_trainer(
             extraction=extraction,
             clusterer=clusterer,
             writer=writer,
+            allow_missing=config.dataloader.on_error == "skip",
             precision=config.test.precision,
         )
         for i, spec in enumerate(config.hooks)

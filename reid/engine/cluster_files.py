@@ -6,11 +6,11 @@ import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from tabulate import tabulate
-from torch import Tensor
 
 from reid import distributed
-from reid.clustering import Clusterer, cluster_statistics
+from reid.clustering import Clusterer, ClusteringError, cluster_readable, cluster_statistics
 from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.pseudo_labels import number_text
 from reid.engine.trainer import Hook, Trainer
@@ -26,7 +26,7 @@ from reid.evaluation.extract import Precision, extract_features
 from reid.evaluation.visualize import draw_clusters, draw_pairs
 from reid.neighbors import run_on_main
 from reid.registry import HOOK, ConfigError
-from reid.structures import Batch, ImageRecord
+from reid.structures import OUTLIER, Batch, FeatureSet, ImageRecord, PseudoLabels
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,8 @@ class WriteClusters(Hook):
 
     Into the output folder: `clusters.csv` (path, cluster, camera, confidence; see
     `cluster_confidence`), `clusters.png` (a row of images for each cluster), `matches.csv` and
-    `matches.png` (pairs of images of different cameras that are most alike).
+    `matches.png` (pairs of images of different cameras that are most alike). Where the final model
+    gives no cluster, a warning says so and every image is an outlier.
 
     Args:
         output_dir: Where to.
@@ -49,6 +50,8 @@ class WriteClusters(Hook):
         writer: Gets the pictures.
         num_clusters: Clusters in the picture, spread from the largest to the smallest; 0 = none.
         num_matches: Pairs across cameras in the list, the first 20 of them in the picture.
+        allow_missing: Whether `extraction` may leave out images that cannot be read: they are
+            outliers then, and in no match.
         precision: Of extraction; see `extract_features`.
 
     Raises:
@@ -65,6 +68,8 @@ class WriteClusters(Hook):
         writer: MetricWriter,
         num_clusters: int = 24,
         num_matches: int = 200,
+        *,
+        allow_missing: bool = False,
         precision: Precision = "fp32",
     ) -> None:
         if clusterer is None:
@@ -81,14 +86,11 @@ class WriteClusters(Hook):
         self._writer = writer
         self._num_clusters = num_clusters
         self._num_matches = num_matches
+        self._allow_missing = allow_missing
         self._precision: Precision = precision
 
     def after_train(self, trainer: Trainer) -> None:
-        """Extracts, clusters and writes.
-
-        Raises:
-            ClusteringError: There is no cluster.
-        """
+        """Extracts, clusters and writes."""
         with progress_bar("Extracting", "img") as progress:
             features = extract_features(
                 trainer.model,
@@ -96,11 +98,11 @@ class WriteClusters(Hook):
                 self._records,
                 trainer.device,
                 progress,
+                allow_missing=self._allow_missing,
                 precision=self._precision,
             )
-        clusterer = self._clusterer
-        with progress_bar("Clustering", "img") as progress, distributed.torch_threads_kept():
-            labels = run_on_main(lambda: clusterer(features, progress=progress))
+        with distributed.torch_threads_kept():
+            labels = run_on_main(lambda: self._cluster(features))
         if not distributed.is_main():
             return
         confidence = cluster_confidence(features.global_feat, labels.cluster)
@@ -109,7 +111,7 @@ class WriteClusters(Hook):
         matches_file = self._output_dir / "matches.csv"
         write_clusters(clusters_file, self._records, labels.cluster, confidence)
         write_matches(matches_file, self._records, matches, labels.cluster)
-        written = [clusters_file, matches_file, *self._draw(labels.cluster, matches, trainer.step)]
+        written = [clusters_file, matches_file, *self._draw(labels, matches, trainer.step)]
         numbers = cluster_statistics(labels, features.pids.cpu(), features)
         logger.info(
             "Clusters of the final model\n%s\nTo judge them:\n%s",
@@ -117,11 +119,19 @@ class WriteClusters(Hook):
             "\n".join(f"  {path}" for path in written),
         )
 
-    def _draw(self, cluster: Tensor, matches: Sequence[Match], step: int) -> list[Path]:
+    def _cluster(self, features: FeatureSet) -> PseudoLabels:
+        try:
+            with progress_bar("Clustering", "img") as progress:
+                return cluster_readable(self._clusterer, features, progress)
+        except ClusteringError as error:
+            logger.warning("The final model: %s", error)
+            return PseudoLabels.from_clusters(torch.full((len(features),), OUTLIER))
+
+    def _draw(self, labels: PseudoLabels, matches: Sequence[Match], step: int) -> list[Path]:
         written = []
-        if self._num_clusters:
+        if self._num_clusters and labels.num_clusters:
             path = self._output_dir / "clusters.png"
-            draw_clusters(path, cluster, self._records, rows=self._num_clusters)
+            draw_clusters(path, labels.cluster, self._records, rows=self._num_clusters)
             written.append(path)
         if matches:
             path = self._output_dir / "matches.png"

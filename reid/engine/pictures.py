@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid.clustering import Clusterer
+from reid.clustering import Clusterer, cluster_readable
 from reid.config import Config, load_config
 from reid.data.datasets.base import ReIDDataset
-from reid.data.loaders import eval_loader
+from reid.data.loaders import OnError, eval_loader
 from reid.data.transforms import ImageTransform
 from reid.engine.build import (
     build_test_sets,
@@ -268,7 +268,9 @@ def picture_cluster_embedding(path: Path, trained: TrainedModel, method: Method)
         ClusteringError: There is no cluster.
     """
     _, features, labels = _find_clusters(trained)
-    draw_points(path, features.global_feat, labels.cluster, "cluster", method, trained.name)
+    rows = features.readable
+    shown = features.global_feat[rows], labels.cluster[rows.cpu()]
+    draw_points(path, *shown, "cluster", method, trained.name)
 
 
 def _find_clusters(
@@ -279,7 +281,12 @@ def _find_clusters(
         raise ConfigError("clusterer: the config has none; set one, e.g. JaccardDBSCAN")
     clusterer: Clusterer = build(CLUSTERER, config.clusterer, "clusterer")
     records = build_train_images(config).load()
-    loader = eval_loader(records, trained.transform(), batch_size=config.test.batch_size)
+    loader = eval_loader(
+        records,
+        trained.transform(),
+        batch_size=config.test.batch_size,
+        on_error=cast(OnError, config.dataloader.on_error),
+    )
     with progress_bar("Extracting", "img") as progress:
         features = extract_features(
             trained.model,
@@ -287,10 +294,11 @@ def _find_clusters(
             records,
             trained.device,
             progress,
+            allow_missing=config.dataloader.on_error == "skip",
             precision=cast(Precision, config.test.precision),
         )
     with progress_bar("Clustering", "img") as progress:
-        return records, features, clusterer(features, progress=progress)
+        return records, features, cluster_readable(clusterer, features, progress)
 
 
 def _first(test_sets: Sequence[T]) -> T:

@@ -14,7 +14,13 @@ from tabulate import tabulate
 from torch import Tensor
 
 from reid import distributed
-from reid.clustering import Clusterer, ClusteringError, cluster_statistics, cluster_warning
+from reid.clustering import (
+    Clusterer,
+    ClusteringError,
+    cluster_readable,
+    cluster_statistics,
+    cluster_warning,
+)
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.trainer import Hook, Trainer
@@ -22,7 +28,7 @@ from reid.evaluation.extract import Precision, extract_features
 from reid.evaluation.visualize import draw_clusters
 from reid.modeling.losses import Criterion
 from reid.neighbors import run_on_main
-from reid.structures import Batch, FeatureSet, ImageRecord, ProgressBar, PseudoLabels
+from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
 
 logger = logging.getLogger(__name__)
 
@@ -193,7 +199,7 @@ class RefreshPseudoLabels(Hook):
             assert features is not None
             try:
                 with progress_bar("Clustering", "img") as progress:
-                    labels = self._cluster(features, progress)
+                    labels = cluster_readable(self._clusterer, features, progress)
             except ClusteringError as error:
                 problem = f"epoch {epoch + 1}: {error}"
             else:
@@ -209,15 +215,6 @@ class RefreshPseudoLabels(Hook):
 
         with distributed.torch_threads_kept():
             return run_on_main(work)
-
-    def _cluster(self, features: FeatureSet, progress: ProgressBar) -> PseudoLabels:
-        """Clusters of the images that could be read; the others are outliers."""
-        assert self._clusterer is not None
-        if not self._allow_missing:
-            return self._clusterer(features, progress=progress)
-        seen = features.global_feat.any(1).nonzero()[:, 0]
-        labels = self._clusterer(features[seen], progress=progress)
-        return labels.placed(seen.to(labels.cluster.device), len(features))
 
 
 class DrawClusters(Hook):

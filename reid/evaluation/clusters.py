@@ -83,7 +83,7 @@ def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
     model. No image is in two pairs.
 
     Args:
-        features: Of N images, of unit length.
+        features: Of N images, of unit length; those that could not be read are in no pair.
         most: Pairs at most.
 
     Returns:
@@ -94,7 +94,7 @@ def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
     """
     if most < 1:
         raise ValueError(f"most: expected 1 or more, got {most}")
-    known = (features.camids != UNKNOWN_CAMERA).nonzero()[:, 0]
+    known = (features.readable & (features.camids != UNKNOWN_CAMERA)).nonzero()[:, 0]
     chosen = features[known]
     if len(torch.unique(chosen.camids)) < 2:
         return []

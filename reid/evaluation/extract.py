@@ -40,7 +40,7 @@ def extract_features(
         progress: Called with (images done, N).
         flip: Flip-test: features are the mean of those of the image and of its mirror image.
         allow_missing: Whether images may be in no batch, since they could not be read; their
-            features are 0, which no other feature is.
+            features are 0, which no other feature is; see `FeatureSet.readable`.
         precision: Of the network: in others than `fp32` products and convolutions are computed by
             `torch.autocast`. The features are float32 in any.
 

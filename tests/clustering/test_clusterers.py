@@ -23,6 +23,7 @@ from reid.clustering import (
     Infomap,
     JaccardDBSCAN,
     KMeans,
+    cluster_readable,
     cluster_statistics,
     cluster_warning,
 )
@@ -195,6 +196,16 @@ def test_statistics_of_other_images() -> None:
         cluster_statistics(labels, group, features[torch.arange(5)])
     with pytest.raises(ValueError, match="last_clusters: expected those of 85 images, got 86"):
         cluster_statistics(labels, group, features, torch.zeros(86))
+
+
+def test_images_that_could_not_be_read_are_outliers() -> None:
+    features, _ = grouped()
+    features.global_feat[[0, 84]] = 0
+    labels = cluster_readable(KMeans(4), features)
+    assert (labels.cluster == -1).nonzero()[:, 0].tolist() == [0, 84]
+    features.global_feat[:] = 0
+    with pytest.raises(ClusteringError, match="the features of all 85 images are 0"):
+        cluster_readable(KMeans(4), features)
 
 
 def test_health_of_features_and_of_the_last_epoch() -> None:

@@ -7,15 +7,20 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from reid.clustering import ClusteringError
 from reid.config import load_config
 from reid.data.datasets import SyntheticPersons
 from reid.data.export import export_crops
+from reid.engine.pictures import load_trained, picture_cluster_embedding, picture_clusters
 from reid.engine.run import train
-from reid.registry import ConfigError
+from reid.registry import CLUSTERER, ConfigError
+from reid.structures import FeatureSet, PseudoLabels
 
 OWN = """
 DATASETS: {TRAIN: {NAME: Folder, PATH: shop}, TEST: [{NAME: CSV, PATH: shop/labels.csv}]}
@@ -30,6 +35,20 @@ SOLVER: {OPTIMIZER: Adam, MAX_EPOCHS: 1, WARMUP_EPOCHS: 0, MILESTONES: []}
 HOOKS: [{NAME: WriteClusters, NUM_MATCHES: 5}]
 DEVICE: cpu
 """
+
+
+@CLUSTERER.register()
+class ClustersOnce:
+    """Clusters for the first epoch, none later."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+
+    def __call__(self, features: FeatureSet, progress: Any) -> PseudoLabels:
+        self._asked += 1
+        if self._asked > 1:
+            raise ClusteringError("no cluster: raise eps")
+        return PseudoLabels.from_clusters(torch.arange(len(features)) % 6)
 
 
 @pytest.fixture
@@ -78,6 +97,36 @@ def test_files_to_judge_clusters_by(file: Path, tmp_path: Path) -> None:
     log = (output / "log.txt").read_text()
     assert "Clusters of the final model" in log
     assert "takes its cameras for unknown" not in log
+
+
+def test_images_that_cannot_be_read_are_skipped_to_the_end(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    broken = sorted((tmp_path / "datasets" / "shop").glob("camera*/*.jpg"))[3]
+    broken.write_bytes(broken.read_bytes()[:100])
+    pairs = ["DATALOADER.ON_ERROR", "skip", "DATASETS.TEST", "[]", "TEST.RANKED_LISTS", "4"]
+    train(load_config(file, ["OUTPUT_DIR", str(output), *pairs]))
+    of = {row["path"]: row["cluster"] for row in rows(output / "clusters.csv")}
+    assert of[str(broken)] == "-1"
+    assert set(of.values()) > {"-1"}
+    matches = rows(output / "matches.csv")
+    assert matches
+    assert not any(str(broken) in row.values() for row in matches)
+    assert (output / "model_final.safetensors").is_file()
+    trained = load_trained(output)
+    assert picture_clusters(tmp_path / "clusters.png", trained, rows=3, columns=3)
+    picture_cluster_embedding(tmp_path / "embedding.png", trained, "tsne")
+
+
+def test_no_cluster_in_the_end_is_told_and_leaves_the_matches(file: Path, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    train(load_config(file, ["OUTPUT_DIR", str(output), "CLUSTERER", "ClustersOnce"]))
+    log = (output / "log.txt").read_text()
+    assert "WARNING: The final model: no cluster: raise eps" in log
+    assert {row["cluster"] for row in rows(output / "clusters.csv")} == {"-1"}
+    matches = rows(output / "matches.csv")
+    assert matches
+    assert {row["cluster"] for row in matches} == {""}
+    assert (output / "matches.png").is_file()
 
 
 def test_without_a_clusterer_there_is_nothing_to_write(file: Path, tmp_path: Path) -> None:

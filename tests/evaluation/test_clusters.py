@@ -75,6 +75,8 @@ def test_matches_are_mutual_and_cross_cameras() -> None:
     assert cross_camera_matches(found, 1) == matches[:1]
     assert cross_camera_matches(features([0, 1], [3, 3]), 5) == []
     assert cross_camera_matches(features([0, 1], [-1, -1]), 5) == []
+    found.global_feat[[0, 2]] = 0  # they could not be read
+    assert cross_camera_matches(found, 10) == matches[1:]
     with pytest.raises(ValueError, match="most: expected 1 or more, got 0"):
         cross_camera_matches(found, 0)
 
