@@ -134,9 +134,9 @@ class TrainImages:
     ) -> list[ImageRecord]:
         """Test images with the numbers that their cameras had in training, -1 where they had none.
 
-        A camera has a number if it is of a dataset with the name of a training set.
+        A camera has a number if it is of a dataset with the site of a training set.
         """
-        places = [i for i, own in enumerate(self.datasets) if own.name == dataset.name]
+        places = [i for i, own in enumerate(self.datasets) if own.site == dataset.site]
         if dataset in self.datasets:
             places = [self.datasets.index(dataset)]
         if len(places) == 1 and len(self.datasets) == 1:
@@ -151,8 +151,8 @@ class TrainImages:
         else:
             logger.info(
                 "%s: the model takes its cameras for unknown ones, it learns those of %s",
-                dataset.name,
-                self.name,
+                dataset.site,
+                ", ".join(own.site for own in self.datasets),
             )
         return [
             replace(record, camid=numbers.get(record.camid, UNKNOWN_CAMERA)) for record in records

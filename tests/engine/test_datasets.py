@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from reid.config import load_config
-from reid.data.datasets import CSV, ReIDDataset, Split
+from reid.data.datasets import CSV, Folder, Pattern, ReIDDataset, Split, SyntheticPersons
 from reid.engine.build import build_test_sets, build_train_images
 from reid.engine.datasets import TrainImages, build_dataset, build_datasets
 from reid.engine.run import test as run_test
@@ -44,7 +44,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write(root: Path, name: str, lines: list[str]) -> None:
     """A CSV dataset with a picture, of a colour of its own, for each line."""
     folder = root / name
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rows = ["path,pid,camid,split"]
     for number, line in enumerate(lines):
         Image.new("RGB", (8, 16), (number * 40 % 256, number * 70 % 256, 90)).save(
@@ -156,6 +156,31 @@ def test_the_model_is_told_the_cameras_it_knows(root: Path) -> None:
     assert told(TrainImages([a, b]), c) == [-1, -1, -1, -1]
     assert told(TrainImages([b, again]), again) == [2, 3, -1, -1]
     assert told(TrainImages([b, again]), CSV("b/list.csv")) == [-1, -1, -1, -1]  # one of the two
+
+
+def test_a_site_is_known_by_its_folder_and_not_by_its_name(root: Path) -> None:
+    for name in ("here/crops", "there/crops"):
+        write(root, name, ["0,0,train", "0,3,train"])
+    (root / "link").symlink_to(root / "here" / "crops")
+    pattern = r"(?P<pid>\d)"
+    here = [
+        CSV("here/crops/list.csv"),
+        CSV("link/list.csv"),
+        Folder("here/crops"),
+        Folder("crops/", root=str(root / "here")),
+        Pattern("here/crops", pattern),
+    ]
+    (root / "none.txt").touch()
+    left_out = {**spec("here/crops"), "leave_out": str(root / "none.txt")}
+    here.append(build_dataset(left_out, "datasets.test"))
+    there = [CSV("there/crops/list.csv"), Folder("there/crops"), Pattern("there/crops", pattern)]
+    record = ImageRecord("x", 0, 3)
+    for own in here:
+        for dataset, camid in [*((one, 3) for one in here), *((one, -1) for one in there)]:
+            (told,) = TrainImages([own]).as_model_knows([record], dataset)
+            assert told.camid == camid
+    drawn, again, other = SyntheticPersons(), SyntheticPersons(), SyntheticPersons(seed=1)
+    assert drawn.site == again.site != other.site
 
 
 def test_foreign_cameras_reach_the_model_as_unknown_and_the_evaluator_as_they_are(

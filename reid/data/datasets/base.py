@@ -73,6 +73,14 @@ class ReIDDataset(ABC):
     def __init__(self, root: str = "") -> None:
         self.root = Path(root or os.environ.get("REID_DATASETS", "datasets"))
 
+    @property
+    def site(self) -> str:
+        """Whose cameras these are: in datasets of one site a number means the same camera.
+
+        Of a benchmark its name, of anybody's images the folder where they lie.
+        """
+        return self.name
+
     @abstractmethod
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split, in an order that depends on their names alone.

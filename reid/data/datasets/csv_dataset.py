@@ -60,6 +60,11 @@ class CSV(ReIDDataset):
         self.name = Path(path).stem if Path(path).parent == Path() else Path(path).parent.name
         self._train_split = train_split
 
+    @property
+    def site(self) -> str:
+        """The folder of the file."""
+        return str(self.file.parent.resolve())
+
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of the file."""
         wanted = self._train_split if split == "train" else split

@@ -38,6 +38,11 @@ class Folder(ReIDDataset):
         self.name = Path(path).name or "Folder"
         self.cameras: tuple[str, ...] = ()
 
+    @property
+    def site(self) -> str:
+        """The folder."""
+        return str((self.root / self._path).resolve())
+
     def load(self, split: Split) -> list[ImageRecord]:
         """The training images, in the order of their paths.
 

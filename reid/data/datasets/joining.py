@@ -116,6 +116,11 @@ class LeaveOut(ReIDDataset):
         """The dataset's."""
         return self._dataset.same_numbers
 
+    @property
+    def site(self) -> str:
+        """The dataset's."""
+        return self._dataset.site
+
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split that are not left out, in the dataset's order.
 

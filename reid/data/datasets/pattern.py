@@ -95,6 +95,11 @@ class Pattern(ReIDDataset):
         self.cameras: tuple[str, ...] = ()
         self._loaded: list[tuple[str, ImageRecord]] | None = None
 
+    @property
+    def site(self) -> str:
+        """The folder."""
+        return str((self.root / self._path).resolve())
+
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of their paths.
 

@@ -67,6 +67,11 @@ class SyntheticPersons(ReIDDataset):
             f"_images{images_per_camera}_distractors{num_distractors}_{height}x{width}"
         )  # fmt: skip
 
+    @property
+    def site(self) -> str:
+        """The options, all of them."""
+        return self.folder.name
+
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, drawn first if they are not there yet."""
         if distributed.is_main() and not self.folder.exists():
