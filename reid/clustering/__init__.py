@@ -10,7 +10,7 @@ from reid.clustering.base import (
 )
 from reid.clustering.dbscan import CameraProxyClusterer, JaccardDBSCAN
 from reid.clustering.hdbscan import HDBSCAN
-from reid.clustering.health import cluster_statistics, cluster_warning
+from reid.clustering.health import cluster_statistics
 from reid.clustering.infomap import Infomap
 from reid.clustering.kmeans import KMeans
 
@@ -27,5 +27,4 @@ __all__ = [
     "Outliers",
     "cluster_readable",
     "cluster_statistics",
-    "cluster_warning",
 ]

@@ -93,12 +93,16 @@ class Agglomerative(FeatureClusterer):
         links = min(count, self._k1 * self._k1 * self._k2 / 2)
         return jaccard_memory_mb(count, dim, self._k1, self._k2) + count * links * 1600 / 2**20
 
-    def advice(self) -> str:
-        """Why there may be no cluster, and what to change."""
+    def how_to_loosen(self) -> str:
+        """What to change for fewer outliers."""
         return (
             f"raise clusterer.distance_threshold ({self._distance_threshold}) or lower "
             f"clusterer.min_cluster_size ({self._min_cluster_size})"
         )
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"lower clusterer.distance_threshold ({self._distance_threshold})"
 
 
 def _average_linkage(distances: scipy.sparse.csr_matrix, threshold: float) -> Labels:

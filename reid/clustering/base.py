@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 
 from reid.neighbors import as_rows, log_memory
 from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
+
+logger = logging.getLogger(__name__)
 
 Outliers = Literal["drop", "nearest", "singleton"]
 
@@ -51,7 +54,7 @@ def cluster_readable(
 
 
 class FeatureClusterer(ABC):
-    """What the clusterers here share: what becomes of outliers, and the error if all are.
+    """What the clusterers here share: warnings of clusters that look ill, what becomes of outliers.
 
     Args:
         outliers: `drop`: they are not trained on. `nearest`: each joins the cluster whose mean
@@ -86,8 +89,12 @@ class FeatureClusterer(ABC):
         """About how many MB `find_clusters` takes above the features (count, dim)."""
 
     @abstractmethod
-    def advice(self) -> str:
-        """Why there may be no cluster, and what to change."""
+    def how_to_loosen(self) -> str:
+        """What to change for fewer outliers, with the present values."""
+
+    @abstractmethod
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters, with the present values."""
 
     def graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) clusters of a ready graph, -1 = outlier, after outliers were dealt with.
@@ -104,7 +111,7 @@ class FeatureClusterer(ABC):
             ValueError: The graph is not such a matrix, or this clusterer needs features.
         """
         _check_graph(distances)
-        found = self._with_clusters(self.find_graph_clusters(distances))
+        found = self._checked(self.find_graph_clusters(distances))
         if self._outliers == "singleton":
             _number_outliers(found)
         elif self._outliers == "nearest":
@@ -118,9 +125,34 @@ class FeatureClusterer(ABC):
                     found[i] = before[others[near.argmin()]]
         return found
 
-    def _with_clusters(self, found: Tensor) -> Tensor:
-        if not bool((found != OUTLIER).any()):
-            raise ClusteringError(f"no cluster among {len(found)} images: {self.advice()}")
+    def _checked(self, found: Tensor) -> Tensor:
+        """What was found, with a warning of what to change where it looks ill.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        count = len(found)
+        sizes = torch.unique(found[found != OUTLIER], return_counts=True)[1]
+        outliers = count - int(sizes.sum())
+        looser = (
+            f"{self.how_to_loosen()}; if that does not help, the weights that training starts from "
+            "are too weak (model.backbone_weights)"
+        )
+        if not len(sizes):
+            raise ClusteringError(f"no cluster among {count:,} images: {looser}")
+        largest = int(sizes.max())
+        if outliers > 0.9 * count:
+            logger.warning(
+                "%s of %s images are outliers: %s", f"{outliers:,}", f"{count:,}", looser
+            )
+        elif largest > count / 3:
+            logger.warning(
+                "one cluster holds %s of %s images: %s, or lower solver.base_lr; clusters that "
+                "follow cameras instead of persons look the same",
+                f"{largest:,}",
+                f"{count:,}",
+                self.how_to_tighten(),
+            )
         return found
 
     def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:
@@ -133,7 +165,7 @@ class FeatureClusterer(ABC):
         feature = features.global_feat.detach().float()
         as_rows(feature)  # is what checks them
         log_memory("Clustering", len(feature), self.memory_mb(*feature.shape))
-        found = self._with_clusters(self.find_clusters(feature, progress).cpu())
+        found = self._checked(self.find_clusters(feature, progress).cpu())
         kept = found != OUTLIER
         if self._outliers == "singleton":
             _number_outliers(found)

@@ -75,13 +75,16 @@ class JaccardDBSCAN(FeatureClusterer):
         """That of the Jaccard distances."""
         return jaccard_memory_mb(count, dim, self._k1, self._k2)
 
-    def advice(self) -> str:
-        """Why there may be no cluster, and what to change."""
+    def how_to_loosen(self) -> str:
+        """What to change for fewer outliers."""
         return (
-            f"none has {self._min_samples} neighbours (itself included) within a Jaccard distance "
-            f"of eps = {self._eps}; raise clusterer.eps, lower clusterer.min_samples, or start "
-            "from better weights (model.backbone_weights)"
+            f"raise clusterer.eps ({self._eps}) or lower clusterer.min_samples "
+            f"({self._min_samples})"
         )
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"lower clusterer.eps ({self._eps})"
 
 
 @CLUSTERER.register()

@@ -72,12 +72,16 @@ class HDBSCAN(FeatureClusterer):
         """A copy of the features in double precision, and the tree."""
         return count * (8 * dim + 160) / 2**20
 
-    def advice(self) -> str:
-        """Why there may be no cluster, and what to change."""
+    def how_to_loosen(self) -> str:
+        """What to change for fewer outliers."""
         return (
             f"lower clusterer.min_cluster_size ({self._min_cluster_size}) or "
             f"clusterer.min_samples ({self._min_samples})"
         )
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"lower clusterer.min_cluster_size ({self._min_cluster_size})"
 
 
 def _joined_graph(distances: scipy.sparse.csr_matrix, least: int) -> scipy.sparse.csr_matrix:

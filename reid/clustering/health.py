@@ -85,21 +85,5 @@ def cluster_statistics(
     return numbers
 
 
-def cluster_warning(numbers: dict[str, float], count: int) -> str | None:
-    """What to change where the statistics of `count` images look ill, or None."""
-    if numbers["outliers"] > 0.9 * count:
-        return (
-            f"{numbers['outliers']:,.0f} of {count:,} images are outliers: raise clusterer.eps or "
-            "lower clusterer.min_samples; if that does not help, the weights that training starts "
-            "from are too weak (model.backbone_weights)"
-        )
-    if numbers["largest"] > count / 3:
-        return (
-            f"one cluster holds {numbers['largest']:,.0f} of {count:,} images: lower clusterer.eps "
-            "or solver.base_lr; clusters that follow cameras instead of persons look the same"
-        )
-    return None
-
-
 def _rand(one: Tensor, other: Tensor) -> float:
     return float(adjusted_rand_score(one.numpy(), other.numpy()))

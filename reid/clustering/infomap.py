@@ -121,9 +121,13 @@ class Infomap(FeatureClusterer):
         """The search for neighbours, and up to k1 links an image, about 250 bytes each."""
         return neighbors_memory_mb(count, dim, self._k1) + 250 * count * self._k1 / 2**20
 
-    def advice(self) -> str:
-        """Why there may be no cluster, and what to change."""
+    def how_to_loosen(self) -> str:
+        """What to change for fewer outliers."""
         return (
             f"lower clusterer.min_similarity ({self._min_similarity}) or "
             f"clusterer.min_cluster_size ({self._min_cluster_size})"
         )
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"raise clusterer.min_similarity ({self._min_similarity})"

@@ -62,6 +62,10 @@ class KMeans(FeatureClusterer):
         """The centres and their sums, and what they are assigned."""
         return (8 * dim * self._num_clusters + 16 * count) / 2**20
 
-    def advice(self) -> str:
-        """Every image is in a cluster."""
-        return f"clusterer.num_clusters is {self._num_clusters}"
+    def how_to_loosen(self) -> str:
+        """What to change for larger clusters; there are no outliers."""
+        return f"lower clusterer.num_clusters ({self._num_clusters})"
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"raise clusterer.num_clusters ({self._num_clusters})"

@@ -14,13 +14,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from reid import distributed
-from reid.clustering import (
-    Clusterer,
-    ClusteringError,
-    cluster_readable,
-    cluster_statistics,
-    cluster_warning,
-)
+from reid.clustering import Clusterer, ClusteringError, cluster_readable, cluster_statistics
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter, progress_bar
 from reid.engine.trainer import Hook, Trainer
@@ -180,9 +174,6 @@ class RefreshPseudoLabels(Hook):
             labelling,
             tabulate([[number_text(n) for n in numbers.values()]], headers=[*numbers]),
         )
-        warning = cluster_warning(numbers, len(labels)) if self._clusterer is not None else None
-        if warning is not None:
-            logger.warning("%s", warning)
 
     def _labels(self, features: FeatureSet | None, epoch: int) -> tuple[PseudoLabels, str]:
         """Made by the main process, the same on every process; so is an error.
@@ -203,12 +194,16 @@ class RefreshPseudoLabels(Hook):
             except ClusteringError as error:
                 problem = f"epoch {epoch + 1}: {error}"
             else:
-                if labels.num_clusters > 1 or self._on_collapse == "warn":
+                if labels.num_clusters > 1:
                     return labels, ""
                 problem = (
                     f"epoch {epoch + 1}: all {len(labels) - labels.num_outliers:,} images that are "
-                    "no outliers are one cluster: lower clusterer.eps or solver.base_lr"
+                    "no outliers are one cluster; other options of the clusterer or a lower "
+                    "solver.base_lr may help"
                 )
+                if self._on_collapse == "warn":
+                    logger.warning("%s", problem)
+                    return labels, ""
             if self._on_collapse == "keep" and self._last is not None:
                 return self._last, f"{problem}. The last epoch's labels are kept"
             raise ClusteringError(problem)

@@ -23,9 +23,9 @@ from reid.clustering import (
     Infomap,
     JaccardDBSCAN,
     KMeans,
+    Outliers,
     cluster_readable,
     cluster_statistics,
-    cluster_warning,
 )
 from reid.clustering.hdbscan import _joined_graph
 from reid.modeling.memory import ProxyMemory
@@ -58,7 +58,7 @@ def test_no_cluster_says_what_to_change() -> None:
     features = F.normalize(torch.randn(30, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     with pytest.raises(
         ClusteringError,
-        match=r"among 30 images: none has 9 neighbours .* eps = 0\.05; raise clusterer\.eps, lower",
+        match=r"no cluster among 30 images: raise clusterer\.eps \(0\.05\) or lower clusterer\.min",
     ):
         JaccardDBSCAN(eps=0.05, min_samples=9)(feature_set(features))
 
@@ -171,7 +171,7 @@ def test_features_that_are_not_finite(clusterer: FeatureClusterer, bad: float) -
 
 
 @pytest.mark.parametrize(
-    "clusterer", [HDBSCAN(), Agglomerative(), JaccardDBSCAN(), KMeans(2), Infomap()]
+    "clusterer", [HDBSCAN(), Agglomerative(), JaccardDBSCAN(), KMeans(8), Infomap()]
 )
 def test_large_jobs_tell_their_memory(
     clusterer: FeatureClusterer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -219,11 +219,44 @@ def test_health_of_features_and_of_the_last_epoch() -> None:
     assert cluster_statistics(labels, group, features, shuffled)["agreement"] < 0.2
 
 
-def test_warnings_say_what_to_change() -> None:
-    healthy = {"outliers": 10, "largest": 5}
-    assert cluster_warning(healthy, 100) is None
-    assert "raise clusterer.eps" in str(cluster_warning({"outliers": 95, "largest": 5}, 100))
-    assert "lower clusterer.eps" in str(cluster_warning({"outliers": 0, "largest": 40}, 100))
+@pytest.mark.parametrize("outliers", ["drop", "nearest", "singleton"])
+def test_many_outliers_are_warned_of_whatever_becomes_of_them(
+    outliers: Outliers, caplog: pytest.LogCaptureFixture
+) -> None:
+    features, _ = grouped()
+    JaccardDBSCAN(k1=15, outliers=outliers)(features)
+    assert not caplog.messages
+    generator = torch.Generator().manual_seed(0)
+    feature = F.normalize(torch.randn(60, 32, generator=generator), dim=1)
+    feature[:4] = feature[0]
+    clusterer = JaccardDBSCAN(eps=0.1, outliers=outliers)
+    clusterer(feature_set(feature))
+    clusterer.graph_clusters(jaccard_distance(feature))
+    assert len(caplog.messages) == 2
+    for message in caplog.messages:
+        assert message.startswith("56 of 60 images are outliers: raise clusterer.eps (0.1) or low")
+
+
+@pytest.mark.parametrize(
+    ("clusterer", "advice"),
+    [
+        (JaccardDBSCAN(), r"lower clusterer\.eps \(0\.5\)"),
+        (HDBSCAN(), r"lower clusterer\.min_cluster_size \(4\)"),
+        (Agglomerative(), r"lower clusterer\.distance_threshold \(0\.8\)"),
+        (Infomap(), r"raise clusterer\.min_similarity \(0\.5\)"),
+        (KMeans(2), r"raise clusterer\.num_clusters \(2\)"),
+    ],
+)
+def test_a_large_cluster_is_warned_of_with_the_clusterers_own_options(
+    clusterer: FeatureClusterer, advice: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    group = (torch.arange(60) > 45).long()
+    feature = torch.eye(2, 8)[group] + 0.05 * torch.randn(60, 8, generator=generator)
+    labels = clusterer(feature_set(F.normalize(feature, dim=1)))
+    (message,) = caplog.messages
+    largest = int(torch.bincount(labels.cluster[labels.cluster >= 0]).max())
+    assert re.match(f"one cluster holds {largest} of 60 images: {advice}, or lower solv", message)
 
 
 def full(graph: scipy.sparse.csr_matrix) -> np.ndarray:
