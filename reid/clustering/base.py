@@ -48,9 +48,40 @@ def cluster_readable(
         raise ClusteringError(
             f"the features of all {len(features):,} images are 0: the model's weights are broken"
         )
-    if len(rows) == len(features):
-        return clusterer(features, progress=progress)
-    return clusterer(features[rows], progress=progress).placed(rows.cpu(), len(features))
+    whole = len(rows) == len(features)
+    labels = clusterer(features if whole else features[rows], progress=progress)
+    if not isinstance(clusterer, FeatureClusterer):  # those have warned in words of their own
+        other = f"other options of {type(clusterer).__name__} may help"
+        _warn_of_illness(labels.cluster, other, other)
+    return labels if whole else labels.placed(rows.cpu(), len(features))
+
+
+def _warn_of_illness(found: Tensor, how_to_loosen: str, how_to_tighten: str) -> None:
+    """Warns where clusters (N,), -1 = outlier, are not worth training on.
+
+    Raises:
+        ClusteringError: There is no cluster.
+    """
+    count = len(found)
+    sizes = torch.unique(found[found != OUTLIER], return_counts=True)[1]
+    outliers = count - int(sizes.sum())
+    looser = (
+        f"{how_to_loosen}; if that does not help, the weights that training starts from are too "
+        "weak (model.backbone_weights)"
+    )
+    if not len(sizes):
+        raise ClusteringError(f"no cluster among {count:,} images: {looser}")
+    largest = int(sizes.max())
+    if outliers > 0.9 * count:
+        logger.warning("%s of %s images are outliers: %s", f"{outliers:,}", f"{count:,}", looser)
+    elif largest > count / 3:
+        logger.warning(
+            "one cluster holds %s of %s images: %s, or lower solver.base_lr; clusters that "
+            "follow cameras instead of persons look the same",
+            f"{largest:,}",
+            f"{count:,}",
+            how_to_tighten,
+        )
 
 
 class FeatureClusterer(ABC):
@@ -131,28 +162,7 @@ class FeatureClusterer(ABC):
         Raises:
             ClusteringError: There is no cluster.
         """
-        count = len(found)
-        sizes = torch.unique(found[found != OUTLIER], return_counts=True)[1]
-        outliers = count - int(sizes.sum())
-        looser = (
-            f"{self.how_to_loosen()}; if that does not help, the weights that training starts from "
-            "are too weak (model.backbone_weights)"
-        )
-        if not len(sizes):
-            raise ClusteringError(f"no cluster among {count:,} images: {looser}")
-        largest = int(sizes.max())
-        if outliers > 0.9 * count:
-            logger.warning(
-                "%s of %s images are outliers: %s", f"{outliers:,}", f"{count:,}", looser
-            )
-        elif largest > count / 3:
-            logger.warning(
-                "one cluster holds %s of %s images: %s, or lower solver.base_lr; clusters that "
-                "follow cameras instead of persons look the same",
-                f"{largest:,}",
-                f"{count:,}",
-                self.how_to_tighten(),
-            )
+        _warn_of_illness(found, self.how_to_loosen(), self.how_to_tighten())
         return found
 
     def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:

@@ -208,6 +208,24 @@ def test_images_that_could_not_be_read_are_outliers() -> None:
         cluster_readable(KMeans(4), features)
 
 
+def test_a_clusterer_of_a_project_is_warned_of_too(caplog: pytest.LogCaptureFixture) -> None:
+    class Given:
+        def __init__(self, cluster: list[int]) -> None:
+            self._cluster = torch.tensor(cluster)
+
+        def __call__(self, features: FeatureSet, progress: object = None) -> PseudoLabels:
+            return PseudoLabels.from_clusters(self._cluster)
+
+    features, _ = grouped()
+    count = len(features)
+    cluster_readable(Given([0, *[-1] * (count - 1)]), features)
+    assert "are outliers: other options of Given may help" in caplog.messages[0]
+    cluster_readable(Given([0] * (count - 1) + [1]), features)
+    assert "images: other options of Given may help, or lower solver" in caplog.messages[1]
+    with pytest.raises(ClusteringError, match=f"no cluster among {count} images: other options"):
+        cluster_readable(Given([-1] * count), features)
+
+
 def test_health_of_features_and_of_the_last_epoch() -> None:
     features, group = grouped()
     labels = JaccardDBSCAN(k1=15)(features)
