@@ -134,29 +134,40 @@ class TrainImages:
     ) -> list[ImageRecord]:
         """Test images with the numbers that their cameras had in training, -1 where they had none.
 
-        A camera has a number if it is of a dataset with the site of a training set.
+        A camera has a number if it is of a dataset with the site of a training set. Where both have
+        names for their cameras, the names count, since either may have cameras of its own.
         """
         places = [i for i, own in enumerate(self.datasets) if own.site == dataset.site]
         if dataset in self.datasets:
             places = [self.datasets.index(dataset)]
-        if len(places) == 1 and len(self.datasets) == 1:
-            return list(records)
-        numbers: dict[int, int] = {}
-        if len(places) == 1:
-            self.load()
-            assert self._joined is not None
-            origins = enumerate(self._joined.cameras)
-            name = self.names[places[0]]
-            numbers = {camid: number for number, (own, camid) in origins if own == name}
-        else:
+        if len(places) != 1:
             logger.info(
                 "%s: the model takes its cameras for unknown ones, it learns those of %s",
                 dataset.site,
                 ", ".join(own.site for own in self.datasets),
             )
+            return [replace(record, camid=UNKNOWN_CAMERA) for record in records]
+        names = self.datasets[places[0]].cameras
+        renamed = bool(names and dataset.cameras) and names != dataset.cameras
+        if len(self.datasets) == 1 and not renamed:
+            return list(records)
+        numbers = self._numbers(places[0])
+        if renamed:
+            named = {name: numbers.get(camid) for camid, name in enumerate(names)}
+            known = ((camid, named.get(name)) for camid, name in enumerate(dataset.cameras))
+            numbers = {camid: number for camid, number in known if number is not None}
         return [
             replace(record, camid=numbers.get(record.camid, UNKNOWN_CAMERA)) for record in records
         ]
+
+    def _numbers(self, place: int) -> dict[int, int]:
+        """A camera's number in a training set -> its number here."""
+        records = self.load()
+        if self._joined is None:
+            return {record.camid: record.camid for record in records}
+        origins = enumerate(self._joined.cameras)
+        name = self.names[place]
+        return {camid: number for number, (source, camid) in origins if source == name}
 
 
 def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDataset]:

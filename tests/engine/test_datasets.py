@@ -183,6 +183,26 @@ def test_a_site_is_known_by_its_folder_and_not_by_its_name(root: Path) -> None:
     assert drawn.site == again.site != other.site
 
 
+def test_cameras_with_names_are_known_by_them(root: Path) -> None:
+    for path in ("hall/0.jpg", "yard/0.jpg", "door/0.jpg", "door/1.jpg"):
+        (root / "own" / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / "own" / path).touch()
+    train, every = Pattern("own", "(?P<camid>hall|yard)/0", "skip"), Folder("own")
+    test = Pattern("own", "(?P<camid>door|yard)/(?P<pid>.)", "skip")
+    for dataset in (train, every, test):
+        dataset.load("train")
+    assert (train.cameras, test.cameras) == (("hall", "yard"), ("door", "yard"))
+
+    def told(images: TrainImages, dataset: ReIDDataset) -> list[int]:
+        records = [ImageRecord("x", 0, camid) for camid in (0, 1, -1)]
+        return [record.camid for record in images.as_model_knows(records, dataset)]
+
+    assert told(TrainImages([train]), train) == [0, 1, -1]
+    assert told(TrainImages([train]), test) == [-1, 1, -1]
+    assert told(TrainImages([every]), test) == [0, 2, -1]
+    assert told(TrainImages([SyntheticPersons(), every]), test) == [6, 8, -1]
+
+
 def test_foreign_cameras_reach_the_model_as_unknown_and_the_evaluator_as_they_are(
     root: Path,
 ) -> None:

@@ -64,11 +64,14 @@ class ReIDDataset(ABC):
             there is one only, and before it was looked for.
         same_numbers: Whether an identity has one number in training and test; where it has not, a
             number that both have is of different persons.
+        cameras: Names of the cameras in the order of their numbers, once images are loaded; empty
+            where they have none.
     """
 
     name: str
     version: str = ""
     same_numbers: bool = True
+    cameras: tuple[str, ...] = ()
 
     def __init__(self, root: str = "") -> None:
         self.root = Path(root or os.environ.get("REID_DATASETS", "datasets"))

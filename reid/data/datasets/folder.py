@@ -27,16 +27,12 @@ class Folder(ReIDDataset):
     Args:
         path: The folder, below the root.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
-
-    Attributes:
-        cameras: Names of the cameras in the order of their numbers, once images are loaded.
     """
 
     def __init__(self, path: str, root: str = "") -> None:
         super().__init__(root)
         self._path = path
         self.name = Path(path).name or "Folder"
-        self.cameras: tuple[str, ...] = ()
 
     @property
     def site(self) -> str:

@@ -121,6 +121,11 @@ class LeaveOut(ReIDDataset):
         """The dataset's."""
         return self._dataset.site
 
+    @property
+    def cameras(self) -> tuple[str, ...]:  # type: ignore[override]  # known once it is loaded
+        """The dataset's."""
+        return self._dataset.cameras
+
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split that are not left out, in the dataset's order.
 

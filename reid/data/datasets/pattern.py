@@ -49,7 +49,6 @@ class Pattern(ReIDDataset):
     Attributes:
         identities: Number of an identity -> its name, once images are loaded; empty where the
             names are the numbers.
-        cameras: Names of the cameras in the order of their numbers, once images are loaded.
 
     Raises:
         ValueError: The expression does not compile, a group seems misspelt, or `splits` does not
@@ -92,7 +91,6 @@ class Pattern(ReIDDataset):
         self._unmatched = unmatched
         self.name = Path(path).name or "Pattern"
         self.identities: dict[int, str] = {}
-        self.cameras: tuple[str, ...] = ()
         self._loaded: list[tuple[str, ImageRecord]] | None = None
 
     @property
