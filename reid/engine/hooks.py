@@ -227,13 +227,12 @@ class Evaluate(Hook):
                 self._writer.write_image(f"pictures/{path.stem}", path, trainer.step)
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far."""
-        return {"history": self._history, "details": self._details}
+        """The evaluations so far; the last one, which alone has details, comes after any state."""
+        return {"history": self._history}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the evaluations back."""
         self._history = list(state["history"])
-        self._details = list(state.get("details", ()))  # older checkpoints have none
 
     def _evaluate(self, trainer: Trainer) -> None:
         self._details = []
