@@ -187,8 +187,11 @@ class MetricWriter:
         if distributed.is_main():
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._keep_until(epoch)
+                kept = self._keep_until(epoch)
                 self._board = SummaryWriter(str(self._path.parent), purge_step=step)
+                for line in kept:
+                    if line["step"] == step:  # TensorBoard drops it with what comes again
+                        self._show(**line)
 
     def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
         """Appends one line; `kind` says what the numbers are about: train, labels, test.
@@ -198,12 +201,11 @@ class MetricWriter:
         """
         if self._board is None:
             return
-        line = {"kind": kind, "step": step, "epoch": epoch, **numbers}
+        line: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **numbers}
         with writing(self._path):
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            for name, number in numbers.items():
-                self._board.add_scalar(f"{kind}/{name}", number, step)
+            self._show(**line)
 
     def write_image(self, name: str, path: Path, step: int) -> None:
         """Shows a picture in TensorBoard."""
@@ -220,15 +222,20 @@ class MetricWriter:
             with writing(self._path.parent):
                 self._board.close()
 
-    def _keep_until(self, epoch: int) -> None:
-        """Drops the lines from `epoch` on; a last line that was cut off is dropped too."""
+    def _show(self, kind: str, step: int, epoch: int, **numbers: float) -> None:
+        assert self._board is not None
+        for name, number in numbers.items():
+            self._board.add_scalar(f"{kind}/{name}", number, step)
+
+    def _keep_until(self, epoch: int) -> list[dict[str, Any]]:
+        """Drops the lines from `epoch` on, and a last line that was cut off; gives the others."""
         if epoch == 0:
             self._path.unlink(missing_ok=True)
         if not self._path.exists():
-            return
-        lines = _read_lines(self._path)
-        kept = [json.dumps(line) + "\n" for line in lines if line["epoch"] < epoch]
-        write_text(self._path, "".join(kept))
+            return []
+        kept = [line for line in _read_lines(self._path) if line["epoch"] < epoch]
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        return kept
 
 
 def show_picture(run: Path, path: Path) -> None:

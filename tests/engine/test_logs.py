@@ -93,6 +93,10 @@ def test_a_resumed_run_drops_what_the_broken_one_wrote_after_its_checkpoint(tmp_
     writer.start(epoch=1, step=10)
     writer.close()
     assert [(line["kind"], line["step"], line["epoch"]) for line in lines(tmp_path)] == kept
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    shown = {kind: [event.step for event in events.Scalars(f"{kind}/x")] for kind, *_ in kept}
+    assert shown == {"test": [0], "labels": [0], "train": [10]}
     writer = MetricWriter(tmp_path)
     writer.start()
     writer.close()
