@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 LR_FACTOR = "lr_factor"
 """Key of a parameter group: its learning rate as a multiple of the base rate; 1 if not there."""
@@ -139,3 +139,45 @@ def build_scheduler(
     return LambdaLR(
         optimizer, [schedule(group.get(LR_FACTOR, 1.0)) for group in optimizer.param_groups]
     )
+
+
+def load_state(
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    optimizer_state: Mapping[str, Any],
+    scheduler_state: Mapping[str, Any],
+) -> None:
+    """Takes states back; learning rate, weight decay and the like stay those as built.
+
+    Args:
+        optimizer: Fresh from `build_optimizer`.
+        scheduler: Of this optimizer, fresh too.
+        optimizer_state: Of an optimizer with the same groups of parameters.
+        scheduler_state: Of its schedule. That of a `LambdaLR` goes on with the rates as built,
+            any other one with the rates that it had.
+
+    Raises:
+        ValueError: The groups are others.
+    """
+    built_with = [
+        {key: value for key, value in group.items() if key not in ("params", "lr")}
+        for group in optimizer.param_groups
+    ]
+    base_lrs = list(scheduler.base_lrs)
+    # With the groups as built, since the state goes where a fused optimizer wants it.
+    groups = [
+        {**group, **options}
+        for group, options in zip(optimizer_state["param_groups"], built_with, strict=True)
+    ]
+    optimizer.load_state_dict({**optimizer_state, "param_groups": groups})
+    scheduler.load_state_dict(dict(scheduler_state))
+    if isinstance(scheduler, LambdaLR):  # its rates do not depend on those before
+        scheduler.base_lrs = base_lrs
+        epoch = scheduler.last_epoch
+        rates = [
+            base_lr * factor(epoch)
+            for base_lr, factor in zip(base_lrs, scheduler.lr_lambdas, strict=True)
+        ]
+        scheduler._last_lr = rates
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -206,25 +205,6 @@ class BufferCopy:
         for name, value in self._values.items():
             buffer = self._module.get_buffer(name)
             buffer.copy_(value if condition is None else torch.where(condition, value, buffer))
-
-
-@contextmanager
-def replaying(device: torch.device, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """In its block torch draws the random numbers that it drew after `random_state`."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.set_rng_state(state["cpu"])
-        if "cuda" in state:
-            torch.cuda.set_rng_state(state["cuda"], device)
-        yield
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators; waits for no GPU."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
 
 
 def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:

@@ -27,10 +27,11 @@ from reid.engine.checkpoints import (
 from reid.engine.logs import PICTURES, MetricWriter, environment, run_logging
 from reid.engine.networks import build_trained_model, pick_device, place_model
 from reid.engine.provenance import config_diff, provenance
+from reid.engine.randomness import seed_everything
 from reid.engine.splits import count_splits, log_dataset
 from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.testing import draw_test_pictures, evaluate, results_table
-from reid.engine.trainer import Trainer, seed_everything
+from reid.engine.trainer import Trainer
 from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import math
-import random
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from reid import distributed
@@ -26,10 +24,10 @@ from reid.engine.nonfinite import (
     broken_parameters,
     check_finite,
     largest_activations,
-    random_state,
-    replaying,
 )
+from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
 from reid.engine.stopping import StopSignals
+from reid.solver import load_state
 from reid.structures import Batch, Embeddings
 
 logger = logging.getLogger(__name__)
@@ -281,7 +279,7 @@ class Trainer:
         Raises:
             FloatingPointError: The loss is not finite, on this process or another.
         """
-        drawn_from = random_state(self.device)
+        drawn_from = torch_random_state(self.device)
         may_be_left_out = self._nonfinite.action == "skip" or self._scaler.is_enabled()
         if may_be_left_out and self._before is None:  # the first batch of an accumulation group
             self._before = BufferCopy(self._step_module)
@@ -357,7 +355,7 @@ class Trainer:
             "scheduler": self.scheduler.state_dict(),
             "scaler": self._scaler.state_dict(),
             "skipped": self._nonfinite.skipped,
-            "random": distributed.gather_objects(_random_state(self.device)),
+            "random": distributed.gather_objects(random_state(self.device)),
             "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
         }
 
@@ -378,13 +376,13 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
-        self._load_optimizer(state)
+        load_state(self.optimizer, self.scheduler, state["optimizer"], state["scheduler"])
         self._scaler.load_state_dict(state["scaler"])
         self._nonfinite.skipped = state["skipped"]
         self._load_hooks(state["hooks"])
         self.epoch = state["epoch"]
         self.step = state["step"]
-        _set_random_state(state["random"][distributed.rank()], self.device)
+        set_random_state(state["random"][distributed.rank()], self.device)
 
     def _load_hooks(self, states: Sequence[Mapping[str, Any]]) -> None:
         saved: dict[str, list[dict[str, Any]]] = {}
@@ -408,59 +406,3 @@ class Trainer:
                     if names
                 ),
             )
-
-    def _load_optimizer(self, state: Mapping[str, Any]) -> None:
-        built_with = [
-            {key: value for key, value in group.items() if key not in ("params", "lr")}
-            for group in self.optimizer.param_groups
-        ]
-        base_lrs = list(self.scheduler.base_lrs)
-        # With the groups as built, since the state goes where a fused optimizer wants it.
-        saved = state["optimizer"]
-        groups = [
-            {**group, **options}
-            for group, options in zip(saved["param_groups"], built_with, strict=True)
-        ]
-        self.optimizer.load_state_dict({**saved, "param_groups": groups})
-        self.scheduler.load_state_dict(state["scheduler"])
-        if isinstance(self.scheduler, LambdaLR):  # its rates do not depend on those before
-            self.scheduler.base_lrs = base_lrs
-            epoch = self.scheduler.last_epoch
-            rates = [
-                base_lr * factor(epoch)
-                for base_lr, factor in zip(base_lrs, self.scheduler.lr_lambdas, strict=True)
-            ]
-            self.scheduler._last_lr = rates
-            for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate
-
-
-def seed_everything(seed: int) -> None:
-    """Seeds Python, numpy and torch; every process gets its own stream."""
-    seed += 1_000_003 * distributed.rank()
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 (for libraries that use the global state)
-    torch.manual_seed(seed)
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    version, words, gauss = random.getstate()
-    name, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002
-    state: dict[str, Any] = {
-        "python": [version, list(words), gauss],
-        "numpy": [name, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
-        "torch": torch.get_rng_state(),
-    }
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    version, words, gauss = state["python"]
-    random.setstate((version, tuple(words), gauss))
-    name, keys, *rest = state["numpy"]
-    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -9,7 +9,8 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from reid.engine.nonfinite import BufferCopy, NonFiniteLosses
-from reid.engine.trainer import Hook, Trainer, seed_everything
+from reid.engine.randomness import seed_everything
+from reid.engine.trainer import Hook, Trainer
 from reid.solver import build_optimizer, build_scheduler
 from reid.structures import Batch
 

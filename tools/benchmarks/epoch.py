@@ -25,8 +25,9 @@ from reid.config import load_config
 from reid.engine.build import build_trainer, import_plugins
 from reid.engine.logs import MetricWriter
 from reid.engine.networks import pick_device
+from reid.engine.randomness import seed_everything
 from reid.engine.stopping import StopSignals
-from reid.engine.trainer import Hook, Trainer, seed_everything
+from reid.engine.trainer import Hook, Trainer
 
 DEFAULT = "projects/TMGF/configs/demo.yaml"
 
