@@ -140,6 +140,16 @@ def text_width(text: str, size: int = 18) -> int:
     return round(font(size).getlength(text))
 
 
+def shortened(text: str, width: int, size: int = 18) -> str:
+    """A text, its end left out where it is wider than so many pixels."""
+    if text_width(text, size) <= width:
+        return text
+    kept = text
+    while kept and text_width(f"{kept}…", size) > width:
+        kept = kept[:-1]
+    return f"{kept}…"
+
+
 def _dashed(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int], colour: Colour) -> None:
     left, top, right, bottom = box
     step = 12

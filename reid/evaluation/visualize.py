@@ -29,6 +29,7 @@ from reid.evaluation.canvas import (
     font,
     text_width,
 )
+from reid.evaluation.clusters import camera_name
 from reid.structures import OUTLIER, ImageRecord
 
 Verdict = Literal["same", "other", "junk"]
@@ -99,8 +100,8 @@ def draw_clusters(
 ) -> list[int]:
     """A contact sheet: one row per cluster, its images ordered by camera.
 
-    A coloured band below each image tells the camera. Where identities are known, images of
-    another person than the cluster's most frequent one are marked with a cross.
+    A coloured band below each image tells the camera, see `camera_name`. Where identities are
+    known, images of another person than the cluster's most frequent one are marked with a cross.
 
     Args:
         path: The PNG to write.
@@ -158,7 +159,7 @@ def draw_clusters(
             wrong = bool(main) and record.pid >= 0 and record.pid != main[0][0]
             style = mixed if wrong and label != OUTLIER else Style("", GREY)
             canvas.paste_tile(picture, record.path, (left, top), style)
-            _camera_band(draw, (left, top + CELL[1]), record.camid)
+            _camera_band(draw, (left, top + CELL[1]), record)
     if legend:
         canvas.draw_legend(draw, MARGIN, height - MARGIN - _LEGEND // 2 + 8, legend)
     canvas.save(picture, path)
@@ -318,14 +319,16 @@ def _caption(
         draw.text(where, text, fill=INK, font=font(), anchor="lt")
 
 
-def _camera_band(draw: ImageDraw.ImageDraw, corner: tuple[int, int], camid: int) -> None:
+def _camera_band(draw: ImageDraw.ImageDraw, corner: tuple[int, int], record: ImageRecord) -> None:
     left, top = corner
-    colour = camera_colour(camid)
+    name = camera_name(record) or "?"
+    text = f"camera {name}" if name == "?" or name.isdigit() else name
+    colour = camera_colour(record.camid)
     draw.rectangle((left, top, left + CELL[0] - 1, top + _BAND - 1), fill=colour)
     dark = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] < 140
     draw.text(
         (left + CELL[0] // 2, top + _BAND // 2),
-        f"camera {camid}" if camid >= 0 else "camera ?",
+        canvas.shortened(text, CELL[0] - 8, 15),
         fill=canvas.WHITE if dark else INK,
         font=font(15),
         anchor="mm",

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from reid.evaluation.canvas import GREEN, GREY, PALETTE, RED
+from reid.evaluation.canvas import CELL, GREEN, GREY, PALETTE, RED, text_width
 from reid.evaluation.visualize import (
     camera_colour,
     draw_attention,
@@ -73,6 +74,31 @@ def test_clusters_from_the_largest_to_the_smallest(tmp_path: Path, images: list[
     unlabelled = [ImageRecord(record.path) for record in records]
     draw_clusters(path, clusters, unlabelled, rows=1, columns=2)
     assert RED not in colours(path)
+
+
+def test_cameras_go_by_their_names(
+    tmp_path: Path, images: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    draw_text = ImageDraw.ImageDraw.text
+
+    def text(self: ImageDraw.ImageDraw, where: Any, words: str, **options: Any) -> None:
+        written.append(words)
+        draw_text(self, where, words, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    records = [
+        ImageRecord(images[0], camid=0, extra={"camera": "hall"}),
+        ImageRecord(images[1], camid=1, extra={"camera": "the entrance of the car park"}),
+        ImageRecord(images[2], camid=2),
+        ImageRecord(images[3]),
+    ]
+    draw_clusters(tmp_path / "clusters.png", [0, 0, 0, 0], records)
+    assert [words for words in written if words in ("hall", "camera 2", "camera ?")] == [
+        "camera ?", "hall", "camera 2"]  # fmt: skip
+    (long,) = [words for words in written if words.endswith("…")]
+    assert "the entrance of the car park".startswith(long[:-1])
+    assert 60 < text_width(long, 15) <= CELL[0]
 
 
 def test_cluster_errors(tmp_path: Path, images: list[str]) -> None:

@@ -33,7 +33,8 @@ class Pattern(ReIDDataset):
       at most 9 digits, all are numbered from 0 in natural order. Empty or left out: unlabelled.
     - `camid`: numbered from 0 in natural order, `cam2` before `cam10`. Empty or left out: unknown.
     - `split`: `train`, `query` or `gallery`, or what `splits` names; left out: all is `train`.
-    - Any other group is kept as it stands, in `ImageRecord.extra`.
+    - Any other group is kept as it stands, in `ImageRecord.extra`, and so is the camera's name, as
+      `camera`.
 
     What was parsed is shown in the log. `(?P<pid>\d+)_c(?P<camid>\d+)` reads
     `monday/0002_c1s1_000451.jpg` as identity 2 of the first camera.
@@ -165,7 +166,7 @@ class Pattern(ReIDDataset):
                     f"{folder}/{path}",
                     pids[groups.get("pid", "")],
                     camids[groups.get("camid", "")],
-                    extra={key: text for key, text in groups.items() if key not in _GROUPS},
+                    extra=_extra(groups),
                 ),
             )
             for path, groups in parsed
@@ -214,6 +215,11 @@ class Pattern(ReIDDataset):
                 f"{len(unmatched):,}",
                 ", ".join(map(repr, unmatched[:_SHOWN])),
             )
+
+
+def _extra(groups: Mapping[str, str]) -> dict[str, str]:
+    own = {key: text for key, text in groups.items() if key not in _GROUPS}
+    return {"camera": groups["camid"], **own} if groups.get("camid") else own
 
 
 def _number_identities(names: Iterable[str]) -> tuple[dict[str, int], dict[int, str]]:

@@ -48,7 +48,7 @@ def test_names_are_numbered_in_natural_order(root: Path, caplog: pytest.LogCaptu
     assert [record.pid for record in records] == [-1, 2, 1, 0]  # -1, Zoë, p10, p2
     assert [record.camid for record in records] == [0, 1, 1, 0]
     assert dataset.identities == {0: "p2", 1: "p10", 2: "Zoë"}
-    assert records[0].extra == {"shot": "2"}
+    assert records[0].extra == {"camera": "door", "shot": "2"}
     assert "PATTERN matches 4 of 4 images" in caplog.text
     assert "'p2/door/1.jpg'" in caplog.text
     assert "cameras: 0 = 'door', 1 = 'hall'" in caplog.text
@@ -76,6 +76,7 @@ def test_optional_groups(root: Path) -> None:
     touch(root / "own", "1.jpg", "x_c4.jpg")
     dataset = Pattern("own", r"^(?P<pid>\d+)?.*?(_c(?P<camid>\d))?\.jpg$")
     assert ids(dataset.load("train")) == [("1.jpg", 1, -1), ("x_c4.jpg", -1, 0)]
+    assert [record.extra for record in dataset.load("train")] == [{}, {"camera": "4"}]
     assert ids(Pattern("own", r"jpg$").load("train")) == [("1.jpg", -1, -1), ("x_c4.jpg", -1, -1)]
 
 
