@@ -396,7 +396,7 @@ def load_config(
             value = parse_yaml(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {shortened(text)} is not a YAML value ({error})") from error
-        _set(raw, key, _lower_keys(value))
+        _set(raw, key, lower_keys(value))
     try:
         _refuse_references(raw)
         checked = _check(raw, Config, "")
@@ -457,7 +457,7 @@ def _read_yaml(path: Path, readers: tuple[Path, ...] = ()) -> dict[str, Any]:
             f"config file {str(path)!r}: expected KEY: VALUE lines, got {shortened(content)}"
         )
     try:
-        own: dict[str, Any] = _lower_keys(content or {})
+        own: dict[str, Any] = lower_keys(content or {})
     except ConfigError as error:
         raise ConfigError(f"config file {str(path)!r}: {error}") from None
     base = own.pop("_base_", None)
@@ -539,17 +539,22 @@ def _item(items: list[Any], key: str, dotted: str) -> int:
     return int(key)
 
 
-def _lower_keys(value: Any) -> Any:
+def lower_keys(value: Any) -> Any:
+    """A YAML value with the keys of all its mappings in lower case.
+
+    Raises:
+        ConfigError: A key stands twice, in capitals and small letters.
+    """
     if isinstance(value, Mapping):
         lowered: dict[str, Any] = {}
         for key, item in value.items():
             name = str(key).lower()
             if name in lowered:
                 raise ConfigError(f"{name}: the key stands twice, in capitals and small letters")
-            lowered[name] = _lower_keys(item)
+            lowered[name] = lower_keys(item)
         return lowered
     if isinstance(value, list):
-        return [_lower_keys(item) for item in value]
+        return [lower_keys(item) for item in value]
     return value
 
 

@@ -12,6 +12,7 @@ import yaml
 from tabulate import tabulate
 
 import reid.data.datasets  # noqa: F401  (importing the parts registers them)
+from reid.config import lower_keys
 from reid.data.datasets.base import ReIDDataset
 from reid.data.datasets.joining import JoinedImages, LeaveOut, join_images, unique_names
 from reid.registry import DATASET, ConfigError, build
@@ -58,7 +59,7 @@ def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
     spec: dict[str, Any] = {"name": words[0]}
     for key, text in zip(words[1::2], words[2::2], strict=True):
         try:
-            spec[key.lower()] = parse_yaml(text)
+            spec[key.lower()] = lower_keys(parse_yaml(text))
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
     return spec

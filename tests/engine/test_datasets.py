@@ -16,7 +16,7 @@ from PIL import Image
 from reid.config import load_config
 from reid.data.datasets import CSV, Folder, Pattern, ReIDDataset, Split, SyntheticPersons
 from reid.engine.build import build_test_sets, build_train_images
-from reid.engine.datasets import TrainImages, build_dataset, build_datasets
+from reid.engine.datasets import TrainImages, build_dataset, build_datasets, spec_of_words
 from reid.engine.run import test as run_test
 from reid.engine.run import train
 from reid.registry import ConfigError
@@ -135,6 +135,14 @@ def test_specs() -> None:
         with pytest.raises(ConfigError, match=r"datasets\.train: expected a dataset, or a list"):
             load_config(None, ["DATASETS.TRAIN", wrong])
     assert load_config(None, ["DATASETS.TRAIN", "Market1501"]).datasets.train == "Market1501"
+
+
+def test_a_command_line_is_read_as_a_config_is() -> None:
+    splits = "{QUERY: probe}"
+    spec = spec_of_words(["Pattern", "PATH", "own", "SPLITS", splits])
+    train = f"{{NAME: Pattern, PATH: own, SPLITS: {splits}}}"
+    assert spec == load_config(None, ["DATASETS.TRAIN", train]).datasets.train
+    assert spec["splits"] == {"query": "probe"}
 
 
 def test_the_model_is_told_the_cameras_it_knows(root: Path) -> None:
