@@ -18,7 +18,8 @@ To try training on own cameras before one has any (docs/own_cameras.md):
   python tools/export_crops.py datasets/shop SyntheticPersons SEED 3
 
 makes datasets/shop/camera1/000000.jpg and so on of the training images. Names say nothing of who
-is who. With --test, the query and gallery images go to their own folder, with a list of labels.
+is who. With --labelled, query and gallery images lie among them, and datasets/shop/labels.csv tells
+who is on these.
 """
 
 

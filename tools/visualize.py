@@ -49,7 +49,10 @@ def main() -> int:
             "--model", action="append", nargs="+", default=[], type=Path,
             metavar="PATH", help="folder of a run, or config file and weights",
         )  # fmt: skip
-        command.add_argument("--output", type=Path, default=Path(f"{name}.png"), metavar="PNG")
+        command.add_argument(
+            "--output", type=Path, default=Path(f"{name}.png"), metavar="PNG",
+            help="(default: %(default)s)",
+        )  # fmt: skip
         command.add_argument(
             "--set", nargs="+", default=[], metavar="KEY VALUE", help="win over the models' configs"
         )
@@ -63,16 +66,28 @@ def main() -> int:
         if name in ("rollout", "stripes", "ranked", "clusters"):
             command.add_argument("--count", type=int, default=8, help="rows (default: 8)")
         if name in ("rollout", "stripes"):
-            command.add_argument("--images", nargs="+", type=Path, default=(), metavar="FILE")
-        if name == "rollout":
-            command.add_argument("--heads", choices=("mean", "max", "min"), default="mean")
-        if name == "clusters":
-            command.add_argument("--columns", type=int, default=12, help="images of a cluster")
-        if name == "embed":
-            command.add_argument("--method", choices=("tsne", "umap"), default="tsne")
             command.add_argument(
-                "--colour", choices=("identity", "camera", "cluster"), default="identity"
+                "--images", nargs="+", type=Path, default=(), metavar="FILE",
+                help="in place of queries of the first test set",
+            )  # fmt: skip
+        if name == "rollout":
+            command.add_argument(
+                "--heads", choices=("mean", "max", "min"), default="mean",
+                help="how those of a layer are joined (default: mean)",
+            )  # fmt: skip
+        if name == "clusters":
+            command.add_argument(
+                "--columns", type=int, default=12, help="images of a cluster (default: 12)"
             )
+        if name == "embed":
+            command.add_argument(
+                "--method", choices=("tsne", "umap"), default="tsne", help="(default: tsne)"
+            )
+            command.add_argument(
+                "--colour", choices=("identity", "camera", "cluster"), default="identity",
+                help="identity or camera of test images, cluster of training images "
+                "(default: identity)",
+            )  # fmt: skip
     arguments = parser.parse_args()
     escape_output()
     models = draw(arguments)
