@@ -97,7 +97,7 @@ def main() -> None:
     arguments = parser.parse_args()
     args = (arguments.images, arguments.dim)
     seconds, extra, gpu_mb, labels = measure(
-        sparse_labels, make_features, *args, warm_up=(2000, args[1]), device=arguments.device
+        sparse_labels, make_features, *args, warm_up=(5000, args[1]), device=arguments.device
     )
     baseline, agrees = None, None
     if not arguments.no_baseline:
