@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_nn
 from torch import Tensor
+from torch.nn import functional as F
 
 T = TypeVar("T")
 
@@ -157,10 +157,9 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not is_distributed():
         return rows
-    counts = gather_counts(len(rows))
-    padding = rows.new_zeros((max(counts) - len(rows), *rows.shape[1:]))
-    parts = dist_nn.all_gather(torch.cat((rows, padding)))  # type: ignore[no-untyped-call]
-    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+    counts, own = gather_counts(len(rows)), rank()
+    others = (0, 0) * (rows.ndim - 1) + (sum(counts[:own]), sum(counts[own + 1 :]))
+    return sum_with_gradient(F.pad(rows, others))
 
 
 def sum_with_gradient(value: Tensor) -> Tensor:
@@ -171,5 +170,19 @@ def sum_with_gradient(value: Tensor) -> Tensor:
     """
     if not is_distributed():
         return value
-    total: Tensor = dist_nn.all_reduce(value)  # type: ignore[no-untyped-call]
+    total: Tensor = _Sum.apply(value)
     return total
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over the processes; its gradient is that of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return sum_with_gradient(gradient)

@@ -99,6 +99,7 @@ def test_processes_train_as_one(alone: Path, processes: int) -> None:
     # extraction, labels, sampling, augmentation, losses, BatchNorm, weights and metrics
     done = run(alone, processes)
     assert done.returncode == 0, done.stderr
+    assert "FutureWarning" not in done.stderr
     assert_same(alone / str(processes), alone / "1")
     before, _ = read_checkpoint(alone / "1" / "model_final.safetensors")
     after, _ = read_checkpoint(alone / str(processes) / "model_final.safetensors")
