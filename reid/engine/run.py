@@ -114,6 +114,8 @@ def train(
             with _explained(signals):
                 trainer.train()
         except Interrupted as stop:
+            if not distributed.is_main():  # the main process may be writing the checkpoint yet
+                raise
             raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
         finally:
             writer.close()

@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from reid import distributed
 from reid.clustering import ClusteringError
 from reid.config import Config, load_config
 from reid.engine.checkpoints import checkpoint_paths, newest_checkpoint
@@ -181,6 +182,20 @@ def test_a_signal_in_a_step_waits_for_its_end(folder: Path) -> None:
     MISHAPS.clear()
     train(config(folder, "in_a_step"), resume=True)
     check_same_end(folder, "in_a_step")
+
+
+def test_the_main_process_alone_tells_what_is_kept(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others cannot know: a checkpoint may be written while they end."""
+
+    def become_another(trainer: Trainer) -> None:
+        monkeypatch.setattr(distributed, "is_main", lambda: False)
+        send(signal.SIGTERM)(trainer)
+
+    MISHAPS["step2"] = become_another
+    with pytest.raises(Interrupted, match=r"^SIGTERM has ended the run$"):
+        train(config(folder, "another"))
 
 
 def test_a_signal_while_a_checkpoint_is_written(
