@@ -26,8 +26,12 @@ class IBN(nn.Module):
         layout = torch.channels_last if last else torch.contiguous_format
         first = feature[:, : self._half].contiguous(memory_format=layout)
         second = feature[:, self._half :].contiguous(memory_format=layout)
-        # Groups of one channel are InstanceNorm, which would go back to channels-first by itself.
-        first = F.group_norm(first, self._half, self.IN.weight, self.IN.bias, self.IN.eps)
+        if last and feature.device.type == "cpu":
+            # Groups of one channel are InstanceNorm, which would go through channels-first; on a
+            # GPU both do, and autocast has groups in single precision.
+            first = F.group_norm(first, self._half, self.IN.weight, self.IN.bias, self.IN.eps)
+        else:
+            first = self.IN(first)
         return torch.cat((first.contiguous(memory_format=layout), self.BN(second)), 1)
 
 

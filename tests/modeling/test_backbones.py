@@ -77,6 +77,13 @@ def test_ibn_keeps_the_memory_format(layout: torch.memory_format) -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_ibn_keeps_half_precision_on_a_gpu() -> None:
+    feature = torch.randn(2, 6, 5, 4, device="cuda", dtype=torch.bfloat16)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert IBN(6).cuda()(feature).dtype == torch.bfloat16
+
+
 def test_ibn_resnet_takes_the_published_names(tmp_path: Path) -> None:
     backbone = TimmBackbone("resnet18", (64, 32), norm="ibn", stem_activation=False)
     names = set(backbone.state_dict())
