@@ -1,6 +1,6 @@
 # Every target makes what it needs: a virtual environment in .venv with the project and its tools.
 # PYTHON picks the interpreter the environment is made from: make test PYTHON=python3.12
-# JOBS is the number of processes that run tests: make test JOBS=1
+# JOBS is the number of processes that run tests, of one thread each: make test JOBS=1
 
 PYTHON ?= python3
 JOBS ?= 2
@@ -34,7 +34,7 @@ demo: $(VENV)/installed  ## draw a small data set, train TMGF on it without labe
 	@echo "  your own images              README.md, \"Your own images\""
 
 test: $(VENV)/installed lint  ## check style, types and floors, then run the tests (about 5 minutes)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/installed  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
