@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 from pathlib import Path
 
 from reid.engine.errors import tells_errors
-from reid.engine.logs import progress_bar
+from reid.engine.logs import progress_bar, tool_logging
 from reid.evaluation.report import evaluate_features, load_features, report_text
-from reid.files import escape_output, write_text
+from reid.files import write_text
 
 EPILOG = """\
 FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
@@ -26,6 +25,7 @@ vectors first.
 
 
 @tells_errors(ValueError)
+@tool_logging()
 def main() -> int:
     """Parses the arguments and evaluates; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -42,8 +42,6 @@ def main() -> int:
         help="options of the evaluator, e.g. AP trapezoid",
     )
     arguments = parser.parse_intermixed_args()
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    escape_output()
     loaded = load_features(arguments.features, arguments.csv)
     with progress_bar("Evaluating", "query") as progress:
         report = evaluate_features(*loaded, arguments.evaluator, arguments.options, progress)

@@ -10,7 +10,7 @@ from pathlib import Path
 from reid.data.export import export_crops
 from reid.engine.datasets import build_dataset, spec_of_words
 from reid.engine.errors import tells_errors
-from reid.files import escape_output
+from reid.engine.logs import tool_logging
 
 EPILOG = """\
 To try training on own cameras before one has any (docs/own_cameras.md):
@@ -24,6 +24,7 @@ who is on these.
 
 
 @tells_errors()
+@tool_logging()
 def main() -> int:
     """Parses the arguments and copies; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -37,7 +38,6 @@ def main() -> int:
         "--labelled", action="store_true", help="test images too, with their labels in labels.csv"
     )
     arguments = parser.parse_intermixed_args()
-    escape_output()
     dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
     written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)
     sys.stdout.write(written + "\n")

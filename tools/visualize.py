@@ -9,10 +9,9 @@ from pathlib import Path
 
 from reid.engine import pictures
 from reid.engine.errors import tells_errors
-from reid.engine.logs import show_picture
+from reid.engine.logs import show_picture, tool_logging
 from reid.evaluation.plots import draw_similarities
 from reid.evaluation.report import load_features
-from reid.files import escape_output
 from reid.registry import ConfigError
 
 EPILOG = """\
@@ -30,6 +29,7 @@ The picture of a run, or of weights in its folder, is shown in the run's TensorB
 
 
 @tells_errors(ValueError, ModuleNotFoundError)
+@tool_logging()
 def main() -> int:
     """Parses the arguments and draws; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -89,7 +89,6 @@ def main() -> int:
                 "(default: identity)",
             )  # fmt: skip
     arguments = parser.parse_args()
-    escape_output()
     models = draw(arguments)
     print(f"Written to {arguments.output}")
     runs = dict.fromkeys(model.run for model in models if model.run is not None)
