@@ -134,7 +134,7 @@ class ModelConfig:
         backbone: BACKBONE registry.
         head: HEAD registry.
         backbone_weights: Checkpoint of a pre-trained backbone (safetensors or torch), or empty.
-        weights: Checkpoint of the whole model, loaded after `backbone_weights`, or empty.
+        weights: Checkpoint of the whole model, in place of `backbone_weights`, or empty.
         bn_samples_per_group: Samples over which BatchNorm takes its statistics in training, a
             divisor of the batch; 0 = the whole batch, over all processes. A method that was
             published with four GPU replicas and a batch of 256 had 64: results depend on it (see

@@ -164,9 +164,7 @@ def test_help_shows_what_can_be_done(
         assert word in text
 
 
-def test_missing_backbone_weights_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REID_DATASETS", str(tmp_path))
     (tmp_path / "MSMT17_V1").mkdir()
     config = load_config(

@@ -54,6 +54,7 @@ def build_model(
     """The network with its pre-trained backbone; `model.weights` are not loaded yet.
 
     The backbone's weights come first, since a head may take over or copy layers of the backbone.
+    Where there are `model.weights`, which hold the backbone too, its own are not read.
 
     Raises:
         ConfigError: A part is unknown or an option is wrong.
@@ -67,7 +68,7 @@ def build_model(
         num_cameras=num_cameras,
         unseen_cameras=unseen_cameras,
     )
-    if config.model.backbone_weights:
+    if config.model.backbone_weights and not config.model.weights:
         path = config.model.backbone_weights
         report = load_backbone_weights(backbone, Path(path))
         logger.info("Backbone weights from %s\n%s", path, report)

@@ -1,4 +1,4 @@
-"""What the builder logs."""
+"""What is built, and what is logged of it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 
 from reid.config import Config, DatasetsConfig, ModelConfig
 from reid.engine.build import build_test_sets
-from reid.engine.networks import build_model
+from reid.engine.networks import build_model, build_trained_model
 from reid.engine.splits import count_splits, log_dataset
 from reid.engine.testing import TestSet
 from reid.modeling.backbones import TimmBackbone
@@ -81,3 +82,16 @@ def test_weights_that_saw_other_pixels_are_warned_of(
             WeightsError, match=r"w\.safetensors: expected three numbers as pixel_s"
         ):
             build_model(config, (64, 32), 0)
+
+
+def test_weights_of_a_whole_model_need_no_others(tmp_path: Path) -> None:
+    backbone = {"name": "TimmBackbone", "model": "test_resnet"}
+    trained = build_model(Config(model=ModelConfig(backbone=backbone)), (64, 32), 0)
+    save_weights(tmp_path / "whole.safetensors", trained.state_dict(), {})
+    config = Config(model=ModelConfig(backbone=backbone, backbone_weights="gone.safetensors"))
+    with pytest.raises(WeightsError, match=r"gone\.safetensors"):
+        build_model(config, (64, 32), 0)
+    config.model.weights = str(tmp_path / "whole.safetensors")
+    torch.testing.assert_close(
+        build_trained_model(config, (64, 32)).state_dict(), trained.state_dict()
+    )
