@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -31,11 +32,14 @@ def test_the_plug_in_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     config = load_config(
         ROOT / "projects" / "TMGF" / "configs" / "demo.yaml",
         ["PLUGINS", pairs[0], "CLUSTERER", pairs[1], "OUTPUT_DIR", str(tmp_path / "out"),
-         "DATASETS.TRAIN", "{NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 4}",
+         "DATASETS.TRAIN", "{NAME: SyntheticPersons, NUM_TRAIN: 16, NUM_TEST: 4}",
          "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2", "SOLVER.MAX_EPOCHS", "1"],
     )  # fmt: skip
     train(config)
     assert (tmp_path / "out" / "model_final.safetensors").exists()
+    metrics = (tmp_path / "out" / "metrics.json").read_text("utf-8").splitlines()
+    (labels,) = [line for line in map(json.loads, metrics) if line["kind"] == "labels"]
+    assert labels["clusters"] > 20  # not all images in one
 
 
 def test_datasets_of_the_commands_are_built() -> None:
