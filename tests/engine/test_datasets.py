@@ -197,6 +197,8 @@ def test_cameras_with_names_are_known_by_them(root: Path) -> None:
         (root / "own" / path).touch()
     train, every = Pattern("own", "(?P<camid>hall|yard)/0", "skip"), Folder("own")
     test = Pattern("own", "(?P<camid>door|yard)/(?P<pid>.)", "skip")
+    write(root, "other", ["0,0,train", "0,3,train"])
+    other = CSV("other/list.csv")
     for dataset in (train, every, test):
         dataset.load("train")
     assert (train.cameras, test.cameras) == (("hall", "yard"), ("door", "yard"))
@@ -208,7 +210,7 @@ def test_cameras_with_names_are_known_by_them(root: Path) -> None:
     assert told(TrainImages([train]), train) == [0, 1, -1]
     assert told(TrainImages([train]), test) == [-1, 1, -1]
     assert told(TrainImages([every]), test) == [0, 2, -1]
-    assert told(TrainImages([SyntheticPersons(), every]), test) == [6, 8, -1]
+    assert told(TrainImages([other, every]), test) == [2, 4, -1]
 
 
 def test_foreign_cameras_reach_the_model_as_unknown_and_the_evaluator_as_they_are(
