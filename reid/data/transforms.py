@@ -196,7 +196,7 @@ def _normalize(
             red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
         if first >= last:
             continue
-        if mirror:
+        if mirror:  # a loop of its own: one loop with a step of 1 or -1 takes a tenth longer
             row = pixels[y - down, width - (last - right) : width - (first - right)]
             for i in range(last - first):
                 x = last - 1 - i
