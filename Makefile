@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO_DIR := logs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format demo-weights omniglot clean
+.PHONY: help demo test test-slow lint links format demo-weights omniglot clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -39,11 +39,16 @@ test: $(VENV)/installed lint  ## check style, types and floors, then run the tes
 test-slow: $(VENV)/installed  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/installed  ## check style, types and floors
+lint: $(VENV)/installed links  ## check style, types and floors
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+links:  # linters do not run reid/projects/__init__.py: links show them the projects' packages
+	@find reid/projects -type l -delete
+	@for init in projects/*/*/__init__.py; do \
+		ln -s "../../$$(dirname $$init)" "reid/projects/$$(basename $$(dirname $$init))"; done
 
 format: $(VENV)/installed  ## put the code into shape
 	$(BIN)/ruff check --fix .

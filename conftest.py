@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from reid.config import load_config
-from reid.engine.run import train
 from reid.modeling.memory_losses import MemoryLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
+from reid.workflows.train import train
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,17 @@
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
-# Metadata stands in pyproject.toml. Here is only what it cannot say in a line: the projects'
-# packages are installed beside `reid`, so that `PLUGINS: [tmgf]` is a plain import.
-PROJECTS = {"cap": "projects/CAP/cap", "tmgf": "projects/TMGF/tmgf"}
+# Metadata stands in pyproject.toml. Here is only what it cannot say: the package of each folder of
+# projects/ is installed as `reid.projects.NAME`.
+PROJECTS = {
+    f"reid.projects.{init.parent.name}": init.parent.as_posix()
+    for init in sorted(Path("projects").glob("*/*/__init__.py"))
+}
 
 setup(
     packages=[
-        *find_packages(include=["reid", "reid.*"]),
+        *find_packages(include=["reid", "reid.*"], exclude=PROJECTS),
         *PROJECTS,
         *(
             f"{name}.{sub}"

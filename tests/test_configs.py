@@ -10,15 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from reid.assembly import trainer as build
+from reid.assembly.data import build_dataset
+from reid.assembly.plugins import register_parts
 from reid.config import config_differences, load_config
-from reid.engine import build
-from reid.engine.comparison import load_paper
-from reid.engine.datasets import build_dataset
-from reid.engine.reproduce import plan_runs
-from reid.engine.run import train
 from reid.registry import CLUSTERER, SAMPLER, ConfigError
 from reid.registry import build as build_part
 from reid.structures import DataError
+from reid.workflows.comparison import load_paper
+from reid.workflows.reproduce import plan_runs
+from reid.workflows.train import train
 
 ROOT = Path(__file__).parents[1]
 COMPARISON = ROOT / "configs" / "comparison" / "tables.yaml"
@@ -34,7 +35,7 @@ CONFIGS = sorted(
 def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     config = load_config(path)
-    build.import_plugins(config.plugins)
+    register_parts(config)
     weights = config.model.backbone_weights
     if weights.startswith("projects/"):
         assert (ROOT / weights).is_file(), "weights that the repository brings"

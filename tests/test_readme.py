@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
+from reid.assembly.data import build_datasets
 from reid.config import load_config
 from reid.data.datasets import ReIDDataset
-from reid.engine.datasets import build_datasets
-from reid.engine.run import train
 from reid.registry import DATASET, build
+from reid.workflows.train import train
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -111,7 +111,7 @@ import logging, os, sys, threading
 before = (sorted(os.listdir(".")), dict(os.environ))
 import reid
 assert "torch" not in sys.modules
-import reid.engine.run
+import reid.workflows.train
 assert not logging.getLogger().handlers and not logging.getLogger("reid").handlers
 assert (sorted(os.listdir(".")), dict(os.environ)) == before
 assert threading.active_count() == 1

@@ -11,14 +11,14 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from reid.assembly.data import build_datasets, spec_of_words
 from reid.config import load_config
 from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
-from reid.engine.datasets import build_datasets, spec_of_words
-from reid.engine.errors import tell, tells_errors
 from reid.engine.logs import tool_logging
 from reid.files import write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
+from reid.workflows.errors import tell, tells_errors
 
 EPILOG = """\
 Give a data set by name with its options, or a config file, whose data sets are all checked:

@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from reid.engine.build import import_plugins
-from reid.engine.errors import tells_errors
+from reid.assembly.plugins import import_plugins
 from reid.modeling.convert import convert_weights
 from reid.modeling.formats import FORMATS
+from reid.workflows.errors import tells_errors
 
 EPILOG = """\
 The format is found from the names in the file. The report says what became of every tensor; a

@@ -8,10 +8,10 @@ import json
 import sys
 from pathlib import Path
 
-from reid.engine.errors import tells_errors
 from reid.engine.logs import progress_bar, tool_logging
 from reid.evaluation.report import evaluate_features, load_features, report_text
 from reid.files import write_text
+from reid.workflows.errors import tells_errors
 
 EPILOG = """\
 FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,

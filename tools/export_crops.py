@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from reid.assembly.data import build_dataset, spec_of_words
 from reid.data.export import export_crops
-from reid.engine.datasets import build_dataset, spec_of_words
-from reid.engine.errors import tells_errors
 from reid.engine.logs import tool_logging
+from reid.workflows.errors import tells_errors
 
 EPILOG = """\
 To try training on own cameras before one has any (docs/own_cameras.md):

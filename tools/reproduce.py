@@ -7,10 +7,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from reid.engine.comparison import load_paper
-from reid.engine.errors import USER_ERRORS, tell, tells_errors
-from reid.engine.reproduce import reproduce
 from reid.engine.stopping import Interrupted
+from reid.workflows.comparison import load_paper
+from reid.workflows.errors import USER_ERRORS, tell, tells_errors
+from reid.workflows.reproduce import reproduce
 
 EPILOG = """\
 Every row is a run in OUTPUT/DATASET/ROW/seedS, shared by all tables. The same command again skips

@@ -7,9 +7,9 @@ import argparse
 import sys
 
 from reid.config import load_config
-from reid.engine.errors import tells_errors
-from reid.engine.run import test, train
 from reid.engine.stopping import Interrupted, resume_command
+from reid.workflows.errors import tells_errors
+from reid.workflows.train import test, train
 
 EPILOG = """\
 Any setting can be given after the options as KEY VALUE pairs, which win over the file:

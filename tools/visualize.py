@@ -7,12 +7,12 @@ import argparse
 import sys
 from pathlib import Path
 
-from reid.engine import pictures
-from reid.engine.errors import tells_errors
 from reid.engine.logs import show_picture, tool_logging
-from reid.evaluation.plots import draw_similarities
 from reid.evaluation.report import load_features
+from reid.pictures.plots import draw_similarities
 from reid.registry import ConfigError
+from reid.workflows import pictures
+from reid.workflows.errors import tells_errors
 
 EPILOG = """\
 A model is the folder of a run, or a config file and weights:

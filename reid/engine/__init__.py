@@ -1,1 +1,1 @@
-"""Assembly and the training loop: the one floor that reads the config."""
+"""The training loop, and what it needs while it runs."""

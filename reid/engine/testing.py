@@ -17,10 +17,10 @@ from reid import distributed
 from reid.engine.logs import progress_bar
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import Precision, extract_features
-from reid.evaluation.plots import draw_similarities
 from reid.evaluation.ranking import top_matches
 from reid.evaluation.report import ranking_details
-from reid.evaluation.visualize import Verdict, draw_ranked_lists
+from reid.pictures.plots import draw_similarities
+from reid.pictures.sheets import Verdict, draw_ranked_lists
 from reid.structures import Batch, FeatureSet, ImageRecord
 
 logger = logging.getLogger(__name__)

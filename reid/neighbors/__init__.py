@@ -12,8 +12,9 @@ Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsu
 re-identification has used since Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020).
 """
 
-from reid.neighbors.dbscan import TIE_TOLERANCE, dbscan
+from reid.neighbors.density import TIE_TOLERANCE, dbscan
 from reid.neighbors.exact import fast_bfloat16
+from reid.neighbors.footprint import jaccard_memory_mb, log_memory, neighbors_memory_mb
 from reid.neighbors.jaccard import (
     by_columns,
     encode_neighbors,
@@ -22,7 +23,6 @@ from reid.neighbors.jaccard import (
     jaccard_of_rows,
 )
 from reid.neighbors.kernels import Labels, all_finite, as_rows, run_in_pieces
-from reid.neighbors.memory import jaccard_memory_mb, log_memory, neighbors_memory_mb
 from reid.neighbors.processes import SearchError, run_on_main
 from reid.neighbors.search import (
     Search,

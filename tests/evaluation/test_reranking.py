@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from reid.evaluation import reranking
 from reid.evaluation.ranking import rank_distances
 from reid.evaluation.reranking import rerank
-from reid.neighbors import memory
+from reid.neighbors import footprint as memory
 
 
 def features(count: int, seed: int) -> torch.Tensor:

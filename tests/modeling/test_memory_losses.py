@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.modeling.contrastive import sample_weights
-from reid.modeling.memory_losses import ClusterContrastLoss, MemoryLoss, O2CAPLoss
+from reid.modeling.memory_losses import MemoryLoss
+from reid.projects.clustercontrast import ClusterContrastLoss
+from reid.projects.o2cap import O2CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 NAMES = ("global_offline", "global_online", "part_offline", "part_online")

@@ -18,7 +18,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid import distributed
-from reid.clustering import Clusterer, ClusteringError, JaccardDBSCAN, KMeans
+from reid.labelling import Clusterer, ClusteringError, JaccardDBSCAN, KMeans
 from reid.neighbors import exact, nearest_neighbors, processes, run_on_main
 from reid.structures import FeatureSet
 

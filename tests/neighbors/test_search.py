@@ -199,7 +199,7 @@ def test_compiled_code_is_called_for_few_rows_at_a_time(monkeypatch: pytest.Monk
         jaccard: ("find_reciprocal", "count_members", "list_members", "soft_weights",
                   "count_columns", "average_rows", "count_in_columns", "take_by_column",
                   "count_pairs", "jaccard_part"),
-        importlib.import_module("reid.neighbors.dbscan"): ("_find_core", "_grow_clusters"),
+        importlib.import_module("reid.neighbors.density"): ("_find_core", "_grow_clusters"),
     }  # fmt: skip
     for module, kernel_names in names.items():
         for name in kernel_names:

@@ -21,10 +21,11 @@ import torch
 from measure import report
 from tabulate import tabulate
 
+from reid.assembly.network import pick_device
+from reid.assembly.plugins import register_parts
+from reid.assembly.trainer import build_trainer
 from reid.config import load_config
-from reid.engine.build import build_trainer, import_plugins
 from reid.engine.logs import MetricWriter
-from reid.engine.networks import pick_device
 from reid.engine.randomness import seed_everything
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import Hook, Trainer
@@ -127,7 +128,7 @@ def main() -> None:
             solver=replace(config.solver, max_epochs=arguments.epochs),
             test=replace(config.test, eval_period=1, eval_at_start=False, ranked_lists=0),
         )
-        import_plugins(config.plugins)
+        register_parts(config)
         seed_everything(config.seed)
         device = pick_device(config.device)
         watch = Stopwatch(device)

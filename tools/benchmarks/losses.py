@@ -16,7 +16,7 @@ from measure import measure, report
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.modeling.memory_losses import O2CAPLoss
+from reid.projects.o2cap import O2CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 BATCH, IMAGES_PER_PROXY = 32, 4

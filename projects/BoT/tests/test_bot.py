@@ -12,9 +12,9 @@ import torch
 
 from reid.config import Config, load_config
 from reid.data.datasets.synthetic_persons import SyntheticPersons
-from reid.engine.run import train
 from reid.modeling.weights import read_checkpoint
 from reid.registry import ConfigError
+from reid.workflows.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [

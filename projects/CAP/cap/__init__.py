@@ -3,6 +3,7 @@
 Wang et al., *Camera-aware Proxies for Unsupervised Person Re-Identification* (AAAI 2021).
 """
 
-from cap.loss import CAPLoss
+from reid.projects.cap.clusterer import CameraProxyClusterer
+from reid.projects.cap.loss import CAPLoss
 
-__all__ = ["CAPLoss"]
+__all__ = ["CAPLoss", "CameraProxyClusterer"]

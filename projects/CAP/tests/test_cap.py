@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cap import CAPLoss
 from reid.config import load_config
 from reid.modeling.losses import Criterion
 from reid.modeling.weights import read_checkpoint
+from reid.projects.cap import CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from reid.config import load_config
 from reid.data.samplers import CrossCameraSampler
-from reid.modeling.memory_losses import ClusterContrastLoss
+from reid.projects.clustercontrast import ClusterContrastLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 PROJECTS = Path(__file__).parents[2]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from reid.config import load_config
-from reid.modeling.memory_losses import O2CAPLoss
+from reid.projects.o2cap import O2CAPLoss
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

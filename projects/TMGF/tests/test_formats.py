@@ -11,7 +11,7 @@ import torch
 from reid.modeling.convert import convert_weights
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_weights, read_checkpoint
-from tmgf import IBNViT, TMGFHead
+from reid.projects.tmgf import IBNViT, TMGFHead
 
 
 def model(copies: bool, cameras: int = 4) -> ReIDModel:

@@ -20,7 +20,7 @@ from reid.modeling.weights import (
     read_checkpoint,
     save_checkpoint,
 )
-from tmgf import IBNViT, TMGFHead
+from reid.projects.tmgf import IBNViT, TMGFHead
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 3, "stem_channels": 16,
                          "drop_path": 0.0}  # fmt: skip

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from reid.assembly.plugins import register_parts
 from reid.config import Config, load_config
-from reid.engine.build import import_plugins
-from reid.engine.comparison import load_paper
-from reid.engine.reproduce import plan_runs
 from reid.modeling.model import ReIDModel
 from reid.registry import BACKBONE, HEAD, build
+from reid.workflows.comparison import load_paper
+from reid.workflows.reproduce import plan_runs
 
 ROOT = Path(__file__).parents[3]
 PAPER = load_paper(ROOT / "projects" / "TMGF" / "tables.yaml")
@@ -124,7 +124,7 @@ def test_wiring(row: str) -> None:
     """At the paper's 24 x 8 tokens: which branch makes which feature, out of which rows."""
     parts, copies, used = ROWS[row]
     chosen = config(row, "msmt")
-    import_plugins(chosen.plugins)
+    register_parts(chosen)
     assert chosen.input.size == [384, 128]
     assert all(24 % count == 0 for count in parts), "every stripe has as many rows"
     small = {"EMBED_DIM": 12, "DEPTH": 2, "NUM_HEADS": 2, "STEM_CHANNELS": 4, "DROP_PATH": 0.0}

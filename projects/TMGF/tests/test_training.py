@@ -15,17 +15,17 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.config import load_config
-from reid.engine.run import train
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import extract_features
 from reid.modeling.formats import use_our_names
 from reid.modeling.losses import Criterion
-from reid.modeling.memory_losses import O2CAPLoss
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_weights, read_checkpoint
+from reid.projects.o2cap import O2CAPLoss
+from reid.projects.tmgf import IBNViT, TMGFHead
 from reid.solver import build_optimizer, build_scheduler
 from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, PseudoLabels
-from tmgf import IBNViT, TMGFHead
+from reid.workflows.train import train
 
 MEAN = torch.tensor([0.3525, 0.3106, 0.3140])[:, None, None]
 STD = torch.tensor([0.2660, 0.2522, 0.2505])[:, None, None]

@@ -5,8 +5,9 @@ Gong; WACV workshops 2023), on `O2CAPLoss` (Wang et al., *Offline-Online Associa
 Proxies for Unsupervised Person Re-identification*, TIP 2022).
 """
 
-import tmgf.formats  # noqa: F401  (registers them)
-from tmgf.backbone import IBNViT
-from tmgf.head import TMGFHead
+import reid.projects.tmgf.formats  # noqa: F401  (registers them)
+from reid.projects.o2cap import CameraProxyClusterer, O2CAPLoss
+from reid.projects.tmgf.backbone import IBNViT
+from reid.projects.tmgf.head import TMGFHead
 
-__all__ = ["IBNViT", "TMGFHead"]
+__all__ = ["CameraProxyClusterer", "IBNViT", "O2CAPLoss", "TMGFHead"]

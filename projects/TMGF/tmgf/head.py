@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from reid.modeling.heads import Neck, normalize
+from reid.projects.tmgf.backbone import IBNViT
 from reid.registry import HEAD
 from reid.structures import Embeddings, FeatureTokens
-from tmgf.backbone import IBNViT
 
 
 @HEAD.register()

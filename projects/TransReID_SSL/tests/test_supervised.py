@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from reid.assembly import network as networks
 from reid.config import Config, load_config
 from reid.data.datasets.synthetic_persons import SyntheticPersons
-from reid.engine import networks
-from reid.engine.run import test as run_test
-from reid.engine.run import train
 from reid.modeling.weights import read_checkpoint, save_checkpoint
+from reid.workflows.train import test as run_test
+from reid.workflows.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = [

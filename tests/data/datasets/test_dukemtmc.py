@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from reid.assembly.data import build_dataset
 from reid.data.datasets import DukeMTMCreID
-from reid.engine.datasets import build_dataset
 from reid.registry import ConfigError
 
 

@@ -1,0 +1,53 @@
+"""Cluster Contrast's loss: InfoNCE over a memory of clusters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reid.modeling.contrastive import info_nce
+from reid.modeling.memories import Update
+from reid.modeling.memory_losses import MemoryLoss
+from reid.registry import LOSS
+from reid.structures import UNKNOWN_CAMERA, PseudoLabels
+
+
+@LOSS.register()
+class ClusterContrastLoss(MemoryLoss):
+    """InfoNCE over a memory of clusters, without cameras: `contrast`.
+
+    Dai et al., *Cluster Contrast for Unsupervised Person Re-Identification* (ACCV 2022); with the
+    hard update also the unsupervised stage of TransReID-SSL. Clusters that are split by camera
+    are one row each all the same. The published code trains ResNets with `update: sequential` and
+    a momentum of 0.1, the ViT with `hard` and 0.2.
+
+    Args:
+        temperature: tau.
+        momentum: Share of a memory row that an update keeps (mu).
+        update: `sequential` or `hard`; see `ProxyMemory`.
+        part_weight: Weight of the mean over the parts, if the model has any.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    normalizes = True  # as the published module does
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        momentum: float = 0.1,
+        update: Update = "sequential",
+        part_weight: float = 0.1,
+    ) -> None:
+        super().__init__(temperature, momentum, part_weight, update)
+
+    def memory_rows(self, labels: PseudoLabels) -> tuple[Tensor, Tensor]:
+        """The clusters."""
+        cameras = torch.full((labels.num_clusters,), UNKNOWN_CAMERA, device=labels.cluster.device)
+        return labels.cluster, cameras
+
+    def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """`contrast` (1 + K, B)."""
+        logits = self.memory.similarity(feature) / self._temperature
+        return {"contrast": info_nce(logits, row)}

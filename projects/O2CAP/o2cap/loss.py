@@ -1,0 +1,83 @@
+"""O2CAP's losses: offline and online association of camera-aware proxies."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reid.modeling.contrastive import Average, Groups, choose_online
+from reid.modeling.memory_losses import ProxyLoss
+from reid.registry import LOSS
+from reid.structures import FeatureSet, PseudoLabels
+
+
+@LOSS.register()
+class O2CAPLoss(ProxyLoss):
+    """Offline and online camera-aware proxy losses: `offline`, `online`.
+
+    Wang et al., *Offline-Online Associated Camera-Aware Proxies for Unsupervised Person
+    Re-identification* (O2CAP, TIP 2022); with parts, TMGF (section 3.3, equations 6 to 9). Each
+    bank of the memory has losses of its own, with its own choice of proxies:
+
+    - offline: positives are all proxies of the sample's cluster; negatives the most similar others;
+    - online: by `balance` * similarity to the feature + (1 - `balance`) * similarity to the
+      feature's own proxy, the best proxy of each camera is found; the best of these are the
+      positives, whatever their cluster; negatives are the most similar others.
+
+    A loss is the cross entropy between the softmax over positives and negatives and an even target
+    on the positives. O2CAP averages by `camera`, TMGF over the `batch`.
+
+    Args:
+        temperature: tau.
+        momentum: Share of a memory row that an update keeps (mu).
+        balance: Weight of the feature's own similarity in the online choice.
+        part_weight: Weight of the mean over the parts, if the model has any (lambda_p).
+        num_positives: Online positives; no more than there are cameras.
+        num_negatives: Negatives; all others where there are fewer.
+        average: See `sample_weights`.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        momentum: float = 0.2,
+        balance: float = 0.15,
+        part_weight: float = 0.1,
+        num_positives: int = 3,
+        num_negatives: int = 50,
+        average: Average = "batch",
+    ) -> None:
+        super().__init__(temperature, momentum, num_negatives, part_weight, average)
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance: expected 0 <= balance <= 1, got {balance}")
+        if num_positives < 1:
+            raise ValueError(f"num_positives: expected 1 or more, got {num_positives}")
+        self._balance = balance
+        self._num_positives = num_positives
+        self._cameras = Groups(torch.zeros(0, dtype=torch.int64))
+
+    def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
+        """Takes the labels of an epoch and fills the memory.
+
+        Raises:
+            ValueError: Features are missing, or no image has a label.
+        """
+        super().set_labels(labels, features)
+        # Cameras that have a proxy; a camera whose images are all outliers plays no part.
+        self._cameras = Groups(labels.proxy_to_camera)
+
+    def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
+        """`offline` and `online` (1 + K, B)."""
+        with torch.no_grad():
+            # b s + (1 - b) K_y . K = K . (b f + (1 - b) K_y): one product, the batch's proxies only
+            mixed = torch.lerp(self.memory.rows[:, row], feature, self._balance)
+            both = self.memory.similarity(torch.cat((feature, mixed), 1))
+            scores, similarity = both.chunk(2, 1)
+        choice = choose_online(similarity, self._cameras, self._num_positives, self._num_negatives)
+        return {
+            "offline": self.offline_losses(feature, scores, row),
+            "online": self._choice_loss(feature, choice),
+        }

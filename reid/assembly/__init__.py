@@ -1,0 +1,1 @@
+"""Config to objects: the one floor that reads the config."""

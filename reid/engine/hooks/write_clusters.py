@@ -1,0 +1,147 @@
+"""After training without labels: files by which a person can judge the clusters."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from tabulate import tabulate
+
+from reid import distributed
+from reid.engine.hooks.refresh_labels import number_text
+from reid.engine.logs import MetricWriter, progress_bar
+from reid.engine.trainer import Hook, Trainer
+from reid.evaluation.extract import Precision, extract_features
+from reid.evaluation.matches import (
+    Match,
+    camera_name,
+    cluster_confidence,
+    cross_camera_matches,
+    write_clusters,
+    write_matches,
+)
+from reid.labelling import Clusterer, ClusteringError, cluster_readable, cluster_statistics
+from reid.neighbors import run_on_main
+from reid.pictures.sheets import draw_clusters, draw_pairs
+from reid.registry import HOOK, ConfigError
+from reid.structures import OUTLIER, Batch, FeatureSet, ImageRecord, PseudoLabels
+
+logger = logging.getLogger(__name__)
+
+_PAIRS = 20
+
+
+@HOOK.register()
+class WriteClusters(Hook):
+    """Clusters the training images with the final model, and writes what shows if it is any good.
+
+    Into the output folder: `clusters.csv` (path, cluster, camera, confidence; see
+    `cluster_confidence`), `clusters.png` (a row of images for each cluster), `matches.csv` and
+    `matches.png` (pairs of images of different cameras that are most alike). Where the final model
+    gives no cluster, a warning says so and every image is an outlier.
+
+    Args:
+        output_dir: Where to.
+        records: The training images.
+        extraction: Batches of them with the test transform.
+        clusterer: As in training.
+        writer: Gets the pictures.
+        num_clusters: Clusters in the picture, spread from the largest to the smallest; 0 = none.
+        num_matches: Pairs across cameras in the list, the first 20 of them in the picture.
+        allow_missing: Whether `extraction` may leave out images that cannot be read: they are
+            outliers then, and in no match.
+        precision: Of extraction; see `extract_features`.
+
+    Raises:
+        ConfigError: Training has no clusterer.
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        records: Sequence[ImageRecord],
+        extraction: Iterable[Batch],
+        clusterer: Clusterer | None,
+        writer: MetricWriter,
+        num_clusters: int = 24,
+        num_matches: int = 200,
+        *,
+        allow_missing: bool = False,
+        precision: Precision = "fp32",
+    ) -> None:
+        if clusterer is None:
+            raise ConfigError("WriteClusters: expected a clusterer, but labels are the identities")
+        if num_clusters < 0 or num_matches < 1:
+            raise ValueError(
+                "expected num_clusters of 0 or more and num_matches of 1 or more, got "
+                f"{num_clusters}, {num_matches}"
+            )
+        self._output_dir = output_dir
+        self._records = records
+        self._extraction = extraction
+        self._clusterer = clusterer
+        self._writer = writer
+        self._num_clusters = num_clusters
+        self._num_matches = num_matches
+        self._allow_missing = allow_missing
+        self._precision: Precision = precision
+
+    def after_train(self, trainer: Trainer) -> None:
+        """Extracts, clusters and writes."""
+        with progress_bar("Extracting", "img") as progress:
+            features = extract_features(
+                trainer.model,
+                self._extraction,
+                self._records,
+                trainer.device,
+                progress,
+                allow_missing=self._allow_missing,
+                precision=self._precision,
+            )
+        with distributed.torch_threads_kept():
+            labels = run_on_main(lambda: self._cluster(features))
+        if not distributed.is_main():
+            return
+        confidence = cluster_confidence(features.global_feat, labels.cluster)
+        matches = cross_camera_matches(features, self._num_matches)
+        clusters_file = self._output_dir / "clusters.csv"
+        matches_file = self._output_dir / "matches.csv"
+        write_clusters(clusters_file, self._records, labels.cluster, confidence)
+        write_matches(matches_file, self._records, matches, labels.cluster)
+        written = [clusters_file, matches_file, *self._draw(labels, matches, trainer.step)]
+        numbers = cluster_statistics(labels, features.pids.cpu(), features)
+        logger.info(
+            "Clusters of the final model\n%s\nTo judge them:\n%s",
+            tabulate([[number_text(value) for value in numbers.values()]], headers=[*numbers]),
+            "\n".join(f"  {path}" for path in written),
+        )
+
+    def _cluster(self, features: FeatureSet) -> PseudoLabels:
+        try:
+            with progress_bar("Clustering", "img") as progress:
+                return cluster_readable(self._clusterer, features, progress)
+        except ClusteringError as error:
+            logger.warning("The final model: %s", error)
+            return PseudoLabels.from_clusters(torch.full((len(features),), OUTLIER))
+
+    def _draw(self, labels: PseudoLabels, matches: Sequence[Match], step: int) -> list[Path]:
+        written = []
+        if self._num_clusters and labels.num_clusters:
+            path = self._output_dir / "clusters.png"
+            draw_clusters(path, labels.cluster, self._records, rows=self._num_clusters)
+            written.append(path)
+        if matches:
+            path = self._output_dir / "matches.png"
+            pairs = []
+            for first, second, similarity in matches[:_PAIRS]:
+                one, other = self._records[first], self._records[second]
+                text = f"{camera_name(one)} - {camera_name(other)}  {similarity:.2f}"
+                pairs.append((one.path, other.path, text))
+            draw_pairs(path, pairs)
+            written.append(path)
+        for path in written:
+            self._writer.write_image(f"pictures/{path.stem}", path, step)
+        return written

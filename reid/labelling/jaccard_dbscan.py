@@ -1,0 +1,87 @@
+"""DBSCAN on k-reciprocal Jaccard distances."""
+
+from __future__ import annotations
+
+import scipy.sparse
+import torch
+from torch import Tensor
+
+from reid.labelling.base import FeatureClusterer, Outliers, at_least_one
+from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
+from reid.registry import CLUSTERER
+from reid.structures import ProgressBar
+
+# All distances that DBSCAN needs, those a rounding above eps among them.
+_SLACK = 1e-5
+
+
+@CLUSTERER.register()
+class JaccardDBSCAN(FeatureClusterer):
+    """DBSCAN on k-reciprocal Jaccard distances of the global features.
+
+    The pseudo-labels of Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020), and of most
+    work since. Images at a distance of `eps` count as neighbours with a tolerance of 1e-6, so
+    that ties do not depend on rounding (`reid.neighbors.TIE_TOLERANCE`). Clusters are not split by
+    camera: each is one proxy.
+
+    Args:
+        k1: Length of the neighbour lists, the image itself included.
+        k2: Rows averaged in the local query expansion.
+        eps: Largest Jaccard distance of neighbours, from 0 to below 1.
+        min_samples: Neighbours that make a core point, the image itself included.
+        outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
+        search: `exact`, or `ivf` or `hnsw` for more images than the exact search can take.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        k1: int = 20,
+        k2: int = 6,
+        eps: float = 0.5,
+        min_samples: int = 4,
+        outliers: Outliers = "drop",
+        search: Search = "exact",
+    ) -> None:
+        super().__init__(outliers)
+        at_least_one(k1=k1, k2=k2, min_samples=min_samples)
+        if not 0 < eps < 1:
+            raise ValueError(f"eps: expected 0 < eps < 1, got {eps}")
+        self._k1 = k1
+        self._k2 = k2
+        self._eps = eps
+        self._min_samples = min_samples
+        self._search: Search = search
+
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
+        distances = jaccard_distance(
+            features,
+            self._k1,
+            self._k2,
+            max_distance=self._eps + _SLACK,
+            search=self._search,
+            progress=progress,
+        )
+        return self.find_graph_clusters(distances)
+
+    def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
+        """(N,) clusters, -1 = outlier."""
+        return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
+
+    def memory_mb(self, count: int, dim: int) -> float:
+        """That of the Jaccard distances."""
+        return jaccard_memory_mb(count, dim, self._k1, self._k2)
+
+    def how_to_loosen(self) -> str:
+        """What to change for fewer outliers."""
+        return (
+            f"raise clusterer.eps ({self._eps}) or lower clusterer.min_samples "
+            f"({self._min_samples})"
+        )
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"lower clusterer.eps ({self._eps})"

@@ -1,0 +1,71 @@
+"""k-means through FAISS."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid.labelling.base import FeatureClusterer, at_least_one
+from reid.registry import CLUSTERER
+from reid.structures import ProgressBar
+
+
+@CLUSTERER.register()
+class KMeans(FeatureClusterer):
+    """Spherical k-means on the global features, as FAISS computes it (Johnson et al. 2019).
+
+    It knows no outliers; every image is in a cluster.
+
+    Args:
+        num_clusters: k; at most N.
+        iterations: Of Lloyd's algorithm.
+        seed: Of the first centres.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(self, num_clusters: int, iterations: int = 25, seed: int = 0) -> None:
+        super().__init__("drop")
+        at_least_one(num_clusters=num_clusters, iterations=iterations)
+        self._num_clusters = num_clusters
+        self._iterations = iterations
+        self._seed = seed
+
+    def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
+        """(N,) clusters.
+
+        Raises:
+            ValueError: There are fewer images than clusters.
+        """
+        if len(features) < self._num_clusters:
+            raise ValueError(
+                f"num_clusters: expected at most the number of images, {len(features)}, got "
+                f"{self._num_clusters}"
+            )
+        rows = np.ascontiguousarray(features.cpu().numpy())
+        kmeans = faiss.Kmeans(
+            rows.shape[1],
+            self._num_clusters,
+            niter=self._iterations,
+            spherical=True,
+            seed=self._seed,
+            min_points_per_centroid=1,
+            max_points_per_centroid=len(rows),
+        )
+        kmeans.train(rows)
+        return torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]).long()
+
+    def memory_mb(self, count: int, dim: int) -> float:
+        """The centres and their sums, and what they are assigned."""
+        return (8 * dim * self._num_clusters + 16 * count) / 2**20
+
+    def how_to_loosen(self) -> str:
+        """What to change for larger clusters; there are no outliers."""
+        return f"lower clusterer.num_clusters ({self._num_clusters})"
+
+    def how_to_tighten(self) -> str:
+        """What to change for smaller clusters."""
+        return f"raise clusterer.num_clusters ({self._num_clusters})"

@@ -1,0 +1,1 @@
+"""Pictures of images, features, clusters and attention."""

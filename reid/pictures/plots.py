@@ -1,0 +1,200 @@
+"""Plots of features: similarities of right and wrong pairs, and maps in the plane."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reid.files import replacing
+from reid.pictures.canvas import GREY, PALETTE, Colour
+from reid.structures import FeatureSet
+
+Method = Literal["tsne", "umap"]
+_BLOCK = 1 << 22  # pairs at a time
+_MARKERS = "osD^vP*X"
+
+
+def similarity_histogram(
+    query: FeatureSet, gallery: FeatureSet, bins: int = 100
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """How similar images of the same person and of different persons are.
+
+    Pairs of a query and a gallery image are counted as the protocol of Market-1501 does: junk, and
+    images of the query's identity in its own camera, count nowhere. About four million pairs are
+    in memory at a time.
+
+    Args:
+        query: Q features of unit length.
+        gallery: G features of unit length.
+        bins: Of equal width.
+
+    Returns:
+        Numbers of positive pairs (bins,), of negative pairs (bins,), and the edges (bins + 1,) of
+        the bins, from cosine -1 to 1.
+
+    Raises:
+        ValueError: There is no bin, or no query or gallery image.
+    """
+    if bins < 1:
+        raise ValueError(f"bins: expected 1 or more, got {bins}")
+    if not len(query) or not len(gallery):
+        raise ValueError(f"expected query and gallery images, got {len(query)} and {len(gallery)}")
+    counts = torch.zeros(2, bins, dtype=torch.int64)
+    labelled = gallery.pids >= 0
+    rows = max(1, _BLOCK // len(gallery))
+    for start in range(0, len(query), rows):
+        block = query[slice(start, start + rows)]
+        cosine = block.global_feat @ gallery.global_feat.T
+        place = ((cosine + 1) / 2 * bins).long().clamp(0, bins - 1)
+        same = (block.pids[:, None] == gallery.pids) & (block.pids[:, None] >= 0)
+        own_camera = (block.camids[:, None] == gallery.camids) & (block.camids[:, None] >= 0)
+        for row, pairs in enumerate((same & ~own_camera, ~same)):
+            found = place[pairs & labelled]
+            counts[row] += torch.bincount(found, minlength=bins).cpu()
+    edges = np.linspace(-1, 1, bins + 1)
+    return counts[0].numpy(), counts[1].numpy(), edges
+
+
+def draw_similarities(path: Path, query: FeatureSet, gallery: FeatureSet, bins: int = 100) -> None:
+    """The histogram of `similarity_histogram`, each kind of pairs by its share.
+
+    Raises:
+        ValueError: See `similarity_histogram`; or there are no positive or no negative pairs.
+    """
+    positive, negative, edges = similarity_histogram(query, gallery, bins)
+    if not positive.sum() or not negative.sum():
+        raise ValueError(
+            "expected pairs of the same person and of different persons, got "
+            f"{positive.sum()} and {negative.sum()}"
+        )
+    shares = positive / positive.sum(), negative / negative.sum()
+    overlap = float(np.minimum(*shares).sum())
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for share, count, text, colour, style in (
+        (shares[1], negative, "different persons", PALETTE[5], "--"),
+        (shares[0], positive, "same person, other camera", PALETTE[0], "-"),
+    ):
+        label = f"{text} ({count.sum():,} pairs)"
+        axes.stairs(100 * share, edges, fill=True, alpha=0.3, color=_rgb(colour))
+        axes.stairs(100 * share, edges, color=_rgb(colour), linestyle=style, label=label, lw=1.6)
+    filled = np.flatnonzero(positive + negative)
+    axes.set_xlim(edges[filled[0]] - 0.02, min(edges[filled[-1] + 1] + 0.02, 1.02))
+    axes.set_xlabel("cosine similarity")
+    axes.set_ylabel("share of the pairs, %")
+    axes.set_title(f"Similarities; the two overlap by {100 * overlap:.1f}%")
+    axes.legend(frameon=False)
+    _tidy(axes)
+    _save(figure, path)
+
+
+def embed(features: Tensor, method: Method = "tsne", *, seed: int = 0) -> NDArray[np.float64]:
+    """Features in the plane, near ones near each other.
+
+    t-SNE is scikit-learn's (van der Maaten and Hinton, JMLR 2008), UMAP that of umap-learn
+    (McInnes et al., 2018), which is an extra.
+
+    Args:
+        features: (N, D) of unit length; N of 3 or more.
+        method: `tsne` or `umap`.
+        seed: Of the random start.
+
+    Returns:
+        (N, 2).
+
+    Raises:
+        ValueError: There are fewer than three images.
+        ModuleNotFoundError: umap-learn is not installed.
+    """
+    if len(features) < 3:
+        raise ValueError(f"features: expected 3 images or more, got {len(features)}")
+    values = features.detach().float().cpu().numpy()
+    if method == "umap":
+        try:
+            from umap import UMAP
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "umap needs the package umap-learn, which is not installed: "
+                "pip install 'reid[umap]', or take t-SNE",
+                name=error.name,
+            ) from error
+        neighbours = min(15, len(values) - 1)
+        reducer: Any = UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed)
+    else:
+        from sklearn.manifold import TSNE
+
+        reducer = TSNE(perplexity=min(30, (len(values) - 1) / 3), init="pca", random_state=seed)
+    return np.asarray(reducer.fit_transform(values), dtype=np.float64)
+
+
+def draw_embedding(
+    path: Path,
+    points: NDArray[np.float64],
+    groups: Tensor,
+    title: str,
+    *,
+    noun: str = "identity",
+    largest: int = 24,
+) -> None:
+    """Points in the plane, coloured and shaped by group.
+
+    Args:
+        path: The PNG to write.
+        points: (N, 2).
+        groups: (N,) of whole numbers, -1 = none.
+        title: Above the plot.
+        noun: What a group is.
+        largest: Groups that get a colour, the largest ones; all others are small and grey.
+
+    Raises:
+        ValueError: Lengths do not fit.
+    """
+    labels = groups.cpu().numpy()
+    if points.shape != (len(labels), 2):
+        raise ValueError(f"points: expected ({len(labels)}, 2), got {points.shape}")
+    names, sizes = np.unique(labels[labels >= 0], return_counts=True)
+    order = np.sort(names[np.argsort(-sizes, kind="stable")[:largest]])
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    axes = figure.add_subplot()
+    rest = ~np.isin(labels, order)
+    if rest.any():
+        axes.scatter(
+            points[rest, 0], points[rest, 1], s=8, color=_rgb(GREY), alpha=0.5, lw=0, label="others"
+        )
+    for number, name in enumerate(order):
+        axes.scatter(
+            points[labels == name, 0],
+            points[labels == name, 1],
+            s=34,
+            color=_rgb(PALETTE[number % len(PALETTE)]),
+            marker=_MARKERS[number // len(PALETTE) % len(_MARKERS)],
+            edgecolors="white",
+            linewidths=0.4,
+            label=f"{noun} {name}",
+        )
+    axes.set_title(title)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    _tidy(axes)
+    _save(figure, path)
+
+
+def _tidy(axes: Any) -> None:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
+
+
+def _rgb(colour: Colour) -> tuple[float, float, float]:
+    return colour[0] / 255, colour[1] / 255, colour[2] / 255

@@ -1,0 +1,327 @@
+"""A paper's tables as data, and our numbers set beside them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from scipy.stats import kendalltau
+from tabulate import tabulate
+
+from reid.registry import ConfigError, nearest
+from reid.yaml_text import read_yaml
+
+
+@dataclass
+class PaperDataset:
+    """A data set of the tables.
+
+    Attributes:
+        label: Its name in the paper.
+        beside: Another data set, whose published numbers stand beside ours; empty: its own.
+        counts: Published counts, `SPLIT cameras`, `SPLIT identities`, `SPLIT images`.
+    """
+
+    label: str
+    beside: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass
+class Method:
+    """What stands in a row.
+
+    Attributes:
+        label: Its name in the paper.
+        configs: Files that make it, each lying over those before it, relative to the tables'
+            file; `{dataset}` stands for the data set. Empty: it is shown, not trained.
+        published: By data set, percent in the order of `Paper.metrics`; None: not published.
+    """
+
+    label: str
+    configs: list[str] = field(default_factory=list)
+    published: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+@dataclass
+class PaperTable:
+    """A table.
+
+    Attributes:
+        title: What it is about.
+        datasets: Data sets that the paper has it for.
+        metrics: Its columns.
+        rows: Methods, with their label in this table; empty label: the method's. No rows: the
+            table counts the data.
+    """
+
+    title: str
+    datasets: list[str]
+    metrics: list[str] = field(default_factory=list)
+    rows: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Paper:
+    """Everything that `load_paper` reads.
+
+    Attributes:
+        paper: Its name.
+        data_config: Config of a data set, as in `Method.configs`.
+        metrics: Names of all numbers, as the evaluator calls them.
+        datasets: By key.
+        methods: By key.
+        tables: By number.
+        folder: Where the file lies; set by `load_paper`.
+    """
+
+    paper: str
+    data_config: str
+    metrics: list[str]
+    datasets: dict[str, PaperDataset]
+    methods: dict[str, Method]
+    tables: dict[int, PaperTable]
+    folder: str = ""
+
+    def table(self, number: int) -> PaperTable:
+        """A table by number.
+
+        Raises:
+            ConfigError: There is no such table.
+        """
+        if number not in self.tables:
+            known = ", ".join(map(str, self.tables))
+            raise ConfigError(f"table: {self.paper} has the tables {known}, got {number}")
+        return self.tables[number]
+
+    def published(self, method: str, dataset: str, metric: str) -> float | None:
+        """A published number in percent, or None; of the data set that stands beside ours."""
+        numbers = self.methods[method].published.get(self.datasets[dataset].beside or dataset)
+        return numbers[self.metrics.index(metric)] if numbers else None
+
+
+def load_paper(path: Path) -> Paper:
+    """Reads a YAML file of a paper's tables.
+
+    Raises:
+        ConfigError: The file is missing or is not what `Paper` describes.
+    """
+    try:
+        raw = OmegaConf.create(read_yaml(path) or {})
+        paper = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Paper), raw))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"tables file {str(path)!r} cannot be read: {error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error.full_key}: {error.msg or error}") from error
+    assert isinstance(paper, Paper)
+    paper.folder = str(path.parent)
+    known, metrics = [*paper.datasets], len(paper.metrics)
+    for key, dataset in paper.datasets.items():
+        _check_known(
+            f"{path}: datasets.{key}.beside", [dataset.beside] * bool(dataset.beside), known
+        )
+    for key, method in paper.methods.items():
+        _check_known(f"{path}: methods.{key}.published", method.published, known)
+        for name, numbers in method.published.items():
+            if len(numbers) != metrics:
+                raise ConfigError(
+                    f"{path}: methods.{key}.published.{name}: expected {metrics} numbers, one for "
+                    f"each of {', '.join(paper.metrics)}, got {numbers}"
+                )
+    for number, table in paper.tables.items():
+        _check_known(f"{path}: tables.{number}.datasets", table.datasets, known)
+        _check_known(f"{path}: tables.{number}.metrics", table.metrics, paper.metrics)
+        _check_known(f"{path}: tables.{number}.rows", table.rows, [*paper.methods])
+    return paper
+
+
+def _check_known(
+    where: str, names: Sequence[str] | Mapping[str, Any], known: Sequence[str]
+) -> None:
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"{where}: expected one of {', '.join(known)}, got {name!r}{nearest(name, known)}"
+            )
+
+
+def compare_results(
+    paper: Paper,
+    number: int,
+    dataset: str,
+    rows: Sequence[str],
+    results: Mapping[str, Mapping[int, Mapping[str, float] | None]],
+    notes: Mapping[str, str],
+) -> dict[str, Any]:
+    """Our numbers beside the published ones, all in percent, ready for JSON.
+
+    Args:
+        paper: Published numbers.
+        number: Of the table.
+        dataset: Key of the data set that ours are from.
+        rows: Methods to show, in the table's order.
+        results: By method and seed, the evaluator's numbers from 0 to 1; None: not finished. A
+            method that is missing is not to be trained.
+        notes: Why a method has no or not all numbers.
+
+    Returns:
+        `rows`, each with, by metric, `values` (one a seed), their `mean`, the sample standard
+        deviation `std` (divided by n - 1; None for one seed), `paper` and `difference` (None on
+        another data set than the paper's); and `order` by metric: over all pairs of rows that the
+        paper orders and we have, how many `agree`, and Kendall's tau-b (1: the same order, -1:
+        the reverse; None where all of ours are equal).
+
+    Raises:
+        ConfigError: The evaluator gives no number of the name of a column.
+    """
+    table, beside = paper.table(number), paper.datasets[dataset].beside
+    body = []
+    for row in rows:
+        found = {seed: numbers for seed, numbers in results.get(row, {}).items() if numbers}
+        for numbers in found.values():
+            for metric in table.metrics:
+                if metric not in numbers:
+                    raise ConfigError(
+                        f"table {number}, {row}: expected {metric} among the evaluator's numbers, "
+                        f"got {', '.join(numbers)}"
+                    )
+        metrics: dict[str, dict[str, Any]] = {}
+        for metric in table.metrics:
+            values = [100 * numbers[metric] for numbers in found.values()]
+            mean = statistics.fmean(values) if values else None
+            published = paper.published(row, dataset, metric)
+            metrics[metric] = {
+                "values": values,
+                "mean": mean,
+                "std": statistics.stdev(values) if len(values) > 1 else None,
+                "paper": published,
+                "difference": None
+                if mean is None or published is None or beside
+                else mean - published,
+            }
+        body.append(
+            {
+                "row": row,
+                "label": table.rows[row] or paper.methods[row].label,
+                "seeds": [*results.get(row, {})],
+                "finished_seeds": [*found],
+                "note": notes.get(row, ""),
+                "metrics": metrics,
+            }
+        )
+    return {
+        "paper": paper.paper,
+        "table": number,
+        "title": table.title,
+        "dataset": paper.datasets[dataset].label,
+        "published_on": paper.datasets[beside or dataset].label,
+        "rows": body,
+        "order": {metric: _compare_order(body, metric) for metric in table.metrics},
+    }
+
+
+def _compare_order(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
+    """How our order of the rows agrees with the paper's; None for fewer than two rows."""
+    pairs = [row["metrics"][metric] for row in rows]
+    both = [
+        (pair["paper"], pair["mean"]) for pair in pairs if None not in (pair["paper"], pair["mean"])
+    ]
+    ordered = [
+        (a[0] - b[0]) * (a[1] - b[1]) > 0
+        for i, a in enumerate(both)
+        for b in both[i + 1 :]
+        if a[0] != b[0]
+    ]
+    if not ordered:
+        return None
+    equal = len({ours for _, ours in both}) == 1
+    tau = None if equal else float(kendalltau(*zip(*both, strict=True)).statistic)
+    return {"rows": len(both), "pairs": len(ordered), "agree": sum(ordered), "kendall_tau": tau}
+
+
+def results_text(comparison: Mapping[str, Any], tablefmt: str = "simple") -> str:
+    """What `compare_results` gives as text.
+
+    Args:
+        comparison: As `compare_results` gives it.
+        tablefmt: Of tabulate; `github` for Markdown.
+    """
+    same = comparison["dataset"] == comparison["published_on"]
+    metrics = [*comparison["order"]]
+    headers = ["row"]
+    for metric in metrics:
+        headers += [metric, "paper", "diff"] if same else [metric, "paper"]
+    body = []
+    for row in comparison["rows"]:
+        line = [row["label"]]
+        for metric in metrics:
+            cell = row["metrics"][metric]
+            spread = f" ± {cell['std']:.1f}" if cell["std"] is not None else ""
+            line += [_number(cell["mean"]) + spread, _number(cell["paper"])]
+            line += [_number(cell["difference"], "+.1f")] if same else []
+        seeds = f"{len(row['finished_seeds'])}/{len(row['seeds'])}" if row["seeds"] else "-"
+        body.append([*line, seeds, row["note"]])
+    headers += ["seeds", "note"]
+    if not any(line[-1] for line in body):
+        headers, body = headers[:-1], [line[:-1] for line in body]
+    about = "Percent, after the last epoch; seeds: how many are finished, of how many."
+    if any(
+        cell["std"] is not None for row in comparison["rows"] for cell in row["metrics"].values()
+    ):
+        about += " Mean ± sample standard deviation (n - 1) over the seeds."
+    if not all(row["seeds"] for row in comparison["rows"]):
+        about += " Rows without seeds have no config here."
+    if not same:
+        about += (
+            f" The paper's numbers are those on {comparison['published_on']}: another data set, so "
+            "that only the order of the rows can be compared."
+        )
+    orders = [_order_text(metric, order) for metric, order in comparison["order"].items()]
+    title = "Table {table} of {paper} on {dataset}: {title}".format(**comparison)
+    return _page(title, headers, body, [about, *filter(None, orders)], tablefmt)
+
+
+def _order_text(metric: str, order: Mapping[str, Any] | None) -> str:
+    if order is None:
+        return ""
+    tau = "undefined" if order["kendall_tau"] is None else f"{order['kendall_tau']:.2f}"
+    return (
+        f"{metric}: {order['agree']} of {order['pairs']} pairs of rows are in the paper's order "
+        f"(Kendall's tau-b {tau}; 1 = the same order, -1 = the reverse)."
+    )
+
+
+def counts_text(counts: Mapping[str, Any], tablefmt: str = "simple") -> str:
+    """What `reid.workflows.reproduce.count_data` gives as text; `tablefmt` as in `results_text`."""
+    body = [
+        [name, f"{pair['found']:,}", "-" if pair["paper"] is None else f"{pair['paper']:,}"]
+        for name, pair in counts["counts"].items()
+    ]
+    title = "Table {table} of {paper} on {dataset}: {title}".format(**counts)
+    about = "Junk images (identity -1) are not counted; distractors (0) are one identity."
+    return _page(title, ["", "found", "paper"], body, [about], tablefmt)
+
+
+def _page(
+    title: str,
+    headers: Sequence[str],
+    body: Sequence[Sequence[str]],
+    lines: Sequence[str],
+    tablefmt: str,
+) -> str:
+    aligns = ["left" if name in ("", "row", "note") else "right" for name in headers]
+    table = tabulate(
+        body, headers=headers, tablefmt=tablefmt, colalign=aligns, disable_numparse=True
+    )
+    gap = "\n\n" if tablefmt == "github" else "\n"
+    return "\n\n".join((title, table, gap.join(lines)))
+
+
+def _number(value: float | None, form: str = ".1f") -> str:
+    return "-" if value is None else f"{value:{form}}"

@@ -1,0 +1,44 @@
+"""Errors that the user of a tool can mend: told in a line, without a traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+
+from reid.files import OutputError
+from reid.labelling import ClusteringError
+from reid.modeling.weights import WeightsError
+from reid.registry import ConfigError
+from reid.structures import DataError
+
+USER_ERRORS: tuple[type[Exception], ...] = (
+    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, OutputError,
+)  # fmt: skip
+"""Something about settings, files, numbers or the disk; the message says what to do."""
+
+
+def tell(error: Exception, code: int = 2) -> int:
+    """Writes an error to stderr; returns the exit code."""
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    return code
+
+
+def tells_errors(*more: type[Exception]) -> Callable[[Callable[[], int]], Callable[[], int]]:
+    """Decorates a tool's `main`: `USER_ERRORS` are told, and the exit code is 2.
+
+    Args:
+        more: Other errors that are to be told.
+    """
+
+    def decorate(main: Callable[[], int]) -> Callable[[], int]:
+        @wraps(main)
+        def run() -> int:
+            try:
+                return main()
+            except (*USER_ERRORS, *more) as error:
+                return tell(error)
+
+        return run
+
+    return decorate

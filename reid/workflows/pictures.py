@@ -1,0 +1,312 @@
+"""Pictures of trained models: from a run, or from a config and weights, to PNG files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid.assembly.data import TrainImages, build_test_datasets
+from reid.assembly.network import as_model_knows, build_trained_model, pick_device
+from reid.assembly.plugins import register_parts
+from reid.assembly.trainer import (
+    build_test_sets,
+    build_train_images,
+    build_transform,
+)
+from reid.config import Config, load_config
+from reid.data.datasets.base import ReIDDataset
+from reid.data.loaders import OnError, eval_loader
+from reid.data.transforms import ImageTransform
+from reid.engine.hooks.checkpoints import BEST_MODEL, FINAL_MODEL
+from reid.engine.logs import progress_bar
+from reid.engine.testing import TestSet, draw_matches
+from reid.evaluation.extract import Precision, extract_features
+from reid.labelling import Clusterer, cluster_readable
+from reid.modeling.model import ReIDModel
+from reid.pictures.attention import Fusion, rollout_maps
+from reid.pictures.plots import Method, draw_embedding, embed
+from reid.pictures.sheets import draw_attention, draw_clusters, draw_stripes
+from reid.registry import CLUSTERER, ConfigError, build
+from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
+
+T = TypeVar("T")
+_MOST_POINTS = 3000
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model with all that its config says about images.
+
+    Attributes:
+        name: For titles.
+        config: Of the model; `model.weights` are those that it has.
+        model: In eval mode.
+        device: Where it is.
+        run: Folder of the run that the weights lie in, if any.
+    """
+
+    name: str
+    config: Config
+    model: ReIDModel
+    device: torch.device
+    run: Path | None = None
+
+    @cached_property
+    def train_images(self) -> TrainImages | None:
+        """What the config trains on; None: it does not say.
+
+        Raises:
+            ConfigError: A dataset is unknown or an option is wrong.
+        """
+        return build_train_images(self.config) if self.config.datasets.train else None
+
+    def batch(self, records: Sequence[ImageRecord], dataset: ReIDDataset | None = None) -> Batch:
+        """Some images as the model sees them in tests.
+
+        Args:
+            records: The images.
+            dataset: They are of it; None: of none, so that their cameras are unknown.
+
+        Raises:
+            ConfigError: A training set of the config is unknown or an option is wrong.
+            DataError: An image or a training set cannot be read.
+        """
+        if dataset is not None:
+            records = as_model_knows(self.config, self.train_images, records, dataset)
+        loader = eval_loader(records, self.transform(), batch_size=len(records))
+        batch: Batch = next(iter(loader))
+        return batch.to(self.device)
+
+    def transform(self) -> ImageTransform:
+        """From a picture to the model's input in tests."""
+        return build_transform(self.config.input, training=False)
+
+    def test_set(self) -> TestSet:
+        """The first test set.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        return _first(build_test_sets(self.config, self.train_images))
+
+
+def load_trained(
+    place: Path, weights: Path | None = None, overrides: Sequence[str] = ()
+) -> TrainedModel:
+    """A model of a run, or of a config file with weights.
+
+    Args:
+        place: Folder of a run, whose config.yaml and best (or else final) weights are taken; or a
+            config file.
+        weights: Checkpoint, in place of the run's.
+        overrides: KEY VALUE pairs that win over the config.
+
+    Raises:
+        ConfigError: The folder holds no run, a setting is wrong, or there are no weights.
+        WeightsError: The weights do not fit.
+    """
+    file = place / "config.yaml" if place.is_dir() else place
+    config = load_config(file, overrides)
+    if weights is None and place.is_dir():
+        found = [place / name for name in (BEST_MODEL, FINAL_MODEL) if (place / name).is_file()]
+        if not found:
+            raise ConfigError(f"{place}: has neither {BEST_MODEL} nor {FINAL_MODEL}")
+        weights = found[0]
+    if weights is not None:
+        config.model.weights = str(weights)
+    register_parts(config)
+    device = pick_device(config.device)
+    model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
+    name = place.name if place.is_dir() else place.stem
+    folder = Path(config.model.weights).parent
+    run = folder if (folder / "config.yaml").is_file() else None
+    return TrainedModel(name, config, model.to(device).eval(), device, run)
+
+
+def pick_images(
+    trained: TrainedModel, count: int, files: Sequence[Path] = ()
+) -> tuple[list[ImageRecord], ReIDDataset | None]:
+    """The named files, or else queries spread evenly over the first test set; and this set.
+
+    Raises:
+        ConfigError: There is no test set.
+        DataError: Its files are not what was expected.
+    """
+    if files:
+        return [ImageRecord(str(path)) for path in files], None
+    dataset = _first(build_test_datasets(trained.config.datasets.test, trained.train_images))
+    query = dataset.load("query")
+    return [query[i] for i in _spread(len(query), count)], dataset
+
+
+def picture_attention(
+    path: Path,
+    models: Sequence[TrainedModel],
+    records: Sequence[ImageRecord],
+    dataset: ReIDDataset | None,
+    fusion: Fusion,
+) -> None:
+    """Attention rollout of one model or of several side by side, for each branch too.
+
+    Args:
+        path: The PNG to write.
+        models: From left to right.
+        records: The images.
+        dataset: They are of it; None: of none.
+        fusion: Of the heads.
+
+    Raises:
+        ValueError: A model has no attention to look at.
+        DataError: An image cannot be read.
+    """
+    columns: list[tuple[str, Tensor]] = []
+    for trained in models:
+        batch = trained.batch(records, dataset)
+        maps = rollout_maps(trained.model, batch.image, batch.camid, fusion)
+        columns.append((trained.name, torch.stack(maps).mean(0)))
+        if len(maps) > 1:
+            columns += [(f"branch {i}", branch) for i, branch in enumerate(maps, 1)]
+    draw_attention(path, [record.path for record in records], columns)
+
+
+def picture_stripes(path: Path, trained: TrainedModel, records: Sequence[ImageRecord]) -> None:
+    """The horizontal parts of the model's branches.
+
+    Raises:
+        ConfigError: The head cuts no parts.
+        DataError: An image cannot be read.
+    """
+    granularities = getattr(trained.model.head, "granularities", ())
+    if not granularities:
+        raise ConfigError(f"model.head: {type(trained.model.head).__name__} cuts no parts")
+    rows = trained.model.backbone.grid[0]  # type: ignore[index]
+    draw_stripes(path, [record.path for record in records], int(rows), granularities)
+
+
+def picture_ranked_lists(path: Path, trained: TrainedModel, count: int) -> None:
+    """Queries with their best matches, what the protocol leaves out marked as junk.
+
+    Raises:
+        ConfigError: There is no test set.
+        DataError: An image cannot be read.
+    """
+    test_set = trained.test_set()
+    query, gallery = test_set.features(trained.model, trained.device)
+    draw_matches(path, test_set, query, gallery, count, keep_junk=True)
+
+
+def find_features(trained: TrainedModel) -> tuple[FeatureSet, FeatureSet]:
+    """Query and gallery features of the model's first test set.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    return trained.test_set().features(trained.model, trained.device)
+
+
+def picture_clusters(path: Path, trained: TrainedModel, rows: int, columns: int) -> list[int]:
+    """A contact sheet of the clusters that the model and its clusterer find in the training set.
+
+    Returns:
+        The clusters drawn.
+
+    Raises:
+        ConfigError: The config has no clusterer.
+        ClusteringError: There is no cluster.
+    """
+    records, _, labels = _find_clusters(trained)
+    return draw_clusters(path, labels.cluster, records, rows=rows, columns=columns)
+
+
+def picture_embedding(
+    path: Path,
+    query: FeatureSet,
+    gallery: FeatureSet,
+    colouring: Literal["identity", "camera"],
+    method: Method,
+    name: str,
+) -> None:
+    """Query and gallery images in the plane; of many, an even choice.
+
+    Of identities, those of queries have a colour.
+
+    Raises:
+        ValueError: There are fewer than three images.
+        ModuleNotFoundError: UMAP was asked for and is not installed.
+    """
+    features = torch.cat((query.global_feat, gallery.global_feat))
+    groups = torch.cat((query.camids, gallery.camids))
+    if colouring == "identity":
+        groups = torch.cat((query.pids, gallery.pids))
+        groups[~torch.isin(groups, query.pids)] = -1  # distractors are nobody
+    draw_points(path, features, groups, colouring, method, name)
+
+
+def draw_points(
+    path: Path, features: Tensor, groups: Tensor, noun: str, method: Method, name: str
+) -> None:
+    """Features in the plane, coloured by group; of more than 3000, an even choice."""
+    rows = torch.tensor(_spread(len(features), _MOST_POINTS), device=features.device)
+    points = embed(features[rows], method)
+    kind = "t-SNE" if method == "tsne" else "UMAP"
+    title = f"{name}: {kind} of {len(rows):,} images, coloured by {noun}"
+    draw_embedding(path, points, groups[rows], title, noun=noun)
+
+
+def picture_cluster_embedding(path: Path, trained: TrainedModel, method: Method) -> None:
+    """Training images in the plane, coloured by the clusters that the clusterer finds.
+
+    Raises:
+        ConfigError: The config has no clusterer.
+        ClusteringError: There is no cluster.
+    """
+    _, features, labels = _find_clusters(trained)
+    rows = features.readable
+    shown = features.global_feat[rows], labels.cluster[rows.cpu()]
+    draw_points(path, *shown, "cluster", method, trained.name)
+
+
+def _find_clusters(
+    trained: TrainedModel,
+) -> tuple[Sequence[ImageRecord], FeatureSet, PseudoLabels]:
+    config = trained.config
+    if config.clusterer is None:
+        raise ConfigError("clusterer: the config has none; set one, e.g. JaccardDBSCAN")
+    clusterer: Clusterer = build(CLUSTERER, config.clusterer, "clusterer")
+    records = build_train_images(config).load()
+    loader = eval_loader(
+        records,
+        trained.transform(),
+        batch_size=config.test.batch_size,
+        on_error=cast(OnError, config.dataloader.on_error),
+    )
+    with progress_bar("Extracting", "img") as progress:
+        features = extract_features(
+            trained.model,
+            loader,
+            records,
+            trained.device,
+            progress,
+            allow_missing=config.dataloader.on_error == "skip",
+            precision=cast(Precision, config.test.precision),
+        )
+    with progress_bar("Clustering", "img") as progress:
+        return records, features, cluster_readable(clusterer, features, progress)
+
+
+def _first(test_sets: Sequence[T]) -> T:
+    if not test_sets:
+        raise ConfigError("datasets.test: there is no test set to take images from")
+    return test_sets[0]
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """Up to `count` of 0..total-1, evenly."""
+    return [int(i) for i in np.unique(np.linspace(0, total - 1, min(count, total)).round())]

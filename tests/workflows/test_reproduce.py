@@ -1,0 +1,225 @@
+"""Tables of runs on drawn persons."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from reid.engine.hooks.checkpoints import checkpoint_paths
+from reid.engine.trainer import Hook, Trainer
+from reid.registry import HOOK, ConfigError
+from reid.workflows import reproduce as module
+from reid.workflows.comparison import load_paper
+from reid.workflows.reproduce import reproduce
+
+TABLES = """
+paper: A paper
+data_config: "{dataset}.yaml"
+metrics: [mAP, Rank-1]
+datasets:
+  drawn: {label: Drawn, counts: {train identities: 8, query cameras: 4}}
+  other: {label: Other}
+methods:
+  plain: {label: Plain, configs: ["{dataset}.yaml"], published: {drawn: [10, 20]}}
+  sharp: {label: Sharp, configs: ["{dataset}.yaml", sharp.yaml], published: {drawn: [5, 20]}}
+  known: {label: Known, published: {drawn: [90, 95]}}
+tables:
+  1: {title: Counts, datasets: [drawn]}
+  2: {title: Rows, datasets: [drawn], metrics: [mAP, Rank-1],
+      rows: {plain: "", sharp: "", known: ""}}
+"""
+DRAWN = """
+DATASETS: {TRAIN: {NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 5, NUM_CAMERAS: 3,
+                   NUM_DISTRACTORS: 4, HEIGHT: 32, WIDTH: 16}}
+INPUT: {SIZE: [64, 32]}
+DATALOADER: {NUM_WORKERS: 0, SAMPLER: {NAME: PKSampler, BATCH_SIZE: 8, STEPS_PER_EPOCH: 1}}
+MODEL: {BACKBONE: {NAME: TimmBackbone, MODEL: test_resnet}}
+CRITERION: [CrossEntropy]
+SOLVER: {MAX_EPOCHS: 2, WARMUP_EPOCHS: 0, MILESTONES: []}
+HOOKS: [TrapInReproduce]
+DEVICE: cpu
+"""
+
+
+@HOOK.register()
+class TrapInReproduce(Hook):
+    """Raises `error` when the run in a folder of the name `folder` starts its second epoch."""
+
+    folder = ""
+    error: BaseException = KeyboardInterrupt()
+
+    def __init__(self, output_dir: Path) -> None:
+        self._folder = output_dir
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        if trainer.epoch == 1 and self.folder in self._folder.parts:
+            raise self.error
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("tables")
+    (root / "tables.yaml").write_text(TABLES)
+    (root / "drawn.yaml").write_text(DRAWN)
+    (root / "sharp.yaml").write_text("CRITERION: [{NAME: CrossEntropy, SMOOTHING: 0.2}]\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REID_DATASETS", str(root / "datasets"))
+        yield root
+
+
+def table(folder: Path, output: str, number: int = 2, **options: object) -> tuple[bool, str]:
+    said: list[str] = []
+    whole = reproduce(
+        load_paper(folder / "tables.yaml"), number, str(options.pop("dataset", "drawn")),
+        folder / output, say=said.append, **options,
+    )  # fmt: skip
+    return whole, "\n".join(said)
+
+
+@pytest.fixture(scope="module")
+def finished(folder: Path) -> Path:
+    whole, said = table(folder, "finished")
+    assert whole, said
+    return folder / "finished" / "drawn"
+
+
+def test_rows_are_trained_and_compared(finished: Path) -> None:
+    content = json.loads((finished / "table_2.json").read_text())
+    plain, sharp, known = content["rows"]
+    for row, options in ((plain, []), (sharp, ["SMOOTHING: 0.2"])):
+        run = finished / row["row"] / "seed1"
+        results = json.loads((run / "results.json").read_text())
+        numbers = results["final"][0]["numbers"]
+        assert row["metrics"]["mAP"]["values"] == [100 * numbers["mAP"]]
+        assert row["finished_seeds"] == [1]
+        assert all(option in (run / "config.yaml").read_text() for option in options)
+    assert (known["seeds"], known["note"]) == ([], "published numbers only")
+    assert content["order"]["mAP"]["rows"] == 2
+    assert "Plain" in (finished / "table_2.txt").read_text()
+    assert "| Plain" in (finished / "table_2.md").read_text()
+
+
+def test_finished_rows_are_skipped_and_seeds_added(finished: Path) -> None:
+    before = (finished / "plain" / "seed1" / "metrics.json").read_text()
+    whole, said = table(finished.parents[1], "finished", seeds=2, rows=["plain"])
+    assert whole
+    assert said.count("finished already") == 1
+    assert (finished / "plain" / "seed1" / "metrics.json").read_text() == before
+    (row,) = json.loads((finished / "table_2.json").read_text())["rows"]
+    assert row["finished_seeds"] == [1, 2]
+    one, two = row["metrics"]["mAP"]["values"]
+    assert row["metrics"]["mAP"]["std"] == pytest.approx(abs(one - two) / 2**0.5)
+
+
+def test_a_changed_config_is_named_before_anything_is_trained(finished: Path) -> None:
+    root = finished.parents[1]
+    with pytest.raises(ConfigError, match="another config") as caught:
+        table(root, "finished", overrides=["SOLVER.BASE_LR", "0.5", "LOG_PERIOD", "7"])
+    message = str(caught.value)
+    for row in ("plain", "sharp"):
+        assert f"{finished / row / 'seed1'}: solver.base_lr 0.00035 there, 0.5 now" in message
+    assert "log_period" not in message
+
+
+def test_a_failed_row_does_not_stop_the_others_and_goes_on_later(
+    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrapInReproduce, "folder", "plain")
+    monkeypatch.setattr(TrapInReproduce, "error", RuntimeError("out of memory"))
+    whole, said = table(folder, "failing")
+    assert not whole
+    assert "seed1 failed: RuntimeError: out of memory" in said
+    rows = json.loads((folder / "failing" / "drawn" / "table_2.json").read_text())["rows"]
+    assert [row["finished_seeds"] for row in rows] == [[], [1], []]
+    assert rows[0]["note"] == "seed 1 failed"
+
+    monkeypatch.setattr(TrapInReproduce, "folder", "")
+    whole, said = table(folder, "failing")
+    assert whole
+    assert "plain/seed1: goes on" in said
+    assert said.count("finished already") == 1
+    # a broken run that went on gives what an unbroken one gives
+    runs = [
+        root / "plain" / "seed1" / "results.json" for root in (finished, folder / "failing/drawn")
+    ]
+    one, other = (json.loads(path.read_text())["final"] for path in runs)
+    assert one == other
+
+
+def test_an_interrupt_passes_through(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TrapInReproduce, "folder", "plain")
+    with pytest.raises(KeyboardInterrupt):
+        table(folder, "interrupted")
+    assert checkpoint_paths(folder / "interrupted/drawn/plain/seed1")
+    assert not (folder / "interrupted/drawn/sharp").exists()
+
+
+def test_report_only_trains_nothing(folder: Path) -> None:
+    whole, said = table(folder, "empty", report_only=True)
+    assert whole
+    assert "0/1" in said
+    names = {path.name for path in (folder / "empty" / "drawn").iterdir()}
+    assert names == {"table_2.json", "table_2.md", "table_2.txt"}
+
+
+def test_results_of_fewer_epochs_or_of_nobody_do_not_count(
+    folder: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder / "other" / "drawn" / "plain" / "seed1"
+    run.mkdir(parents=True)
+    text = (finished / "plain" / "seed1" / "results.json").read_text()
+    (run / "results.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"seed1: has no config\.yaml"):
+        table(folder, "other", report_only=True)
+    (run / "config.yaml").write_text((finished / "plain" / "seed1" / "config.yaml").read_text())
+    assert "1/1" in table(folder, "other", report_only=True)[1]
+    (run / "results.json").write_text(text.replace('"epoch": 2', '"epoch": 1'))
+    assert "1/1" not in table(folder, "other", report_only=True)[1]
+    (run / "results.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"results\.json: not the results of a run"):
+        table(folder, "other", report_only=True)
+
+
+def test_a_table_of_counts(folder: Path) -> None:
+    whole, said = table(folder, "counts", number=1)
+    assert whole
+    content = json.loads((folder / "counts" / "drawn" / "table_1.json").read_text())
+    assert content["counts"] == {
+        "train identities": {"found": 8, "paper": 8},
+        "query cameras": {"found": 3, "paper": 4},
+    }
+    assert "distractors" in said
+
+
+def test_a_row_without_a_config_for_the_data_set(folder: Path) -> None:
+    whole, said = table(folder, "none", dataset="other")
+    assert whole
+    assert said.count("no config for other") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "darwn"}, "dataset: .*'darwn'.*did you mean 'drawn'"),
+        ({"rows": ["plian"]}, "rows: table 2 has .*'plian'.*did you mean 'plain'"),
+        ({"rows": ["known"]}, "rows: known cannot be trained: published numbers only"),
+        ({"rows": ["plain"], "dataset": "other"}, "plain cannot be trained: no config for other"),
+        ({"seeds": 0}, "seeds: expected 1 or more, got 0"),
+        ({"number": 3}, "has the tables 1, 2, got 3"),
+        ({"overrides": ["SEED", "3"]}, "SEED: set by the table"),
+        ({"overrides": ["SEDE", "3"]}, r"sede: unknown key .*drawn\.yaml"),
+    ],
+)
+def test_wrong_arguments_are_named(folder: Path, options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        table(folder, "wrong", **options)
+
+
+def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ConfigError, match="trained by one process"):
+        table(folder, "several")
