@@ -307,7 +307,9 @@ class Config:
         dataloader: See `DataloaderConfig`.
         model: See `ModelConfig`.
         criterion: Losses (LOSS registry); their values are added up.
-        clusterer: Where labels come from (CLUSTERER registry); null = the identities.
+        labeller: Where the labels of an epoch come from (LABELLER registry). Null: the labeller
+            `Clusters` with `clusterer`, or the identities where that is null too.
+        clusterer: What the labeller `Clusters` takes (CLUSTERER registry).
         on_collapse: What happens where an epoch gives no cluster, or a single one: `warn` trains on
             a single one, but cannot on none; `keep` takes the last epoch's labels once more; `stop`
             ends the run.
@@ -330,6 +332,7 @@ class Config:
     dataloader: DataloaderConfig = field(default_factory=DataloaderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     criterion: list[Any] = field(default_factory=list)
+    labeller: Spec | None = None
     clusterer: Spec | None = None
     on_collapse: str = "warn"
     solver: SolverConfig = field(default_factory=SolverConfig)

@@ -15,11 +15,76 @@ BACKBONE = Registry("BACKBONE")
 HEAD = Registry("HEAD")
 LOSS = Registry("LOSS")
 CLUSTERER = Registry("CLUSTERER")
+LABELLER = Registry("LABELLER")
 EVALUATOR = Registry("EVALUATOR")
 DATASET = Registry("DATASET")
 SAMPLER = Registry("SAMPLER")
 HOOK = Registry("HOOK")
 TRANSFORM = Registry("TRANSFORM")
+
+PART_OF: dict[type, Registry] = {}
+"""Interface of a part -> the registry that builds it, filled where the interface is defined.
+
+An option with such an annotation takes a spec, which is built like any other.
+"""
+
+
+class Hook:
+    """What is registered in HOOK: something to do at the points of the training loop.
+
+    `trainer` is a `reid.engine.trainer.Trainer`.
+
+    The whole loop::
+
+        hook.before_train(trainer)
+        for trainer.epoch in range(trainer.epoch, trainer.max_epochs):
+            hook.before_epoch(trainer)
+            for batch in trainer.loader:
+                trainer.run_step(batch)
+                hook.after_step(trainer)
+            hook.save(trainer)
+            hook.after_epoch(trainer)
+        hook.after_train(trainer)
+
+    or, where a signal or an error ends it before that, ::
+
+        hook.on_break(trainer)
+
+    From `save` on, `trainer.epoch` is the number of finished epochs. A run that is resumed begins
+    with `before_train` and the `after_epoch` of the epoch that was saved. Hooks are called in the
+    order of the list, and a hook with state of its own returns it from `state_dict`.
+    """
+
+    def before_train(self, trainer: Any) -> None:
+        """Once, before the first epoch."""
+
+    def before_epoch(self, trainer: Any) -> None:
+        """Before each epoch; the sampler's epoch is set, its labels may be changed here."""
+
+    def after_step(self, trainer: Any) -> None:
+        """After each batch; `trainer.losses` holds its losses, nothing if it was skipped."""
+
+    def save(self, trainer: Any) -> None:
+        """After the last step of each epoch, in one piece with it: no signal comes between."""
+
+    def after_epoch(self, trainer: Any) -> None:
+        """After each epoch, and once more where a run is resumed after it."""
+
+    def after_train(self, trainer: Any) -> None:
+        """Once, after the last epoch; not called when training ends in an error."""
+
+    def on_break(self, trainer: Any) -> None:
+        """Once, when a signal or an error ends training, perhaps in the middle of a hook.
+
+        Other processes may be gone: nothing may be asked of them here.
+        """
+
+    def state_dict(self) -> dict[str, Any]:
+        """State to keep in checkpoints: numbers, strings, tensors, and lists and dicts of them."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes back what `state_dict` gave."""
 
 
 class ConfigError(ValueError):
@@ -91,7 +156,10 @@ def build(registry: Registry, spec: object, where: str, **runtime: object) -> An
             )
     arguments: dict[str, object] = {key: runtime[key] for key in parameters if key in runtime}
     for key, (annotation, required) in parameters.items():
-        if key in options:
+        if key in options and annotation in PART_OF:
+            inner = PART_OF[annotation]
+            arguments[key] = build(inner, options[key], f"{where}.{key}", **runtime)
+        elif key in options:
             arguments[key] = check_type(options[key], annotation, f"{where}.{key}")
         elif required and key not in arguments:
             raise ConfigError(
@@ -189,11 +257,21 @@ def type_name(annotation: object) -> str:
 
 
 def _parameters(part: Callable[..., object]) -> dict[str, tuple[object, bool]]:
-    """Option name -> (type, required) of a class or function."""
+    """Option name -> (type, required) of a class or function.
+
+    The options of a class whose constructor takes `**options` are its own and those of its base,
+    without the base's that it sets itself (`fixed_options`).
+    """
     function = part.__init__ if inspect.isclass(part) else part
     hints = typing.get_type_hints(function)
-    return {
-        name: (hints.get(name, Any), parameter.default is inspect.Parameter.empty)
-        for name, parameter in inspect.signature(part).parameters.items()
+    listed = inspect.signature(part).parameters.values()
+    options = {
+        parameter.name: (hints.get(parameter.name, Any), parameter.default is parameter.empty)
+        for parameter in listed
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     }
+    if inspect.isclass(part) and any(item.kind is item.VAR_KEYWORD for item in listed):
+        fixed = getattr(part, "fixed_options", ())
+        inherited = _parameters(part.__mro__[1])
+        return options | {k: v for k, v in inherited.items() if k not in {*options, *fixed}}
+    return options

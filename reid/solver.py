@@ -1,14 +1,14 @@
-"""The optimizer and the schedule, from torch.optim."""
+"""The optimizer, from torch.optim, and the learning rate of every step."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 LR_FACTOR = "lr_factor"
 """Key of a parameter group: its learning rate as a multiple of the base rate; 1 if not there."""
@@ -62,6 +62,24 @@ def build_optimizer(
     raise ValueError(f"optimizer: expected SGD, Adam or AdamW, got {name!r}")
 
 
+def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+    """Takes a state back; learning rate, weight decay and the like stay those as built.
+
+    Args:
+        optimizer: Fresh from `build_optimizer`.
+        state: Of an optimizer with the same groups of parameters.
+
+    Raises:
+        ValueError: The groups are others.
+    """
+    # With the groups as built, since the state goes where a fused optimizer wants it.
+    groups = [
+        {**stored, **{key: value for key, value in built.items() if key != "params"}}
+        for stored, built in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+
+
 def warmup_factor(step: int, steps: int, start: float) -> float:
     """Share of the learning rate in a linear warm-up: `start` in step 0, 1 from `steps` on.
 
@@ -73,111 +91,69 @@ def warmup_factor(step: int, steps: int, start: float) -> float:
     return start * (1 - progress) + progress
 
 
-def multistep(milestones: Sequence[int], gamma: float) -> Callable[[int], float]:
-    """The rate falls by `gamma` at each milestone (epochs, from 0)."""
-    return lambda epoch: gamma ** sum(epoch >= milestone for milestone in milestones)
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate of every step, a function of epoch and step alone.
 
+    Linear warm-up by epochs, then `multistep` or `cosine` by epochs; and, as fast-reid has it, a
+    linear warm-up by iterations on top.
 
-def cosine(first_epoch: int, max_epochs: int, final: float) -> Callable[[int], float]:
-    """Half a cosine from 1 at `first_epoch` to `final` at `max_epochs` (SGDR, arXiv:1608.03983)."""
-
-    def factor(epoch: int) -> float:
-        progress = (epoch - first_epoch) / max(1, max_epochs - first_epoch)
-        return final + (1 - final) * (1 + math.cos(math.pi * min(1.0, max(0.0, progress)))) / 2
-
-    return factor
-
-
-def build_scheduler(
-    optimizer: Optimizer,
-    name: Literal["multistep", "cosine"],
-    *,
-    max_epochs: int,
-    milestones: Sequence[int] = (),
-    gamma: float = 0.1,
-    final_lr_factor: float = 0.0,
-    cosine_after_warmup: bool = True,
-    warmup_epochs: int = 0,
-    warmup_start: float = 0.01,
-) -> LambdaLR:
-    """A schedule that is stepped once an epoch: linear warm-up, then `multistep` or `cosine`.
-
-    Args:
-        optimizer: Each parameter group has a schedule of its own.
-        name: What follows the warm-up.
+    Attributes:
+        base: Rate after the warm-up.
         max_epochs: Epochs in all.
-        milestones: Epochs at which `multistep` multiplies the rate by `gamma`.
+        schedule: What follows the warm-up. `multistep`: falls by `gamma` at each milestone.
+            `cosine`: half a cosine to `final_factor` (SGDR, arXiv:1608.03983).
+        milestones: Epochs, from 0, at which `multistep` multiplies the rate by `gamma`.
         gamma: See `milestones`.
-        final_lr_factor: Where `cosine` ends, as a share of the base rate; groups with another
-            rate end there too.
+        final_factor: Where `cosine` ends, as a share of the base rate; groups with another rate
+            end there too.
         cosine_after_warmup: The cosine starts at the end of the warm-up; otherwise in epoch 0,
             the warm-up covering its beginning (TransReID).
         warmup_epochs: Epochs of warm-up.
-        warmup_start: Where the warm-up starts, as a share of the base rate, in every group.
+        warmup_iterations: Iterations of warm-up, on top.
+        warmup_start: Where the warm-ups start, as a share of the base rate, in every group.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The schedule is unknown.
     """
-    if name not in ("multistep", "cosine"):
-        raise ValueError(f"schedule: expected multistep or cosine, got {name!r}")
 
-    def schedule(lr_factor: float) -> Callable[[int], float]:
-        main = (
-            multistep(milestones, gamma)
-            if name == "multistep"
-            else cosine(
-                warmup_epochs if cosine_after_warmup else 0, max_epochs, final_lr_factor / lr_factor
-            )
-        )
+    base: float
+    max_epochs: int
+    schedule: Literal["multistep", "cosine"] = "multistep"
+    milestones: tuple[int, ...] = ()
+    gamma: float = 0.1
+    final_factor: float = 0.0
+    cosine_after_warmup: bool = True
+    warmup_epochs: int = 0
+    warmup_iterations: int = 0
+    warmup_start: float = 0.01
 
-        def factor(epoch: int) -> float:
-            warming = warmup_factor(epoch, warmup_epochs, warmup_start / lr_factor)
-            return warming if name == "cosine" and epoch < warmup_epochs else warming * main(epoch)
+    def __post_init__(self) -> None:
+        if self.schedule not in ("multistep", "cosine"):
+            raise ValueError(f"schedule: expected multistep or cosine, got {self.schedule!r}")
 
-        return factor
+    def __call__(self, epoch: int, step: int = 0, lr_factor: float = 1.0) -> float:
+        """The rate of a step.
 
-    return LambdaLR(
-        optimizer, [schedule(group.get(LR_FACTOR, 1.0)) for group in optimizer.param_groups]
-    )
+        Args:
+            epoch: Of the step, from 0.
+            step: Steps of the whole run before it.
+            lr_factor: Of the parameter group; see `LR_FACTOR`.
+        """
+        start = self.warmup_start / lr_factor
+        rate = lr_factor * self.base * self._epoch_factor(epoch, lr_factor, start)
+        if self.warmup_iterations:
+            rate *= warmup_factor(step, self.warmup_iterations, start)
+        return rate
 
-
-def load_state(
-    optimizer: Optimizer,
-    scheduler: LRScheduler,
-    optimizer_state: Mapping[str, Any],
-    scheduler_state: Mapping[str, Any],
-) -> None:
-    """Takes states back; learning rate, weight decay and the like stay those as built.
-
-    Args:
-        optimizer: Fresh from `build_optimizer`.
-        scheduler: Of this optimizer, fresh too.
-        optimizer_state: Of an optimizer with the same groups of parameters.
-        scheduler_state: Of its schedule. That of a `LambdaLR` goes on with the rates as built,
-            any other one with the rates that it had.
-
-    Raises:
-        ValueError: The groups are others.
-    """
-    built_with = [
-        {key: value for key, value in group.items() if key not in ("params", "lr")}
-        for group in optimizer.param_groups
-    ]
-    base_lrs = list(scheduler.base_lrs)
-    # With the groups as built, since the state goes where a fused optimizer wants it.
-    groups = [
-        {**group, **options}
-        for group, options in zip(optimizer_state["param_groups"], built_with, strict=True)
-    ]
-    optimizer.load_state_dict({**optimizer_state, "param_groups": groups})
-    scheduler.load_state_dict(dict(scheduler_state))
-    if isinstance(scheduler, LambdaLR):  # its rates do not depend on those before
-        scheduler.base_lrs = base_lrs
-        epoch = scheduler.last_epoch
-        rates = [
-            base_lr * factor(epoch)
-            for base_lr, factor in zip(base_lrs, scheduler.lr_lambdas, strict=True)
-        ]
-        scheduler._last_lr = rates
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+    def _epoch_factor(self, epoch: int, lr_factor: float, start: float) -> float:
+        warming = warmup_factor(epoch, self.warmup_epochs, start)
+        if self.schedule == "multistep":
+            return warming * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        if epoch < self.warmup_epochs:
+            return warming
+        first = self.warmup_epochs if self.cosine_after_warmup else 0
+        progress = (epoch - first) / max(1, self.max_epochs - first)
+        final = self.final_factor / lr_factor
+        angle = math.pi * min(1.0, max(0.0, progress))
+        return warming * (final + (1 - final) * (1 + math.cos(angle)) / 2)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 UNLABELLED = -1
 UNKNOWN_CAMERA = -1
+UNKNOWN_FRAME = -1
 OUTLIER = -1
 
 
@@ -18,7 +19,8 @@ class DataError(Exception):
     """Images, folders or lists on disk are not what was expected; names the path and the layout."""
 
 
-_NOTHING_MORE: Mapping[str, str] = {}
+_NO_EXTRA: Mapping[str, Any] = {}
+_NO_SIDE: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +31,20 @@ class ImageRecord:
         path: Path of the image file.
         pid: Identity; -1 is an unlabelled image (in a gallery: junk).
         camid: Camera, from 0; -1 is unknown.
+        domain: Number of its training set among those that are joined, from 0.
+        frame: Time inside its camera, in frames; -1 is unknown.
         source: Name of the dataset it comes from, where several are joined; else empty.
-        extra: What else its dataset knows, by name, such as further columns of a list; for tables
-            and tools, never for training. Plays no part in comparisons, nor does `source`.
+        extra: What else its dataset knows, by name. Numbers and arrays reach the batch as
+            `Batch.side`; text is for tables and tools. Comparisons ignore it, and `source` too.
     """
 
     path: str
     pid: int = UNLABELLED
     camid: int = UNKNOWN_CAMERA
+    domain: int = 0
+    frame: int = UNKNOWN_FRAME
     source: str = field(default="", compare=False)
-    extra: Mapping[str, str] = field(
-        default_factory=lambda: _NOTHING_MORE, compare=False, repr=False
-    )
+    extra: Mapping[str, Any] = field(default_factory=lambda: _NO_EXTRA, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.pid < -1 or self.camid < -1:
@@ -51,23 +55,61 @@ class ImageRecord:
 
 
 class Batch(NamedTuple):
-    """Images as they reach the model; torch's own collate and pin_memory keep the type.
+    """Images as they reach the model; torch's pin_memory keeps the type.
+
+    There are no identities here: whoever wants labels has them by `index` from the labeller, so
+    nothing unsupervised can see an identity.
 
     Attributes:
         image: Normalised pixels (B, 3, H, W).
-        pid: Identities (B,), -1 = unlabelled.
         camid: Cameras (B,), -1 = unknown.
+        domain: Which training set each image is of (B,), from 0.
         index: Rows of the images in their dataset (B,).
+        side: What datasets and transforms add, by name, (B, ...) each.
+        views: Further augmentations of the same images, (B, 3, H, W) each.
     """
 
     image: Tensor
-    pid: Tensor
     camid: Tensor
+    domain: Tensor
     index: Tensor  # type: ignore[assignment]  # tuple.index is not used on a batch
+    side: Mapping[str, Tensor] = _NO_SIDE
+    views: tuple[Tensor, ...] = ()
+
+    @classmethod
+    def of(cls, image: Tensor, camid: Tensor | None = None, index: Tensor | None = None) -> Batch:
+        """Images (B, 3, H, W) about which less is known.
+
+        Args:
+            image: Normalised pixels.
+            camid: (B,); None: unknown.
+            index: (B,); None: 0 to B - 1.
+        """
+        row = torch.arange(len(image), device=image.device)
+        camid = torch.full_like(row, UNKNOWN_CAMERA) if camid is None else camid
+        return cls(image, camid, torch.zeros_like(row), row if index is None else index)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same batch with each of its tensors changed."""
+        return Batch(
+            change(self.image),
+            change(self.camid),
+            change(self.domain),
+            change(self.index),
+            {name: change(column) for name, column in self.side.items()},
+            tuple(change(view) for view in self.views),
+        )
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same batch on `device`."""
-        return Batch(*(field.to(device, non_blocking=non_blocking) for field in self))
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def without_pixels(self) -> Batch:
+        """The same batch with images and views of no pixels, (B, 0): what losses need of it."""
+        return self._replace(
+            image=self.image.new_empty((len(self.image), 0)),
+            views=tuple(view.new_empty((len(view), 0)) for view in self.views),
+        )
 
 
 class FeatureTokens(NamedTuple):
@@ -83,67 +125,117 @@ class FeatureTokens(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """What a model gives for a batch.
+    """What a model gives for a batch: banks of features, the whole image first, then K parts.
 
     Attributes:
-        global_feat: L2-normalised features of the whole image (B, D), which are compared in tests
-            and in clustering.
-        part_feats: L2-normalised features of K parts (B, K, D); K may be 0.
-        pre_neck: The global feature before the neck's BatchNorm (B, D), not normalised: what
-            metric losses such as the triplet loss take.
-        post_neck: The global feature after BatchNorm (B, D), not normalised: what classifiers
-            take.
+        pre: Before the necks (B, 1 + K, D), not normalised: what metric losses such as the triplet
+            loss take.
+        post: After the necks (B, 1 + K, D), not normalised: what classifiers take.
+        unit: L2-normalised (B, 1 + K, D): what memories hold.
+        test: L2-normalised (B, D'): what is compared in tests, clustered and exported. D' may
+            differ from D.
+        aux: What else a loss may name, such as attention maps; (B, ...) each.
     """
 
-    global_feat: Tensor
-    part_feats: Tensor
-    pre_neck: Tensor
-    post_neck: Tensor
+    pre: Tensor
+    post: Tensor
+    unit: Tensor
+    test: Tensor
+    aux: Mapping[str, Tensor] = _NO_SIDE
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Embeddings:
+        """The same embeddings with each tensor changed."""
+        return Embeddings(
+            change(self.pre),
+            change(self.post),
+            change(self.unit),
+            change(self.test),
+            {name: change(value) for name, value in self.aux.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureSet:
-    """Embeddings of N images in dataset order, with what is known about the images.
+    """Features of N images in dataset order, with what is known about the images.
 
     Attributes:
-        global_feat: (N, D), L2-normalised float32; 0 for an image that could not be read.
-        part_feats: (N, K, D), L2-normalised float32; K may be 0.
+        test: (N, D'), L2-normalised float32: what is compared, clustered and exported.
+        unit: (N, 1 + K, D), L2-normalised float32: the banks that memories are filled from.
         pids: (N,) int64, -1 = unlabelled.
         camids: (N,) int64, -1 = unknown.
+        domains: (N,) int64, which training set each image is of.
+        frames: (N,) int64, time inside the camera, -1 = unknown.
+        present: (N,) bool, whether the image could be read; features of the others are 0.
+
+    Raises:
+        ValueError: A shape or a type does not fit.
     """
 
-    global_feat: Tensor
-    part_feats: Tensor
+    test: Tensor
+    unit: Tensor
     pids: Tensor
     camids: Tensor
+    domains: Tensor
+    frames: Tensor
+    present: Tensor
 
     def __post_init__(self) -> None:
-        if self.global_feat.ndim != 2:
-            raise ValueError(f"global_feat must be (N, D), got {tuple(self.global_feat.shape)}")
-        n = len(self.global_feat)
-        if self.part_feats.ndim != 3 or len(self.part_feats) != n:
-            raise ValueError(f"part_feats must be ({n}, K, D), got {tuple(self.part_feats.shape)}")
-        for name in ("pids", "camids"):
+        if self.test.ndim != 2:
+            raise ValueError(f"test must be (N, D), got {tuple(self.test.shape)}")
+        n = len(self.test)
+        if self.unit.ndim != 3 or len(self.unit) != n:
+            raise ValueError(f"unit must be ({n}, 1 + K, D), got {tuple(self.unit.shape)}")
+        for name in ("pids", "camids", "domains", "frames"):
             _check_ids(name, getattr(self, name), n)
+        if self.present.shape != (n,) or self.present.dtype != torch.bool:
+            raise ValueError(
+                f"present must be bool of shape ({n},), got {self.present.dtype} "
+                f"{tuple(self.present.shape)}"
+            )
+
+    @classmethod
+    def of(
+        cls,
+        test: Tensor,
+        pids: Tensor | None = None,
+        camids: Tensor | None = None,
+        *,
+        unit: Tensor | None = None,
+        domains: Tensor | None = None,
+        frames: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> FeatureSet:
+        """A set of features about whose images less is known.
+
+        Args:
+            test: (N, D').
+            pids: (N,); None: unlabelled.
+            camids: (N,); None: unknown.
+            unit: (N, 1 + K, D); None: `test` is the only bank.
+            domains: (N,); None: one training set.
+            frames: (N,); None: unknown.
+            present: (N,); None: all images could be read.
+
+        Raises:
+            ValueError: A shape or a type does not fit.
+        """
+        unknown = torch.full((len(test),), -1, device=test.device)
+        return cls(
+            test,
+            test[:, None] if unit is None else unit,
+            unknown if pids is None else pids,
+            unknown if camids is None else camids,
+            torch.zeros_like(unknown) if domains is None else domains,
+            unknown if frames is None else frames,
+            torch.ones_like(unknown, dtype=torch.bool) if present is None else present,
+        )
 
     def __len__(self) -> int:
-        return len(self.global_feat)
+        return len(self.test)
 
     def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
         """The same for some of the images."""
-        return FeatureSet(
-            self.global_feat[rows], self.part_feats[rows], self.pids[rows], self.camids[rows]
-        )
-
-    @property
-    def readable(self) -> Tensor:
-        """(N,) bool: the images that could be read, which are those whose feature is not 0."""
-        return self.global_feat.any(1)
-
-    @property
-    def banks(self) -> Tensor:
-        """Global and part features as one tensor (1 + K, N, D), the global ones first."""
-        return torch.cat((self.global_feat[None], self.part_feats.transpose(0, 1)))
+        return FeatureSet(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +301,8 @@ class PseudoLabels:
         proxy[kept] = inverse
         return cls(dense, proxy, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
-    def placed(self, rows: Tensor, count: int) -> PseudoLabels:
-        """The same labels as those of some of `count` images; the others are outliers.
+    def scatter(self, rows: Tensor, count: int) -> PseudoLabels:
+        """These labels as those of some of `count` images; the others are outliers.
 
         Args:
             rows: (N,) int64, where each image of these labels stands among the `count`.

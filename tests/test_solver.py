@@ -7,24 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from reid.solver import build_optimizer, build_scheduler
+from reid.solver import LearningRate, build_optimizer
 
 
-def rates(epochs, **options):
+def rates(epochs, lr=1.0, bias_lr_factor=1.0, **options):
     """(epochs,) of one group, (epochs, 2) with the biases' group."""
-    optimizer = build_optimizer(
-        nn.Linear(2, 2).named_parameters(),
-        "SGD",
-        lr=options.pop("lr", 1.0),
-        bias_lr_factor=options.pop("bias_lr_factor", 1.0),
-    )
-    scheduler = build_scheduler(optimizer, options.pop("name"), max_epochs=epochs, **options)
-    found = []
-    for _ in range(epochs):
-        found.append(scheduler.get_last_lr())
-        optimizer.step()
-        scheduler.step()
-    return np.array(found).squeeze(1) if len(found[0]) == 1 else np.array(found)
+    rate = LearningRate(lr, epochs, **options)
+    factors = [1.0] if bias_lr_factor == 1 else [1.0, bias_lr_factor]
+    table = np.array([[rate(epoch, lr_factor=factor) for factor in factors]
+                      for epoch in range(epochs)])  # fmt: skip
+    return table.squeeze(1) if len(factors) == 1 else table
 
 
 @pytest.mark.oracle
@@ -36,9 +28,9 @@ def test_every_epochs_rate_is_the_authors(oracle_dir):
         expected = data["lr_by_epoch"]
         found = rates(
             len(expected),
-            name="multistep",
+            schedule="multistep",
             lr=float(data["base_lr"]),
-            milestones=data["milestones"].tolist(),
+            milestones=tuple(data["milestones"].tolist()),
             gamma=float(data["gamma"]),
             warmup_epochs=int(data["warmup_epochs"]),
             warmup_start=float(data["warmup_factor"]),
@@ -47,17 +39,17 @@ def test_every_epochs_rate_is_the_authors(oracle_dir):
 
 
 def test_warmup_and_milestones():
-    found = rates(6, name="multistep", milestones=[4], warmup_epochs=2, warmup_start=0.5)
+    found = rates(6, schedule="multistep", milestones=(4,), warmup_epochs=2, warmup_start=0.5)
     np.testing.assert_allclose(found, [0.5, 0.75, 1, 1, 0.1, 0.1])
 
 
 def test_cosine_starts_after_the_warmup_and_ends_at_the_final_rate():
-    found = rates(6, name="cosine", warmup_epochs=2, warmup_start=0.0, final_lr_factor=0.1)
+    found = rates(6, schedule="cosine", warmup_epochs=2, warmup_start=0.0, final_factor=0.1)
     expected = [0, 0.5, 1] + [0.1 + 0.45 * (1 + np.cos(np.pi * t / 4)) for t in (1, 2, 3)]
     np.testing.assert_allclose(found, expected)
 
 
-TRANSREID = {"name": "cosine", "final_lr_factor": 0.002, "cosine_after_warmup": False,
+TRANSREID = {"schedule": "cosine", "final_factor": 0.002, "cosine_after_warmup": False,
              "warmup_epochs": 20, "warmup_start": 0.01}  # fmt: skip
 
 
@@ -79,12 +71,19 @@ def test_schedule_of_transreid():
 
 
 def test_schedule_of_bots_paper():
-    found = rates(120, name="multistep", lr=3.5e-4, milestones=[40, 70], warmup_epochs=10,
+    found = rates(120, schedule="multistep", lr=3.5e-4, milestones=(40, 70), warmup_epochs=10,
                   warmup_start=0.1)  # fmt: skip
     np.testing.assert_allclose(
         found[[0, 9, 10, 39, 40, 69, 70, 119]],
         [3.5e-5, 3.185e-4, *[3.5e-4] * 2, *[3.5e-5] * 2, *[3.5e-6] * 2],
     )
+
+
+def test_warmup_by_iterations_lies_over_the_epochs():
+    rate = LearningRate(2.0, 3, milestones=(1,), warmup_iterations=4, warmup_start=0.5)
+    table = [rate(step // 3, step) for step in range(6)]
+    np.testing.assert_allclose(table, [1, 1.25, 1.5, 0.175, 0.2, 0.2])
+    assert rate(0, 0, lr_factor=2.0) == 1.0  # all groups start at the same rate
 
 
 def test_biases_have_their_own_rate():
@@ -116,7 +115,7 @@ def test_what_is_wrong_is_named():
     with pytest.raises(ValueError, match="optimizer: expected SGD, Adam or AdamW, got 'sdg'"):
         build_optimizer(layer.parameters(), "sdg", lr=1)
     with pytest.raises(ValueError, match="schedule: expected multistep or cosine"):
-        build_scheduler(torch.optim.SGD(layer.parameters()), "step", max_epochs=1)
+        LearningRate(1.0, 1, "step")
     layer.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter to train"):
         build_optimizer(layer.parameters(), "SGD", lr=1)

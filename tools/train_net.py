@@ -9,7 +9,8 @@ import sys
 from reid.config import load_config
 from reid.engine.stopping import Interrupted, resume_command
 from reid.workflows.errors import tells_errors
-from reid.workflows.train import test, train
+from reid.workflows.evaluate import evaluate
+from reid.workflows.train import train
 
 EPILOG = """\
 Any setting can be given after the options as KEY VALUE pairs, which win over the file:
@@ -60,7 +61,7 @@ def main() -> int:
     try:
         config = load_config(arguments.config_file, arguments.overrides)
         if arguments.eval_only:
-            test(config)
+            evaluate(config)
         else:
             train(
                 config,

@@ -130,7 +130,7 @@ class TrainImages:
             )
         return count
 
-    def as_model_knows(
+    def renumber_cameras(
         self, records: Sequence[ImageRecord], dataset: ReIDDataset
     ) -> list[ImageRecord]:
         """Test images with the numbers that their cameras had in training, -1 where they had none.

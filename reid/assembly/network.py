@@ -16,6 +16,7 @@ from reid import distributed
 from reid.assembly.data import TrainImages
 from reid.config import Config, InputConfig
 from reid.data.datasets.base import ReIDDataset
+from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.compiling import CompileMode, compile_network
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import (
@@ -132,6 +133,27 @@ def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], 
             )
 
 
+def build_training_model(
+    config: Config, size: tuple[int, int], images: TrainImages, device: torch.device
+) -> ReIDModel:
+    """The network that a run trains, on its device, with the weights that training starts from.
+
+    Raises:
+        ConfigError: A part is unknown or an option is wrong.
+        DataError: Cameras have far-off numbers.
+        WeightsError: The weights do not fit.
+    """
+    num_cameras = images.count_cameras()
+    seen = {record.camid for record in images.load()}
+    model = build_model(config, size, num_cameras, sorted({*range(num_cameras)} - seen))
+    if config.model.weights:
+        load_model_weights(model, config)
+    if distributed.is_distributed() or config.model.bn_samples_per_group:
+        group_batch_norms(model, config.model.bn_samples_per_group)
+    place_model(model, config, device)
+    return model
+
+
 def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:
     """To its device, and compiled if `model.compile` says so."""
     model.to(device)
@@ -145,7 +167,7 @@ def camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | No
     return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
 
 
-def as_model_knows(
+def renumber_cameras(
     config: Config,
     train: TrainImages | None,
     records: Sequence[ImageRecord],
@@ -164,4 +186,4 @@ def as_model_knows(
     """
     if train is None or camera_counter(config) is None:
         return list(records)
-    return train.as_model_knows(records, dataset)
+    return train.renumber_cameras(records, dataset)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 
+from reid.assembly import parts  # noqa: F401  (registers the framework's own)
 from reid.config import Config
 from reid.projects import MOVED
 from reid.registry import ConfigError

@@ -9,14 +9,14 @@ from typing import Any
 from tabulate import tabulate
 
 from reid.data.datasets.base import SplitCounts
-from reid.engine.testing import TestSet
+from reid.engine.testing import QueryGallery
 from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
 
 def count_splits(
-    name: str, train: Sequence[ImageRecord], test_sets: Sequence[TestSet], version: str = ""
+    name: str, train: Sequence[ImageRecord], test_sets: Sequence[QueryGallery], version: str = ""
 ) -> list[dict[str, Any]]:
     """What each split holds: `dataset`, `split`, `images`, `identities`, `cameras`, `version`.
 

@@ -15,7 +15,7 @@ from reid.data.cache import PixelCache
 from reid.data.images import read_image
 from reid.data.resize import Pixels
 from reid.data.samplers import Draw, LabelledSampler
-from reid.data.transforms import ImageTransform
+from reid.data.transforms import FloatImage, ImageTransform
 from reid.structures import Batch, DataError, ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,10 @@ class ImageDataset(Dataset[Loaded]):
         transform: Makes the model's input.
         cache: Where resized images are kept; several datasets may share one if they have the same
             records, size and interpolation.
+        views: How often each image is augmented; all but the first become `Batch.views`.
+
+    Raises:
+        DataError: An image lacks a number that the first image has (`ImageRecord.extra`).
     """
 
     def __init__(
@@ -52,10 +56,13 @@ class ImageDataset(Dataset[Loaded]):
         records: Sequence[ImageRecord],
         transform: ImageTransform,
         cache: PixelCache | None = None,
+        views: int = 1,
     ) -> None:
         self._records = records
         self._transform = transform
         self._cache = cache
+        self._views = views
+        self._columns = _side_columns(records)
         self._draws = _Draws()
 
     def __len__(self) -> int:
@@ -66,30 +73,39 @@ class ImageDataset(Dataset[Loaded]):
 
         A `Draw` brings the seed of its augmentation, so that it comes out the same in any process.
         """
-        images = _empty_images(len(items), self._transform.size)
+        views = [_empty_images(len(items), self._transform.size) for _ in range(self._views)]
         rows: list[int] = []
+        sides: list[dict[str, float]] = []
         errors: list[str] = []
         for item in items:
-            rng = self._draws.seeded(item.seed)
             try:
-                self._transform.finish(
-                    self._pixels(item.index),
-                    images[len(rows)].numpy(),
-                    rng,
-                    self._other(rng),
-                )
+                side = self._augment(item, [images[len(rows)].numpy() for images in views])
             except DataError as error:
                 errors.append(str(error))
             else:
                 rows.append(item.index)
+                sides.append(side)
         records = [self._records[row] for row in rows]
+        image, *others = (images[: len(rows)] for images in views)
         batch = Batch(
-            images[: len(rows)],
-            torch.tensor([record.pid for record in records], dtype=torch.int64),
+            image,
             torch.tensor([record.camid for record in records], dtype=torch.int64),
+            torch.tensor([record.domain for record in records], dtype=torch.int64),
             torch.tensor(rows, dtype=torch.int64),
+            {name: column[rows] for name, column in self._columns.items()}
+            | {name: torch.tensor([side[name] for side in sides]) for name in (sides or [{}])[0]},
+            tuple(others),
         )
         return Loaded(batch, errors)
+
+    def _augment(self, item: Draw, views: Sequence[FloatImage]) -> dict[str, float]:
+        """Writes an image's augmentations, and gives the numbers about the first one."""
+        pixels = self._pixels(item.index)
+        sides = []
+        for number, view in enumerate(views):
+            rng = self._draws.seeded(item.seed, number)
+            sides.append(self._transform.finish(pixels, view, rng, self._other(rng)))
+        return sides[0]
 
     def _pixels(self, index: int) -> Pixels:
         known = self._cache.get(index) if self._cache is not None else None
@@ -184,6 +200,7 @@ def train_loader(
     on_error: OnError = "stop",
     num_workers: int = 0,
     pin_memory: bool = False,
+    views: int = 1,
 ) -> BatchLoader:
     """Batches as the sampler draws them; workers live on from epoch to epoch.
 
@@ -195,9 +212,10 @@ def train_loader(
         on_error: See `BatchLoader`.
         num_workers: Reading processes; the batches are the same for any number.
         pin_memory: See `BatchLoader`.
+        views: See `ImageDataset`.
     """
     return BatchLoader(
-        ImageDataset(records, transform, cache),
+        ImageDataset(records, transform, cache, views),
         sampler,
         on_error=on_error,
         num_workers=num_workers,
@@ -251,9 +269,10 @@ class _Draws:
         self._generator = np.random.Generator(self._bits)
         self._fresh = self._bits.state
 
-    def seeded(self, seed: int) -> np.random.Generator:
-        """The generator, as a new one with `seed` (0 to 2^64 - 1) would be."""
-        self._fresh["state"]["key"][0] = seed
+    def seeded(self, seed: int, view: int = 0) -> np.random.Generator:
+        """The generator, as a new one with `seed` (0 to 2^64 - 1) would be, for each view."""
+        key = self._fresh["state"]["key"]
+        key[0], key[1] = seed, view
         self._bits.state = self._fresh
         return self._generator
 
@@ -266,6 +285,24 @@ def _empty_images(count: int, size: tuple[int, int]) -> Tensor:
         values = count * 3 * size[0] * size[1]
         images.set_(images.untyped_storage()._new_shared(4 * values))  # type: ignore[no-untyped-call]
     return images.resize_(count, 3, *size)
+
+
+def _side_columns(records: Sequence[ImageRecord]) -> dict[str, Tensor]:
+    """The numbers and arrays of the records, (N, ...) by name."""
+    first = records[0].extra if records else {}
+    names = [name for name, value in first.items() if not isinstance(value, str)]
+    columns = {}
+    for name in names:
+        for record in records:
+            if isinstance(record.extra.get(name, ""), str):
+                raise DataError(f"{record.path}: has no number {name!r}, as {records[0].path} has")
+        try:
+            columns[name] = torch.from_numpy(np.stack([record.extra[name] for record in records]))
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"{name!r}: expected a number or an array of one shape for each image ({error})"
+            ) from error
+    return columns
 
 
 def _same(loaded: Loaded) -> Loaded:

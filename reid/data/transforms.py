@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ class PixelTransform(ABC):
 
 
 class Move(NamedTuple):
-    """Where the pixels of an image go; what nothing comes to is black.
+    """A mirror and a shift; uncovered pixels are black.
 
     Attributes:
         mirror: Left for right, before the shift.
@@ -69,8 +69,12 @@ class NormalizedTransform(ABC):
     """An augmentation of the normalised image."""
 
     @abstractmethod
-    def __call__(self, image: FloatImage, rng: np.random.Generator) -> None:
-        """Changes the image (3, H, W) in place; all that is drawn comes from `rng`."""
+    def __call__(self, image: FloatImage, rng: np.random.Generator) -> Mapping[str, float] | None:
+        """Changes the image (3, H, W) in place; all randomness comes from `rng`.
+
+        Returns:
+            Numbers about the image, the same names for each; they join `Batch.side`.
+        """
 
 
 class ImageTransform:
@@ -127,7 +131,7 @@ class ImageTransform:
         out: FloatImage,
         rng: np.random.Generator,
         other: Callable[[], Pixels],
-    ) -> None:
+    ) -> dict[str, float]:
         """Writes the input that is made of resized pixels.
 
         Args:
@@ -135,6 +139,9 @@ class ImageTransform:
             out: (3, H, W).
             rng: See `PixelTransform`.
             other: See `PixelTransform`.
+
+        Returns:
+            What the augmentations tell of the image, for `Batch.side`.
         """
         # Moves wait till normalisation, which copies the pixels anyway.
         move = _STILL
@@ -153,8 +160,10 @@ class ImageTransform:
             else:
                 pixels, move = change(_moved(pixels, move), rng, other), _STILL
         _normalize(pixels, move.mirror, move.down, move.right, self._table, out)
-        for erase in self._on_normalized:
-            erase(out, rng)
+        side: dict[str, float] = {}
+        for change_normalized in self._on_normalized:
+            side.update(change_normalized(out, rng) or {})
+        return side
 
 
 def _moved(pixels: Pixels, move: Move) -> Pixels:

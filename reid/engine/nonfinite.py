@@ -60,13 +60,13 @@ class NonFiniteLosses:
         self._paths = paths
         self._output_dir = output_dir
 
-    def meet(self, report: Mapping[str, Any], rows: Sequence[int], *, own: bool) -> None:
-        """Tells of a batch, and counts it.
+    def handle(self, report: Mapping[str, Any], rows: Sequence[int], *, here: bool) -> None:
+        """Reports a batch and counts it; ends the run where it must.
 
         Args:
             report: `step` and `epoch` from 1, `losses`, and more for the file.
             rows: Indices of the batch's images.
-            own: Whether it is this process's part of the batch that is not finite.
+            here: Whether it is this process's part of the batch that is not finite.
 
         Raises:
             FloatingPointError: The run is to stop.
@@ -74,7 +74,7 @@ class NonFiniteLosses:
         where = f"step {report['step']}, epoch {report['epoch']}"
         losses = ", ".join(f"{name} {value:.4g}" for name, value in report["losses"].items())
         seen = ""
-        if not own:
+        if not here:
             losses = "that of another process is"
         elif self._output_dir is not None:
             suffix = f"_rank{distributed.rank()}" if distributed.is_distributed() else ""
@@ -186,7 +186,7 @@ class LaterNumber:
 
 
 class BufferCopy:
-    """What the buffers of a module held: running statistics, memories.
+    """What the buffers of a module held: running statistics.
 
     Args:
         module: Its buffers are copied.

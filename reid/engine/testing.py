@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,58 +16,44 @@ from torch import nn
 from reid import distributed
 from reid.engine.logs import progress_bar
 from reid.evaluation.evaluators import Evaluator
-from reid.evaluation.extract import Precision, extract_features
+from reid.evaluation.extract import ImageSet
 from reid.evaluation.ranking import top_matches
 from reid.evaluation.report import ranking_details
 from reid.pictures.plots import draw_similarities
 from reid.pictures.sheets import Verdict, draw_ranked_lists
-from reid.structures import Batch, FeatureSet, ImageRecord
+from reid.structures import FeatureSet, ImageRecord
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class TestSet:
-    """Query and gallery of a dataset.
+class QueryGallery:
+    """A test set: images to look for, and images to look in.
 
     Attributes:
         name: For tables.
         query: Images to look for.
         gallery: Images to look in.
-        loader: Batches of query and gallery together, in this order, with the test transform.
-        flip: Flip-test; see `extract_features`.
+        images: Both together, query first.
         version: Which of several circulating versions was found; empty where there is one only.
-        precision: Of the network; see `extract_features`.
     """
-
-    __test__ = False  # not a pytest class
 
     name: str
     query: Sequence[ImageRecord]
     gallery: Sequence[ImageRecord]
-    loader: Iterable[Batch]
-    flip: bool = False
+    images: ImageSet
     version: str = ""
-    precision: Precision = "fp32"
 
     def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
         """Features of query and gallery."""
         with progress_bar(f"Extracting {self.name}", "img") as progress:
-            both = extract_features(
-                model,
-                self.loader,
-                [*self.query, *self.gallery],
-                device,
-                progress,
-                flip=self.flip,
-                precision=self.precision,
-            )
+            both = self.images.features(model, device, progress)
         return both[: len(self.query)], both[len(self.query) :]
 
 
 def evaluate(
     model: nn.Module,
-    test_set: TestSet,
+    test_set: QueryGallery,
     evaluator: Evaluator,
     device: torch.device,
     *,
@@ -98,7 +84,7 @@ def evaluate(
     return distributed.broadcast_object(found)
 
 
-def _details(test_set: TestSet, query: FeatureSet, gallery: FeatureSet) -> dict[str, Any]:
+def _details(test_set: QueryGallery, query: FeatureSet, gallery: FeatureSet) -> dict[str, Any]:
     try:
         return ranking_details(query, gallery, [record.path for record in test_set.query])
     except ValueError as error:
@@ -139,7 +125,7 @@ def results_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> str:
 
 def draw_matches(
     path: Path,
-    test_set: TestSet,
+    test_set: QueryGallery,
     query: FeatureSet,
     gallery: FeatureSet,
     num_queries: int,
@@ -162,8 +148,8 @@ def draw_matches(
     chosen = np.unique(np.linspace(0, len(query) - 1, num_queries).astype(int))
     chosen_query = query[torch.from_numpy(chosen).to(query.pids.device)]
     matches = top_matches(
-        chosen_query.global_feat,
-        gallery.global_feat,
+        chosen_query.test,
+        gallery.test,
         chosen_query.pids,
         gallery.pids,
         chosen_query.camids,
@@ -187,7 +173,11 @@ def draw_matches(
 
 
 def draw_test_pictures(
-    model: nn.Module, test_set: TestSet, device: torch.device, num_queries: int, output_dir: Path
+    model: nn.Module,
+    test_set: QueryGallery,
+    device: torch.device,
+    num_queries: int,
+    output_dir: Path,
 ) -> list[Path]:
     """Draws ranked_lists.png and, where there are pairs, similarities.png.
 

@@ -1,4 +1,4 @@
-"""The training loop and its hook points."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from reid import distributed
@@ -25,71 +23,17 @@ from reid.engine.nonfinite import (
     check_finite,
     largest_activations,
 )
+from reid.engine.optimization import Optimization
 from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
 from reid.engine.stopping import StopSignals
-from reid.solver import load_state
+from reid.modeling.losses import STUDENT, Criterion, Source
+from reid.registry import Hook
 from reid.structures import Batch, Embeddings
 
 logger = logging.getLogger(__name__)
 
-Amp = Literal["off", "fp16", "bf16"]
-_AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-
-
-class Hook:
-    """Something to do at the points of the training loop.
-
-    The whole loop::
-
-        hook.before_train(trainer)
-        for trainer.epoch in range(trainer.epoch, trainer.max_epochs):
-            hook.before_epoch(trainer)
-            for batch in trainer.loader:
-                trainer.run_step(batch)
-                hook.after_step(trainer)
-            hook.save(trainer)
-            hook.after_epoch(trainer)
-        hook.after_train(trainer)
-
-    or, where a signal or an error ends it before that, ::
-
-        hook.on_break(trainer)
-
-    From `save` on, `trainer.epoch` is the number of finished epochs. A run that is resumed begins
-    with `before_train` and the `after_epoch` of the epoch that was saved. Hooks are called in the
-    order of the list, and a hook with state of its own returns it from `state_dict`.
-    """
-
-    def before_train(self, trainer: Trainer) -> None:
-        """Once, before the first epoch."""
-
-    def before_epoch(self, trainer: Trainer) -> None:
-        """Before each epoch; the sampler's epoch is set, its labels may be changed here."""
-
-    def after_step(self, trainer: Trainer) -> None:
-        """After each batch; `trainer.losses` holds its losses, nothing if it was skipped."""
-
-    def save(self, trainer: Trainer) -> None:
-        """After the last step of each epoch, in one piece with it: no signal comes between."""
-
-    def after_epoch(self, trainer: Trainer) -> None:
-        """After each epoch, and once more where a run is resumed after it."""
-
-    def after_train(self, trainer: Trainer) -> None:
-        """Once, after the last epoch; not called when training ends in an error."""
-
-    def on_break(self, trainer: Trainer) -> None:
-        """Once, when a signal or an error ends training, perhaps in the middle of a hook.
-
-        Other processes may be gone: nothing may be asked of them here.
-        """
-
-    def state_dict(self) -> dict[str, Any]:
-        """State to keep in checkpoints: numbers, strings, tensors, and lists and dicts of them."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+_Seen = tuple[dict[Source, Embeddings], Batch]
+"""What a criterion has seen of a batch."""
 
 
 class _Step(nn.Module):
@@ -101,38 +45,45 @@ class _Step(nn.Module):
     those of one process with the whole batch.
     """
 
-    def __init__(self, model: nn.Module, criterion: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, criterion: Criterion, networks: Mapping[str, nn.Module]
+    ) -> None:
         super().__init__()
         self.model = model
         self.criterion = criterion
+        self._networks = networks  # a plain mapping: they have no gradients, and are no submodules
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
-        embeddings: Embeddings = self.model(batch.image, batch.camid)
-        if distributed.is_distributed():
-            embeddings = Embeddings(*map(distributed.gather_with_gradient, embeddings))
-            # The images stay where they are, losses have no use for them.
-            batch = Batch(batch.image, *map(distributed.gather_rows, batch[1:]))
-        losses: dict[str, Tensor] = self.criterion(embeddings, batch)
-        return losses
+    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], _Seen]:
+        """The losses, and what `Criterion.commit` is to be given."""
+        embeddings = {source: self._embed(batch, *source) for source in self.criterion.asks_for}
+        # Images stay where they are: losses do not use them.
+        gathered = batch.without_pixels().map(distributed.gather_rows)
+        losses: dict[str, Tensor] = self.criterion(embeddings, gathered)
+        seen = {source: value.map(Tensor.detach) for source, value in embeddings.items()}
+        return losses, (seen, gathered)
+
+    def _embed(self, batch: Batch, network: str, view: int) -> Embeddings:
+        """The embeddings of the whole batch, from all processes."""
+        if view:
+            batch = batch._replace(image=batch.views[view - 1])
+        if network == STUDENT[0]:
+            own: Embeddings = self.model(batch)
+            return own.map(distributed.gather_with_gradient)
+        with torch.no_grad():
+            own = self._networks[network](batch)
+            return own.map(distributed.gather_rows)
 
 
 class Trainer:
     """Trains a model: one loop for supervised and unsupervised training.
 
     Args:
-        model: (image, camid) -> Embeddings; on `device`.
-        criterion: (Embeddings, Batch) -> named losses, which are summed; on `device`.
-        optimizer: Over the parameters of both.
-        scheduler: Stepped once an epoch.
+        model: Batch -> Embeddings; on `device`.
+        criterion: Embeddings and batch -> named losses, which are summed; on `device`.
+        optimization: Of the parameters of both.
         loader: Yields `Batch`; its batch sampler has `set_epoch`.
         max_epochs: Epochs in all.
         device: Where to compute.
-        amp: Mixed precision of the forward pass; `fp16` scales the loss. A step whose gradients
-            overflow is left out and leaves no trace: running statistics and memories go back to
-            what they were with the weights, while torch alone would keep those of such batches.
-        accumulation_steps: Batches whose mean gradient makes one optimizer step. The last group
-            of an epoch may be smaller, and is averaged over the batches it has.
-        clip_grad_norm: Largest norm of the gradient; 0 = no clipping.
         hooks: See `Hook`.
         signals: What may interrupt training, though never in a step; none by default.
         nonfinite: What happens to a batch whose loss is not finite; by default it ends training.
@@ -142,6 +93,10 @@ class Trainer:
         step: Batches seen since the start of the first epoch.
         losses: The last batch's losses, detached, with their sum as `loss`; empty if the batch was
             skipped.
+        networks: Networks beside the model that losses may ask for, by name, such as a teacher.
+        inference_model: What is clustered, tested and saved: the model, or its teacher.
+        taken: Whether the last batch ended in a step of the optimizer: True or False, or a ()
+            bool tensor where only the device knows (fp16).
         data_time: Seconds that the last batch was waited for.
         step_time: Seconds of the last batch, waiting included.
 
@@ -152,31 +107,23 @@ class Trainer:
     def __init__(
         self,
         model: nn.Module,
-        criterion: nn.Module,
-        optimizer: Optimizer,
-        scheduler: LRScheduler,
+        criterion: Criterion,
+        optimization: Optimization,
         loader: DataLoader[Batch],
         *,
         max_epochs: int,
         device: torch.device,
-        amp: Amp = "off",
-        accumulation_steps: int = 1,
-        clip_grad_norm: float = 0.0,
         hooks: Sequence[Hook] = (),
         signals: StopSignals | None = None,
         nonfinite: NonFiniteLosses | None = None,
     ) -> None:
-        if amp not in _AMP_DTYPES:
-            raise ValueError(f"amp: expected one of {', '.join(_AMP_DTYPES)}, got {amp!r}")
-        if max_epochs < 1 or accumulation_steps < 1 or clip_grad_norm < 0:
-            raise ValueError(
-                "expected max_epochs >= 1, accumulation_steps >= 1, clip_grad_norm >= 0, got "
-                f"{max_epochs}, {accumulation_steps}, {clip_grad_norm}"
-            )
+        if max_epochs < 1:
+            raise ValueError(f"max_epochs: expected 1 or more, got {max_epochs}")
         self.model = model
+        self.inference_model = model
+        self.networks: dict[str, nn.Module] = {}
         self.criterion = criterion
-        self.optimizer = optimizer
-        self.scheduler = scheduler
+        self.optimization = optimization
         self.loader = loader
         self.max_epochs = max_epochs
         self.device = device
@@ -185,18 +132,15 @@ class Trainer:
         self.epoch = 0
         self.step = 0
         self.losses: dict[str, Tensor] = {}
+        self.taken: bool | Tensor = False
         self.data_time = 0.0
         self.step_time = 0.0
         self._nonfinite = nonfinite or NonFiniteLosses()
-        self._before: BufferCopy | None = None
+        self._waiting: list[_Seen] = []
         self._signum = 0
-        self._amp_dtype = _AMP_DTYPES[amp]
-        self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
-        self._accumulation_steps = accumulation_steps
-        self._clip_grad_norm = clip_grad_norm
-        self._step_module: nn.Module = _Step(model, criterion)
+        self._step_module: nn.Module = _Step(model, criterion, self.networks)
         if distributed.is_distributed():
-            # What no loss reaches keeps a gradient of None, as in one process.
+            # Parameters no loss uses keep `grad=None`, as with one process.
             self._step_module = DistributedDataParallel(
                 self._step_module, find_unused_parameters=True
             )
@@ -224,7 +168,7 @@ class Trainer:
             self.loader.batch_sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
             for hook in self.hooks:
                 hook.before_epoch(self)
-            # processes wait for each other in every step, so that they must stop after the same
+            # All processes must stop after the same step, or the others wait forever.
             with self.signals.delayed() if distributed.is_distributed() else nullcontext():
                 self._run_epoch()
             self._after_epoch()
@@ -234,24 +178,19 @@ class Trainer:
     def _run_epoch(self) -> None:
         self.model.train()
         self.criterion.train()
-        self.optimizer.zero_grad()
-        self._before = None
-        last = len(self.loader)
+        self.optimization.discard()
+        self._waiting.clear()
+        count = len(self.loader)
         started = time.perf_counter()
         for number, batch in enumerate(self.loader):
             self.data_time = time.perf_counter() - started
-            group = number - number % self._accumulation_steps
             with self.signals.delayed():
-                self.run_step(
-                    batch.to(self.device),
-                    share=1 / min(self._accumulation_steps, last - group),
-                    update=(number + 1) % self._accumulation_steps == 0 or number + 1 == last,
-                )
+                self.run_step(batch.to(self.device), *self.optimization.position(number, count))
                 self.step += 1
                 self.step_time = time.perf_counter() - started
                 for hook in self.hooks:
                     hook.after_step(self)
-                if number + 1 == last:
+                if number + 1 == count:
                     self._end_epoch()
             if self._signum:
                 self.signals.stop(self._signum)
@@ -259,7 +198,6 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         check_finite(self._step_module, self.epoch + 1)
-        self.scheduler.step()
         self.epoch += 1
         for hook in self.hooks:
             hook.save(self)
@@ -280,66 +218,55 @@ class Trainer:
             FloatingPointError: The loss is not finite, on this process or another.
         """
         drawn_from = torch_random_state(self.device)
-        may_be_left_out = self._nonfinite.action == "skip" or self._scaler.is_enabled()
-        if may_be_left_out and self._before is None:  # the first batch of an accumulation group
-            self._before = BufferCopy(self._step_module)
-        with self._autocast():
-            losses = self._step_module(batch)
+        self.optimization.begin(self.model, self.epoch, self.step)
+        with self.optimization.autocast():
+            losses, seen = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()
         later = LaterNumber(total)
-        self._scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
+        self.optimization.backward(total * share)
         self.losses = {"loss": total.detach()} | {k: v.detach() for k, v in losses.items()}
+        self._remember(seen)
+        self.taken = False
         # The GPU is busy with the backward pass while this waits for the end of the forward pass.
         # What becomes infinite in the backward pass of fp16 is the scaler's business.
-        own = not math.isfinite(later)
-        broken, self._signum = distributed.largest(own, self.signals.signum)
+        here = not math.isfinite(later)
+        broken, self._signum = distributed.largest(here, self.signals.signum)
         if broken:
-            self.optimizer.zero_grad()
-            if self._before is not None:
-                self._before.restore()
-            self._meet_nonfinite(batch, drawn_from, own)
+            self.optimization.discard()
+            self._waiting.clear()
+            self._report_nonfinite(batch, drawn_from, here)
             self.losses = {}
         elif update:
-            self._update()
-        if update:
-            self._before = None
+            taken = self.optimization.step()
+            for embeddings, gathered in self._waiting:
+                self.criterion.commit(embeddings, gathered, taken)
+            self._waiting.clear()
+            self.taken = True if taken is None else taken
 
-    def _update(self) -> None:
-        if self._clip_grad_norm:
-            self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self._step_module.parameters(), self._clip_grad_norm)
-        self._scaler.step(self.optimizer)
-        if self._scaler.is_enabled():
-            assert self._before is not None
-            # Gradients are the same in every process; only the device knows whether they overflow.
-            (overflow,) = self._scaler._found_inf_per_device(self.optimizer).values()
-            self._before.restore(overflow > 0)
-        self._scaler.update()
-        self.optimizer.zero_grad()
+    def _remember(self, seen: _Seen) -> None:
+        """Keeps what the criterion commits once the optimizer has taken its step."""
+        embeddings, batch = seen
+        if self.optimization.accumulation_steps > 1:
+            # The next batch's forward pass may overwrite them where CUDA graphs run.
+            embeddings = {source: value.map(Tensor.clone) for source, value in embeddings.items()}
+        self._waiting.append((embeddings, batch))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, self._amp_dtype, enabled=self._amp_dtype is not torch.float32
-        )
-
-    def _meet_nonfinite(self, batch: Batch, drawn_from: Mapping[str, Tensor], own: bool) -> None:
+    def _report_nonfinite(self, batch: Batch, drawn_from: Mapping[str, Tensor], here: bool) -> None:
         before = BufferCopy(self.model)
-        with replaying(self.device, drawn_from), self._autocast():
-            activations, first = largest_activations(
-                self.model, lambda: self.model(batch.image, batch.camid)
-            )
+        with replaying(self.device, drawn_from), self.optimization.autocast():
+            activations, first = largest_activations(self.model, lambda: self.model(batch))
         before.restore()
         report = {
             "step": self.step + 1,
             "epoch": self.epoch + 1,
             "losses": {name: float(value) for name, value in self.losses.items()},
-            "lr": self.optimizer.param_groups[0]["lr"],
-            "loss_scale": self._scaler.get_scale(),
+            "lr": self.optimization.lr,
+            "loss_scale": self.optimization.loss_scale,
             "parameters_not_finite": broken_parameters(self.model),
             "first_module_not_finite": first,
             "activations": activations,
         }
-        self._nonfinite.meet(report, batch.index.tolist(), own=own)
+        self._nonfinite.handle(report, batch.index.tolist(), here=here)
 
     def state_dict(self) -> dict[str, Any]:
         """All that `after_epoch` and the next epoch depend on.
@@ -351,9 +278,7 @@ class Trainer:
             "step": self.step,
             "model": self.model.state_dict(),
             "criterion": self.criterion.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
-            "scaler": self._scaler.state_dict(),
+            **self.optimization.state_dict(),
             "skipped": self._nonfinite.skipped,
             "random": distributed.gather_objects(random_state(self.device)),
             "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
@@ -376,8 +301,7 @@ class Trainer:
             )
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
-        load_state(self.optimizer, self.scheduler, state["optimizer"], state["scheduler"])
-        self._scaler.load_state_dict(state["scaler"])
+        self.optimization.load_state_dict(state)
         self._nonfinite.skipped = state["skipped"]
         self._load_hooks(state["hooks"])
         self.epoch = state["epoch"]

@@ -80,14 +80,14 @@ class Market1501Evaluator:
         """
         ids = (query.pids, gallery.pids, query.camids, gallery.camids)
         max_rank = max(self._ranks)
-        query_feat = query.global_feat
+        query_feat = query.test
         if self._query_expansion:
             count = min(self._query_expansion, len(gallery))
-            query_feat = expand_queries(query_feat, gallery.global_feat, count, self._alpha)
+            query_feat = expand_queries(query_feat, gallery.test, count, self._alpha)
         if self._reranking:
             blocks = rerank(
                 query_feat,
-                gallery.global_feat,
+                gallery.test,
                 k1=self._k1,
                 k2=self._k2,
                 lambda_value=self._original_weight,
@@ -97,7 +97,7 @@ class Market1501Evaluator:
         else:
             result = rank(
                 query_feat,
-                gallery.global_feat,
+                gallery.test,
                 *ids,
                 max_rank=max_rank,
                 ap=self._ap,

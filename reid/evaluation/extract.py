@@ -1,8 +1,9 @@
-"""Features of a whole dataset, placed by index."""
+"""Features of whole sets of images, placed by index."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -14,6 +15,44 @@ from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, Progress
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images, and how a model sees them in tests.
+
+    Attributes:
+        name: For messages.
+        records: The N images.
+        loader: Batches whose `index` points into `records`; with several processes, those of this
+            process's share.
+        flip: Flip-test: features are the mean of those of the image and of its mirror image.
+        allow_missing: Whether the loader may leave out images that cannot be read; their features
+            are 0, and `FeatureSet.present` says so.
+        precision: Of the network; see `extract_features`.
+    """
+
+    name: str
+    records: Sequence[ImageRecord]
+    loader: Iterable[Batch]
+    flip: bool = False
+    allow_missing: bool = False
+    precision: Precision = "fp32"
+
+    def features(
+        self, model: nn.Module, device: torch.device, progress: ProgressBar | None = None
+    ) -> FeatureSet:
+        """The model's features of the images; see `extract_features`."""
+        return extract_features(
+            model,
+            self.loader,
+            self.records,
+            device,
+            progress,
+            flip=self.flip,
+            allow_missing=self.allow_missing,
+            precision=self.precision,
+        )
 
 
 def extract_features(
@@ -33,14 +72,14 @@ def extract_features(
     placed by index, so an image that a share repeats as padding does no harm.
 
     Args:
-        model: (image, camid) -> Embeddings; its mode is restored.
+        model: Batch -> Embeddings; its mode is restored.
         loader: Batches whose `index` points into `records`.
         records: The N images.
         device: Where the model is and where the features stay.
         progress: Called with (images done, N).
         flip: Flip-test: features are the mean of those of the image and of its mirror image.
         allow_missing: Whether images may be in no batch, since they could not be read; their
-            features are 0, which no other feature is; see `FeatureSet.readable`.
+            features are 0, and they are not `present`.
         precision: Of the network: in others than `fp32` products and convolutions are computed by
             `torch.autocast`. The features are float32 in any.
 
@@ -55,20 +94,23 @@ def extract_features(
     was_training = model.training
     model.eval()
     rows: list[Tensor] = []
-    global_feats: list[Tensor] = []
-    part_feats: list[Tensor] = []
+    tests: list[Tensor] = []
+    units: list[Tensor] = []
     done = 0
     try:
         for batch in loader:
             moved = batch.to(device)
-            global_feat, parts = _features(model, moved.image, moved.camid, precision)
+            test, unit = _features(model, moved, precision)
             if flip:
-                mirrored = _features(model, moved.image.flip(3), moved.camid, precision)
-                global_feat = F.normalize(global_feat + mirrored[0], dim=-1)
-                parts = F.normalize(parts + mirrored[1], dim=-1)
+                mirrored = moved._replace(image=moved.image.flip(3))
+                other_test, other_unit = _features(model, mirrored, precision)
+                unit = F.normalize(unit + other_unit, dim=-1)
+                if test is not None and other_test is not None:
+                    test = F.normalize(test + other_test, dim=-1)
             rows.append(moved.index)
-            global_feats.append(global_feat)
-            part_feats.append(parts)
+            units.append(unit)
+            if test is not None:
+                tests.append(test)
             done += len(moved.index) * distributed.world_size()
             if progress is not None:
                 progress(min(done, len(records)), len(records))
@@ -77,12 +119,28 @@ def extract_features(
     if not rows:
         raise ValueError(f"loader: none of {len(records)} images was in a batch")
     index = distributed.gather_rows(torch.cat(rows))
-    global_feat = _place(distributed.gather_rows(torch.cat(global_feats)), index, len(records))
-    parts = _place(distributed.gather_rows(torch.cat(part_feats)), index, len(records))
-    missing = len(records) - len(torch.unique(index))
+    # Banks lie one after another in memory, each contiguous.
+    unit = _place(units, index, len(records), dim=1).transpose(0, 1)
+    present = torch.zeros(len(records), dtype=torch.bool, device=device)
+    present[index] = True
+    pids, camids, domains, frames = (
+        torch.tensor([getattr(record, name) for record in records], device=device)
+        for name in ("pid", "camid", "domain", "frame")
+    )
+    test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
+    features = FeatureSet(test_feature, unit, pids, camids, domains, frames, present)
+    _check(features, records, allow_missing, precision)
+    return features
+
+
+def _check(
+    features: FeatureSet, records: Sequence[ImageRecord], allow_missing: bool, precision: Precision
+) -> None:
+    """Raises ValueError where images are missing or features are not finite."""
+    missing = int((~features.present).sum())
     if missing and not allow_missing:
         raise ValueError(f"loader: {missing} of {len(records)} images were in no batch")
-    finite = torch.isfinite(global_feat).all(1) & torch.isfinite(parts).all(2).all(1)
+    finite = torch.isfinite(features.test).all(1) & torch.isfinite(features.unit).all(2).all(1)
     if not bool(finite.all()):
         first = records[int((~finite).nonzero()[0])].path
         raise ValueError(
@@ -90,34 +148,41 @@ def extract_features(
             f"the first is {first}; the model's weights are broken or the image is"
             + (", or values are too large for fp16" if precision == "fp16" else "")
         )
-    return FeatureSet(
-        global_feat,
-        parts,
-        torch.tensor([record.pid for record in records], device=device),
-        torch.tensor([record.camid for record in records], device=device),
-    )
 
 
-def _features(
-    model: nn.Module, image: Tensor, camid: Tensor, precision: Precision
-) -> tuple[Tensor, Tensor]:
-    """Global (B, D) and part features (B, K, D), in float32.
+def _features(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor | None, Tensor]:
+    """Test features (B, D') and banks (1 + K, B, D), in float32.
 
-    They are copies: CUDA graphs write the next batch's over those that the model gave.
+    No test features where they are the first bank. They are copies: CUDA graphs write the next
+    batch's over those that the model gave.
     """
     dtype = _DTYPES[precision]
     with (
         torch.inference_mode(),
-        torch.autocast(image.device.type, dtype, enabled=dtype is not torch.float32),
+        torch.autocast(batch.image.device.type, dtype, enabled=dtype is not torch.float32),
     ):
-        embeddings: Embeddings = model(image, camid)
+        embeddings: Embeddings = model(batch)
+        test, unit = embeddings.test, embeddings.unit
+        first = unit[:, 0]
+        same = (
+            test.data_ptr() == first.data_ptr()
+            and test.shape == first.shape
+            and test.stride() == first.stride()
+        )
         return (
-            embeddings.global_feat.to(torch.float32, copy=True),
-            embeddings.part_feats.to(torch.float32, copy=True),
+            None if same else test.to(torch.float32, copy=True),
+            unit.transpose(0, 1).to(
+                torch.float32, copy=True, memory_format=torch.contiguous_format
+            ),
         )
 
 
-def _place(values: Tensor, index: Tensor, count: int) -> Tensor:
-    placed = values.new_zeros((count, *values.shape[1:]))
-    placed[index] = values
+def _place(values: Sequence[Tensor], index: Tensor, count: int, dim: int) -> Tensor:
+    """The batches' rows along `dim`, of all processes, at their places among `count`."""
+    rows = torch.cat([value.movedim(dim, 0) for value in values])
+    gathered = distributed.gather_rows(rows).movedim(0, dim)
+    shape = list(gathered.shape)
+    shape[dim] = count
+    placed = gathered.new_zeros(shape)
+    placed.index_copy_(dim, index, gathered)
     return placed

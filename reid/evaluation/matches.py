@@ -94,13 +94,13 @@ def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
     """
     if most < 1:
         raise ValueError(f"most: expected 1 or more, got {most}")
-    known = (features.readable & (features.camids != UNKNOWN_CAMERA)).nonzero()[:, 0]
+    known = (features.present & (features.camids != UNKNOWN_CAMERA)).nonzero()[:, 0]
     chosen = features[known]
     if len(torch.unique(chosen.camids)) < 2:
         return []
     # For the protocol all are one identity: images of the same camera are passed over.
     same = torch.zeros_like(chosen.camids)
-    feature = chosen.global_feat
+    feature = chosen.test
     nearest = top_matches(feature, feature, same, same, chosen.camids, chosen.camids, k=1)[:, 0]
     everyone = np.arange(len(nearest))
     first = everyone[(nearest[nearest] == everyone) & (everyone < nearest)]

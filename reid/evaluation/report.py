@@ -215,8 +215,8 @@ def _ranking_arguments(
     query: FeatureSet, gallery: FeatureSet
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return (
-        query.global_feat,
-        gallery.global_feat,
+        query.test,
+        gallery.test,
         query.pids,
         gallery.pids,
         query.camids,
@@ -273,9 +273,8 @@ def _feature_set(arrays: Mapping[str, Any], split: str, path: Path) -> FeatureSe
                 f"{values.shape}"
             )
         ids.append(torch.from_numpy(values.astype(np.int64)))
-    parts = torch.zeros(len(feature), 0, feature.shape[1])
     try:
-        return FeatureSet(F.normalize(feature, dim=1), parts, *ids)
+        return FeatureSet.of(F.normalize(feature, dim=1), *ids)
     except ValueError as error:
         raise DataError(f"{path}: {split}: {error}") from error
 

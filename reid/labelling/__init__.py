@@ -1,4 +1,4 @@
-"""Clusterers: features become pseudo-labels."""
+"""Clusterers and labellers: features become pseudo-labels."""
 
 from reid.labelling.agglomerative import Agglomerative
 from reid.labelling.base import (
@@ -6,24 +6,28 @@ from reid.labelling.base import (
     ClusteringError,
     FeatureClusterer,
     Outliers,
-    cluster_readable,
+    cluster_present,
 )
 from reid.labelling.hdbscan import HDBSCAN
 from reid.labelling.health import cluster_statistics
 from reid.labelling.infomap import Infomap
 from reid.labelling.jaccard_dbscan import JaccardDBSCAN
 from reid.labelling.kmeans import KMeans
+from reid.labelling.labellers import Clusters, Identities, Labeller
 
 __all__ = [
     "HDBSCAN",
     "Agglomerative",
     "Clusterer",
     "ClusteringError",
+    "Clusters",
     "FeatureClusterer",
+    "Identities",
     "Infomap",
     "JaccardDBSCAN",
     "KMeans",
+    "Labeller",
     "Outliers",
-    "cluster_readable",
+    "cluster_present",
     "cluster_statistics",
 ]

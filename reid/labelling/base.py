@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.neighbors import as_rows, log_memory
+from reid.registry import CLUSTERER, PART_OF
 from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,10 @@ class Clusterer(Protocol):
         """
 
 
-def cluster_readable(
+PART_OF[Clusterer] = CLUSTERER
+
+
+def cluster_present(
     clusterer: Clusterer, features: FeatureSet, progress: ProgressBar | None = None
 ) -> PseudoLabels:
     """Labels of the N images, on the CPU; those that could not be read are outliers.
@@ -43,8 +47,8 @@ def cluster_readable(
     Raises:
         ClusteringError: There is no cluster, or no feature that is not 0.
     """
-    rows = features.readable.nonzero()[:, 0]
-    if not len(rows):
+    rows = features.present.nonzero()[:, 0]
+    if not bool(features.test.any()):
         raise ClusteringError(
             f"the features of all {len(features):,} images are 0: the model's weights are broken"
         )
@@ -53,7 +57,7 @@ def cluster_readable(
     if not isinstance(clusterer, FeatureClusterer):  # those have warned in words of their own
         other = f"other options of {type(clusterer).__name__} may help"
         _warn_of_illness(labels.cluster, other, other)
-    return labels if whole else labels.placed(rows.cpu(), len(features))
+    return labels if whole else labels.scatter(rows.cpu(), len(features))
 
 
 def _warn_of_illness(found: Tensor, how_to_loosen: str, how_to_tighten: str) -> None:
@@ -172,7 +176,7 @@ class FeatureClusterer(ABC):
             ClusteringError: There is no cluster.
             ValueError: There is no image, or a feature is not finite.
         """
-        feature = features.global_feat.detach().float()
+        feature = features.test.detach().float()
         as_rows(feature)  # is what checks them
         log_memory("Clustering", len(feature), self.memory_mb(*feature.shape))
         found = self._checked(self.find_clusters(feature, progress).cpu())

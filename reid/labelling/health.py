@@ -63,7 +63,7 @@ def cluster_statistics(
         sample = sample[torch.randperm(len(sample), generator=generator)[:_SILHOUETTE_SAMPLE]]
         chosen = cluster[sample].numpy()
         if 1 < len(np.unique(chosen)) < len(chosen):
-            rows = features.global_feat[sample.to(features.global_feat.device)]
+            rows = features.test[sample.to(features.test.device)]
             numbers["silhouette"] = float(silhouette_score(rows.cpu().numpy(), chosen))
     if last_clusters is not None:
         before = last_clusters.cpu()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reid.modeling.ibn import put_ibn
 from reid.registry import BACKBONE, nearest
-from reid.structures import FeatureTokens
+from reid.structures import Batch, FeatureTokens
 
 
 @BACKBONE.register()
@@ -93,9 +93,10 @@ class TimmBackbone(nn.Module):
         if pool == "gem":
             self.exponent = nn.Parameter(torch.tensor(3.0))
 
-    def forward(self, image: Tensor, camid: Tensor) -> FeatureTokens:
-        """Tokens of images (B, 3, H, W)."""
+    def forward(self, batch: Batch) -> FeatureTokens:
+        """Tokens of the batch's images."""
         net: Any = self.net
+        image = batch.image
         features = net.forward_features(image)
         if features.ndim == 3:
             prefix = int(getattr(self.net, "num_prefix_tokens", 0))

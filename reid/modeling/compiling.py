@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
-from reid.structures import Embeddings
+from reid.structures import Batch, Embeddings
 
 logger = logging.getLogger(__name__)
 
@@ -24,27 +24,27 @@ def compile_network(network: nn.Module, mode: CompileMode = "default") -> None:
     instance, a warning says why, and the network runs as it is from then on.
 
     Args:
-        network: (image, camid) -> Embeddings; changed in place.
+        network: Batch -> Embeddings; changed in place.
         mode: Of `torch.compile`. The other two use CUDA graphs on a GPU, which spare it the launch
             of every operation; `max-autotune` also tries out kernels.
     """
     plain = network.forward
     compiled = torch.compile(plain, mode=mode)
 
-    def forward(image: Tensor, camid: Tensor) -> Embeddings:
+    def forward(batch: Batch) -> Embeddings:
         try:
-            # What the last call gave lies where a CUDA graph may put what this one gives.
+            # A CUDA graph may overwrite the previous call's outputs.
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-            embeddings: Embeddings = compiled(image, camid)
+            embeddings: Embeddings = compiled(batch)
             if mode != "default" and not torch.is_grad_enabled():
-                embeddings = Embeddings(*(tensor.clone() for tensor in embeddings))
+                embeddings = embeddings.map(Tensor.clone)
         except TorchDynamoException as error:
             logger.warning(
                 "The network cannot be compiled and runs as it is: %s",
                 str(error).strip().partition("\n")[0],
             )
             network.forward = plain
-            embeddings = plain(image, camid)
+            embeddings = plain(batch)
         return embeddings
 
     network.forward = forward

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.registry import HEAD
-from reid.structures import Embeddings, FeatureTokens
+from reid.structures import Batch, Embeddings, FeatureTokens
 
 
 class Neck(nn.BatchNorm1d):
@@ -50,6 +50,10 @@ class BNNeckHead(nn.Module):
         backbone: Its `embed_dim` is D.
         neck_feature: The embedding is the feature `after` the neck (BoT), or `before` it (as
             TransReID's configurations have it).
+
+    Attributes:
+        embed_dim: D.
+        num_parts: K = 0.
     """
 
     def __init__(
@@ -61,10 +65,9 @@ class BNNeckHead(nn.Module):
         self.num_parts = 0
         self.neck = Neck(self.embed_dim)
 
-    def forward(self, features: FeatureTokens) -> Embeddings:
-        """Embeddings of (B, D) with K = 0 parts."""
-        pooled = features.tokens[:, 0]
-        after = self.neck(pooled)
-        parts = after.new_zeros((len(after), 0, self.embed_dim))
-        chosen = after if self._neck_feature == "after" else pooled
-        return Embeddings(normalize(chosen), parts, pooled.float(), after)
+    def forward(self, features: FeatureTokens, batch: Batch) -> Embeddings:
+        """One bank (B, 1, D)."""
+        pre = features.tokens[:, 0]
+        post = self.neck(pre)
+        unit = normalize(post if self._neck_feature == "after" else pre)
+        return Embeddings(pre.float()[:, None], post[:, None], unit[:, None], unit)

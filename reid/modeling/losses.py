@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,18 @@ from torch.nn import functional as F
 from reid.registry import LOSS
 from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
 
+Banks = Literal["global", "parts", "all"]
+"""Which banks of the embeddings a loss takes: the whole image, the parts, or both."""
+Source = tuple[str, int]
+"""What embeddings are of: a network by name, and a view of the batch (0 = `Batch.image`)."""
+STUDENT: Source = ("student", 0)
+
 
 class Loss(nn.Module):
     """What is registered in LOSS.
+
+    A step has two phases. `forward` is pure: it computes losses and changes nothing. `commit`
+    follows once the optimizer has taken its step, and moves memories.
 
     A loss owns the labels and whatever memory it keeps. Both are derived from the model at the
     start of an epoch, so they are buffers that checkpoints do not hold.
@@ -22,10 +31,14 @@ class Loss(nn.Module):
     Attributes:
         epoch: The epoch that is trained, from 0, for losses that begin later than others.
         needs_features: Whether `set_labels` must be given the features of the training images.
+        asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
+            computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
+            network `teacher` for the second view. Only the student's carry gradients.
     """
 
     epoch: int = 0
     needs_features: bool = False
+    asks_for: Sequence[Source] = (STUDENT,)
     cluster: Tensor
 
     def __init__(self) -> None:
@@ -36,9 +49,18 @@ class Loss(nn.Module):
         """Takes the labels of an epoch, and the features they were made from if needed."""
         self.cluster = labels.cluster
 
-    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """Named losses, scalars."""
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
+        """Named losses, scalars, of the embeddings that `asks_for` names and the batch."""
         raise AssertionError(f"{type(self).__name__} must define forward")
+
+    def commit(self, *inputs: Any, taken: Tensor | None = None) -> None:
+        """Moves what the loss remembers, after a step of the optimizer.
+
+        Args:
+            inputs: Those of `forward`, without gradients.
+            taken: () bool on the device, false where fp16 overflowed and the optimizer took no
+                step: then nothing may move. None: the step was taken.
+        """
 
 
 class Criterion(nn.Module):
@@ -46,58 +68,110 @@ class Criterion(nn.Module):
 
     Args:
         losses: One or more.
-        weights: One for each.
+        weights: One for each; None: 1.
+        names: One for each, put before what its values are called; a single value is called so
+            itself. Empty: the value's own name. None: all are empty.
 
     Raises:
-        ValueError: The numbers of losses and weights differ, or there is none.
+        ValueError: The numbers of losses, weights and names differ, or there is none.
     """
 
-    def __init__(self, losses: Sequence[Loss], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        losses: Sequence[Loss],
+        weights: Sequence[float] | None = None,
+        names: Sequence[str] | None = None,
+    ) -> None:
         super().__init__()
         weights = [1.0] * len(losses) if weights is None else weights
-        if not losses or len(losses) != len(weights):
+        names = [""] * len(losses) if names is None else names
+        if not losses or not len(losses) == len(weights) == len(names):
             raise ValueError(
-                f"expected losses, a weight for each; got {len(losses)}, {len(weights)}"
+                "expected losses, a weight and a name for each; got "
+                f"{len(losses)}, {len(weights)}, {len(names)}"
             )
         self.losses = nn.ModuleList(losses)
         self.weights = tuple(weights)
+        self.names = tuple(names)
+
+    def __iter__(self) -> Iterator[Loss]:
+        return iter(self.losses)  # type: ignore[arg-type]
 
     @property
     def needs_features(self) -> bool:
         """Whether one of the losses needs features."""
-        return any(bool(loss.needs_features) for loss in self.losses)
+        return any(loss.needs_features for loss in self)
+
+    @property
+    def asks_for(self) -> tuple[Source, ...]:
+        """The embeddings that the losses ask for, each once."""
+        return tuple(dict.fromkeys(source for loss in self for source in loss.asks_for))
 
     def set_epoch(self, epoch: int) -> None:
         """Tells each loss the epoch that is trained, from 0."""
-        for loss in self.losses:
-            assert isinstance(loss, Loss)
+        for loss in self:
             loss.epoch = epoch
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Hands the labels on to each loss."""
-        for loss in self.losses:
-            assert isinstance(loss, Loss)
+        for loss in self:
             loss.set_labels(labels, features)
 
-    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, embeddings: Mapping[Source, Embeddings], batch: Batch) -> dict[str, Tensor]:
         """Named losses times their weights.
+
+        Args:
+            embeddings: Those that the losses ask for.
+            batch: Its rows belong to the embeddings' rows.
 
         Raises:
             ValueError: Two losses give the same name.
         """
-        found: dict[str, Tensor] = {}
-        for loss, weight in zip(self.losses, self.weights, strict=True):
-            values: dict[str, Tensor] = loss(embeddings, batch)
-            doubled = found.keys() & values.keys()
+        total: dict[str, Tensor] = {}
+        for loss, weight, name in zip(self, self.weights, self.names, strict=True):
+            values: dict[str, Tensor] = loss(*(embeddings[key] for key in loss.asks_for), batch)
+            if name:
+                one = len(values) == 1
+                values = {name if one else f"{name}_{key}": v for key, v in values.items()}
+            doubled = total.keys() & values.keys()
             if doubled:
-                raise ValueError(f"criterion: two losses give {', '.join(sorted(doubled))}")
-            found.update({name: weight * value for name, value in values.items()})
-        return found
+                raise ValueError(
+                    f"criterion: two losses give {', '.join(sorted(doubled))}; AS: NAME gives one "
+                    "of them another name"
+                )
+            total.update({key: weight * value for key, value in values.items()})
+        return total
+
+    def commit(
+        self, embeddings: Mapping[Source, Embeddings], batch: Batch, taken: Tensor | None = None
+    ) -> None:
+        """Has each loss move what it remembers; see `Loss.commit`."""
+        for loss in self:
+            loss.commit(*(embeddings[key] for key in loss.asks_for), batch, taken=taken)
+
+
+def check_banks(banks: Banks, num_parts: int) -> None:
+    """Checks that the model has the banks that a loss takes.
+
+    Raises:
+        ValueError: It has no parts.
+    """
+    if banks != "global" and not num_parts:
+        raise ValueError(f"banks: {banks} needs a head with parts, the model's has none")
+
+
+def select_banks(feature: Tensor, banks: Banks) -> Tensor:
+    """The banks (B, M, D) of features (B, 1 + K, D)."""
+    if banks == "global":
+        return feature[:, :1]
+    return feature[:, 1:] if banks == "parts" else feature
 
 
 @LOSS.register()
 class CrossEntropy(Loss):
-    """Classification of identities by a linear layer without bias, on the feature after the neck.
+    """Classification of identities by linear layers without bias, on the features after the neck.
+
+    Each bank has a classifier of its own.
 
     Args:
         embed_dim: D.
@@ -105,10 +179,13 @@ class CrossEntropy(Loss):
         smoothing: Share of the target that is spread over the classes (label smoothing).
         smooth_true_class: Spread it over all C classes (Szegedy et al. 2016; Luo et al. 2019;
             TransReID-SSL); otherwise over the C - 1 others, as fast-reid does.
-        init_std: Of the classifier's normal weights at the start.
+        init_std: Of the classifiers' normal weights at the start.
+        banks: Which features are classified; the loss is the mean over them.
+        num_parts: K.
 
     Raises:
-        ValueError: There is no class, `smoothing` is not in [0, 1), or `init_std` is not above 0.
+        ValueError: There is no class, `smoothing` is not in [0, 1), `init_std` is not above 0, or
+            the model has no parts.
     """
 
     def __init__(
@@ -118,43 +195,62 @@ class CrossEntropy(Loss):
         smoothing: float = 0.0,
         smooth_true_class: bool = True,
         init_std: float = 0.001,
+        banks: Banks = "global",
+        num_parts: int = 0,
     ) -> None:
         super().__init__()
         if num_classes < 2:
             raise ValueError(
                 f"needs two identities or more, got {num_classes}; it takes the training set's "
-                "identities as classes, which are there with CLUSTERER: null only"
+                "identities as classes, which only the labeller Identities gives (CLUSTERER: null)"
             )
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing: expected 0 <= smoothing < 1, got {smoothing}")
         if not init_std > 0:
             raise ValueError(f"init_std: expected a number above 0, got {init_std}")
+        check_banks(banks, num_parts)
+        self._num_classes = num_classes
         self._smoothing = smoothing
         self._smooth_true_class = smooth_true_class
-        self.classifier = nn.Linear(embed_dim, num_classes, bias=False)
-        nn.init.normal_(self.classifier.weight, std=init_std)
+        self._banks: Banks = banks
+        self.classifier: nn.Linear | None = None
+        if banks != "parts":
+            self.classifier = nn.Linear(embed_dim, num_classes, bias=False)
+        self.part_classifiers = nn.ModuleList(
+            nn.Linear(embed_dim, num_classes, bias=False)
+            for _ in range(num_parts if banks != "global" else 0)
+        )
+        for layer in self._classifiers():
+            nn.init.normal_(layer.weight, std=init_std)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the identities as classes.
 
         Raises:
-            ValueError: There are more or fewer classes than the classifier has.
+            ValueError: There are more or fewer classes than the classifiers have.
         """
-        if labels.num_clusters != self.classifier.out_features:
+        if labels.num_clusters != self._num_classes:
             raise ValueError(
-                f"CrossEntropy: expected {self.classifier.out_features} classes, got "
-                f"{labels.num_clusters}; it needs identities as labels (CLUSTERER: null)"
+                f"CrossEntropy: expected {self._num_classes} classes, got {labels.num_clusters}; "
+                "it needs identities as labels (CLUSTERER: null)"
             )
         super().set_labels(labels, features)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """`cross_entropy`, mean over the labelled images; 0 if there are none."""
-        logits = self.classifier(embeddings.post_neck)
+        """`cross_entropy`, mean over the labelled images and the banks; 0 if there are none."""
         target = self.cluster[batch.index]
-        loss = smoothed_cross_entropy(
-            logits, target, self._smoothing, smooth_true_class=self._smooth_true_class
-        )
-        return {"cross_entropy": loss}
+        feature = select_banks(embeddings.post, self._banks)
+        losses = [
+            smoothed_cross_entropy(
+                classify(bank), target, self._smoothing, smooth_true_class=self._smooth_true_class
+            )
+            for classify, bank in zip(self._classifiers(), feature.unbind(1), strict=True)
+        ]
+        return {"cross_entropy": torch.stack(losses).mean()}
+
+    def _classifiers(self) -> list[nn.Linear]:
+        first = [] if self.classifier is None else [self.classifier]
+        return [*first, *self.part_classifiers]
 
 
 @LOSS.register()
@@ -165,9 +261,11 @@ class Triplet(Loss):
         margin: Of the hinge; null: the soft margin, log(1 + exp(.)).
         normalize: Take unit vectors instead of raw features.
         feature: The feature `before` or `after` the neck.
+        banks: Which features are compared, each bank on its own; the loss is the mean over them.
+        num_parts: K.
 
     Raises:
-        ValueError: The margin is negative.
+        ValueError: The margin is negative, or the model has no parts.
     """
 
     def __init__(
@@ -175,21 +273,27 @@ class Triplet(Loss):
         margin: float | None = None,
         normalize: bool = False,
         feature: Literal["before", "after"] = "before",
+        banks: Banks = "global",
+        num_parts: int = 0,
     ) -> None:
         super().__init__()
         if margin is not None and margin < 0:
             raise ValueError(f"margin: expected 0 or more, or null, got {margin}")
+        check_banks(banks, num_parts)
         self._margin = margin
         self._normalize = normalize
         self._feature = feature
+        self._banks: Banks = banks
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """`triplet`, mean over the anchors that have a positive and a negative."""
-        feature = embeddings.pre_neck if self._feature == "before" else embeddings.post_neck
-        feature = feature.float()
+        """`triplet`, mean over the banks and the anchors that have a positive and a negative."""
+        feature = embeddings.pre if self._feature == "before" else embeddings.post
+        feature = select_banks(feature, self._banks).float()
         if self._normalize:
-            feature = F.normalize(feature, dim=1)
-        return {"triplet": batch_hard_triplet(feature, self.cluster[batch.index], self._margin)}
+            feature = F.normalize(feature, dim=2)
+        label = self.cluster[batch.index]
+        losses = [batch_hard_triplet(bank, label, self._margin) for bank in feature.unbind(1)]
+        return {"triplet": torch.stack(losses).mean()}
 
 
 def smoothed_cross_entropy(
@@ -210,17 +314,17 @@ def smoothed_cross_entropy(
         number of those whose loss is not exactly 0, as in fast-reid. 0 if there are none.
     """
     logits = logits.float()
-    kept = target != OUTLIER
+    labelled = target != OUTLIER
     if smooth_true_class:
         total = F.cross_entropy(
             logits, target, ignore_index=OUTLIER, label_smoothing=smoothing, reduction="sum"
         )
-        return total / kept.sum().clamp(min=1)
+        return total / labelled.sum().clamp(min=1)
     log_prob = F.log_softmax(logits, dim=1)
     others = smoothing / (logits.shape[1] - 1)
     weights = torch.full_like(log_prob, others)
     weights.scatter_(1, target.clamp(min=0)[:, None], 1 - smoothing)
-    losses = -(weights * log_prob).sum(1)[kept]
+    losses = -(weights * log_prob).sum(1)[labelled]
     return losses.sum() / losses.count_nonzero().clamp(min=1)
 
 

@@ -16,8 +16,8 @@ Update = Literal["sequential", "hard"]
 class ProxyMemory(nn.Module):
     """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster or a proxy.
 
-    Like BatchNorm's statistics, it moves in training mode only, and is no parameter. It is derived
-    from the model's features at the start of an epoch, so checkpoints do not hold it.
+    It is no parameter: `update` moves it once an optimizer step was taken. It is derived from the
+    model's features at the start of an epoch, so checkpoints do not hold it.
 
     Args:
         momentum: Share of the old row that an update keeps (mu).
@@ -25,8 +25,7 @@ class ProxyMemory(nn.Module):
             takes in the one sample that it resembles least.
 
     Attributes:
-        rows: (1 + K, P, D), which updates change in place. Gradients go through `similarity` or
-            `similarity_to`, which copy what backward needs.
+        rows: (1 + K, P, D), which `update` changes in place, after the backward pass.
 
     Raises:
         ValueError: The momentum is not in [0, 1], or the word is neither of these.
@@ -52,28 +51,18 @@ class ProxyMemory(nn.Module):
             num_rows: P.
             features: Of the N images.
         """
-        kept = row != OUTLIER
-        banks = [
-            features.global_feat,
-            *(features.part_feats[:, part] for part in range(features.part_feats.shape[1])),
-        ]
+        labelled = row != OUTLIER
         # The mean and the sum have the same direction.
         sums = [
-            bank.new_zeros((num_rows, bank.shape[1])).index_add_(0, row[kept], bank[kept])
-            for bank in banks
+            bank.new_zeros((num_rows, bank.shape[1])).index_add_(0, row[labelled], bank[labelled])
+            for bank in features.unit.unbind(1)
         ]
         self.rows = F.normalize(torch.stack(sums), dim=2)
 
-    @property
-    def bank(self) -> Tensor:
-        """(1 + K, P, D), a copy of the rows as they stand."""
-        return self.rows.clone()
-
     def similarity(self, feature: Tensor) -> Tensor:
         """Dot products (1 + K, B, P) of features (1 + K, B, D) with every row."""
-        bank = self.bank if torch.is_grad_enabled() else self.rows
         # The memory first: a CPU takes two thirds of the time that way round.
-        return (bank @ feature.transpose(1, 2)).transpose(1, 2).contiguous()
+        return (self.rows @ feature.transpose(1, 2)).transpose(1, 2).contiguous()
 
     def similarity_to(self, feature: Tensor, chosen: Tensor) -> Tensor:
         """Dot products of features (1 + K, B, D) with rows of their own, `chosen` (1 + K, B, n)."""
@@ -83,7 +72,7 @@ class ProxyMemory(nn.Module):
         return torch.einsum("mbd,mbnd->mbn", feature, taken)
 
     @torch.no_grad()
-    def update(self, row: Tensor, feature: Tensor) -> None:
+    def update(self, row: Tensor, feature: Tensor, taken: Tensor | None = None) -> None:
         """Moves the rows of a batch: K_y <- normalise(mu K_y + (1 - mu) f).
 
         Sequential: sample by sample in batch order (Ge et al., *Self-paced Contrastive Learning*,
@@ -96,16 +85,19 @@ class ProxyMemory(nn.Module):
         Args:
             row: (B,) rows of the samples, -1 = none.
             feature: (1 + K, B, D) unit vectors.
+            taken: () bool on the device; where it is false no row moves. None: true.
         """
-        if not self.training or not len(row):
+        if not len(row):
             return
-        kept = row != OUTLIER
-        # A sample without a row stands in one that the batch has, and leaves it as it is.
-        row = torch.where(kept, row, row.max()).clamp(min=0)
+        moving = row != OUTLIER
+        if taken is not None:
+            moving = moving & taken
+        # Samples that move nothing borrow a row of the batch: shapes stay fixed.
+        row = torch.where(moving, row, row.max()).clamp(min=0)
         take = self._hardest if self._hard else self._one_by_one
-        self.rows[:, row] = take(row, kept, feature.detach())
+        self.rows[:, row] = take(row, moving, feature.detach())
 
-    def _one_by_one(self, row: Tensor, kept: Tensor, feature: Tensor) -> Tensor:
+    def _one_by_one(self, row: Tensor, moving: Tensor, feature: Tensor) -> Tensor:
         """(1 + K, B, D), for each sample its row after the batch.
 
         Rows do not touch each other: the first sample of every row is done at once, then the
@@ -121,24 +113,24 @@ class ProxyMemory(nn.Module):
         sample_of = torch.full_like(same, -1, dtype=torch.int64)  # (round, slot)
         sample_of[turn, slot] = place
         state = self.rows[:, row[order]]
-        # Only a CPU tells the number of rounds without being waited for.
+        # Reading the count from a GPU would synchronise, so there we take the maximum.
         rounds = int(count.max()) if row.device.type == "cpu" else len(row)
         for number in range(rounds):
             active = len(row) // (number + 1)
             sample = sample_of[number, :active]
             moved = self._move(state[:, :active], feature[:, sample])
-            moves = ((sample >= 0) & kept[sample])[:, None]
+            moves = ((sample >= 0) & moving[sample])[:, None]
             state[:, :active] = torch.where(moves, moved, state[:, :active])
         return state[:, slot]
 
-    def _hardest(self, row: Tensor, kept: Tensor, feature: Tensor) -> Tensor:
+    def _hardest(self, row: Tensor, moving: Tensor, feature: Tensor) -> Tensor:
         """(1 + K, B, D), for each sample its row after the batch."""
         own = self.rows[:, row]
-        score = (own * feature).sum(2).masked_fill(~kept, torch.inf)
+        score = (own * feature).sum(2).masked_fill(~moving, torch.inf)
         candidates = torch.where(row[:, None] == row, score[:, None], torch.inf)  # (1 + K, B, B)
         hardest = candidates.argmin(2)
         moved = self._move(own, feature.gather(1, hardest[..., None].expand_as(feature)))
-        return torch.where(kept[hardest][..., None], moved, own)
+        return torch.where(moving[hardest][..., None], moved, own)
 
     def _move(self, old: Tensor, feature: Tensor) -> Tensor:
         return F.normalize(self._momentum * old + (1 - self._momentum) * feature, dim=2)

@@ -30,8 +30,7 @@ class MemoryLoss(Loss):
 
     A subclass names the losses of each sample in each bank (`sample_losses`). Here they become
     `global_NAME` and, if the model has parts, `part_NAME`: `part_weight` * the mean over the
-    parts. Samples without a row are left out. The memory is updated after the losses of a batch,
-    in training mode, once, and apart from backward.
+    parts. Samples without a row are left out. `commit` moves the memory.
 
     Args:
         temperature: tau.
@@ -102,18 +101,12 @@ class MemoryLoss(Loss):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """`global_NAME` and, if the model has parts, `part_NAME`, ready to be added up."""
-        with torch.autocast(embeddings.global_feat.device.type, enabled=False):
-            both = torch.cat((embeddings.global_feat[:, None], embeddings.part_feats), 1)
-            # in float32 at least
-            feature = both.to(torch.promote_types(both.dtype, torch.float32)).transpose(0, 1)
-            if self.normalizes:
-                feature = F.normalize(feature, dim=2)
-            row = self.row[batch.index]
-            found = self.sample_losses(feature, row.clamp(min=0))
+        with torch.autocast(embeddings.unit.device.type, enabled=False):
+            feature, row = self._feature(embeddings), self.row[batch.index]
+            values = self.sample_losses(feature, row.clamp(min=0))
             camera = self.row_to_camera[row.clamp(min=0)]
             weight = sample_weights(row != OUTLIER, camera, self._average)
-            self.memory.update(row, feature.detach())
-        losses = {name: (value * weight).sum(1) for name, value in found.items()}
+        losses = {name: (value * weight).sum(1) for name, value in values.items()}
         named = {f"global_{name}": value[0] for name, value in losses.items()}
         if len(feature) > 1:
             named |= {
@@ -121,6 +114,20 @@ class MemoryLoss(Loss):
                 for name, value in losses.items()
             }
         return named
+
+    @torch.no_grad()
+    def commit(  # type: ignore[override]  # see `Loss.asks_for`
+        self, embeddings: Embeddings, batch: Batch, *, taken: Tensor | None = None
+    ) -> None:
+        """Moves the memory by the batch."""
+        with torch.autocast(embeddings.unit.device.type, enabled=False):
+            self.memory.update(self.row[batch.index], self._feature(embeddings), taken)
+
+    def _feature(self, embeddings: Embeddings) -> Tensor:
+        """(1 + K, B, D) unit features, in float32 at least."""
+        unit = embeddings.unit
+        feature = unit.to(torch.promote_types(unit.dtype, torch.float32)).transpose(0, 1)
+        return F.normalize(feature, dim=2) if self.normalizes else feature
 
 
 class ProxyLoss(MemoryLoss):

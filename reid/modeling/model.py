@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reid.structures import Embeddings
+from reid.structures import Batch, Embeddings
 
 
 class ReIDModel(nn.Module):
     """Backbone -> tokens -> head -> embeddings.
 
     Args:
-        backbone: (image, camid) -> FeatureTokens; `embed_dim`, and `num_cameras` if it knows any.
-        head: FeatureTokens -> Embeddings; `embed_dim` and `num_parts`.
+        backbone: Batch -> FeatureTokens; `embed_dim`, and `num_cameras` if it knows any.
+        head: (FeatureTokens, Batch) -> Embeddings; `embed_dim` and `num_parts`.
+
+    Attributes:
+        embed_dim: D of the banks.
+        num_parts: K, parts beside the whole image.
+        num_cameras: Cameras that the backbone knows.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -23,9 +28,9 @@ class ReIDModel(nn.Module):
         self.num_parts = int(head.num_parts)  # type: ignore[arg-type]
         self.num_cameras = int(getattr(backbone, "num_cameras", 0))
 
-    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-        """Embeddings of images (B, 3, H, W) of cameras (B,)."""
-        embeddings: Embeddings = self.head(self.backbone(image, camid))
+    def forward(self, batch: Batch) -> Embeddings:
+        """Embeddings of the batch's images."""
+        embeddings: Embeddings = self.head(self.backbone(batch), batch)
         return embeddings
 
     def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from reid.modeling.ibn import IBN
 from reid.registry import BACKBONE
-from reid.structures import FeatureTokens
+from reid.structures import Batch, FeatureTokens
 
 
 class IBNStem(nn.Module):
@@ -173,20 +173,29 @@ class ViT(nn.Module):
             vectors[list(unseen_cameras)] = 0  # stays so: no gradient, and decay leaves 0 as it is
             self.camera_embed = nn.Parameter(vectors)
 
-    def forward(self, image: Tensor, camid: Tensor) -> FeatureTokens:
-        """Tokens of images (B, 3, H, W) taken by cameras (B,).
+    def forward(self, batch: Batch) -> FeatureTokens:
+        """Tokens of the batch's images.
 
         Raises:
             ValueError: The images are of another size than the network is made for.
         """
-        if tuple(image.shape[2:]) != self._image_size:
-            raise ValueError(f"expected images of {self._image_size}, got {tuple(image.shape[2:])}")
-        patches = self.net.patch_embed(image)
+        size = tuple(batch.image.shape[2:])
+        if size != self._image_size:
+            raise ValueError(f"expected images of {self._image_size}, got {size}")
+        patches = self.net.patch_embed(batch.image)
         first = self.net.cls_token.expand(len(patches), -1, -1)
         tokens = torch.cat((first, patches), 1) + self.net.pos_embed
         if self.camera_embed is not None:
-            tokens = tokens + self._camera_scale * self._embed_cameras(self.camera_embed, camid)
+            camera = self._embed_cameras(self.camera_embed, batch.camid)
+            tokens = tokens + self._camera_scale * camera
         return FeatureTokens(self.net.norm(self.net.blocks(tokens)), self.grid)
+
+    def split_last_layer(self) -> tuple[nn.Module, nn.Module]:
+        """Gives the last layer and the final norm away, to a head that takes them over."""
+        block, norm = self.net.blocks[-1], self.net.norm
+        self.net.blocks = self.net.blocks[:-1]
+        self.net.norm = nn.Identity()
+        return block, norm
 
     def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
         """A position embedding of another grid, resized to this one."""

@@ -10,6 +10,8 @@ import torch
 from timm.models.vision_transformer import Attention  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
+from reid.structures import Batch
+
 Fusion = Literal["mean", "max", "min"]
 
 
@@ -77,7 +79,7 @@ def attention_paths(model: Any) -> list[list[nn.Module]]:
 
 
 @torch.no_grad()
-def rollout_maps(model: Any, image: Tensor, camid: Tensor, fusion: Fusion = "mean") -> list[Tensor]:
+def rollout_maps(model: Any, batch: Batch, fusion: Fusion = "mean") -> list[Tensor]:
     """How much of each patch reaches the class token, for each path through the model.
 
     The model is run as it is, in eval mode; attention is computed a second time beside it, since
@@ -85,8 +87,7 @@ def rollout_maps(model: Any, image: Tensor, camid: Tensor, fusion: Fusion = "mea
 
     Args:
         model: Backbone and head; its mode is restored.
-        image: (B, 3, H, W), normalised.
-        camid: (B,).
+        batch: The images.
         fusion: How heads are fused.
 
     Returns:
@@ -101,9 +102,9 @@ def rollout_maps(model: Any, image: Tensor, camid: Tensor, fusion: Fusion = "mea
     model.eval()
     try:
         with _recording(layers) as weights:
-            height, width = model.backbone(image, camid).grid
+            height, width = model.backbone(batch).grid
             weights.clear()
-            model(image, camid)
+            model(batch)
     finally:
         model.train(was_training)
     maps = []

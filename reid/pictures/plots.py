@@ -50,7 +50,7 @@ def similarity_histogram(
     rows = max(1, _BLOCK // len(gallery))
     for start in range(0, len(query), rows):
         block = query[slice(start, start + rows)]
-        cosine = block.global_feat @ gallery.global_feat.T
+        cosine = block.test @ gallery.test.T
         place = ((cosine + 1) / 2 * bins).long().clamp(0, bins - 1)
         same = (block.pids[:, None] == gallery.pids) & (block.pids[:, None] >= 0)
         own_camera = (block.camids[:, None] == gallery.camids) & (block.camids[:, None] >= 0)

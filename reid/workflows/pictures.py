@@ -13,27 +13,28 @@ import torch
 from torch import Tensor
 
 from reid.assembly.data import TrainImages, build_test_datasets
-from reid.assembly.network import as_model_knows, build_trained_model, pick_device
-from reid.assembly.plugins import register_parts
-from reid.assembly.trainer import (
+from reid.assembly.images import (
+    build_image_set,
     build_test_sets,
     build_train_images,
     build_transform,
 )
+from reid.assembly.labelling import labeller_spec
+from reid.assembly.network import build_trained_model, pick_device, renumber_cameras
+from reid.assembly.plugins import register_parts
 from reid.config import Config, load_config
 from reid.data.datasets.base import ReIDDataset
-from reid.data.loaders import OnError, eval_loader
+from reid.data.loaders import eval_loader
 from reid.data.transforms import ImageTransform
 from reid.engine.hooks.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
-from reid.engine.testing import TestSet, draw_matches
-from reid.evaluation.extract import Precision, extract_features
-from reid.labelling import Clusterer, cluster_readable
+from reid.engine.testing import QueryGallery, draw_matches
+from reid.labelling import Labeller
 from reid.modeling.model import ReIDModel
 from reid.pictures.attention import Fusion, rollout_maps
 from reid.pictures.plots import Method, draw_embedding, embed
 from reid.pictures.sheets import draw_attention, draw_clusters, draw_stripes
-from reid.registry import CLUSTERER, ConfigError, build
+from reid.registry import LABELLER, ConfigError, build
 from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
 
 T = TypeVar("T")
@@ -79,7 +80,7 @@ class TrainedModel:
             DataError: An image or a training set cannot be read.
         """
         if dataset is not None:
-            records = as_model_knows(self.config, self.train_images, records, dataset)
+            records = renumber_cameras(self.config, self.train_images, records, dataset)
         loader = eval_loader(records, self.transform(), batch_size=len(records))
         batch: Batch = next(iter(loader))
         return batch.to(self.device)
@@ -88,7 +89,7 @@ class TrainedModel:
         """From a picture to the model's input in tests."""
         return build_transform(self.config.input, training=False)
 
-    def test_set(self) -> TestSet:
+    def test_set(self) -> QueryGallery:
         """The first test set.
 
         Raises:
@@ -169,7 +170,7 @@ def picture_attention(
     columns: list[tuple[str, Tensor]] = []
     for trained in models:
         batch = trained.batch(records, dataset)
-        maps = rollout_maps(trained.model, batch.image, batch.camid, fusion)
+        maps = rollout_maps(trained.model, batch, fusion)
         columns.append((trained.name, torch.stack(maps).mean(0)))
         if len(maps) > 1:
             columns += [(f"branch {i}", branch) for i, branch in enumerate(maps, 1)]
@@ -241,7 +242,7 @@ def picture_embedding(
         ValueError: There are fewer than three images.
         ModuleNotFoundError: UMAP was asked for and is not installed.
     """
-    features = torch.cat((query.global_feat, gallery.global_feat))
+    features = torch.cat((query.test, gallery.test))
     groups = torch.cat((query.camids, gallery.camids))
     if colouring == "identity":
         groups = torch.cat((query.pids, gallery.pids))
@@ -268,8 +269,8 @@ def picture_cluster_embedding(path: Path, trained: TrainedModel, method: Method)
         ClusteringError: There is no cluster.
     """
     _, features, labels = _find_clusters(trained)
-    rows = features.readable
-    shown = features.global_feat[rows], labels.cluster[rows.cpu()]
+    rows = features.present
+    shown = features.test[rows], labels.cluster[rows.cpu()]
     draw_points(path, *shown, "cluster", method, trained.name)
 
 
@@ -277,28 +278,14 @@ def _find_clusters(
     trained: TrainedModel,
 ) -> tuple[Sequence[ImageRecord], FeatureSet, PseudoLabels]:
     config = trained.config
-    if config.clusterer is None:
+    labeller = cast(Labeller, build(LABELLER, labeller_spec(config), "labeller"))
+    if labeller.fixed:
         raise ConfigError("clusterer: the config has none; set one, e.g. JaccardDBSCAN")
-    clusterer: Clusterer = build(CLUSTERER, config.clusterer, "clusterer")
-    records = build_train_images(config).load()
-    loader = eval_loader(
-        records,
-        trained.transform(),
-        batch_size=config.test.batch_size,
-        on_error=cast(OnError, config.dataloader.on_error),
-    )
+    images = build_image_set(config, "training images", build_train_images(config).load())
     with progress_bar("Extracting", "img") as progress:
-        features = extract_features(
-            trained.model,
-            loader,
-            records,
-            trained.device,
-            progress,
-            allow_missing=config.dataloader.on_error == "skip",
-            precision=cast(Precision, config.test.precision),
-        )
-    with progress_bar("Clustering", "img") as progress:
-        return records, features, cluster_readable(clusterer, features, progress)
+        features = images.features(trained.model, trained.device, progress)
+    with progress_bar("Labelling", "img") as progress:
+        return images.records, features, labeller(features, images.records, progress)
 
 
 def _first(test_sets: Sequence[T]) -> T:

@@ -1,25 +1,16 @@
-"""A whole run: train or evaluate what a config describes."""
+"""A whole training run."""
 
 from __future__ import annotations
 
-import json
 import logging
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
 from reid import distributed
-from reid.assembly.network import build_trained_model, pick_device, place_model
 from reid.assembly.plugins import register_parts
-from reid.assembly.provenance import config_diff, provenance
-from reid.assembly.splits import count_splits, log_dataset
-from reid.assembly.trainer import build_evaluator, build_test_sets, build_trainer
+from reid.assembly.provenance import config_diff
+from reid.assembly.trainer import build_trainer
 from reid.config import Config, dump_config
 from reid.engine.hooks.checkpoints import (
     BEST_MODEL,
@@ -28,15 +19,14 @@ from reid.engine.hooks.checkpoints import (
     checkpoint_paths,
     newest_checkpoint,
 )
-from reid.engine.logs import PICTURES, MetricWriter, environment, run_logging
+from reid.engine.logs import PICTURES, MetricWriter
 from reid.engine.randomness import seed_everything
-from reid.engine.stopping import Interrupted, StopSignals
-from reid.engine.testing import draw_test_pictures, evaluate, results_table
+from reid.engine.stopping import Interrupted
 from reid.engine.trainer import Trainer
 from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
-from reid.structures import DataError
+from reid.workflows.session import explained, started
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +77,7 @@ def train(
     """
     output_dir = Path(config.output_dir)
     _protect(output_dir, resume, overwrite)
-    with _started(config) as (device, signals):
+    with started(config) as (device, signals):
         seed_everything(config.seed)
         logger.info("Config\n%s", dump_config(config).rstrip())
         register_parts(config)
@@ -112,7 +102,7 @@ def train(
             write_text(output_dir / "config.yaml", dump_config(config))
         writer.start(trainer.epoch, trainer.step)
         try:
-            with _explained(signals):
+            with explained(signals):
                 trainer.train()
         except Interrupted as stop:
             if not distributed.is_main():  # the main process may be writing the checkpoint yet
@@ -121,96 +111,6 @@ def train(
         finally:
             writer.close()
         _log_files(output_dir)
-
-
-def test(config: Config) -> dict[str, dict[str, float]]:
-    """Evaluates `config.model.weights` on the test sets.
-
-    Leaves results_eval_only.json in `config.output_dir`: `weights`, `provenance`, and by test set
-    the `numbers` with the details that `ranking_details` describes.
-
-    Returns:
-        Numbers by test set.
-
-    Raises:
-        ConfigError: A setting is wrong, no weights are set, or there is no test set.
-        DataError: The images are not what was expected.
-        WeightsError: The weights are broken or do not fit.
-    """
-    output_dir = Path(config.output_dir)
-    with _started(config) as (device, _):
-        register_parts(config)
-        test_sets = build_test_sets(config)
-        if not test_sets:
-            raise ConfigError("datasets.test: there is nothing to evaluate on")
-        splits = count_splits("", [], test_sets)
-        log_dataset(splits)
-        model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
-        place_model(model, config, device)
-        evaluator = build_evaluator(config)
-        found = {
-            test_set.name: evaluate(model, test_set, evaluator, device, details=True)
-            for test_set in test_sets
-        }
-        results = {name: numbers for name, (numbers, _) in found.items()}
-        rows = [(name, config.model.weights, numbers) for name, numbers in results.items()]
-        logger.info("Results\n%s", results_table(rows))
-        if distributed.is_main():
-            path = output_dir / "results_eval_only.json"
-            content = {
-                "weights": config.model.weights,
-                **{name: {"numbers": n, **details} for name, (n, details) in found.items()},
-                "provenance": provenance(config, device, splits),
-            }
-            write_text(path, json.dumps(content, indent=2) + "\n")
-        if config.test.ranked_lists:
-            draw_test_pictures(model, test_sets[0], device, config.test.ranked_lists, output_dir)
-    return results
-
-
-@contextmanager
-def _started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
-    """What every run stands in: its device, group of processes, logs and signals."""
-    device = pick_device(config.device)
-    # Twice, since another reading process may die while the death of the first is told.
-    with StopSignals() as signals, _explained(signals):
-        distributed.init_process_group(device, timedelta(minutes=config.process_timeout))
-        try:
-            with run_logging(Path(config.output_dir)), _explained(signals):
-                logger.info("Environment\n%s", environment(device))
-                yield device, signals
-        finally:
-            distributed.destroy_process_group()
-
-
-def _tells_of_dead_worker(error: Exception) -> bool:
-    """Whether torch's loader says so, or has just lost the connection to a reading process."""
-    if isinstance(error, (ConnectionError, EOFError)):
-        frames = traceback.walk_tb(error.__traceback__)
-        return any(frame.f_globals["__name__"] == DataLoader.__module__ for frame, _ in frames)
-    return "DataLoader worker (pid" in str(error) and not isinstance(error, DataError)
-
-
-@contextmanager
-def _explained(signals: StopSignals) -> Iterator[None]:
-    """Says of torch's errors what they mean for a run."""
-    try:
-        yield
-    except Exception as error:
-        dead_worker = _tells_of_dead_worker(error)
-        # A signal to all processes may end others, which this one notices, first.
-        if signals.came(within_s=1.0 if dead_worker else 0.0):
-            raise Interrupted(signals.signum) from error
-        if dead_worker:
-            raise DataError(
-                f"a process that reads images has died ({error}). Most often memory is short, or "
-                "shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the main "
-                "process. --resume goes on from the last checkpoint"
-            ) from error
-        if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
-            # torch puts a traceback before what a reading process says
-            raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error
-        raise
 
 
 def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:

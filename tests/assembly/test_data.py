@@ -19,7 +19,7 @@ from reid.config import load_config
 from reid.data.datasets import CSV, Folder, Pattern, ReIDDataset, Split, SyntheticPersons
 from reid.registry import ConfigError
 from reid.structures import DataError, ImageRecord
-from reid.workflows.train import test as run_test
+from reid.workflows.evaluate import evaluate as run_test
 from reid.workflows.train import train
 
 ROOT = Path(__file__).parents[2]

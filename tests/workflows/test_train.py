@@ -17,7 +17,7 @@ from reid.engine.trainer import Hook, Trainer
 from reid.modeling.weights import WeightsError, load_checkpoint, read_checkpoint
 from reid.registry import HOOK, ConfigError
 from reid.structures import DataError
-from reid.workflows.train import test as run_test
+from reid.workflows.evaluate import evaluate as run_test
 from reid.workflows.train import train
 
 PERSONS = ("{NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 5, NUM_CAMERAS: 3, "

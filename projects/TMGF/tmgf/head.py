@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from reid.modeling.heads import Neck, normalize
-from reid.projects.tmgf.backbone import IBNViT
+from reid.modeling.vit import ViT
 from reid.registry import HEAD
-from reid.structures import Embeddings, FeatureTokens
+from reid.structures import Batch, Embeddings, FeatureTokens
 
 
 @HEAD.register()
@@ -26,7 +26,7 @@ class TMGFHead(nn.Module):
     made of the branches' class tokens (equation 5). Each feature has a BatchNorm of its own.
 
     Args:
-        backbone: An IBNViT.
+        backbone: A ViT, such as IBNViT.
         granularities: K_i of each branch; empty: no parts, the class token alone (TMGF1).
         duplicate_layer: Each branch has its own copy of the last layer; otherwise all share one
             (TMGF4). A single branch has nothing to copy.
@@ -50,8 +50,8 @@ class TMGFHead(nn.Module):
         global_fusion: Literal["mean", "first", "second"] = "mean",
     ) -> None:
         super().__init__()
-        if not isinstance(backbone, IBNViT):
-            raise ValueError(f"backbone: expected an IBNViT, got {type(backbone).__name__}")
+        if not isinstance(backbone, ViT):
+            raise ValueError(f"backbone: expected a ViT, got {type(backbone).__name__}")
         rows = backbone.grid[0]
         if granularities and not 1 <= min(granularities) <= max(granularities) <= rows:
             raise ValueError(
@@ -73,8 +73,8 @@ class TMGFHead(nn.Module):
         self.neck = Neck(self.embed_dim)
         self.part_necks = nn.ModuleList(Neck(self.embed_dim) for _ in range(self.num_parts))
 
-    def forward(self, features: FeatureTokens) -> Embeddings:
-        """Global feature (B, D) and K part features of the tokens before the last layer."""
+    def forward(self, features: FeatureTokens, batch: Batch) -> Embeddings:
+        """Banks (B, 1 + K, D) of the tokens before the last layer; the test feature is global."""
         outputs = [branch(features.tokens) for branch in self.branches]
         parts = [
             stripe.mean((1, 2))
@@ -83,19 +83,11 @@ class TMGFHead(nn.Module):
                 count, 1
             )
         ]
-        before = self._fuse([output[:, 0] for output in outputs])
-        after = self.neck(before)
-        part_feats = [
-            normalize(neck(part)) for neck, part in zip(self.part_necks, parts, strict=True)
-        ]
-        return Embeddings(
-            normalize(after),
-            torch.stack(part_feats, 1)
-            if part_feats
-            else after.new_zeros((len(after), 0, self.embed_dim)),
-            before.float(),
-            after,
-        )
+        pre = [self._fuse([output[:, 0] for output in outputs]), *parts]
+        necks = (self.neck, *self.part_necks)
+        post = torch.stack([neck(bank) for neck, bank in zip(necks, pre, strict=True)], 1)
+        unit = normalize(post)
+        return Embeddings(torch.stack(pre, 1).float(), post, unit, unit[:, 0])
 
     def _fuse(self, class_tokens: list[Tensor]) -> Tensor:
         if self._global_fusion == "first":

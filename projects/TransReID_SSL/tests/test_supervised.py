@@ -14,7 +14,7 @@ from reid.assembly import network as networks
 from reid.config import Config, load_config
 from reid.data.datasets.synthetic_persons import SyntheticPersons
 from reid.modeling.weights import read_checkpoint, save_checkpoint
-from reid.workflows.train import test as run_test
+from reid.workflows.evaluate import evaluate as run_test
 from reid.workflows.train import train
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -22,7 +22,7 @@ class JoinedImages:
     """Images of several datasets, with identities and cameras of their own.
 
     Attributes:
-        records: In the order of the datasets; `source` names the dataset.
+        records: In the order of the datasets; `source` names the dataset, `domain` counts it.
         identities: Where each identity comes from, by its number.
         cameras: Where each camera comes from, by its number.
     """
@@ -50,9 +50,10 @@ def join_images(parts: Sequence[tuple[str, Sequence[ImageRecord]]]) -> JoinedIma
             record,
             pid=pids.get((name, record.pid), UNLABELLED),
             camid=camids.get((name, record.camid), UNKNOWN_CAMERA),
+            domain=domain,
             source=name,
         )
-        for name, part in parts
+        for domain, (name, part) in enumerate(parts)
         for record in part
     ]
     return JoinedImages(records, identities, cameras)

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 
 from reid import distributed
-from reid.engine.trainer import Hook, Trainer
+from reid.engine.trainer import Trainer
 from reid.files import OutputError
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import WeightsError, load_checkpoint, save_checkpoint, save_weights
+from reid.registry import Hook
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +97,10 @@ def save_model(trainer: Trainer, path: Path) -> None:
         OutputError: They cannot be written.
     """
     if distributed.is_main():
-        assert isinstance(trainer.model, ReIDModel)
-        metadata = {"epoch": str(trainer.epoch), "num_cameras": str(trainer.model.num_cameras)}
-        save_weights(path, trainer.model.state_dict(), metadata)
+        model = trainer.inference_model
+        assert isinstance(model, ReIDModel)
+        metadata = {"epoch": str(trainer.epoch), "num_cameras": str(model.num_cameras)}
+        save_weights(path, model.state_dict(), metadata)
 
 
 def checkpoint_paths(output_dir: Path) -> list[Path]:

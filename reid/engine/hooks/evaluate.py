@@ -1,158 +1,29 @@
-"""The trainer's own hooks: logging and evaluation; `checkpoints.py` has the other one."""
+"""Evaluation during training, and the results of a run."""
 
 from __future__ import annotations
 
 import json
 import logging
-import resource
-import sys
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from reid import distributed
 from reid.engine.hooks.checkpoints import BEST_MODEL, save_model
 from reid.engine.logs import MetricWriter
 from reid.engine.testing import (
-    TestSet,
+    QueryGallery,
     best_evaluation,
     draw_test_pictures,
     evaluate,
     summary_table,
 )
-from reid.engine.trainer import Hook, Trainer
+from reid.engine.trainer import Trainer
 from reid.evaluation.evaluators import Evaluator
 from reid.files import write_text
-from reid.solver import LR_FACTOR, warmup_factor
+from reid.registry import Hook
 
 logger = logging.getLogger(__name__)
-
-
-class WarmUp(Hook):
-    """Linear warm-up by iterations, on top of the schedule by epochs, as fast-reid has it.
-
-    Iteration i (from 0) has the share `warmup_factor(i, iterations, start)` of the scheduler's
-    rate. In the list behind what logs the rate, since it sets that of the next iteration.
-
-    Args:
-        iterations: Length of the warm-up.
-        start: Where it starts, as a share of the base rate, in every parameter group.
-    """
-
-    def __init__(self, iterations: int, start: float) -> None:
-        self._iterations = iterations
-        self._start = start
-
-    def before_epoch(self, trainer: Trainer) -> None:
-        """Sets the rate of the epoch's first iteration."""
-        self._set(trainer)
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Sets the rate of the next iteration."""
-        self._set(trainer)
-
-    def _set(self, trainer: Trainer) -> None:
-        if trainer.step > self._iterations:  # in step `iterations` the full rate is set
-            return
-        groups, rates = trainer.optimizer.param_groups, trainer.scheduler.get_last_lr()
-        for group, rate in zip(groups, rates, strict=True):
-            start = self._start / group.get(LR_FACTOR, 1.0)
-            group["lr"] = rate * warmup_factor(trainer.step, self._iterations, start)
-
-
-class LogMetrics(Hook):
-    """One aligned line every `period` iterations, and the same numbers to the writer.
-
-    Losses and times are means over the iterations since the last line; losses stay on their device
-    until then, so that logging does not slow a GPU down.
-    """
-
-    def __init__(self, writer: MetricWriter, period: int) -> None:
-        self._writer = writer
-        self._period = period
-        self._sums: dict[str, Tensor] = {}
-        self._data_time = 0.0
-        self._step_time = 0.0
-        self._count = 0
-        self._counted = 0
-        self._done = 0
-        self._timed_steps = 0
-        self._timed_seconds = 0.0
-        self._bar: tqdm[Any] | None = None
-
-    def before_epoch(self, trainer: Trainer) -> None:
-        """Opens the epoch's bar, on a terminal."""
-        self._done = 0
-        self._bar = tqdm(
-            total=len(trainer.loader),
-            desc=f"Epoch {trainer.epoch + 1}/{trainer.max_epochs}",
-            leave=False,
-            disable=None if distributed.is_main() else True,
-        )
-
-    def after_step(self, trainer: Trainer) -> None:
-        """Adds the batch up, unless it was skipped; logs at the end of a period and of an epoch."""
-        if self._bar is not None:
-            self._bar.update()
-        for name, value in trainer.losses.items():
-            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
-        self._data_time += trainer.data_time
-        self._step_time += trainer.step_time
-        self._count += 1
-        self._counted += bool(trainer.losses)
-        self._done += 1
-        if self._done % self._period == 0 or self._done == len(trainer.loader):
-            self._log(trainer, self._done)
-
-    def after_epoch(self, trainer: Trainer) -> None:
-        """Closes the epoch's bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-    def on_break(self, trainer: Trainer) -> None:
-        """Closes the epoch's bar."""
-        self.after_epoch(trainer)
-
-    def _log(self, trainer: Trainer, done: int) -> None:
-        losses = {name: float(value) / self._counted for name, value in self._sums.items()}
-        data_time, step_time = self._data_time / self._count, self._step_time / self._count
-        self._timed_steps += self._count
-        self._timed_seconds += self._step_time
-        left = (trainer.max_epochs - trainer.epoch) * len(trainer.loader) - done
-        eta = timedelta(seconds=round(left * self._timed_seconds / self._timed_steps))
-        numbers = {
-            **losses,
-            "lr": trainer.optimizer.param_groups[0]["lr"],
-            "data_time": data_time,
-            "step_time": step_time,
-            "memory_mb": memory_mb(trainer.device),
-        }
-        width = len(str(len(trainer.loader)))
-        logger.info(
-            "epoch %*d/%d  iter %*d/%d  eta %s  %s  lr %.2e  data %.3f s  step %.3f s  mem %s MB",
-            len(str(trainer.max_epochs)),
-            trainer.epoch + 1,
-            trainer.max_epochs,
-            width,
-            done,
-            len(trainer.loader),
-            eta,
-            "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
-            numbers["lr"],
-            data_time,
-            step_time,
-            f"{numbers['memory_mb']:,.0f}",
-        )
-        self._writer.write("train", trainer.step, trainer.epoch, numbers)
-        self._sums = {}
-        self._data_time = self._step_time = 0.0
-        self._count = self._counted = 0
 
 
 class Evaluate(Hook):
@@ -173,7 +44,7 @@ class Evaluate(Hook):
 
     def __init__(
         self,
-        test_sets: Sequence[TestSet],
+        test_sets: Sequence[QueryGallery],
         evaluator: Evaluator,
         writer: MetricWriter,
         output_dir: Path,
@@ -218,7 +89,7 @@ class Evaluate(Hook):
             )
         if self._ranked_lists:
             for path in draw_test_pictures(
-                trainer.model,
+                trainer.inference_model,
                 self._test_sets[0],
                 trainer.device,
                 self._ranked_lists,
@@ -238,7 +109,7 @@ class Evaluate(Hook):
         self._details = []
         for test_set in self._test_sets:
             numbers, details = evaluate(
-                trainer.model,
+                trainer.inference_model,
                 test_set,
                 self._evaluator,
                 trainer.device,
@@ -301,11 +172,3 @@ def write_results(
         "provenance": provenance,
     }
     write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")
-
-
-def memory_mb(device: torch.device) -> float:
-    """Peak memory in MB: allocated on a GPU, resident in the process on a CPU."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_allocated(device)) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**10 if sys.platform != "darwin" else peak / 2**20

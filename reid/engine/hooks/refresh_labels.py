@@ -1,12 +1,11 @@
-"""The epoch cycle of unsupervised training: extract, cluster, hand the labels out."""
+"""The epoch cycle: extract, label, hand the labels out."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,13 +15,13 @@ from torch import Tensor
 from reid import distributed
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter, progress_bar
-from reid.engine.trainer import Hook, Trainer
-from reid.evaluation.extract import Precision, extract_features
-from reid.labelling import Clusterer, ClusteringError, cluster_readable, cluster_statistics
+from reid.engine.trainer import Trainer
+from reid.evaluation.extract import ImageSet
+from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.losses import Criterion
 from reid.neighbors import run_on_main
-from reid.pictures.sheets import draw_clusters
-from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
+from reid.registry import Hook
+from reid.structures import FeatureSet, PseudoLabels
 
 logger = logging.getLogger(__name__)
 
@@ -32,24 +31,17 @@ OnCollapse = Literal["warn", "keep", "stop"]
 class RefreshPseudoLabels(Hook):
     """Gives sampler and criterion their labels before each epoch, and the criterion the epoch.
 
-    With a clusterer: features of every training image, clustered anew each epoch. Without one the
-    identities are the labels, which makes training supervised; features are then extracted only
-    for a criterion that needs them.
-
     Args:
-        clusterer: FeatureSet -> PseudoLabels; None: labels are identities.
-        loader: The training images with the test transform.
-        records: The training images.
+        labeller: Makes the labels: in every epoch from the features of all training images, or
+            once where they are `fixed`.
+        images: The training images, as a model sees them in tests.
         sampler: Gets the labels.
         criterion: Gets the labels and the features.
-        writer: Gets the statistics of the clusters.
+        writer: Gets the statistics of the labels.
         on_collapse: What happens where an epoch's features give no cluster, or a single one.
             `warn`: a single one is trained on; no cluster ends training. `keep`: the last epoch's
             labels serve once more, with the new features, so that a memory made from them fits the
             model; the first epoch has none to keep, and training ends. `stop`: training ends.
-        allow_missing: Whether the loader may leave out images that cannot be read: they are in no
-            cluster then, and the features that the criterion gets of them are 0.
-        precision: Of extraction; see `extract_features`.
 
     Raises:
         ValueError: `on_collapse` is none of these words.
@@ -57,28 +49,21 @@ class RefreshPseudoLabels(Hook):
 
     def __init__(
         self,
-        clusterer: Clusterer | None,
-        loader: Iterable[Batch],
-        records: Sequence[ImageRecord],
+        labeller: Labeller,
+        images: ImageSet,
         sampler: LabelledSampler,
         criterion: Criterion,
         writer: MetricWriter,
         on_collapse: OnCollapse = "warn",
-        *,
-        allow_missing: bool = False,
-        precision: Precision = "fp32",
     ) -> None:
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
-        self._clusterer = clusterer
-        self._loader = loader
-        self._records = records
+        self._labeller = labeller
+        self._images = images
         self._sampler = sampler
         self._criterion = criterion
         self._writer = writer
-        self._allow_missing = allow_missing
-        self._precision: Precision = precision
-        self._pids = torch.tensor([record.pid for record in records])
+        self._pids = torch.tensor([record.pid for record in images.records])
         self._labelled = False
         self._on_collapse = on_collapse
         self._last: PseudoLabels | None = None
@@ -89,49 +74,45 @@ class RefreshPseudoLabels(Hook):
         return None if self._last is None else self._last.cluster
 
     def before_epoch(self, trainer: Trainer) -> None:
-        """Extracts, clusters, and hands (labels, features) out.
+        """Extracts, labels, and hands (labels, features) out.
 
         Raises:
             ClusteringError: There is no cluster, or a single one; see `on_collapse`.
         """
         self._criterion.set_epoch(trainer.epoch)
-        needs_features = self._clusterer is not None or self._criterion.needs_features
+        needs_features = not self._labeller.fixed or self._criterion.needs_features
         if self._labelled and not needs_features:
             return
         started = time.perf_counter()
         features = None
         if needs_features:
             with progress_bar("Extracting", "img") as progress:
-                features = extract_features(
-                    trainer.model,
-                    self._loader,
-                    self._records,
-                    trainer.device,
-                    progress,
-                    allow_missing=self._allow_missing,
-                    precision=self._precision,
-                )
+                features = self._images.features(trainer.inference_model, trainer.device, progress)
         extracted = time.perf_counter()
         labels, collapse = self._labels(features, trainer.epoch)
-        clustered = time.perf_counter()
-        device_labels = labels.to(trainer.device)
+        times = extracted - started, time.perf_counter() - extracted
         self._sampler.set_labels(labels)
-        self._criterion.set_labels(device_labels, features)
+        self._criterion.set_labels(labels.to(trainer.device), features)
         self._labelled = True
         if distributed.is_main():
             if collapse:
                 logger.warning("%s", collapse)
-            times = extracted - started, clustered - extracted
-            self._log(trainer, labels, features, times, kept=bool(collapse))
-        if self._clusterer is not None:
+            self._log(trainer, labels, features, times, repeated=bool(collapse))
+        if not self._labeller.fixed:
             self._last = labels
 
     def state_dict(self) -> dict[str, Any]:
-        """The last labels: the next epoch's are compared with them, or they are kept."""
-        if self._last is None:
-            return {}
-        names = [field.name for field in fields(PseudoLabels)]
-        return {"labels": {name: getattr(self._last, name) for name in names}}
+        """The last labels: the next epoch's are compared with them, or they are kept.
+
+        And what the labeller's next labels depend on.
+        """
+        state: dict[str, Any] = {}
+        if self._last is not None:
+            names = [field.name for field in fields(PseudoLabels)]
+            state["labels"] = {name: getattr(self._last, name) for name in names}
+        if labeller := self._labeller.state_dict():
+            state["labeller"] = labeller
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes the last labels back.
@@ -140,11 +121,12 @@ class RefreshPseudoLabels(Hook):
             ValueError: They are of another number of images.
         """
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
-        if self._last is not None and len(self._last) != len(self._records):
+        if self._last is not None and len(self._last) != len(self._images.records):
             raise ValueError(
                 f"the checkpoint is of a run on {len(self._last):,} training images, there are "
-                f"{len(self._records):,} now"
+                f"{len(self._images.records):,} now"
             )
+        self._labeller.load_state_dict(state.get("labeller", {}))
 
     def _log(
         self,
@@ -152,11 +134,11 @@ class RefreshPseudoLabels(Hook):
         labels: PseudoLabels,
         features: FeatureSet | None,
         times: tuple[float, float],
-        kept: bool,
+        repeated: bool,
     ) -> None:
         last = None if self._last is None else self._last.cluster
         numbers = cluster_statistics(labels, self._pids, features, last)
-        if kept:
+        if repeated:
             numbers["kept"] = 1
         extraction, labelling = times
         self._writer.write(
@@ -168,7 +150,7 @@ class RefreshPseudoLabels(Hook):
         logger.info(
             "Epoch %d: %s of %s images (extraction %.1f s, labels %.1f s)\n%s",
             trainer.epoch + 1,
-            "identities" if self._clusterer is None else "clusters",
+            "identities" if self._labeller.fixed else "clusters",
             f"{len(labels):,}",
             extraction,
             labelling,
@@ -178,23 +160,20 @@ class RefreshPseudoLabels(Hook):
     def _labels(self, features: FeatureSet | None, epoch: int) -> tuple[PseudoLabels, str]:
         """Made by the main process, the same on every process; so is an error.
 
-        The other processes take their parts of the clusterer's exact neighbour searches.
+        The other processes take their parts of the labeller's exact neighbour searches.
 
         Returns:
             The labels; and why they are those of the last epoch, or nothing.
         """
 
         def work() -> tuple[PseudoLabels, str]:
-            if self._clusterer is None:
-                return identity_labels(self._records), ""
-            assert features is not None
             try:
-                with progress_bar("Clustering", "img") as progress:
-                    labels = cluster_readable(self._clusterer, features, progress)
+                with progress_bar("Labelling", "img") as progress:
+                    labels = self._labeller(features, self._images.records, progress)
             except ClusteringError as error:
                 problem = f"epoch {epoch + 1}: {error}"
             else:
-                if labels.num_clusters > 1:
+                if self._labeller.fixed or labels.num_clusters > 1:
                     return labels, ""
                 problem = (
                     f"epoch {epoch + 1}: all {len(labels) - labels.num_outliers:,} images that are "
@@ -210,49 +189,6 @@ class RefreshPseudoLabels(Hook):
 
         with distributed.torch_threads_kept():
             return run_on_main(work)
-
-
-class DrawClusters(Hook):
-    """After training, a contact sheet of the last clusters, as clusters.png and in TensorBoard.
-
-    Args:
-        labels: Knows the clusters.
-        records: The training images.
-        output_dir: Where to.
-        writer: Gets the picture.
-        rows: Clusters to draw.
-    """
-
-    def __init__(
-        self,
-        labels: RefreshPseudoLabels,
-        records: Sequence[ImageRecord],
-        output_dir: Path,
-        writer: MetricWriter,
-        rows: int,
-    ) -> None:
-        self._labels = labels
-        self._records = records
-        self._output_dir = output_dir
-        self._writer = writer
-        self._rows = rows
-
-    def after_train(self, trainer: Trainer) -> None:
-        """Draws, on the main process."""
-        clusters = self._labels.last_clusters
-        if clusters is None or not distributed.is_main():
-            return
-        path = self._output_dir / "clusters.png"
-        draw_clusters(path, clusters, self._records, rows=self._rows)
-        self._writer.write_image("pictures/clusters", path, trainer.step)
-
-
-def identity_labels(records: Sequence[ImageRecord]) -> PseudoLabels:
-    """Labels from identities, split by camera; unlabelled images are outliers."""
-    return PseudoLabels.from_clusters(
-        torch.tensor([record.pid for record in records]),
-        torch.tensor([record.camid for record in records]),
-    )
 
 
 def number_text(value: float) -> str:

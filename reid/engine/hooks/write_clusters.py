@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,8 +12,8 @@ from tabulate import tabulate
 from reid import distributed
 from reid.engine.hooks.refresh_labels import number_text
 from reid.engine.logs import MetricWriter, progress_bar
-from reid.engine.trainer import Hook, Trainer
-from reid.evaluation.extract import Precision, extract_features
+from reid.engine.trainer import Trainer
+from reid.evaluation.extract import ImageSet
 from reid.evaluation.matches import (
     Match,
     camera_name,
@@ -22,11 +22,11 @@ from reid.evaluation.matches import (
     write_clusters,
     write_matches,
 )
-from reid.labelling import Clusterer, ClusteringError, cluster_readable, cluster_statistics
+from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.neighbors import run_on_main
 from reid.pictures.sheets import draw_clusters, draw_pairs
-from reid.registry import HOOK, ConfigError
-from reid.structures import OUTLIER, Batch, FeatureSet, ImageRecord, PseudoLabels
+from reid.registry import HOOK, ConfigError, Hook
+from reid.structures import OUTLIER, FeatureSet, PseudoLabels
 
 logger = logging.getLogger(__name__)
 
@@ -44,35 +44,27 @@ class WriteClusters(Hook):
 
     Args:
         output_dir: Where to.
-        records: The training images.
-        extraction: Batches of them with the test transform.
-        clusterer: As in training.
+        images: The training images. Those that cannot be read are outliers, and in no match.
+        labeller: As in training.
         writer: Gets the pictures.
         num_clusters: Clusters in the picture, spread from the largest to the smallest; 0 = none.
         num_matches: Pairs across cameras in the list, the first 20 of them in the picture.
-        allow_missing: Whether `extraction` may leave out images that cannot be read: they are
-            outliers then, and in no match.
-        precision: Of extraction; see `extract_features`.
 
     Raises:
-        ConfigError: Training has no clusterer.
+        ConfigError: Labels are the identities.
         ValueError: A number is out of its range.
     """
 
     def __init__(
         self,
         output_dir: Path,
-        records: Sequence[ImageRecord],
-        extraction: Iterable[Batch],
-        clusterer: Clusterer | None,
+        images: ImageSet,
+        labeller: Labeller,
         writer: MetricWriter,
         num_clusters: int = 24,
         num_matches: int = 200,
-        *,
-        allow_missing: bool = False,
-        precision: Precision = "fp32",
     ) -> None:
-        if clusterer is None:
+        if labeller.fixed:
             raise ConfigError("WriteClusters: expected a clusterer, but labels are the identities")
         if num_clusters < 0 or num_matches < 1:
             raise ValueError(
@@ -80,32 +72,22 @@ class WriteClusters(Hook):
                 f"{num_clusters}, {num_matches}"
             )
         self._output_dir = output_dir
-        self._records = records
-        self._extraction = extraction
-        self._clusterer = clusterer
+        self._images = images
+        self._records = images.records
+        self._labeller = labeller
         self._writer = writer
         self._num_clusters = num_clusters
         self._num_matches = num_matches
-        self._allow_missing = allow_missing
-        self._precision: Precision = precision
 
     def after_train(self, trainer: Trainer) -> None:
         """Extracts, clusters and writes."""
         with progress_bar("Extracting", "img") as progress:
-            features = extract_features(
-                trainer.model,
-                self._extraction,
-                self._records,
-                trainer.device,
-                progress,
-                allow_missing=self._allow_missing,
-                precision=self._precision,
-            )
+            features = self._images.features(trainer.inference_model, trainer.device, progress)
         with distributed.torch_threads_kept():
             labels = run_on_main(lambda: self._cluster(features))
         if not distributed.is_main():
             return
-        confidence = cluster_confidence(features.global_feat, labels.cluster)
+        confidence = cluster_confidence(features.test, labels.cluster)
         matches = cross_camera_matches(features, self._num_matches)
         clusters_file = self._output_dir / "clusters.csv"
         matches_file = self._output_dir / "matches.csv"
@@ -122,7 +104,7 @@ class WriteClusters(Hook):
     def _cluster(self, features: FeatureSet) -> PseudoLabels:
         try:
             with progress_bar("Clustering", "img") as progress:
-                return cluster_readable(self._clusterer, features, progress)
+                return self._labeller(features, self._records, progress)
         except ClusteringError as error:
             logger.warning("The final model: %s", error)
             return PseudoLabels.from_clusters(torch.full((len(features),), OUTLIER))

@@ -1,0 +1,90 @@
+"""From the config to the hooks of a training run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from reid.config import Config
+from reid.data.samplers import LabelledSampler
+from reid.engine.hooks.checkpoints import SaveCheckpoints
+from reid.engine.hooks.draw_clusters import DrawClusters
+from reid.engine.hooks.evaluate import Evaluate
+from reid.engine.hooks.log_metrics import LogMetrics
+from reid.engine.hooks.refresh_labels import OnCollapse, RefreshPseudoLabels
+from reid.engine.logs import MetricWriter
+from reid.engine.testing import QueryGallery
+from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.extract import ImageSet
+from reid.labelling import Labeller
+from reid.modeling.losses import Criterion
+from reid.registry import EVALUATOR, HOOK, Hook, build
+
+logger = logging.getLogger(__name__)
+
+
+def build_evaluator(config: Config) -> Evaluator:
+    """The evaluator of `test.evaluator`.
+
+    Raises:
+        ConfigError: It is unknown or an option is wrong.
+    """
+    return cast(Evaluator, build(EVALUATOR, config.test.evaluator, "test.evaluator"))
+
+
+def build_hooks(
+    config: Config,
+    labeller: Labeller,
+    images: ImageSet,
+    sampler: LabelledSampler,
+    criterion: Criterion,
+    test_sets: Sequence[QueryGallery],
+    provenance: Mapping[str, Any],
+    writer: MetricWriter,
+) -> list[Hook]:
+    """The trainer's own hooks, then those of the config, in the order in which they are called.
+
+    Raises:
+        ConfigError: A hook is unknown or an option is wrong.
+    """
+    output_dir, records = Path(config.output_dir), images.records
+    labels = RefreshPseudoLabels(
+        labeller, images, sampler, criterion, writer, cast(OnCollapse, config.on_collapse)
+    )
+    hooks: list[Hook] = [
+        SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep),
+        labels,
+        LogMetrics(writer, config.log_period),
+    ]
+    if test_sets:
+        hooks.append(
+            Evaluate(
+                test_sets,
+                build_evaluator(config),
+                writer,
+                output_dir,
+                provenance,
+                period=config.test.eval_period,
+                at_start=config.test.eval_at_start,
+                best_metric=config.test.best_metric,
+                ranked_lists=config.test.ranked_lists,
+            )
+        )
+    else:
+        logger.warning("There is no query and gallery: nothing will be evaluated")
+    if not labeller.fixed and config.test.ranked_lists:
+        hooks.append(DrawClusters(labels, records, output_dir, writer, config.test.ranked_lists))
+    return hooks + [
+        build(
+            HOOK,
+            spec,
+            f"hooks[{i}]",
+            output_dir=output_dir,
+            images=images,
+            labeller=labeller,
+            writer=writer,
+        )
+        for i, spec in enumerate(config.hooks)
+    ]

@@ -1,0 +1,212 @@
+"""From the config to images: transforms, caches, training and test sets."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from reid import distributed
+from reid.assembly.data import TrainImages, build_datasets, build_test_datasets
+from reid.assembly.network import renumber_cameras
+from reid.config import Config, InputConfig
+from reid.data.cache import PixelCache, size_text
+from reid.data.datasets.joining import unique_names
+from reid.data.loaders import BatchLoader, OnError, eval_loader, train_loader
+from reid.data.resize import Interpolation
+from reid.data.samplers import LabelledSampler
+from reid.data.transforms import ImageTransform
+from reid.engine.testing import QueryGallery
+from reid.evaluation.extract import ImageSet, Precision
+from reid.registry import TRANSFORM, ConfigError, build
+from reid.structures import ImageRecord
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The training images, read in two ways.
+
+    Attributes:
+        images: As a model sees them in tests: for features of all of them.
+        loader: Augmented batches, as the sampler chooses them.
+    """
+
+    images: ImageSet
+    loader: BatchLoader
+
+
+def build_train_images(config: Config) -> TrainImages:
+    """The training set, or several joined; nothing is read yet.
+
+    Raises:
+        ConfigError: None is named, a dataset is unknown or an option is wrong.
+    """
+    return TrainImages(build_datasets(config.datasets.train, "datasets.train"))
+
+
+def build_training_set(
+    config: Config,
+    records: Sequence[ImageRecord],
+    sampler: LabelledSampler,
+    device: torch.device,
+    views: int = 1,
+) -> TrainingSet:
+    """The training images with their loaders.
+
+    Args:
+        config: Of the run.
+        records: The images.
+        sampler: Which images come.
+        device: Of the training.
+        views: How often each image is augmented.
+
+    Raises:
+        ConfigError: A setting is wrong, or the cache finds too little memory.
+        DataError: Images lack a number that others have.
+    """
+    cache = build_cache(config, len(records))
+    loader = train_loader(
+        records,
+        build_transform(config.input, training=True),
+        sampler,
+        cache=cache,
+        on_error=cast(OnError, config.dataloader.on_error),
+        num_workers=_num_workers(config),
+        pin_memory=device.type == "cuda",
+        views=views,
+    )
+    same_resize = config.input.interpolation == config.input.test_interpolation
+    images = build_image_set(config, "training images", records, cache if same_resize else None)
+    return TrainingSet(images, loader)
+
+
+def build_image_set(
+    config: Config, name: str, records: Sequence[ImageRecord], cache: PixelCache | None = None
+) -> ImageSet:
+    """Training images as a model sees them in tests.
+
+    Raises:
+        ConfigError: A setting is wrong.
+    """
+    loader = eval_loader(
+        records,
+        build_transform(config.input, training=False),
+        batch_size=config.test.batch_size,
+        cache=cache,
+        on_error=cast(OnError, config.dataloader.on_error),
+        num_workers=_num_workers(config),
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+    return ImageSet(
+        name,
+        records,
+        loader,
+        allow_missing=config.dataloader.on_error == "skip",
+        precision=cast(Precision, config.test.precision),
+    )
+
+
+def build_test_sets(config: Config, train: TrainImages | None = None) -> list[QueryGallery]:
+    """The test sets of `datasets.test`, or else query and gallery of the training sets, if any.
+
+    The model sees a camera under the number that it had in training; evaluation keeps the
+    dataset's own.
+
+    Args:
+        config: Names the datasets.
+        train: The training images, where they are built already.
+
+    Raises:
+        ConfigError: A dataset is unknown or an option is wrong.
+        DataError: Its files are not what was expected.
+    """
+    if train is None and config.datasets.train:
+        train = build_train_images(config)
+    datasets = build_test_datasets(config.datasets.test, train)
+    transform = build_transform(config.input, training=False)
+    sets = []
+    names = unique_names([dataset.name for dataset in datasets])
+    for name, dataset in zip(names, datasets, strict=True):
+        query, gallery = dataset.load("query"), dataset.load("gallery")
+        loader = eval_loader(
+            renumber_cameras(config, train, [*query, *gallery], dataset),
+            transform,
+            batch_size=config.test.batch_size,
+            num_workers=_num_workers(config),
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+        images = ImageSet(
+            name,
+            [*query, *gallery],
+            loader,
+            flip=config.test.flip,
+            precision=cast(Precision, config.test.precision),
+        )
+        sets.append(QueryGallery(name, query, gallery, images, dataset.version))
+    return sets
+
+
+def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
+    """From pictures to the model's input; with augmentation in training.
+
+    Raises:
+        ConfigError: A transform is unknown, an option is wrong, or the order is.
+    """
+    steps = [
+        build(TRANSFORM, spec, f"input.transforms[{i}]", mean=tuple(config.pixel_mean))
+        for i, spec in enumerate(config.transforms if training else ())
+    ]
+    interpolation = config.interpolation if training else config.test_interpolation
+    try:
+        return ImageTransform(
+            image_size(config),
+            config.pixel_mean,
+            config.pixel_std,
+            steps,
+            interpolation=cast(Interpolation, interpolation),
+        )
+    except ValueError as error:
+        raise ConfigError(f"input.{error}") from error
+
+
+def build_cache(config: Config, count: int) -> PixelCache | None:
+    """Memory for the training images, if `dataloader.cache` says so; logs its size.
+
+    Raises:
+        ConfigError: There is too little memory.
+    """
+    if config.dataloader.cache == "off":
+        return None
+    size, processes = image_size(config.input), distributed.local_world_size()
+    try:
+        cache = PixelCache(count, size, num_workers=_num_workers(config), copies=processes)
+    except ValueError as error:
+        raise ConfigError(f"dataloader.cache: {error}; 'off' needs none") from error
+    logger.info(
+        "Cache: %s images of %dx%d take %s of memory%s as they are read; %s are available",
+        f"{count:,}",
+        *size,
+        size_text(cache.num_bytes),
+        f" in each of {processes} training processes" if processes > 1 else "",
+        size_text(cache.available),
+    )
+    return cache
+
+
+def image_size(config: InputConfig) -> tuple[int, int]:
+    """(H, W) in pixels."""
+    return config.size[0], config.size[1]
+
+
+def _num_workers(config: Config) -> int:
+    """No more than there are CPUs; the images are the same for any number."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return min(config.dataloader.num_workers, available or 1)

@@ -1,0 +1,53 @@
+"""From the config to the optimizer and the learning rate."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from reid.config import Config, SolverConfig
+from reid.engine.optimization import Amp, Optimization
+from reid.modeling.losses import Criterion
+from reid.solver import LearningRate, build_optimizer
+
+
+def build_learning_rate(solver: SolverConfig) -> LearningRate:
+    """The rate of every step."""
+    return LearningRate(
+        solver.base_lr,
+        solver.max_epochs,
+        cast(Any, solver.schedule),
+        tuple(solver.milestones),
+        solver.gamma,
+        solver.final_lr_factor,
+        solver.cosine_after_warmup,
+        solver.warmup_epochs,
+        solver.warmup_iterations,
+        solver.warmup_factor,
+    )
+
+
+def build_optimization(
+    config: Config, model: nn.Module, criterion: Criterion, device: torch.device
+) -> Optimization:
+    """Optimizer, rate, precision, accumulation and clipping for model and losses."""
+    solver = config.solver
+    optimizer = build_optimizer(
+        [*model.named_parameters(), *criterion.named_parameters()],
+        cast(Any, solver.optimizer),
+        lr=solver.base_lr,
+        momentum=solver.momentum,
+        weight_decay=solver.weight_decay,
+        bias_lr_factor=solver.bias_lr_factor,
+    )
+    return Optimization(
+        optimizer,
+        build_learning_rate(solver),
+        device,
+        amp=cast(Amp, solver.amp),
+        accumulation_steps=solver.accumulation_steps,
+        clip_grad_norm=solver.clip_grad_norm,
+        may_skip=solver.on_nonfinite == "skip",
+    )

@@ -1,0 +1,13 @@
+"""The framework's own parts: importing this module registers them."""
+
+import reid.data.augmentation
+import reid.data.datasets
+import reid.engine.hooks.write_clusters
+import reid.engine.teacher
+import reid.evaluation.evaluators
+import reid.labelling
+import reid.modeling.backbones
+import reid.modeling.heads
+import reid.modeling.losses
+import reid.modeling.memory_losses
+import reid.modeling.vit  # noqa: F401

@@ -1,0 +1,127 @@
+"""Losses, rates and times, as lines of the log and as numbers."""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from reid import distributed
+from reid.engine.logs import MetricWriter
+from reid.engine.trainer import Trainer
+from reid.registry import Hook
+
+logger = logging.getLogger(__name__)
+
+
+class LogMetrics(Hook):
+    """One aligned line every `period` iterations, and the same numbers to the writer.
+
+    Losses and times are means over the iterations since the last line; losses stay on their device
+    until then, so that logging does not slow a GPU down.
+    """
+
+    def __init__(self, writer: MetricWriter, period: int) -> None:
+        self._writer = writer
+        self._period = period
+        self._sums: dict[str, Tensor] = {}
+        self._data_time = 0.0
+        self._step_time = 0.0
+        self._count = 0
+        self._counted = 0
+        self._done = 0
+        self._started = 0.0
+        self._first_epoch = 0
+        self._bar: tqdm[Any] | None = None
+
+    def before_train(self, trainer: Trainer) -> None:
+        """Starts the clock, by which the time that is left is estimated."""
+        self._started = time.perf_counter()
+        self._first_epoch = trainer.epoch
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        """Opens the epoch's bar, on a terminal."""
+        self._done = 0
+        self._bar = tqdm(
+            total=len(trainer.loader),
+            desc=f"Epoch {trainer.epoch + 1}/{trainer.max_epochs}",
+            leave=False,
+            disable=None if distributed.is_main() else True,
+        )
+
+    def after_step(self, trainer: Trainer) -> None:
+        """Adds the batch up, unless it was skipped; logs at the end of a period and of an epoch."""
+        if self._bar is not None:
+            self._bar.update()
+        for name, value in trainer.losses.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._data_time += trainer.data_time
+        self._step_time += trainer.step_time
+        self._count += 1
+        self._counted += bool(trainer.losses)
+        self._done += 1
+        if self._done % self._period == 0 or self._done == len(trainer.loader):
+            self._log(trainer, self._done)
+
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Closes the epoch's bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def on_break(self, trainer: Trainer) -> None:
+        """Closes the epoch's bar."""
+        self.after_epoch(trainer)
+
+    def _log(self, trainer: Trainer, done: int) -> None:
+        losses = {name: float(value) / self._counted for name, value in self._sums.items()}
+        data_time, step_time = self._data_time / self._count, self._step_time / self._count
+        # Extraction, clustering and evaluation count too: the clock runs through all of them.
+        share = done / len(trainer.loader)
+        spent = time.perf_counter() - self._started
+        left = (trainer.max_epochs - trainer.epoch - share) / (
+            trainer.epoch - self._first_epoch + share
+        )
+        eta = timedelta(seconds=round(left * spent))
+        numbers = {
+            **losses,
+            "lr": trainer.optimization.lr,
+            "data_time": data_time,
+            "step_time": step_time,
+            "memory_mb": memory_mb(trainer.device),
+        }
+        width = len(str(len(trainer.loader)))
+        logger.info(
+            "epoch %*d/%d  iter %*d/%d  eta %s  %s  lr %.2e  data %.3f s  step %.3f s  mem %s MB",
+            len(str(trainer.max_epochs)),
+            trainer.epoch + 1,
+            trainer.max_epochs,
+            width,
+            done,
+            len(trainer.loader),
+            eta,
+            "  ".join(f"{name} {value:.4f}" for name, value in losses.items()),
+            numbers["lr"],
+            data_time,
+            step_time,
+            f"{numbers['memory_mb']:,.0f}",
+        )
+        self._writer.write("train", trainer.step, trainer.epoch, numbers)
+        self._sums = {}
+        self._data_time = self._step_time = 0.0
+        self._count = self._counted = 0
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory in MB: allocated on a GPU, resident in the process on a CPU."""
+    if device.type == "cuda":
+        return float(torch.cuda.max_memory_allocated(device)) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**10 if sys.platform != "darwin" else peak / 2**20

@@ -1,0 +1,121 @@
+"""Labellers: where the labels of an epoch come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from reid.labelling.base import Clusterer, cluster_present
+from reid.registry import LABELLER
+from reid.structures import FeatureSet, ImageRecord, ProgressBar, PseudoLabels
+
+
+class Labeller(ABC):
+    """What is registered in LABELLER: features and records of the training images become labels.
+
+    Attributes:
+        fixed: Whether labels are the same in every epoch. Then they are made once, and features
+            are extracted only for a loss that needs them.
+    """
+
+    fixed: bool = False
+
+    @abstractmethod
+    def __call__(
+        self,
+        features: FeatureSet | None,
+        records: Sequence[ImageRecord],
+        progress: ProgressBar | None = None,
+    ) -> PseudoLabels:
+        """Labels of the N images, on the CPU.
+
+        Args:
+            features: Of the images; may be None where labels are `fixed`.
+            records: The images.
+            progress: Called with (images done, N).
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+
+    def count_classes(self, records: Sequence[ImageRecord]) -> int:
+        """Classes that a classifier can be built for before training; 0: not known before."""
+        return 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next epoch's labels depend on, for checkpoints."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most have none)
+        """Takes back what `state_dict` gave."""
+
+
+@LABELLER.register()
+class Identities(Labeller):
+    """The identities, split by camera: supervised training. Unlabelled images are outliers."""
+
+    fixed = True
+
+    def __call__(
+        self,
+        features: FeatureSet | None,
+        records: Sequence[ImageRecord],
+        progress: ProgressBar | None = None,
+    ) -> PseudoLabels:
+        """Labels of the N images."""
+        return PseudoLabels.from_clusters(
+            torch.tensor([record.pid for record in records]),
+            torch.tensor([record.camid for record in records]),
+        )
+
+    def count_classes(self, records: Sequence[ImageRecord]) -> int:
+        """The identities."""
+        return len({record.pid for record in records if record.pid >= 0})
+
+
+@LABELLER.register()
+class Clusters(Labeller):
+    """Clusters of the features, made anew in every epoch.
+
+    Args:
+        clusterer: Makes them.
+        split_by_camera: Split each cluster by camera into proxies, whatever the clusterer did: one
+            proxy for each camera of a cluster, numbered by cluster, then camera.
+    """
+
+    def __init__(self, clusterer: Clusterer, split_by_camera: bool = False) -> None:
+        self._clusterer = clusterer
+        self._split_by_camera = split_by_camera
+
+    def __call__(
+        self,
+        features: FeatureSet | None,
+        records: Sequence[ImageRecord],
+        progress: ProgressBar | None = None,
+    ) -> PseudoLabels:
+        """Labels of the N images; those that could not be read are outliers.
+
+        Raises:
+            ClusteringError: There is no cluster.
+            ValueError: Features are missing.
+        """
+        if features is None:
+            raise ValueError("Clusters needs the features of the training images")
+        labels = cluster_present(self._clusterer, features, progress)
+        if self._split_by_camera:
+            labels = PseudoLabels.from_clusters(labels.cluster, features.camids.cpu())
+        return labels
+
+    def state_dict(self) -> dict[str, Any]:
+        """The clusterer's, if it has one."""
+        give = getattr(self._clusterer, "state_dict", None)
+        return {} if give is None else dict(give())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Gives the clusterer its state back."""
+        take = getattr(self._clusterer, "load_state_dict", None)
+        if take is not None and state:
+            take(state)

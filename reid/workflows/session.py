@@ -1,0 +1,67 @@
+"""What every run stands in: device, processes, logs, signals, and errors in plain words."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader
+
+from reid import distributed
+from reid.assembly.network import pick_device
+from reid.config import Config
+from reid.engine.logs import environment, run_logging
+from reid.engine.stopping import Interrupted, StopSignals
+from reid.structures import DataError
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
+    """What every run stands in: its device, group of processes, logs and signals."""
+    device = pick_device(config.device)
+    # Entered twice: a second worker may die while we report the first.
+    with StopSignals() as signals, explained(signals):
+        distributed.init_process_group(device, timedelta(minutes=config.process_timeout))
+        try:
+            with run_logging(Path(config.output_dir)), explained(signals):
+                logger.info("Environment\n%s", environment(device))
+                yield device, signals
+        finally:
+            distributed.destroy_process_group()
+
+
+def _tells_of_dead_worker(error: Exception) -> bool:
+    """Whether torch's loader says so, or has just lost the connection to a reading process."""
+    if isinstance(error, (ConnectionError, EOFError)):
+        frames = traceback.walk_tb(error.__traceback__)
+        return any(frame.f_globals["__name__"] == DataLoader.__module__ for frame, _ in frames)
+    return "DataLoader worker (pid" in str(error) and not isinstance(error, DataError)
+
+
+@contextmanager
+def explained(signals: StopSignals) -> Iterator[None]:
+    """Says of torch's errors what they mean for a run."""
+    try:
+        yield
+    except Exception as error:
+        dead_worker = _tells_of_dead_worker(error)
+        # A signal to the whole group may kill a worker before it reaches us.
+        if signals.came(within_s=1.0 if dead_worker else 0.0):
+            raise Interrupted(signals.signum) from error
+        if dead_worker:
+            raise DataError(
+                f"a process that reads images has died ({error}). Most often memory is short, or "
+                "shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the main "
+                "process. --resume goes on from the last checkpoint"
+            ) from error
+        if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
+            # torch puts a traceback before what a reading process says
+            raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error
+        raise
