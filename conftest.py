@@ -47,24 +47,25 @@ def check_memory_loss(oracle_dir: Path) -> Callable[..., None]:
             if "proxy_label" in a:
                 assert torch.equal(labels.proxy, a["proxy_label"].long())
             feature = a["feature"].double()
-            none = torch.full_like(cluster, -1)
             loss = make_loss({name: value.item() for name, value in a.items() if not value.ndim})
-            loss.set_labels(labels, FeatureSet(feature, feature[:, None][:, :0], none, camid))
-            agree(loss.memory.bank[0], a["memory"], f"{path} memory")
+            loss.set_labels(labels, FeatureSet.of(feature, camids=camid))
+            agree(loss.memory.rows[0], a["memory"], f"{path} memory")
             for step in range(3):
                 given = {k.split(".")[1]: v for k, v in a.items() if k.startswith(f"step{step}.")}
                 index, f = given["index"].long(), given["feature"].double().requires_grad_()
-                found = loss(
-                    Embeddings(f, f[:, None][:, :0], f, f),
-                    Batch(torch.empty(len(f), 0), none[index], camid[index], index),
+                seen = (
+                    Embeddings(f[:, None], f[:, None], f[:, None], f),
+                    Batch.of(torch.empty(len(f), 0), camid[index], index),
                 )
-                total = torch.stack([*found.values()]).sum()
+                losses = loss(*seen)
+                total = torch.stack([*losses.values()]).sum()
                 total.backward()
-                for name, value in (*found.items(), ("loss", total)):
+                for name, value in (*losses.items(), ("loss", total)):
                     agree(value.detach(), given[names.get(name, "loss")], f"{path} {step} {name}")
                 assert f.grad is not None
                 agree(f.grad, given["grad"], f"{path} {step} gradient")
-                agree(loss.memory.bank[0], given["memory_after"], f"{path} {step} memory")
+                loss.commit(*seen)
+                agree(loss.memory.rows[0], given["memory_after"], f"{path} {step} memory")
 
     def agree(found: Tensor, expected: Tensor, what: str) -> None:
         error = (found - expected).abs().max() / max(1.0, float(expected.abs().max()))

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from reid.assembly import trainer as build
+from reid.assembly.criterion import build_criterion
 from reid.assembly.data import build_dataset
+from reid.assembly.hooks import build_evaluator
+from reid.assembly.network import build_model
 from reid.assembly.plugins import register_parts
 from reid.config import config_differences, load_config
 from reid.registry import CLUSTERER, SAMPLER, ConfigError
 from reid.registry import build as build_part
-from reid.structures import DataError
+from reid.structures import Batch, DataError
 from reid.workflows.comparison import load_paper
 from reid.workflows.reproduce import plan_runs
 from reid.workflows.train import train
@@ -42,8 +44,8 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     else:
         config.model.backbone_weights = ""
     size = (config.input.size[0], config.input.size[1])
-    model = build.build_model(config, size, num_cameras=6)
-    build.build_evaluator(config)
+    model = build_model(config, size, num_cameras=6)
+    build_evaluator(config)
     if config.clusterer is not None:
         build_part(CLUSTERER, config.clusterer, "clusterer")
     if not config.datasets.train:  # to be inherited from; it is no run
@@ -55,12 +57,12 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         dataset["accept_withdrawn"] = True
     build_dataset(dataset, "datasets.train")
     build_part(SAMPLER, config.dataloader.sampler, "dataloader.sampler", seed=1)
-    build.build_criterion(
+    build_criterion(
         config.criterion, embed_dim=model.embed_dim, num_parts=model.num_parts, num_classes=10
     )
     with torch.no_grad():
-        found = model.eval()(torch.zeros(1, 3, *size), torch.zeros(1, dtype=torch.int64))
-    assert found.global_feat.shape == (1, model.embed_dim)
+        found = model.eval()(Batch.of(torch.zeros(1, 3, *size)))
+    assert found.test.shape == (1, model.embed_dim)
 
 
 def test_every_run_has_a_folder_of_its_own() -> None:

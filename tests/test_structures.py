@@ -19,9 +19,13 @@ def test_records_are_frozen_and_checked():
 
 
 def test_collate_keeps_the_batch_type():
-    row = Batch(torch.zeros(3, 4, 2), torch.tensor(1), torch.tensor(0), torch.tensor(7))
+    side = {"view": torch.tensor(2.0)}
+    zero, seven = torch.tensor(0), torch.tensor(7)
+    row = Batch(torch.zeros(3, 4, 2), zero, zero, seven, side, (torch.ones(3, 4, 2),))
     batch = default_collate([row, row])
     assert isinstance(batch, Batch)
+    assert batch.side["view"].tolist() == [2, 2]
+    assert batch.views[0].shape == (2, 3, 4, 2)
     assert batch.image.shape == (2, 3, 4, 2)
     assert batch.index.tolist() == [7, 7]
 
@@ -70,22 +74,37 @@ def test_labels_that_do_not_fit_are_refused(cluster, proxy, to_cluster, to_camer
         PseudoLabels(*map(torch.tensor, (cluster, proxy, to_cluster, to_camera)))
 
 
-def test_feature_sets_are_checked_sliced_and_stacked():
-    ids = torch.arange(4)
-    features = FeatureSet(torch.rand(4, 8), torch.rand(4, 5, 8), ids, ids)
+def test_batches_hold_no_identities():
+    assert Batch._fields == ("image", "camid", "domain", "index", "side", "views")
+
+
+def test_a_batch_without_pixels_keeps_its_lengths():
+    batch = Batch.of(torch.rand(3, 3, 4, 2))._replace(views=(torch.rand(3, 3, 4, 2),))
+    bare = batch.without_pixels().to(torch.device("cpu"))
+    assert bare.image.shape == bare.views[0].shape == (3, 0)
+    assert bare.index.tolist() == [0, 1, 2]
+    assert bare.camid.tolist() == [-1, -1, -1]
+
+
+def test_feature_sets_are_checked_and_sliced():
+    ids, test = torch.arange(4), torch.rand(4, 8)
+    features = FeatureSet.of(test, ids, unit=torch.rand(4, 5, 6), present=ids > 0)
     assert len(features) == 4
-    assert features.banks.shape == (6, 4, 8)
-    assert torch.equal(features.banks[3, 1], features.part_feats[1, 2])
     assert features[1:3].pids.tolist() == [1, 2]
-    with pytest.raises(ValueError, match=r"part_feats must be \(4, K, D\)"):
-        FeatureSet(torch.rand(4, 8), torch.rand(3, 5, 8), ids, ids)
+    assert features[ids[:1]].present.tolist() == [False]
+    assert features.camids.tolist() == features.frames.tolist() == [-1] * 4
+    assert torch.equal(FeatureSet.of(test).unit[:, 0], test)
+    with pytest.raises(ValueError, match=r"unit must be \(4, 1 \+ K, D\)"):
+        FeatureSet.of(test, unit=torch.rand(3, 5, 8))
     with pytest.raises(ValueError, match="pids must be int64"):
-        FeatureSet(torch.rand(4, 8), torch.rand(4, 5, 8), ids.float(), ids)
+        FeatureSet.of(test, ids.float())
+    with pytest.raises(ValueError, match="present must be bool"):
+        FeatureSet.of(test, present=ids)
 
 
-def test_labels_placed_among_more_images() -> None:
+def test_labels_scattered_among_more_images() -> None:
     labels = PseudoLabels.from_clusters(torch.tensor([1, -1, 0]), torch.tensor([0, 0, 1]))
-    placed = labels.placed(torch.tensor([4, 0, 2]), 6)
+    placed = labels.scatter(torch.tensor([4, 0, 2]), 6)
     assert placed.cluster.tolist() == [-1, -1, 0, -1, 1, -1]
     assert placed.proxy.tolist() == [-1, -1, 0, -1, 1, -1]
     assert placed.num_outliers == 4

@@ -154,7 +154,7 @@ def test_the_model_is_told_the_cameras_it_knows(root: Path) -> None:
 
     def told(train: TrainImages, dataset: CSV) -> list[int]:
         records = [ImageRecord("x", 0, camid) for camid in (0, 3, 4, -1)]
-        return [record.camid for record in train.as_model_knows(records, dataset)]
+        return [record.camid for record in train.renumber_cameras(records, dataset)]
 
     assert told(TrainImages([a]), a) == [0, 3, 4, -1]
     assert told(TrainImages([b]), again) == [0, 3, 4, -1]
@@ -185,7 +185,7 @@ def test_a_site_is_known_by_its_folder_and_not_by_its_name(root: Path) -> None:
     record = ImageRecord("x", 0, 3)
     for own in here:
         for dataset, camid in [*((one, 3) for one in here), *((one, -1) for one in there)]:
-            (told,) = TrainImages([own]).as_model_knows([record], dataset)
+            (told,) = TrainImages([own]).renumber_cameras([record], dataset)
             assert told.camid == camid
     drawn, again, other = SyntheticPersons(), SyntheticPersons(), SyntheticPersons(seed=1)
     assert drawn.site == again.site != other.site
@@ -205,7 +205,7 @@ def test_cameras_with_names_are_known_by_them(root: Path) -> None:
 
     def told(images: TrainImages, dataset: ReIDDataset) -> list[int]:
         records = [ImageRecord("x", 0, camid) for camid in (0, 1, -1)]
-        return [record.camid for record in images.as_model_knows(records, dataset)]
+        return [record.camid for record in images.renumber_cameras(records, dataset)]
 
     assert told(TrainImages([train]), train) == [0, 1, -1]
     assert told(TrainImages([train]), test) == [-1, 1, -1]
@@ -224,7 +224,7 @@ def test_foreign_cameras_reach_the_model_as_unknown_and_the_evaluator_as_they_ar
                            ("{NAME: ViT}", [-1, -1])):  # fmt: skip
         config = load_config(root / "config.yaml", [*pairs, "MODEL.BACKBONE", backbone])
         (test_set,) = build_test_sets(config)
-        (batch,) = test_set.loader
+        (batch,) = test_set.images.loader
         assert batch.camid.tolist() == told
         assert [r.camid for r in (*test_set.query, *test_set.gallery)] == [0, 3]
 

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from reid.assembly.images import build_test_sets
 from reid.assembly.network import build_model, build_trained_model
 from reid.assembly.splits import count_splits, log_dataset
-from reid.assembly.trainer import build_test_sets
 from reid.config import Config, DatasetsConfig, ModelConfig
-from reid.engine.testing import TestSet
+from reid.engine.testing import QueryGallery
+from reid.evaluation.extract import ImageSet
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.weights import WeightsError, save_weights
 from reid.structures import ImageRecord
@@ -26,7 +27,7 @@ def table(caplog: pytest.LogCaptureFixture) -> list[list[str]]:
 
 
 def test_the_table_counts_and_names_the_version(caplog: pytest.LogCaptureFixture) -> None:
-    test_set = TestSet("Other", QUERY, GALLERY, [])
+    test_set = QueryGallery("Other", QUERY, GALLERY, ImageSet("Other", [*QUERY, *GALLERY], []))
     with caplog.at_level(logging.INFO):
         log_dataset(count_splits("MSMT17", TRAIN, [test_set], "MSMT17_V1"))
     header, _, *rows = table(caplog)

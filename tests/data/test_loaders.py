@@ -68,9 +68,8 @@ def test_training_batches_depend_on_seed_and_epoch_alone(records: list[ImageReco
     assert not equal(first, batches(records, [1]))
     assert first[0].image.shape == (4, 3, 16, 8)
     assert first[0].image.dtype == torch.float32
-    assert first[0].pid.dtype == first[0].index.dtype == torch.int64
+    assert first[0].camid.dtype == first[0].index.dtype == torch.int64
     for batch in first:
-        assert batch.pid.tolist() == [records[i].pid for i in batch.index]
         assert batch.camid.tolist() == [records[i].camid for i in batch.index]
 
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from reid.engine.optimization import Optimization
 from reid.engine.trainer import Trainer
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.heads import BNNeckHead
 from reid.modeling.losses import Criterion, Triplet
 from reid.modeling.weights import read_checkpoint
+from reid.solver import LearningRate
 from reid.structures import Batch, Embeddings, FeatureTokens, PseudoLabels
 
 ROOT = Path(__file__).parents[2]
@@ -130,8 +132,9 @@ class Small(nn.Module):
         self.layer = nn.Linear(12, self.embed_dim)
         self.head = BNNeckHead(self, "before")
 
-    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-        return self.head(FeatureTokens(self.layer(image.flatten(1))[:, None], (0, 0)))
+    def forward(self, batch: Batch) -> Embeddings:
+        tokens = self.layer(batch.image.flatten(1))[:, None]
+        return self.head(FeatureTokens(tokens, (0, 0)), batch)
 
 
 def stepped(rank: int, world_size: int) -> dict[str, Tensor]:
@@ -143,12 +146,11 @@ def stepped(rank: int, world_size: int) -> dict[str, Tensor]:
     index = torch.arange(16)
     criterion.set_labels(PseudoLabels.from_clusters(index % 4), None)
     share = slice(rank * 16 // world_size, (rank + 1) * 16 // world_size)
-    batch = Batch(*(field[share] for field in (torch.randn(16, 3, 2, 2), index, index, index)))
+    batch = Batch.of(torch.randn(16, 3, 2, 2), index=index).map(lambda column: column[share])
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1, weight_decay=0.1)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    loader: Any = [batch]
-    trainer = Trainer(model, criterion, optimizer, scheduler, loader, max_epochs=1,
-                      device=torch.device("cpu"), clip_grad_norm=1.0)  # fmt: skip
+    cpu, loader = torch.device("cpu"), cast(Any, [batch])
+    optimization = Optimization(optimizer, LearningRate(0.1, 1), cpu, clip_grad_norm=1.0)
+    trainer = Trainer(model, criterion, optimization, loader, max_epochs=1, device=cpu)
     for _ in range(3):
         trainer.run_step(batch)
     return model.state_dict()
@@ -174,8 +176,7 @@ def test_what_no_loss_reaches_is_left_alone_by_processes_too(tmp_path: Path) -> 
 
 BREAK = """
 from reid import distributed
-from reid.engine.trainer import Hook
-from reid.registry import HOOK
+from reid.registry import HOOK, Hook
 
 
 @HOOK.register()

@@ -15,8 +15,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from reid.engine.optimization import Optimization
 from reid.engine.stopping import Interrupted, StopSignals, resume_command
-from reid.engine.trainer import Hook, Trainer
+from reid.engine.trainer import Trainer
+from reid.modeling.losses import Criterion, Loss
+from reid.registry import Hook
+from reid.solver import LearningRate
 from reid.structures import Batch, Embeddings
 
 ROOT = Path(__file__).parents[2]
@@ -50,6 +54,7 @@ def test_a_signal_raises_at_once_or_after_what_must_not_be_cut() -> None:
 
 SECOND = """
 import time
+from reid.engine.optimization import Optimization
 from reid.engine.stopping import StopSignals
 with StopSignals() as signals, signals.delayed():
     print("ready", flush=True)
@@ -102,24 +107,30 @@ class Model(nn.Module):
         super().__init__()
         self.layer = nn.Linear(4, 1)
 
-    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-        found = self.layer(image.nan_to_num())
-        return Embeddings(found, found[:, None], found, found)
+    def forward(self, batch: Batch) -> Embeddings:
+        self.seen = batch.image.mean()
+        feature = self.layer(batch.image.nan_to_num())
+        return Embeddings(feature[:, None], feature[:, None], feature[:, None], feature)
 
 
-class Criterion(nn.Module):
-    """A loss that looks at images, of which each process has its own alone; counts batches."""
+class LooksAtImages(Loss):
+    """A loss that knows the images of this process alone; counts the steps that were taken."""
 
-    batches: Tensor
+    steps: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+        self._models = [model]  # in a list, so that it is no submodule
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, found: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        self.batches += 1
-        loss = 1e-3 * found.global_feat.float().square().mean()
-        return {"loss_of_test": loss + 0 * batch.image.mean()}
+    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        loss = 1e-3 * embeddings.test.float().square().mean()
+        return {"loss_of_test": loss + 0 * self._models[0].seen}
+
+    def commit(  # type: ignore[override]
+        self, embeddings: Embeddings, batch: Batch, *, taken: Tensor | None = None
+    ) -> None:
+        self.steps += 1 if taken is None else taken
 
 
 class SignalTo(Hook):
@@ -140,22 +151,20 @@ def train(rank: int, world_size: int, folder: str, odd_rank: int, value: float) 
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store{odd_rank}", rank=rank, world_size=world_size
     )
-    model, criterion = Model(), Criterion()
-    row = torch.zeros(2, dtype=torch.int64)
-    batches = Batches(Batch(torch.ones(2, 4), row, row, row) for _ in range(8))
+    model = Model()
+    loss = LooksAtImages(model)
+    batches = Batches(Batch.of(torch.ones(2, 4)) for _ in range(8))
     if rank == odd_rank:
-        batches[1] = Batch(torch.full((2, 4), value), row, row, row)
+        batches[1] = Batch.of(torch.full((2, 4), value))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with StopSignals() as signals:
         trainer = Trainer(
             model,
-            criterion,
-            optimizer,
-            torch.optim.lr_scheduler.ConstantLR(optimizer),
+            Criterion([loss]),
+            Optimization(optimizer, LearningRate(0.1, 1), torch.device("cpu"), amp="fp16"),
             batches,  # type: ignore[arg-type]
             max_epochs=1,
             device=torch.device("cpu"),
-            amp="fp16",
             hooks=[SignalTo()],
             signals=signals,
         )
@@ -164,7 +173,7 @@ def train(rank: int, world_size: int, folder: str, odd_rank: int, value: float) 
             end = "finished"
         except (Interrupted, FloatingPointError) as error:
             end = str(error)
-    text = f"{trainer.step} {int(criterion.batches)} {end}"
+    text = f"{trainer.step} {int(loss.steps)} {end}"
     (Path(folder) / f"{odd_rank}_{rank}.txt").write_text(text)
     dist.destroy_process_group()
 

@@ -9,10 +9,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from reid.engine.nonfinite import BufferCopy, NonFiniteLosses
+from reid.engine.optimization import Optimization
 from reid.engine.randomness import seed_everything
-from reid.engine.trainer import Hook, Trainer
-from reid.solver import build_optimizer, build_scheduler
-from reid.structures import Batch
+from reid.engine.trainer import Trainer
+from reid.modeling.losses import Criterion, Loss
+from reid.registry import Hook
+from reid.solver import LearningRate, build_optimizer
+from reid.structures import Batch, Embeddings
 
 CPU = torch.device("cpu")
 
@@ -25,8 +28,8 @@ class Rows(Dataset):
         self.images = torch.randn(12, 3, 4, 4, generator=generator)
 
     def __getitem__(self, index: int) -> Batch:
-        pid = torch.tensor(index % 2)
-        return Batch(self.images[index], pid, torch.tensor(0), torch.tensor(index))
+        row = torch.tensor(index)
+        return Batch(self.images[index], row * 0, row * 0, row, {}, ())
 
 
 class Batches:
@@ -50,32 +53,36 @@ class Net(nn.Module):
         super().__init__()
         self.layer = nn.Linear(48, 2)
 
-    def forward(self, image, camid):
-        return self.layer(nn.functional.dropout(image.flatten(1), 0.3, self.training))
+    def logits(self, batch):
+        return self.layer(nn.functional.dropout(batch.image.flatten(1), 0.3, self.training))
+
+    def forward(self, batch):
+        logits = self.logits(batch)
+        return Embeddings(logits[:, None], logits[:, None], logits[:, None], logits)
 
 
-class Loss(nn.Module):
-    def forward(self, logits, batch):
-        return {"ce": nn.functional.cross_entropy(logits.float(), batch.pid)}
+class Parity(Loss):
+    """Whether an image's index is odd."""
+
+    def forward(self, embeddings, batch):
+        return {"ce": nn.functional.cross_entropy(embeddings.test.float(), batch.index % 2)}
 
 
-def make(hooks=(), max_epochs=3, net=None, **options):
+def make(hooks=(), max_epochs=3, net=None, loss=None, nonfinite=None, warmup=1, **options):
     net = net or Net()
     optimizer = build_optimizer(net.parameters(), "SGD", lr=0.1, weight_decay=1e-3)
-    scheduler = build_scheduler(
-        optimizer, "multistep", max_epochs=max_epochs, milestones=[2], warmup_epochs=1
-    )
+    rate = LearningRate(0.1, max_epochs, milestones=(2,), warmup_epochs=warmup)
     loader = DataLoader(Rows(), batch_sampler=Batches(), generator=torch.Generator())
+    skips = nonfinite is not None and nonfinite.action == "skip"
     return Trainer(
         net,
-        Loss(),
-        optimizer,
-        scheduler,
+        Criterion([loss or Parity()]),
+        Optimization(optimizer, rate, CPU, may_skip=skips, **options),
         loader,
         max_epochs=max_epochs,
         device=CPU,
         hooks=hooks,
-        **options,
+        nonfinite=nonfinite,
     )
 
 
@@ -146,8 +153,8 @@ def test_a_resumed_run_ends_with_the_same_bits():
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, resumed.model.state_dict()[name]), name
         assert (
-            resumed.optimizer.state_dict()["param_groups"]
-            == whole.optimizer.state_dict()["param_groups"]
+            resumed.optimization.optimizer.state_dict()["param_groups"]
+            == whole.optimization.optimizer.state_dict()["param_groups"]
         )
 
 
@@ -202,9 +209,7 @@ class Bystander(Hook):
 
 
 def step_once(batches, net, **options):
-    trainer = make(net=net, **options)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 0.1
+    trainer = make(net=net, warmup=0, **options)
     share = 1 / len(batches)
     for number, batch in enumerate(batches):
         trainer.run_step(batch, share=share, update=number + 1 == len(batches))
@@ -213,10 +218,8 @@ def step_once(batches, net, **options):
 
 def test_accumulated_batches_make_the_step_of_the_whole_batch():
     rows = Rows()
-    whole = Batch(
-        *(torch.stack(field) for field in zip(*(rows[i] for i in range(12)), strict=True))
-    )
-    parts = [Batch(*(field[i : i + 4] for field in whole)) for i in (0, 4, 8)]
+    whole = Batch.of(rows.images)
+    parts = [whole.map(lambda column, i=i: column[i : i + 4]) for i in (0, 4, 8)]
     net = Net().eval()
     first = step_once([whole], copy.deepcopy(net))
     second = step_once(parts, copy.deepcopy(net))
@@ -240,17 +243,15 @@ def test_the_last_group_of_an_epoch_is_averaged_over_what_it_has():
 
 
 def test_the_gradient_is_clipped():
-    batch = Batch(
-        torch.full((4, 3, 4, 4), 100.0), torch.tensor([0, 1, 0, 1]), torch.zeros(4), torch.arange(4)
-    )
+    batch = Batch.of(torch.full((4, 3, 4, 4), 100.0))
     net = Net().eval()
     before = net.layer.weight.detach().clone()
-    trainer = make(net=net, clip_grad_norm=1e-3)
-    for group in trainer.optimizer.param_groups:
-        group.update(lr=1.0, weight_decay=0.0)
+    trainer = make(net=net, clip_grad_norm=1e-3, warmup=0)
+    for group in trainer.optimization.optimizer.param_groups:
+        group.update(weight_decay=0.0)
     trainer.run_step(batch)
     moved = (net.layer.weight.detach() - before).norm()
-    assert 0 < float(moved) <= 1.001e-3
+    assert 0 < float(moved) <= 1.001e-4
 
 
 @pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
@@ -272,21 +273,23 @@ class Normed(Net):
         super().__init__()
         self.norm = nn.BatchNorm1d(2)
 
-    def forward(self, image, camid):
-        return self.norm(super().forward(image, camid).float())
+    def logits(self, batch):
+        return self.norm(super().logits(batch).float())
 
 
-class Remembering(Loss):
-    """Counts batches in a buffer that it replaces; its value and gradient have factors in turn."""
+class Remembering(Parity):
+    """Counts the batches of steps that were taken; its value and gradient have factors in turn."""
 
     def __init__(self, *factors):
         super().__init__()
         self.factors = list(factors)
         self.register_buffer("memory", torch.zeros(()), persistent=False)
 
-    def forward(self, logits, batch):
-        self.memory = self.memory + 1
-        return {"ce": self.factors.pop(0) * super().forward(logits, batch)["ce"]}
+    def forward(self, embeddings, batch):
+        return {"ce": self.factors.pop(0) * super().forward(embeddings, batch)["ce"]}
+
+    def commit(self, embeddings, batch, *, taken=None):
+        self.memory += 1 if taken is None else taken
 
 
 OVERFLOW = 1e36  # a finite loss whose scaled gradient is not
@@ -295,15 +298,15 @@ OVERFLOW = 1e36  # a finite loss whose scaled gradient is not
 @pytest.mark.parametrize("cause", [OVERFLOW, math.nan])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 def test_a_step_that_is_left_out_leaves_no_trace_of_its_batches(cause, clip):
-    rows = Rows()
-    images, pids, camids, indices = (torch.stack(f) for f in zip(*rows, strict=True))
-    batches = [Batch(images[i : i + 4], pids[:4], camids[:4], indices[:4]) for i in (0, 4, 8)]
-    trainer = make(net=Normed(), amp="fp16", clip_grad_norm=clip, nonfinite=NonFiniteLosses("skip"))
-    trainer.criterion = trainer._step_module.criterion = Remembering(0.1, 0.1, 0.1, cause, 0.1, 0.1)
-    trainer.optimizer.param_groups[0]["lr"] = 0.1
+    images = Rows().images
+    batches = [Batch.of(images[i : i + 4]) for i in (0, 4, 8)]
+    loss = Remembering(0.1, 0.1, 0.1, cause, 0.1, 0.1)
+    skipping = NonFiniteLosses("skip")
+    trainer = make(net=Normed(), loss=loss, amp="fp16", clip_grad_norm=clip, nonfinite=skipping,
+                   warmup=0, accumulation_steps=2)  # fmt: skip
 
     def state():
-        held = {**dict(trainer.model.state_dict()), "memory": trainer.criterion.memory}
+        held = {**dict(trainer.model.state_dict()), "memory": loss.memory}
         return {name: value.clone() for name, value in held.items()}
 
     def group(first, second):

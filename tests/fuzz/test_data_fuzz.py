@@ -168,8 +168,8 @@ def test_changed_features(
         path.write_bytes(mutated(rng.choice(whole), rng, whole))
         found = load_features(path)
         for part in (found.query, found.gallery):
-            assert part.global_feat.dtype == torch.float32
-            assert bool(torch.isfinite(part.global_feat).all())
+            assert part.test.dtype == torch.float32
+            assert bool(torch.isfinite(part.test).all())
         return "accepted"
 
     assert "refused" in fuzz(case, seeds, DataError)

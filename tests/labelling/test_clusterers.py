@@ -23,25 +23,20 @@ from reid.labelling import (
     JaccardDBSCAN,
     KMeans,
     Outliers,
-    cluster_readable,
+    cluster_present,
     cluster_statistics,
 )
 from reid.labelling.hdbscan import _joined_graph
 from reid.modeling.memories import ProxyMemory
-from reid.neighbors import jaccard_distance, memory
+from reid.neighbors import footprint, jaccard_distance
 from reid.projects.cap import CameraProxyClusterer
 from reid.registry import ConfigError
 from reid.structures import FeatureSet, PseudoLabels
 
 
 def feature_set(features: torch.Tensor, camids: torch.Tensor | None = None) -> FeatureSet:
-    count = len(features)
-    return FeatureSet(
-        features,
-        torch.zeros(count, 0, features.shape[1]),
-        torch.full((count,), -1),
-        torch.zeros(count, dtype=torch.int64) if camids is None else camids,
-    )
+    none = torch.zeros(len(features), dtype=torch.int64)
+    return FeatureSet.of(features, camids=none if camids is None else camids)
 
 
 def test_groups_are_found_and_not_split_by_camera() -> None:
@@ -144,7 +139,7 @@ def test_outliers() -> None:
     assert 0 < int(lost.sum()) <= 5
     for other in ("nearest", "singleton"):
         assert torch.equal(found[other][~lost], found["drop"][~lost])
-    nearest = features.global_feat[lost] @ features.global_feat[~lost].T
+    nearest = features.test[lost] @ features.test[~lost].T
     assert set(found["nearest"][lost].tolist()) <= set(range(4))
     assert len(nearest) == int(lost.sum())
     assert len(set(found["singleton"][lost].tolist())) == int(lost.sum())
@@ -165,7 +160,7 @@ def test_too_few_images_are_no_cluster(clusterer: FeatureClusterer) -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_features_that_are_not_finite(clusterer: FeatureClusterer, bad: float) -> None:
     features, _ = grouped()
-    features.global_feat[7, 3] = bad
+    features.test[7, 3] = bad
     with pytest.raises(ValueError, match="features: expected finite numbers"):
         clusterer(features)
 
@@ -178,10 +173,10 @@ def test_large_jobs_tell_their_memory(
 ) -> None:
     features, _ = grouped()
     caplog.set_level("INFO")
-    monkeypatch.setattr(memory, "_LARGE", 86)
+    monkeypatch.setattr(footprint, "_LARGE", 86)
     clusterer(features)
     assert not caplog.messages
-    monkeypatch.setattr(memory, "_LARGE", 85)
+    monkeypatch.setattr(footprint, "_LARGE", 85)
     clusterer(features)
     (message,) = caplog.messages
     assert re.fullmatch(r"Clustering 85 images, about [0-9]+ MB above their features", message)
@@ -199,13 +194,15 @@ def test_statistics_of_other_images() -> None:
 
 
 def test_images_that_could_not_be_read_are_outliers() -> None:
-    features, _ = grouped()
-    features.global_feat[[0, 84]] = 0
-    labels = cluster_readable(KMeans(4), features)
+    grouped_features, _ = grouped()
+    present = torch.ones(85, dtype=torch.bool)
+    present[[0, 84]] = False
+    features = FeatureSet.of(grouped_features.test, present=present)
+    labels = cluster_present(KMeans(4), features)
     assert (labels.cluster == -1).nonzero()[:, 0].tolist() == [0, 84]
-    features.global_feat[:] = 0
+    features.test[:] = 0
     with pytest.raises(ClusteringError, match="the features of all 85 images are 0"):
-        cluster_readable(KMeans(4), features)
+        cluster_present(KMeans(4), features)
 
 
 def test_a_clusterer_of_a_project_is_warned_of_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -218,12 +215,12 @@ def test_a_clusterer_of_a_project_is_warned_of_too(caplog: pytest.LogCaptureFixt
 
     features, _ = grouped()
     count = len(features)
-    cluster_readable(Given([0, *[-1] * (count - 1)]), features)
+    cluster_present(Given([0, *[-1] * (count - 1)]), features)
     assert "are outliers: other options of Given may help" in caplog.messages[0]
-    cluster_readable(Given([0] * (count - 1) + [1]), features)
+    cluster_present(Given([0] * (count - 1) + [1]), features)
     assert "images: other options of Given may help, or lower solver" in caplog.messages[1]
     with pytest.raises(ClusteringError, match=f"no cluster among {count} images: other options"):
-        cluster_readable(Given([-1] * count), features)
+        cluster_present(Given([-1] * count), features)
 
 
 def test_health_of_features_and_of_the_last_epoch() -> None:
@@ -296,13 +293,13 @@ def full(graph: scipy.sparse.csr_matrix) -> np.ndarray:
 )
 def test_every_clusterer_but_k_means_takes_a_graph(clusterer: FeatureClusterer) -> None:
     features, group = grouped()
-    found = clusterer.graph_clusters(jaccard_distance(features.global_feat, 15))
+    found = clusterer.graph_clusters(jaccard_distance(features.test, 15))
     assert adjusted_rand_score(group[:80], found[:80]) == 1
 
 
 def test_k_means_needs_features() -> None:
     with pytest.raises(ValueError, match="KMeans needs features, not a graph of 85 images"):
-        KMeans(4).graph_clusters(jaccard_distance(grouped()[0].global_feat))
+        KMeans(4).graph_clusters(jaccard_distance(grouped()[0].test))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -334,7 +331,7 @@ def test_hdbscan_on_a_graph_takes_what_is_not_stored_as_1(seed: int) -> None:
 
 def test_a_joined_graph_says_the_same_of_every_pair() -> None:
     features, _ = grouped()
-    graph = jaccard_distance(features.global_feat, 5, 1)
+    graph = jaccard_distance(features.test, 5, 1)
     assert connected_components(graph, directed=False)[0] > 1
     assert np.diff(graph.indptr).min() < 6
     joined = _joined_graph(graph, 6)
@@ -432,6 +429,6 @@ def test_proxies_of_the_authors(oracle_dir: Path) -> None:
             if centers in a.files:
                 memory = ProxyMemory(0.2)
                 memory.reset(labels.proxy, labels.num_proxies, features)
-                np.testing.assert_allclose(memory.bank[0].numpy(), a[centers], atol=1e-6)
+                np.testing.assert_allclose(memory.rows[0].numpy(), a[centers], atol=1e-6)
                 checked += 1
         assert checked

@@ -12,6 +12,7 @@ from reid.modeling.heads import BNNeckHead, Neck
 from reid.modeling.ibn import IBN
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_backbone_weights, load_weights, save_weights
+from reid.structures import Batch
 
 CAMID = torch.zeros(2, dtype=torch.int64)
 
@@ -30,7 +31,7 @@ def test_any_timm_model_gives_tokens(
 ) -> None:
     backbone = TimmBackbone(model, size).eval()
     with torch.no_grad():
-        tokens, found = backbone(torch.randn(2, 3, *size), CAMID)
+        tokens, found = backbone(Batch.of(torch.randn(2, 3, *size), CAMID))
     assert found == grid
     assert tokens.shape == (2, 1 + grid[0] * grid[1], backbone.embed_dim)
 
@@ -42,7 +43,7 @@ def test_pooling_of_a_map() -> None:
     for pool in ("avg", "max", "gem"):
         torch.manual_seed(1)
         backbone = TimmBackbone("test_resnet", (64, 64), pool=pool).eval()
-        tokens[pool] = backbone(image, CAMID).tokens.detach()
+        tokens[pool] = backbone(Batch.of(image, CAMID)).tokens.detach()
     patches = tokens["avg"][:, 1:]
     torch.testing.assert_close(tokens["avg"][:, 0], patches.mean(1))
     torch.testing.assert_close(tokens["max"][:, 0], patches.amax(1))
@@ -53,13 +54,13 @@ def test_pooling_of_a_map() -> None:
 def test_last_stride() -> None:
     image = torch.randn(2, 3, 64, 32)
     backbone = TimmBackbone("resnet50", (64, 32), last_stride=1).eval()
-    found = backbone(image, CAMID)
+    found = backbone(Batch.of(image, CAMID))
     assert found.grid == (4, 2)
     plain = TimmBackbone("resnet50", (64, 32)).eval()
     plain.load_state_dict(backbone.state_dict())
     block = plain.net.layer4[0]
     block.conv2.stride = block.downsample[0].stride = (1, 1)  # all that the baselines change
-    torch.testing.assert_close(found.tokens, plain(image, CAMID).tokens)
+    torch.testing.assert_close(found.tokens, plain(Batch.of(image, CAMID)).tokens)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -95,7 +96,7 @@ def test_ibn_resnet_takes_the_published_names(tmp_path: Path) -> None:
     save_weights(tmp_path / "ibn.safetensors", state, {})
     report = load_backbone_weights(backbone, tmp_path / "ibn.safetensors")
     assert not report.missing
-    assert backbone(torch.randn(2, 3, 64, 32), CAMID).tokens.shape == (2, 3, 512)
+    assert backbone(Batch.of(torch.randn(2, 3, 64, 32), CAMID)).tokens.shape == (2, 3, 512)
 
 
 def test_without_the_first_activation_values_stay_negative() -> None:
@@ -105,7 +106,7 @@ def test_without_the_first_activation_values_stay_negative() -> None:
         backbone.net.act1.register_forward_hook(
             lambda *args, active=active: seen.update({active: args[2].min()})
         )
-        backbone(torch.randn(2, 3, 64, 32), CAMID)
+        backbone(Batch.of(torch.randn(2, 3, 64, 32), CAMID))
     assert seen[True] == 0 > seen[False]
 
 
@@ -152,10 +153,10 @@ def test_bnneck_head() -> None:
     backbone = TimmBackbone("test_resnet", (64, 32))
     model = ReIDModel(backbone, BNNeckHead(backbone))
     assert (model.num_parts, model.num_cameras) == (0, 0)
-    found = model(torch.randn(2, 3, 64, 32), CAMID)
-    torch.testing.assert_close(found.global_feat.norm(dim=1), torch.ones(2))
-    assert found.part_feats.shape == (2, 0, backbone.embed_dim)
-    assert not torch.allclose(found.pre_neck, found.post_neck)
+    found = model(Batch.of(torch.randn(2, 3, 64, 32), CAMID))
+    torch.testing.assert_close(found.test.norm(dim=1), torch.ones(2))
+    assert found.unit[:, 1:].shape == (2, 0, backbone.embed_dim)
+    assert not torch.allclose(found.pre[:, 0], found.post[:, 0])
     assert not model.head.neck.bias.requires_grad
 
 
@@ -166,11 +167,12 @@ def test_embedding_before_the_neck() -> None:
     nn.init.uniform_(before.head.neck.running_mean)
     load_weights(after, before.state_dict())
     image = torch.randn(2, 3, 64, 32)
-    one, other = before.eval()(image, CAMID), after.eval()(image, CAMID)
-    torch.testing.assert_close(one.global_feat, F.normalize(one.pre_neck, dim=1))
-    torch.testing.assert_close(other.global_feat, F.normalize(other.post_neck, dim=1))
-    torch.testing.assert_close(one.post_neck, other.post_neck)
-    assert not torch.allclose(one.global_feat, other.global_feat)
+    batch = Batch.of(image, CAMID)
+    one, other = before.eval()(batch), after.eval()(batch)
+    torch.testing.assert_close(one.test, F.normalize(one.pre[:, 0], dim=1))
+    torch.testing.assert_close(other.test, F.normalize(other.post[:, 0], dim=1))
+    torch.testing.assert_close(one.post[:, 0], other.post[:, 0])
+    assert not torch.allclose(one.test, other.test)
 
 
 def test_neck_of_one_image_uses_running_statistics() -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.modeling.compiling import compile_network
-from reid.structures import Embeddings
+from reid.structures import Batch, Embeddings
 
 
 class Network(nn.Module):
@@ -17,17 +17,17 @@ class Network(nn.Module):
         torch.manual_seed(0)
         self.layer = nn.Linear(6, 4)
 
-    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-        found = torch.relu(self.layer(image)) + camid[:, None]
-        return Embeddings(found, found[:, None] * 2, found, found)
+    def forward(self, batch: Batch) -> Embeddings:
+        bank = torch.relu(self.layer(batch.image))[:, None] + batch.camid[:, None, None]
+        return Embeddings(bank, bank, bank * 2, bank[:, 0])
 
 
 def call(network: nn.Module, batch: int) -> tuple[Embeddings, Tensor]:
     """Embeddings, and the gradient of the weights."""
     image = torch.linspace(-1, 1, batch * 6).reshape(batch, 6)
-    embeddings = network(image, torch.arange(batch))
+    embeddings = network(Batch.of(image, torch.arange(batch)))
     network.zero_grad()
-    embeddings.part_feats.square().sum().backward()
+    embeddings.unit.square().sum().backward()
     gradient = network.layer.weight.grad
     return embeddings, gradient.clone()
 
@@ -53,7 +53,7 @@ def test_errors_of_the_network_are_its_own() -> None:
     network = Network()
     compile_network(network)
     with pytest.raises((RuntimeError, TypeError), match=r"shape|size"):
-        network(torch.zeros(2, 5), torch.zeros(2, dtype=torch.int64))
+        network(Batch.of(torch.zeros(2, 5)))
 
 
 @pytest.mark.slow
@@ -64,6 +64,6 @@ def test_compiled_is_the_network() -> None:
     for batch in (3, 5, 7):  # another size compiles anew, for any size
         torch.testing.assert_close(call(network, batch), call(plain, batch), rtol=1e-6, atol=1e-6)
     with torch.inference_mode():
-        image, camid = torch.ones(2, 6), torch.zeros(2, dtype=torch.int64)
-        torch.testing.assert_close(network(image, camid), plain(image, camid))
+        batch_of_ones = Batch.of(torch.ones(2, 6))
+        torch.testing.assert_close(network(batch_of_ones), plain(batch_of_ones))
     assert network.state_dict().keys() == plain.state_dict().keys()

@@ -19,6 +19,7 @@ from reid.modeling.weights import (
     load_weights,
     read_checkpoint,
 )
+from reid.structures import Batch
 
 SMALL: dict[str, Any] = {"stem_channels": 8, "embed_dim": 24, "depth": 3, "num_heads": 3}
 
@@ -73,7 +74,7 @@ def test_the_output_says_where_it_comes_from(source: Path, tmp_path: Path) -> No
     image, camid = torch.randn(2, 3, 32, 16), torch.tensor([0, 2])
     expected = model()
     load_weights(expected, read_checkpoint(source)[0])
-    assert torch.equal(target(image, camid).global_feat, expected(image, camid).global_feat)
+    assert torch.equal(target(Batch.of(image, camid)).test, expected(Batch.of(image, camid)).test)
 
 
 def test_a_backbone_to_start_from(source: Path, tmp_path: Path) -> None:

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.modeling.losses import (
+    STUDENT,
     Criterion,
     CrossEntropy,
+    Loss,
     Triplet,
     batch_hard_triplet,
     hardest_distances,
@@ -21,11 +24,12 @@ from reid.structures import Batch, Embeddings, PseudoLabels
 
 def as_batch(index: list[int]) -> Batch:
     rows = torch.tensor(index)
-    return Batch(torch.zeros(len(rows), 3, 1, 1), rows, rows, rows)
+    return Batch.of(torch.zeros(len(rows), 3, 1, 1), index=rows)
 
 
 def as_embeddings(feature: Tensor) -> Embeddings:
-    return Embeddings(F.normalize(feature, dim=1), feature[:, None][:, :0], feature, feature)
+    bank, unit = feature[:, None], F.normalize(feature, dim=1)
+    return Embeddings(bank, bank, unit[:, None], unit)
 
 
 @pytest.mark.oracle
@@ -103,7 +107,8 @@ def test_classifier_starts_with_the_published_spread(std: float) -> None:
 
 def test_triplet_takes_the_feature_it_is_told() -> None:
     raw, normal = (torch.randn(4, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
-    embeddings = Embeddings(F.normalize(normal, dim=1), raw[:, None][:, :0], raw, normal)
+    unit = F.normalize(normal, dim=1)
+    embeddings = Embeddings(raw[:, None], normal[:, None], unit[:, None], unit)
     labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1]))
     for options, expected in (
         ({}, raw),
@@ -172,19 +177,68 @@ def test_cross_entropy_takes_the_identities() -> None:
 def test_criterion_weighs_and_names() -> None:
     labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1]))
     embeddings, batch = as_embeddings(torch.randn(4, 8)), as_batch([0, 1, 2, 3])
+    given = {STUDENT: embeddings}
     one = Criterion([Triplet(margin=0.3)])
     two = Criterion([Triplet(margin=0.3)], [2.0])
     for criterion in (one, two):
         criterion.set_labels(labels, None)
         assert not criterion.needs_features
-    torch.testing.assert_close(
-        2 * one(embeddings, batch)["triplet"], two(embeddings, batch)["triplet"]
-    )
+    torch.testing.assert_close(2 * one(given, batch)["triplet"], two(given, batch)["triplet"])
     twice = Criterion([Triplet(), Triplet()])
     twice.set_labels(labels, None)
-    with pytest.raises(ValueError, match="two losses give triplet"):
-        twice(embeddings, batch)
-    with pytest.raises(ValueError, match="a weight for each"):
+    with pytest.raises(ValueError, match="two losses give triplet; AS: NAME gives one"):
+        twice(given, batch)
+    named = Criterion([Triplet(), Triplet(margin=0.3)], names=["", "hinge"])
+    named.set_labels(labels, None)
+    assert list(named(given, batch)) == ["triplet", "hinge"]
+    with pytest.raises(ValueError, match="a weight and a name for each"):
         Criterion([])
     with pytest.raises(ValueError, match="margin: expected 0 or more"):
         Triplet(margin=-1.0)
+
+
+class Two(Loss):
+    """A loss with two values, which asks for two embeddings."""
+
+    asks_for = (STUDENT, ("teacher", 1))
+
+    def forward(self, student: Embeddings, teacher: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        return {"near": (student.test - teacher.test).square().sum(), "size": student.test.sum()}
+
+
+def test_a_loss_gets_the_embeddings_that_it_asks_for_and_several_values_share_a_name() -> None:
+    criterion = Criterion([Two(), Triplet(), Two()], names=["", "", "again"])
+    criterion.set_labels(PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1])), None)
+    assert criterion.asks_for == (STUDENT, ("teacher", 1))
+    one, other = as_embeddings(torch.randn(4, 8)), as_embeddings(torch.randn(4, 8))
+    values = criterion({STUDENT: one, ("teacher", 1): other}, as_batch([0, 1, 2, 3]))
+    assert list(values) == ["near", "size", "triplet", "again_near", "again_size"]
+    assert values["near"] == values["again_near"] == (one.test - other.test).square().sum()
+
+
+@pytest.mark.parametrize(
+    ("banks", "rows"), [("global", [0]), ("parts", [1, 2]), ("all", [0, 1, 2])]
+)
+def test_losses_take_the_banks_that_they_are_told(banks: Any, rows: list[int]) -> None:
+    feature = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
+    embeddings = Embeddings(feature, feature + 1, feature, feature[:, 0])
+    labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1]))
+    batch = as_batch([0, 1, 2, 3])
+    triplet = Triplet(banks=banks, num_parts=2)
+    triplet.set_labels(labels, None)
+    each = [batch_hard_triplet(feature[:, row], labels.cluster) for row in rows]
+    torch.testing.assert_close(triplet(embeddings, batch)["triplet"], torch.stack(each).mean())
+    classify = CrossEntropy(8, 2, banks=banks, num_parts=2)
+    classify.set_labels(labels, None)
+    layers = [layer for layer in classify.modules() if isinstance(layer, nn.Linear)]
+    assert len(layers) == len(rows)
+    losses = [
+        F.cross_entropy(layer(feature[:, row] + 1), labels.cluster)
+        for layer, row in zip(layers, rows, strict=True)
+    ]
+    found = classify(embeddings, batch)["cross_entropy"]
+    torch.testing.assert_close(found, torch.stack(losses).mean())
+    if banks != "global":
+        for part in (Triplet, lambda **options: CrossEntropy(8, 2, **options)):
+            with pytest.raises(ValueError, match=f"banks: {banks} needs a head with parts"):
+                part(banks=banks)

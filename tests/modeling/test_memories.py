@@ -15,8 +15,7 @@ def filled(momentum: float = 0.2, **options: str) -> tuple[ProxyMemory, Tensor, 
     banks = torch.randn(3, 12, 16, generator=torch.Generator().manual_seed(0))
     banks = F.normalize(banks, dim=2)
     memory = ProxyMemory(momentum, **options)  # type: ignore[arg-type]
-    none = torch.full((12,), -1)
-    memory.reset(row, 4, FeatureSet(banks[0], banks[1:].transpose(0, 1), none, none))
+    memory.reset(row, 4, FeatureSet.of(banks[0], unit=banks.transpose(0, 1)))
     return memory, row, banks
 
 
@@ -24,7 +23,7 @@ def test_it_starts_as_normalised_means() -> None:
     memory, row, banks = filled()
     for number in range(4):
         mean = banks[:, row == number].mean(1)
-        torch.testing.assert_close(memory.bank[:, number], F.normalize(mean, dim=1))
+        torch.testing.assert_close(memory.rows[:, number], F.normalize(mean, dim=1))
 
 
 ROWS = [[0, 0, 0, 0], [2, 0, 2, 1, 0, 2, 2], [3, 3, 1, -1, 0, -1, 3], [-1, 2], [-1, -1], [1], []]
@@ -33,20 +32,20 @@ ROWS = [[0, 0, 0, 0], [2, 0, 2, 1, 0, 2, 2], [3, 3, 1, -1, 0, -1, 3], [-1, 2], [
 @pytest.mark.parametrize("rows", ROWS)
 def test_sequential_update_is_sample_by_sample(rows: list[int]) -> None:
     memory, _, _ = filled()
-    expected = memory.bank
+    expected = memory.rows.clone()
     feature = F.normalize(torch.randn(3, len(rows), 16), dim=2)
     for b, row in enumerate(rows):
         if row >= 0:
             mixed = 0.2 * expected[:, row] + 0.8 * feature[:, b]
             expected[:, row] = F.normalize(mixed, dim=1)
     memory.update(torch.tensor(rows, dtype=torch.int64), feature)
-    torch.testing.assert_close(memory.bank, expected)
+    torch.testing.assert_close(memory.rows, expected)
 
 
 @pytest.mark.parametrize("rows", ROWS)
 def test_hard_update_takes_the_least_similar_sample(rows: list[int]) -> None:
     memory, _, _ = filled(update="hard")
-    expected = memory.bank
+    expected = memory.rows.clone()
     feature = F.normalize(torch.randn(3, len(rows), 16), dim=2)
     for row in {row for row in rows if row >= 0}:
         samples = [b for b, other in enumerate(rows) if other == row]
@@ -55,36 +54,37 @@ def test_hard_update_takes_the_least_similar_sample(rows: list[int]) -> None:
             hardest = min(samples, key=lambda b, m=m, old=old: float(old @ feature[m, b]))
             expected[m, row] = F.normalize(0.2 * old + 0.8 * feature[m, hardest], dim=0)
     memory.update(torch.tensor(rows, dtype=torch.int64), feature)
-    torch.testing.assert_close(memory.bank, expected)
+    torch.testing.assert_close(memory.rows, expected)
 
 
 def test_of_equals_the_first_is_the_hardest() -> None:
     memory = ProxyMemory(0.5, "hard")
-    one, none = torch.tensor([[1.0, 0.0]]), torch.tensor([-1])
-    memory.reset(torch.tensor([0]), 1, FeatureSet(one, one[:, None][:, :0], none, none))
+    memory.reset(torch.tensor([0]), 1, FeatureSet.of(torch.tensor([[1.0, 0.0]])))
     memory.update(torch.tensor([0, 0]), torch.tensor([[[0.0, 1.0], [0.0, -1.0]]]))
-    assert float(memory.bank[0, 0, 1]) > 0
+    assert float(memory.rows[0, 0, 1]) > 0
 
 
-def test_it_moves_in_training_only_and_gives_copies() -> None:
+def test_it_moves_where_a_step_was_taken_and_is_in_no_checkpoint() -> None:
     memory, row, banks = filled()
-    before = memory.bank
-    memory.eval().update(row, banks)
-    assert torch.equal(memory.bank, before)
-    memory.train().update(row, banks)
-    assert not torch.equal(memory.bank, before)
+    before = memory.rows.clone()
+    memory.update(row, banks, torch.tensor(False))
+    assert torch.equal(memory.rows, before)
+    other, _, _ = filled()
+    memory.update(row, banks, torch.tensor(True))
+    other.update(row, banks)
+    assert torch.equal(memory.rows, other.rows)
+    assert not torch.equal(memory.rows, before)
     assert memory.state_dict() == {}
 
 
 @pytest.mark.parametrize("update", ["sequential", "hard"])
-def test_a_gradient_is_that_of_the_memory_before_the_update(update: str) -> None:
-    memory, row, banks = filled(update=update)
-    before = memory.bank
+def test_a_gradient_is_that_of_the_memory(update: str) -> None:
+    memory, _, banks = filled(update=update)
+    before = memory.rows.clone()
     chosen = torch.tensor([[0, 2]]).expand(3, 12, 2)
     feature = banks.clone().requires_grad_()
     every = memory.similarity(feature)
     some = memory.similarity_to(feature, chosen)
-    memory.update(row, banks)
     (every.sum() + some.sum()).backward()
     expected = before.sum(1, keepdim=True) + before[:, [0, 2]].sum(1, keepdim=True)
     torch.testing.assert_close(feature.grad, expected.expand_as(banks))

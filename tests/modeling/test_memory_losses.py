@@ -23,16 +23,17 @@ NAMES = ("global_offline", "global_online", "part_offline", "part_online")
 
 def as_embeddings(feature: Tensor) -> Embeddings:
     """Of (1 + K, B, D)."""
-    return Embeddings(feature[0], feature[1:].transpose(0, 1), feature[0], feature[0])
+    banks = feature.transpose(0, 1)
+    return Embeddings(banks, banks, banks, banks[:, 0])
 
 
 def as_batch(index: Tensor) -> Batch:
-    return Batch(torch.zeros(len(index), 3, 1, 1), index, index, index)
+    return Batch.of(torch.zeros(len(index), 3, 1, 1, device=index.device), index=index)
 
 
 def as_feature_set(banks: Tensor, camids: Tensor) -> FeatureSet:
     """Of (1 + K, N, D)."""
-    return FeatureSet(banks[0], banks[1:].transpose(0, 1), torch.full_like(camids, -1), camids)
+    return FeatureSet.of(banks[0], camids=camids, unit=banks.transpose(0, 1))
 
 
 def random_problem(
@@ -78,7 +79,7 @@ def test_losses_are_the_definition(
     index = torch.arange(0, len(labels), 3)
     generator = torch.Generator().manual_seed(1)
     feature = F.normalize(torch.randn(3, len(index), 16, generator=generator), dim=2)
-    bank = loss.memory.bank
+    bank = loss.memory.rows
     found = loss(as_embeddings(feature.requires_grad_()), as_batch(index))
     each = torch.tensor(
         [
@@ -110,11 +111,11 @@ def test_samples_without_a_proxy_are_left_out() -> None:
     loss.set_labels(labels, features)
     index = torch.arange(16)
     kept = index[index % 4 > 0]
-    both = loss(as_embeddings(features.banks[:, index]), as_batch(index))
-    alone = loss(as_embeddings(features.banks[:, kept]), as_batch(kept))
+    both = loss(as_embeddings(features.unit.transpose(0, 1)[:, index]), as_batch(index))
+    alone = loss(as_embeddings(features.unit.transpose(0, 1)[:, kept]), as_batch(kept))
     for name in NAMES:
         torch.testing.assert_close(both[name], alone[name])
-    outliers = features.banks[:, index[::4]].clone().requires_grad_()
+    outliers = features.unit.transpose(0, 1)[:, index[::4]].clone().requires_grad_()
     nothing = sum(loss.train()(as_embeddings(outliers), as_batch(index[::4])).values())
     assert nothing.item() == 0
     nothing.backward()
@@ -126,19 +127,24 @@ def test_without_parts_there_are_two_losses() -> None:
     loss = O2CAPLoss()
     loss.set_labels(labels, features)
     index = torch.tensor([0, 5])
-    assert list(loss(as_embeddings(features.banks[:, index]), as_batch(index))) == list(NAMES[:2])
+    assert list(
+        loss(as_embeddings(features.unit.transpose(0, 1)[:, index]), as_batch(index))
+    ) == list(NAMES[:2])
 
 
-def test_memory_moves_in_training_only_and_is_in_no_checkpoint() -> None:
+def test_memory_moves_with_the_commit_and_is_in_no_checkpoint() -> None:
     labels, features = random_problem([(0, 0), (1, 1)])
     loss = O2CAPLoss()
     loss.set_labels(labels, features)
     index = torch.tensor([0, 5, 1])
-    before = loss.memory.bank.clone()
-    loss.eval()(as_embeddings(features.banks[:, index]), as_batch(index))
-    assert torch.equal(loss.memory.bank, before)
-    loss.train()(as_embeddings(features.banks[:, index]), as_batch(index))
-    assert not torch.equal(loss.memory.bank, before)
+    before = loss.memory.rows.clone()
+    seen = as_embeddings(features.unit.transpose(0, 1)[:, index]), as_batch(index)
+    loss.train()(*seen)
+    assert torch.equal(loss.memory.rows, before)
+    loss.commit(*seen, taken=torch.tensor(False))
+    assert torch.equal(loss.memory.rows, before)
+    loss.commit(*seen)
+    assert not torch.equal(loss.memory.rows, before)
     assert loss.state_dict() == {}
     assert not list(loss.parameters())
 
@@ -148,9 +154,9 @@ def test_mixed_precision_computes_losses_in_float32() -> None:
     loss = O2CAPLoss().eval()
     loss.set_labels(labels, features)
     index = torch.arange(8)
-    plain = loss(as_embeddings(features.banks[:, index]), as_batch(index))
+    plain = loss(as_embeddings(features.unit.transpose(0, 1)[:, index]), as_batch(index))
     with torch.autocast("cpu", torch.bfloat16):
-        mixed = loss(as_embeddings(features.banks[:, index]), as_batch(index))
+        mixed = loss(as_embeddings(features.unit.transpose(0, 1)[:, index]), as_batch(index))
     for name in NAMES:
         assert torch.equal(plain[name], mixed[name])
 
@@ -194,7 +200,7 @@ def test_losses_gradients_and_memory_of_the_authors(oracle_dir: Path) -> None:
         features = torch.zeros(bank.shape[0], len(cluster), bank.shape[2])
         features[:, first] = bank
         loss.set_labels(labels, as_feature_set(features, camid))
-        torch.testing.assert_close(loss.memory.bank, bank, atol=1e-6, rtol=0)
+        torch.testing.assert_close(loss.memory.rows, bank, atol=1e-6, rtol=0)
         for step in range(3):
             feature = tensors[f"step{step}.feature"].float().requires_grad_()
             index = tensors[f"step{step}.index"].long()
@@ -209,8 +215,9 @@ def test_losses_gradients_and_memory_of_the_authors(oracle_dir: Path) -> None:
             assert feature.grad is not None
             error = (feature.grad - tensors[f"step{step}.grad"]).abs().max()
             assert error <= 1e-5, f"{path} step {step}"
+            loss.commit(as_embeddings(feature.detach()), as_batch(index))
             torch.testing.assert_close(
-                loss.memory.bank, tensors[f"step{step}.bank_after"].float(), atol=1e-6, rtol=0
+                loss.memory.rows, tensors[f"step{step}.bank_after"].float(), atol=1e-6, rtol=0
             )
 
 
@@ -234,9 +241,10 @@ def test_a_step_asks_a_device_for_nothing(
     moved = loss.to("meta").train()
     feature = torch.zeros(3, 8, 16, device="meta", requires_grad=True)
     index = torch.zeros(8, dtype=torch.int64, device="meta")
-    found = moved(as_embeddings(feature), as_batch(index.clone()))
-    torch.stack([*found.values()]).sum().backward()
+    seen = as_embeddings(feature), as_batch(index.clone())
+    torch.stack([*moved(*seen).values()]).sum().backward()
     assert feature.grad is not None
+    moved.commit(*seen, taken=torch.zeros((), device="meta") == 0)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -245,11 +253,12 @@ def test_a_step_does_not_wait_for_a_gpu() -> None:
     loss = O2CAPLoss(average="camera").train()
     loss.set_labels(labels, features)
     loss.to("cuda")
-    feature = features.banks[:, :8].cuda().requires_grad_()
+    feature = features.unit.transpose(0, 1)[:, :8].cuda().requires_grad_()
     batch = as_batch(torch.arange(8, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:
         torch.stack([*loss(as_embeddings(feature), batch).values()]).sum().backward()
+        loss.commit(as_embeddings(feature.detach()), batch)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

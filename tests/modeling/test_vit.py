@@ -12,6 +12,7 @@ from torch import nn
 from reid.modeling.vit import ViT, resize_position_embedding
 from reid.modeling.weights import load_backbone_weights, save_weights
 from reid.solver import build_optimizer
+from reid.structures import Batch
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 3, "drop_path": 0.0}
 
@@ -34,7 +35,7 @@ def test_plain_patches_are_timms_vit(tmp_path: Path) -> None:
     whole.load_state_dict(backbone.net.state_dict())
     image = torch.randn(1, 3, 256, 128)
     with torch.no_grad():
-        tokens, grid = backbone(image, torch.tensor([0]))
+        tokens, grid = backbone(Batch.of(image, torch.tensor([0])))
         torch.testing.assert_close(tokens[:, 0], whole(image))
     assert grid == (16, 8)
     assert tokens.shape == (1, 1 + 16 * 8, 384)
@@ -55,7 +56,7 @@ def test_published_sizes() -> None:
 def test_cameras_change_nothing_unless_they_are_asked_for(stem: Any) -> None:
     off = ViT((32, 16), num_cameras=4, stem=stem, stem_channels=8, **SMALL).eval()
     assert (off.num_cameras, off.camera_embed) == (0, None)
-    first, second = off(images(1).expand(2, -1, -1, -1), torch.tensor([0, 3])).tokens
+    first, second = off(Batch.of(images(1).expand(2, -1, -1, -1), torch.tensor([0, 3]))).tokens
     torch.testing.assert_close(first, second)
     on = ViT((32, 16), num_cameras=4, stem=stem, stem_channels=8, camera_embedding=True, **SMALL)
     on.eval()
@@ -71,15 +72,15 @@ def test_a_camera_without_training_images_stays_unknown(optimizer: Any) -> None:
     steps = build_optimizer(net.parameters(), optimizer, lr=0.1, weight_decay=0.1)
     for camid in (torch.tensor([1, 3]), torch.tensor([-1, 3])):
         steps.zero_grad()
-        net(images(), camid).tokens.square().mean().backward()
+        net(Batch.of(images(), camid)).tokens.square().mean().backward()
         steps.step()
     table = net.camera_embed.detach()
     assert table.any(2).any(1).tolist() == [False, True, False, True]
     net.eval()
-    found = net(images(1).expand(4, -1, -1, -1), torch.tensor([0, 2, 9, -1])).tokens
+    found = net(Batch.of(images(1).expand(4, -1, -1, -1), torch.tensor([0, 2, 9, -1]))).tokens
     with torch.no_grad():
         net.camera_embed[1] = (table[1] + table[3]) / 2
-    expected = net(images(1), torch.tensor([1])).tokens
+    expected = net(Batch.of(images(1), torch.tensor([1]))).tokens
     torch.testing.assert_close(found, expected.expand(4, -1, -1))
 
 
@@ -90,7 +91,7 @@ def test_sizes_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"multiples of the patch size 16, got \[30, 15\]"):
         ViT((30, 15), **SMALL)
     with pytest.raises(ValueError, match=r"expected images of \(32, 16\), got \(16, 16\)"):
-        ViT((32, 16), **SMALL)(images()[:, :, :16], torch.zeros(2, dtype=torch.int64))
+        ViT((32, 16), **SMALL)(Batch.of(images()[:, :, :16]))
 
 
 @pytest.mark.parametrize(("count", "size"), [(128, 16), (192, 24), (196, 14)])

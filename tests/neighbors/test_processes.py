@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +31,7 @@ def feature_set(count: int) -> FeatureSet:
     rows = centres[torch.arange(count) % 20] + 0.5 * torch.randn(count, 24, generator=generator)
     near = min(90, count // 3)
     rows[:near] = rows[:1] + 3e-5 * torch.randn(near, 24, generator=generator)
-    unknown = torch.full((count,), -1)
-    return FeatureSet(F.normalize(rows, dim=1), torch.zeros(count, 0, 24), unknown, unknown)
+    return FeatureSet.of(F.normalize(rows, dim=1))
 
 
 def clusterers(count: int) -> list[Clusterer]:
@@ -48,12 +46,12 @@ def results() -> dict[str, Any]:
     for count in COUNTS:
         features = feature_set(count)
         if not distributed.is_main():  # the main process's features count
-            features = replace(features, global_feat=features.global_feat + 1)
+            features = FeatureSet.of(features.test + 1)
         for half in (False, True):
             for block_size in (40, 2048):
                 name = f"{count} lists, half={half}, blocks of {block_size}"
                 found[name] = run_on_main(
-                    lambda rows=features.global_feat, size=block_size, half=half: torch.from_numpy(
+                    lambda rows=features.test, size=block_size, half=half: torch.from_numpy(
                         nearest_neighbors(
                             rows, min(15, len(rows)), block_size=size, half_precision=half
                         )
@@ -82,7 +80,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     features = feature_set(40)
     errors = [
         error_of(lambda: JaccardDBSCAN(eps=0.01, min_samples=39)(features)),
-        error_of(lambda: nearest_neighbors(features.global_feat, 41)),
+        error_of(lambda: nearest_neighbors(features.test, 41)),
         error_of(lambda: KMeans(50)(features)),
     ]
     alone, searched = processes.neighbors_of, []
@@ -94,7 +92,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
         return alone(task, first, last, progress)
 
     processes.neighbors_of = search
-    errors.append(error_of(lambda: nearest_neighbors(features.global_feat, 5)))
+    errors.append(error_of(lambda: nearest_neighbors(features.test, 5)))
     processes.neighbors_of = alone
     torch.save(
         {"results": results(), "errors": errors, "searched": searched}, f"{folder}/{rank}.pt"
@@ -125,7 +123,7 @@ def test_processes_find_what_one_finds(world_size: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("half", [False, True])
 def test_part_of_the_rows(half: bool) -> None:
-    rows = feature_set(301).global_feat.numpy()
+    rows = feature_set(301).test.numpy()
     task = exact.SearchTask(rows, 7, 40, half, "cpu")
     whole = exact.neighbors_of(task, 0, 301, None)
     for first, last in ((0, 100), (100, 200), (17, 18), (250, 301), (9, 9)):

@@ -24,12 +24,12 @@ from reid.config import Config, load_config
 from reid.engine.hooks.checkpoints import checkpoint_paths, newest_checkpoint
 from reid.engine.logs import show_picture
 from reid.engine.stopping import Interrupted
-from reid.engine.trainer import Hook, Trainer
+from reid.engine.trainer import Trainer
 from reid.files import OutputError
 from reid.labelling import ClusteringError
 from reid.modeling.losses import Loss
 from reid.modeling.weights import WeightsError, read_checkpoint
-from reid.registry import CLUSTERER, HOOK, LOSS, ConfigError
+from reid.registry import CLUSTERER, HOOK, LOSS, ConfigError, Hook
 from reid.structures import Batch, DataError, Embeddings, FeatureSet, PseudoLabels
 from reid.workflows.train import train
 
@@ -83,7 +83,7 @@ class BrokenAt(Loss):
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         self.steps += 1
         factor = math.nan if self.steps in BROKEN else 0.0
-        loss = embeddings.pre_neck.sum() * factor
+        loss = embeddings.pre[:, 0].sum() * factor
         self.statistic += loss.detach() + 1
         return {"fragile": loss}
 

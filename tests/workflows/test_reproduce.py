@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from reid.engine.hooks.checkpoints import checkpoint_paths
-from reid.engine.trainer import Hook, Trainer
-from reid.registry import HOOK, ConfigError
+from reid.engine.trainer import Trainer
+from reid.registry import HOOK, ConfigError, Hook
 from reid.workflows import reproduce as module
 from reid.workflows.comparison import load_paper
 from reid.workflows.reproduce import reproduce

@@ -24,6 +24,7 @@ from reid.modeling.compiling import compile_network
 from reid.modeling.ibn import IBN
 from reid.modeling.vit import ViT
 from reid.solver import build_optimizer
+from reid.structures import Batch
 
 MODELS: dict[str, dict[str, Any]] = {
     "vit_small": {"image_size": (384, 128), "embed_dim": 384, "depth": 12, "num_heads": 6},
@@ -105,7 +106,7 @@ def extraction(
     @torch.inference_mode()
     def work() -> Tensor:
         with torch.autocast(image.device.type, dtype, enabled=dtype is not torch.float32):
-            return cast(Tensor, model(image, camid))
+            return cast(Tensor, model(Batch.of(image, camid)))
 
     return work
 
@@ -118,7 +119,7 @@ def training(
 
     def work() -> Tensor:
         with torch.autocast(image.device.type, dtype, enabled=dtype is not torch.float32):
-            features = cast(Tensor, model(image, camid))
+            features = cast(Tensor, model(Batch.of(image, camid)))
         (features * features.detach().roll(1, 0)).sum().mul(-1 / len(features)).backward()
         optimizer.step()
         optimizer.zero_grad()

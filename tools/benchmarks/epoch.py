@@ -28,7 +28,8 @@ from reid.config import load_config
 from reid.engine.logs import MetricWriter
 from reid.engine.randomness import seed_everything
 from reid.engine.stopping import StopSignals
-from reid.engine.trainer import Hook, Trainer
+from reid.engine.trainer import Trainer
+from reid.registry import Hook
 
 DEFAULT = "projects/TMGF/configs/demo.yaml"
 
@@ -59,8 +60,8 @@ class Stopwatch(Hook):
         trainer.model.register_forward_pre_hook(self._during_training("loading", trainer))
         trainer.model.register_forward_hook(self._during_training("network forward", trainer))
         trainer.criterion.register_forward_hook(self._during_training("losses", trainer))
-        trainer.optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
-        trainer.optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
+        trainer.optimization.optimizer.register_step_pre_hook(lambda *_: self.lap("backward"))
+        trainer.optimization.optimizer.register_step_post_hook(lambda *_: self.lap("optimizer"))
 
     def lap(self, stage: str) -> None:
         """The time since the last lap was for this stage."""

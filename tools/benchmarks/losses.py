@@ -139,14 +139,11 @@ def make_ready(proxies: int, banks: int, dim: int) -> Ready:
     problem = make_problem(proxies, banks, dim)
     # Image p is the one image of proxy p, so that the memory starts as the features.
     images = problem.bank[:, problem.labels.proxy]
-    unknown = torch.full((proxies,), -1)
     loss = O2CAPLoss(
         temperature=TEMPERATURE, momentum=MOMENTUM, balance=BALANCE, part_weight=PART_WEIGHT,
         num_positives=NUM_POSITIVES, num_negatives=NUM_NEGATIVES,
     )  # fmt: skip
-    loss.set_labels(
-        problem.labels, FeatureSet(images[0], images[1:].transpose(0, 1), unknown, unknown)
-    )
+    loss.set_labels(problem.labels, FeatureSet.of(images[0], unit=images.transpose(0, 1)))
     return Ready(loss.train(), problem)
 
 
@@ -156,16 +153,18 @@ def steps(ready: Ready) -> Found:
     image_of = torch.empty_like(labels.proxy)
     image_of[labels.proxy] = torch.arange(len(labels))
     index = image_of[row]
-    batch = Batch(torch.empty(len(row), 0), index, index, index)
+    batch = Batch.of(torch.empty(len(row), 0), index=index)
     first = None
     for _ in range(STEPS):
         feature = given.clone().requires_grad_()
-        embeddings = Embeddings(feature[0], feature[1:].transpose(0, 1), feature[0], feature[0])
+        banks = feature.transpose(0, 1)
+        embeddings = Embeddings(banks, banks, banks, banks[:, 0])
         total = torch.stack([*loss(embeddings, batch).values()]).sum()
         total.backward()
         assert feature.grad is not None
+        loss.commit(embeddings.map(Tensor.detach), batch)
         if first is None:
-            first = total.item(), feature.grad.numpy(), loss.memory.bank.numpy()
+            first = total.item(), feature.grad.numpy(), loss.memory.rows.clone().numpy()
     assert first is not None
     return first
 

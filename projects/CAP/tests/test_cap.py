@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.config import load_config
-from reid.modeling.losses import Criterion
+from reid.modeling.losses import STUDENT, Criterion
 from reid.modeling.weights import read_checkpoint
 from reid.projects.cap import CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
@@ -26,7 +26,7 @@ def problem(proxies_of: list[tuple[int, int]], images: int = 3) -> tuple[PseudoL
     cluster = torch.tensor([c for c, _ in proxies_of]).repeat_interleave(images)
     camids = torch.tensor([c for _, c in proxies_of]).repeat_interleave(images)
     feature = F.normalize(torch.randn(len(cluster), 8, generator=generator), dim=1)
-    features = FeatureSet(feature, feature[:, None][:, :0], torch.full_like(cluster, -1), camids)
+    features = FeatureSet.of(feature, torch.full_like(cluster, -1), camids)
     return PseudoLabels.from_clusters(cluster, camids), features
 
 
@@ -73,13 +73,13 @@ def test_losses_are_the_definition(proxies_of: list[tuple[int, int]], what: str)
     labels, features = problem(proxies_of)
     loss = CAPLoss(inter_from_epoch=0)
     loss.set_labels(labels, features)
-    bank = loss.memory.bank[0]
+    bank = loss.memory.rows[0]
     index = torch.arange(0, len(labels), 2)
     feature = F.normalize(torch.randn(len(index), 8, generator=torch.Generator().manual_seed(1)))
     feature.requires_grad_()
     found = loss(
-        Embeddings(feature, feature[:, None][:, :0], feature, feature),
-        Batch(feature, index, index, index),
+        Embeddings(feature[:, None], feature[:, None], feature[:, None], feature),
+        Batch.of(feature, index=index),
     )
     by_camera: dict[int, list[tuple[Tensor, Tensor]]] = {}
     for f, y in zip(feature.detach(), labels.proxy[index].tolist(), strict=True):
@@ -100,13 +100,12 @@ def test_the_inter_camera_loss_begins_in_its_epoch() -> None:
     loss = CAPLoss()
     criterion = Criterion([loss])
     loss.set_labels(labels, features)
-    feature, index = features.global_feat[:4], torch.arange(4)
+    feature, index = features.test[:4], torch.arange(4)
     for epoch, begun in ((0, False), (4, False), (5, True), (49, True)):
         criterion.set_epoch(epoch)
-        found = criterion(
-            Embeddings(feature, feature[:, None][:, :0], feature, feature),
-            Batch(feature, index, index, index),
-        )
+        bank = feature[:, None]
+        given = {STUDENT: Embeddings(bank, bank, bank, feature)}
+        found = criterion(given, Batch.of(feature, index=index))
         assert bool(found["global_inter"] > 0) == begun
 
 

@@ -27,10 +27,11 @@ def step(
     generator = torch.Generator().manual_seed(0)
     feature = F.normalize(torch.randn(len(labels), 8, generator=generator), dim=1)
     none = torch.full((len(labels),), -1)
-    loss.set_labels(labels, FeatureSet(feature, feature[:, None][:, :0], none, none))
+    loss.set_labels(labels, FeatureSet.of(feature, none, none))
     given = torch.randn(len(index), 8, generator=generator).requires_grad_()
     found = loss(
-        Embeddings(given, given[:, None][:, :0], given, given), Batch(given, index, index, index)
+        Embeddings(given[:, None], given[:, None], given[:, None], given),
+        Batch.of(given, index=index),
     )
     torch.stack([*found.values()]).sum().backward()
     assert given.grad is not None

@@ -12,6 +12,7 @@ from reid.modeling.convert import convert_weights
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_weights, read_checkpoint
 from reid.projects.tmgf import IBNViT, TMGFHead
+from reid.structures import Batch
 
 
 def model(copies: bool, cameras: int = 4) -> ReIDModel:
@@ -47,7 +48,7 @@ def test_conversion_gives_the_same_features(tmp_path: Path, copies: bool) -> Non
     target = model(copies)
     load_weights(target, read_checkpoint(tmp_path / "ours.safetensors")[0])
     image, camid = torch.randn(2, 3, 96, 48), torch.tensor([0, 3])
-    for ours, theirs in zip(target(image, camid), source(image, camid), strict=True):
+    for ours, theirs in zip(target(Batch.of(image, camid)), source(image, camid), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -21,6 +21,7 @@ from reid.modeling.weights import (
     save_checkpoint,
 )
 from reid.projects.tmgf import IBNViT, TMGFHead
+from reid.structures import Batch
 
 SMALL: dict[str, Any] = {"embed_dim": 24, "depth": 3, "num_heads": 3, "stem_channels": 16,
                          "drop_path": 0.0}  # fmt: skip
@@ -74,13 +75,13 @@ def test_outputs_and_gradients_of_the_authors(oracle_dir: Path) -> None:
         with torch.no_grad():
             found = net.eval()(image, camid)
         close = {"atol": 1e-5, "rtol": 0}
-        torch.testing.assert_close(found.global_feat, a["eval_global"], **close, msg=str(path))
-        torch.testing.assert_close(found.part_feats.transpose(0, 1), a["eval_part"], **close)
+        torch.testing.assert_close(found.test, a["eval_global"], **close, msg=str(path))
+        torch.testing.assert_close(found.unit[:, 1:].transpose(0, 1), a["eval_part"], **close)
         found = net.train()(image, camid)
-        torch.testing.assert_close(found.global_feat, a["train_global"], **close, msg=str(path))
-        torch.testing.assert_close(found.part_feats.transpose(0, 1), a["train_part"], **close)
-        total = (found.global_feat * a["grad_out_global"]).sum()
-        total = total + (found.part_feats.transpose(0, 1) * a["grad_out_part"]).sum()
+        torch.testing.assert_close(found.test, a["train_global"], **close, msg=str(path))
+        torch.testing.assert_close(found.unit[:, 1:].transpose(0, 1), a["train_part"], **close)
+        total = (found.test * a["grad_out_global"]).sum()
+        total = total + (found.unit[:, 1:].transpose(0, 1) * a["grad_out_part"]).sum()
         total.backward()
         checked = 0
         for name, expected in a.items():
@@ -127,16 +128,20 @@ def test_branches_start_from_the_same_layer_and_do_not_share_it() -> None:
 
 def test_shapes_and_unit_length() -> None:
     found = model().eval()(images(3), torch.tensor([0, 1, 3]))
-    assert found.global_feat.shape == found.pre_neck.shape == found.post_neck.shape == (3, 24)
-    assert found.part_feats.shape == (3, 5, 24)
-    torch.testing.assert_close(found.global_feat.norm(dim=1), torch.ones(3))
-    torch.testing.assert_close(found.part_feats.norm(dim=2), torch.ones(3, 5))
+    assert found.test.shape == found.pre[:, 0].shape == found.post[:, 0].shape == (3, 24)
+    assert found.unit[:, 1:].shape == (3, 5, 24)
+    torch.testing.assert_close(found.test.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(found.unit[:, 1:].norm(dim=2), torch.ones(3, 5))
 
 
 def test_no_parts() -> None:
     net = model(head={"granularities": ()})
     assert net.num_parts == 0
-    assert net(images(2), torch.zeros(2, dtype=torch.int64)).part_feats.shape == (2, 0, 24)
+    assert net(Batch.of(images(2), torch.zeros(2, dtype=torch.int64))).unit[:, 1:].shape == (
+        2,
+        0,
+        24,
+    )
     backbone = IBNViT((96, 48), num_cameras=4, **SMALL)
     plain = ReIDModel(backbone, BNNeckHead(backbone)).eval()
     other = IBNViT((96, 48), num_cameras=4, **SMALL)
@@ -144,37 +149,37 @@ def test_no_parts() -> None:
     single = ReIDModel(other, TMGFHead(other, granularities=())).eval()
     camid = torch.tensor([0, 3])
     torch.testing.assert_close(
-        single(images(2), camid).global_feat, plain(images(2), camid).global_feat
+        single(Batch.of(images(2), camid)).test, plain(Batch.of(images(2), camid)).test
     )
 
 
 def test_batch_of_one_image_in_training() -> None:
     net = model().train()
-    found = net(images(1), torch.zeros(1, dtype=torch.int64))
-    assert found.global_feat.shape == (1, 24)
-    assert found.part_feats.shape == (1, 5, 24)
-    assert bool(torch.isfinite(found.global_feat).all())
+    found = net(Batch.of(images(1), torch.zeros(1, dtype=torch.int64)))
+    assert found.test.shape == (1, 24)
+    assert found.unit[:, 1:].shape == (1, 5, 24)
+    assert bool(torch.isfinite(found.test).all())
 
 
 def test_unknown_camera_gets_the_mean_embedding() -> None:
     net = model().eval()
-    found = net(images(1).expand(3, -1, -1, -1), torch.tensor([-1, 4, 99]))
+    found = net(Batch.of(images(1).expand(3, -1, -1, -1), torch.tensor([-1, 4, 99])))
     with torch.no_grad():
         net.backbone.camera_embed[:] = net.backbone.camera_embed.mean(0)
-    expected = net(images(1), torch.tensor([0]))
-    torch.testing.assert_close(found.global_feat, expected.global_feat.expand(3, -1))
+    expected = net(Batch.of(images(1), torch.tensor([0])))
+    torch.testing.assert_close(found.test, expected.test.expand(3, -1))
 
 
 def test_the_camera_is_an_input() -> None:
     net = model().eval()
-    found = net(images(1).expand(2, -1, -1, -1), torch.tensor([0, 1])).global_feat
+    found = net(Batch.of(images(1).expand(2, -1, -1, -1), torch.tensor([0, 1]))).test
     assert not torch.allclose(found[0], found[1])
 
 
 def test_no_cameras_no_embedding() -> None:
     net = model(num_cameras=0).eval()
     assert net.backbone.camera_embed is None
-    assert net(images(2), torch.tensor([-1, 5])).global_feat.shape == (2, 24)
+    assert net(Batch.of(images(2), torch.tensor([-1, 5]))).test.shape == (2, 24)
 
 
 @pytest.mark.parametrize("rows", [5, 6, 7])
@@ -183,7 +188,7 @@ def test_stripes_cover_every_row(rows: int) -> None:
     inside: list[Tensor] = []
     net.head.branches[0].register_forward_hook(lambda _, __, out: inside.append(out))
     net.head.branches[1].register_forward_hook(lambda _, __, out: inside.append(out))
-    found = net(images(1, (16 * rows, 32)), torch.zeros(1, dtype=torch.int64))
+    found = net(Batch.of(images(1, (16 * rows, 32)), torch.zeros(1, dtype=torch.int64)))
     start = 0
     for branch, count in enumerate((2, 3)):
         by_row = inside[branch][0, 1:].view(rows, 2, 24).mean(1)
@@ -192,7 +197,7 @@ def test_stripes_cover_every_row(rows: int) -> None:
         for i, stripe in enumerate(by_row.split(sizes)):
             neck = net.head.part_necks[start + i]
             expected = F.normalize(neck(stripe.mean(0, keepdim=True)), dim=1)
-            torch.testing.assert_close(found.part_feats[:, start + i], expected)
+            torch.testing.assert_close(found.unit[:, 1:][:, start + i], expected)
         start += count
 
 
@@ -211,7 +216,7 @@ def test_errors_of_sizes_and_options() -> None:
     with pytest.raises(ValueError, match="expected an IBNViT, got Linear"):
         TMGFHead(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"expected images of \(96, 48\), got \(96, 32\)"):
-        backbone(images(1, (96, 32)), torch.zeros(1, dtype=torch.int64))
+        backbone(Batch.of(images(1, (96, 32)), torch.zeros(1, dtype=torch.int64)))
 
 
 def luperson(size: tuple[int, int]) -> dict[str, Tensor]:
@@ -275,5 +280,5 @@ def test_cameras_of_a_checkpoint_are_counted(tmp_path: Path) -> None:
 def test_mixed_precision_gives_float32_embeddings() -> None:
     net = model().train()
     with torch.autocast("cpu", torch.bfloat16):
-        found = net(images(4), torch.zeros(4, dtype=torch.int64))
+        found = net(Batch.of(images(4), torch.zeros(4, dtype=torch.int64)))
     assert {tensor.dtype for tensor in found} == {torch.float32}

@@ -16,6 +16,7 @@ from reid.assembly.plugins import register_parts
 from reid.config import Config, load_config
 from reid.modeling.model import ReIDModel
 from reid.registry import BACKBONE, HEAD, build
+from reid.structures import Batch
 from reid.workflows.comparison import load_paper
 from reid.workflows.reproduce import plan_runs
 
@@ -136,9 +137,9 @@ def test_wiring(row: str) -> None:
     outputs: list[Tensor] = []
     for branch in head.branches:
         branch.register_forward_hook(lambda _, __, output: outputs.append(output))
-    found = model(torch.randn(1, 3, 384, 128), torch.zeros(1, dtype=torch.int64))
+    found = model(Batch.of(torch.randn(1, 3, 384, 128), torch.zeros(1, dtype=torch.int64)))
     assert len(outputs) == copies
-    assert found.part_feats.shape == (1, sum(parts), 12)
+    assert found.unit[:, 1:].shape == (1, sum(parts), 12)
 
     def reached(feature: Tensor) -> list[list[int]]:
         """Tokens of each branch's output that a feature depends on."""
@@ -147,14 +148,14 @@ def test_wiring(row: str) -> None:
                                     materialize_grads=True)  # fmt: skip
         return [grad[0].abs().sum(1).nonzero()[:, 0].tolist() for grad in grads]
 
-    assert reached(found.global_feat) == [[0] if i in used else [] for i in range(copies)]
+    assert reached(found.test) == [[0] if i in used else [] for i in range(copies)]
     stripes = [(i, k, count) for i, count in enumerate(parts) for k in range(count)]
     for number, (branch, k, count) in enumerate(stripes):
         high = 24 // count
         tokens = list(range(1 + 8 * high * k, 1 + 8 * high * (k + 1)))
         expected: list[list[int]] = [[] for _ in range(copies)]
         expected[branch % copies] = tokens
-        assert reached(found.part_feats[:, number]) == expected
+        assert reached(found.unit[:, 1:][:, number]) == expected
 
 
 def test_the_command(

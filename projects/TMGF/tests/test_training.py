@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.config import load_config
+from reid.engine.optimization import Optimization
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import extract_features
 from reid.modeling.formats import use_our_names
@@ -23,7 +24,7 @@ from reid.modeling.model import ReIDModel
 from reid.modeling.weights import load_weights, read_checkpoint
 from reid.projects.o2cap import O2CAPLoss
 from reid.projects.tmgf import IBNViT, TMGFHead
-from reid.solver import build_optimizer, build_scheduler
+from reid.solver import LearningRate, build_optimizer
 from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, PseudoLabels
 from reid.workflows.train import train
 
@@ -63,25 +64,23 @@ def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
         records = [ImageRecord(f"{i}.jpg", -1, int(c)) for i, c in enumerate(camid)]
 
         def batch(rows: Tensor, image: Tensor = image, camid: Tensor = camid) -> Batch:
-            return Batch(image[rows], torch.full_like(rows, -1), camid[rows], rows)
+            return Batch.of(image[rows], camid[rows], rows)
 
         features = extract_features(model, [batch(torch.arange(count))], records, CPU)
         labels = PseudoLabels.from_clusters(a["cluster_label"].long(), camid)
         assert torch.equal(labels.proxy, a["proxy_label"].long())
         loss = O2CAPLoss(num_positives=int(a["pos_k"]), num_negatives=int(a["neg_k"]))
         loss.set_labels(labels, features)
-        torch.testing.assert_close(loss.memory.bank, a["initial_bank"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(loss.memory.rows, a["initial_bank"], atol=1e-5, rtol=0)
 
         lr = float(a["lr"])
         optimizer = build_optimizer(
             model.parameters(), "SGD", lr=lr, momentum=float(a["momentum"]),
             weight_decay=float(a["weight_decay"]),
         )  # fmt: skip
-        scheduler = build_scheduler(optimizer, "multistep", max_epochs=1, warmup_epochs=0)
+        optimization = Optimization(optimizer, LearningRate(lr, 1), CPU)
         loader: Any = Batches(batch(rows.long()) for rows in a["batches"])
-        trainer = Trainer(
-            model, Criterion([loss]), optimizer, scheduler, loader, max_epochs=1, device=CPU
-        )
+        trainer = Trainer(model, Criterion([loss]), optimization, loader, max_epochs=1, device=CPU)
         found = []
         trainer.model.train()
         for rows in loader:
@@ -90,8 +89,8 @@ def test_eight_steps_of_the_authors(oracle_dir: Path) -> None:
         np.testing.assert_allclose(found, a["losses"], rtol=1e-4, err_msg=str(path))
         final = extract_features(model, [batch(torch.arange(count))], records, CPU)
         close = {"atol": 1e-3, "rtol": 0}
-        torch.testing.assert_close(final.global_feat, a["final_global"], **close)
-        torch.testing.assert_close(loss.memory.bank, a["final_bank"], **close)
+        torch.testing.assert_close(final.test, a["final_global"], **close)
+        torch.testing.assert_close(loss.memory.rows, a["final_bank"], **close)
 
 
 def small_problem() -> tuple[nn.Module, Criterion, Batch]:
@@ -102,10 +101,10 @@ def small_problem() -> tuple[nn.Module, Criterion, Batch]:
             super().__init__()
             self.layer = nn.Linear(12, 16)
 
-        def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-            raw = self.layer(image.flatten(1))
-            first, second = F.normalize(raw[:, :8], dim=1), F.normalize(raw[:, 8:], dim=1)
-            return Embeddings(first, second[:, None], first, first)
+        def forward(self, batch: Batch) -> Embeddings:
+            raw = self.layer(batch.image.flatten(1)).view(-1, 2, 8)
+            unit = F.normalize(raw, dim=2)
+            return Embeddings(raw, raw, unit, unit[:, 0])
 
     torch.manual_seed(0)
     model = Linear()
@@ -113,24 +112,24 @@ def small_problem() -> tuple[nn.Module, Criterion, Batch]:
     camids = torch.arange(48) % 3
     labels = PseudoLabels.from_clusters(torch.arange(48) // 3 % 4, camids)
     with torch.no_grad():
-        out = model(image, camids)
-    features = FeatureSet(out.global_feat, out.part_feats, torch.full((48,), -1), camids)
+        out = model(Batch.of(image, camids))
+    features = FeatureSet.of(out.test, camids=camids, unit=out.unit)
     criterion = Criterion([O2CAPLoss()])
     criterion.set_labels(labels, features)
     rows = torch.randperm(48)[:16]
-    return model, criterion, Batch(image[rows], rows * 0, camids[rows], rows)
+    return model, criterion, Batch.of(image[rows], camids[rows], rows)
 
 
 def one_step(batch: Batch, model: nn.Module, criterion: Criterion) -> dict[str, Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
+    optimization = Optimization(optimizer, LearningRate(0.1, 1), CPU)
     loader: Any = Batches([batch])
-    trainer = Trainer(model, criterion, optimizer, scheduler, loader, max_epochs=1, device=CPU)
+    trainer = Trainer(model, criterion, optimization, loader, max_epochs=1, device=CPU)
     for _ in range(2):
         trainer.run_step(batch)
     loss = criterion.losses[0]
     assert isinstance(loss, O2CAPLoss)
-    return {"weight": model.layer.weight.detach(), "bank": loss.memory.bank, **trainer.losses}
+    return {"weight": model.layer.weight.detach(), "bank": loss.memory.rows, **trainer.losses}
 
 
 def process(rank: int, world_size: int, folder: str) -> None:
@@ -140,7 +139,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     )
     model, criterion, batch = small_problem()
     share = len(batch.index) // world_size
-    part = Batch(*(field[rank * share : (rank + 1) * share] for field in batch))
+    part = batch.map(lambda column: column[rank * share : (rank + 1) * share])
     torch.save(one_step(part, model, criterion), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -9,18 +9,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reid.engine.hooks.evaluate import LogMetrics, WarmUp
-from reid.engine.trainer import Hook, Trainer
-from reid.solver import build_optimizer, build_scheduler
-from reid.structures import Batch
+from reid.engine.hooks.log_metrics import LogMetrics
+from reid.engine.optimization import Optimization
+from reid.engine.trainer import Trainer
+from reid.modeling.losses import Criterion
+from reid.modeling.losses import Loss as BaseLoss
+from reid.registry import Hook
+from reid.solver import LearningRate, build_optimizer
+from reid.structures import Batch, Embeddings
 
 
 class Loader(list[Batch]):
     """So many batches in each epoch, in turn."""
 
     def __init__(self, *lengths: int) -> None:
-        rows = torch.arange(4)
-        super().__init__([Batch(torch.randn(4, 3, 2, 2), rows, rows, rows)])
+        super().__init__([Batch.of(torch.randn(4, 3, 2, 2))])
         self.lengths = lengths
         self.epoch = 0
 
@@ -43,14 +46,14 @@ class Net(nn.Module):
         super().__init__()
         self.layer = nn.Linear(12, 2)
 
-    def forward(self, image: Tensor, camid: Tensor) -> Tensor:
-        found: Tensor = self.layer(image.flatten(1))
-        return found
+    def forward(self, batch: Batch) -> Embeddings:
+        feature = self.layer(batch.image.flatten(1))
+        return Embeddings(feature[:, None], feature[:, None], feature[:, None], feature)
 
 
-class Loss(nn.Module):
-    def forward(self, embeddings: Tensor, batch: Batch) -> dict[str, Tensor]:
-        return {"square": embeddings.square().mean()}
+class Loss(BaseLoss):
+    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        return {"square": embeddings.test.square().mean()}
 
 
 class Rates(Hook):
@@ -61,33 +64,35 @@ class Rates(Hook):
         self.states: list[dict[str, Any]] = []
 
     def after_step(self, trainer: Trainer) -> None:
-        self.seen.append([group["lr"] for group in trainer.optimizer.param_groups])
+        self.seen.append([group["lr"] for group in trainer.optimization.optimizer.param_groups])
 
     def save(self, trainer: Trainer) -> None:
         self.states.append(copy.deepcopy(trainer.state_dict()))
 
 
-def trainer(hooks: list[Hook], loader: Loader, max_epochs: int) -> Trainer:
+def trainer(hooks: list[Hook], loader: Loader, max_epochs: int, **rate: Any) -> Trainer:
     net = Net()
     optimizer = build_optimizer(net.named_parameters(), "SGD", lr=1.0, bias_lr_factor=2.0)
-    scheduler = build_scheduler(optimizer, "multistep", max_epochs=max_epochs, milestones=[2])
+    cpu = torch.device("cpu")
+    rates = LearningRate(1.0, max_epochs, milestones=(2,), **rate)
+    optimization = Optimization(optimizer, rates, cpu)
     given: Any = loader
     return Trainer(
-        net, Loss(), optimizer, scheduler, given, max_epochs=max_epochs,
-        device=torch.device("cpu"), hooks=hooks,
+        net, Criterion([Loss()]), optimization, given, max_epochs=max_epochs, device=cpu,
+        hooks=hooks,
     )  # fmt: skip
 
 
 def test_warm_up_by_iterations() -> None:
-    rates = Rates()
-    trainer([rates, WarmUp(5, 0.1)], Loader(3), 3).train()
+    rates, warmup = Rates(), {"warmup_iterations": 5, "warmup_start": 0.1}
+    trainer([rates], Loader(3), 3, **warmup).train()
     weights, biases = zip(*rates.seen, strict=True)
     assert weights == pytest.approx([0.1, 0.28, 0.46, 0.64, 0.82, 1, 0.1, 0.1, 0.1])
     # all groups start from the same rate
     assert biases == pytest.approx([0.1, 0.48, 0.86, 1.24, 1.62, 2, 0.2, 0.2, 0.2])
     for epoch, state in enumerate(rates.states[:2], 1):
         again = Rates()
-        resumed = trainer([again, WarmUp(5, 0.1)], Loader(3), 3)
+        resumed = trainer([again], Loader(3), 3, **warmup)
         resumed.load_state_dict(state)
         resumed.train()
         assert again.seen == rates.seen[3 * epoch :]
