@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.neighbors import as_rows, log_memory
+from reid.registry import CLUSTERER, PART_OF
 from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
 
 logger = logging.getLogger(__name__)
@@ -33,6 +34,9 @@ class Clusterer(Protocol):
         Raises:
             ClusteringError: There is no cluster.
         """
+
+
+PART_OF[Clusterer] = CLUSTERER
 
 
 def cluster_readable(

@@ -24,8 +24,7 @@ from reid import distributed
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
 from reid.data.datasets.joining import unique_names
-from reid.data.loaders import OnError, eval_loader, train_loader
-from reid.data.resize import Interpolation
+from reid.data.loaders import eval_loader, train_loader
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
 from reid.engine.checkpoints import SaveCheckpoints
@@ -33,15 +32,15 @@ from reid.engine.datasets import TrainImages, build_datasets, build_test_dataset
 from reid.engine.hooks import Evaluate, LogMetrics, WarmUp
 from reid.engine.logs import MetricWriter
 from reid.engine.networks import as_model_knows, build_model, load_model_weights, place_model
-from reid.engine.nonfinite import NonFiniteLosses, OnNonFinite
+from reid.engine.nonfinite import NonFiniteLosses
 from reid.engine.provenance import provenance
-from reid.engine.pseudo_labels import DrawClusters, OnCollapse, RefreshPseudoLabels
+from reid.engine.pseudo_labels import DrawClusters, RefreshPseudoLabels
+from reid.engine.specs import loss_options
 from reid.engine.splits import count_splits, log_dataset
 from reid.engine.stopping import StopSignals
 from reid.engine.testing import TestSet
-from reid.engine.trainer import Amp, Hook, Trainer
+from reid.engine.trainer import Hook, Trainer
 from reid.evaluation.evaluators import Evaluator
-from reid.evaluation.extract import Precision
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
 from reid.registry import (
@@ -90,10 +89,7 @@ def build_criterion(
     losses, weights = [], []
     for number, spec in enumerate(specs):
         where = f"criterion[{number}]"
-        options = {"name": spec} if isinstance(spec, str) else dict(spec)
-        weight = options.pop("weight", 1.0)
-        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight < 0:
-            raise ConfigError(f"{where}.weight: expected a number from 0, got {weight!r}")
+        options, weight = loss_options(spec, where)
         losses.append(
             build(
                 LOSS,
@@ -104,7 +100,7 @@ def build_criterion(
                 num_classes=num_classes,
             )
         )
-        weights.append(float(weight))
+        weights.append(weight)
     return Criterion(losses, weights)
 
 
@@ -155,7 +151,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Te
                 loader,
                 config.test.flip,
                 dataset.version,
-                cast(Precision, config.test.precision),
+                config.test.precision,
             )
         )
     return sets
@@ -178,7 +174,7 @@ def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
             config.pixel_mean,
             config.pixel_std,
             steps,
-            interpolation=cast(Interpolation, interpolation),
+            interpolation=interpolation,
         )
     except ValueError as error:
         raise ConfigError(f"input.{error}") from error
@@ -276,7 +272,7 @@ def build_trainer(
         build_transform(config.input, training=True),
         sampler,
         cache=cache,
-        on_error=cast(OnError, config.dataloader.on_error),
+        on_error=config.dataloader.on_error,
         num_workers=_num_workers(config),
         pin_memory=device.type == "cuda",
     )
@@ -286,7 +282,7 @@ def build_trainer(
         build_transform(config.input, training=False),
         batch_size=config.test.batch_size,
         cache=cache if same_resize else None,
-        on_error=cast(OnError, config.dataloader.on_error),
+        on_error=config.dataloader.on_error,
         num_workers=_num_workers(config),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -300,9 +296,9 @@ def build_trainer(
         sampler,
         criterion,
         writer,
-        cast(OnCollapse, config.on_collapse),
+        config.on_collapse,
         allow_missing=config.dataloader.on_error == "skip",
-        precision=cast(Precision, config.test.precision),
+        precision=config.test.precision,
     )
     hooks: list[Hook] = [
         SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep),
@@ -348,7 +344,7 @@ def build_trainer(
 
     optimizer = build_optimizer(
         [*model.named_parameters(), *criterion.named_parameters()],
-        cast(Any, solver.optimizer),
+        solver.optimizer,
         lr=solver.base_lr,
         momentum=solver.momentum,
         weight_decay=solver.weight_decay,
@@ -356,7 +352,7 @@ def build_trainer(
     )
     scheduler = build_scheduler(
         optimizer,
-        cast(Any, solver.schedule),
+        solver.schedule,
         max_epochs=solver.max_epochs,
         milestones=solver.milestones,
         gamma=solver.gamma,
@@ -373,13 +369,13 @@ def build_trainer(
         loader,
         max_epochs=solver.max_epochs,
         device=device,
-        amp=cast(Amp, solver.amp),
+        amp=solver.amp,
         accumulation_steps=solver.accumulation_steps,
         clip_grad_norm=solver.clip_grad_norm,
         hooks=hooks,
         signals=signals,
         nonfinite=NonFiniteLosses(
-            cast(OnNonFinite, solver.on_nonfinite),
+            solver.on_nonfinite,
             solver.max_skipped,
             [record.path for record in records],
             output_dir,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from reid.clustering import Clusterer, cluster_readable
 from reid.config import Config, load_config
 from reid.data.datasets.base import ReIDDataset
-from reid.data.loaders import OnError, eval_loader
+from reid.data.loaders import eval_loader
 from reid.data.transforms import ImageTransform
 from reid.engine.build import (
     build_test_sets,
@@ -29,7 +29,7 @@ from reid.engine.logs import progress_bar
 from reid.engine.networks import as_model_knows, build_trained_model, pick_device
 from reid.engine.testing import TestSet, draw_matches
 from reid.evaluation.attention import Fusion, rollout_maps
-from reid.evaluation.extract import Precision, extract_features
+from reid.evaluation.extract import extract_features
 from reid.evaluation.plots import Method, draw_embedding, embed
 from reid.evaluation.visualize import draw_attention, draw_clusters, draw_stripes
 from reid.modeling.model import ReIDModel
@@ -285,7 +285,7 @@ def _find_clusters(
         records,
         trained.transform(),
         batch_size=config.test.batch_size,
-        on_error=cast(OnError, config.dataloader.on_error),
+        on_error=config.dataloader.on_error,
     )
     with progress_bar("Extracting", "img") as progress:
         features = extract_features(
@@ -295,7 +295,7 @@ def _find_clusters(
             trained.device,
             progress,
             allow_missing=config.dataloader.on_error == "skip",
-            precision=cast(Precision, config.test.precision),
+            precision=config.test.precision,
         )
     with progress_bar("Clustering", "img") as progress:
         return records, features, cluster_readable(clusterer, features, progress)

@@ -28,6 +28,7 @@ from reid.engine.logs import PICTURES, MetricWriter, environment, run_logging
 from reid.engine.networks import build_trained_model, pick_device, place_model
 from reid.engine.provenance import config_diff, provenance
 from reid.engine.randomness import seed_everything
+from reid.engine.specs import check_specs
 from reid.engine.splits import count_splits, log_dataset
 from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.testing import draw_test_pictures, evaluate, results_table
@@ -87,9 +88,10 @@ def train(
     output_dir = Path(config.output_dir)
     _protect(output_dir, resume, overwrite)
     with _started(config) as (device, signals):
-        seed_everything(config.seed)
         logger.info("Config\n%s", dump_config(config).rstrip())
         import_plugins(config.plugins)
+        check_specs(config, training=True)
+        seed_everything(config.seed)
         found = newest_checkpoint(output_dir) if resume else None
         if resume and found is None:
             logger.warning("%s holds no checkpoint: training starts anew", output_dir)
@@ -139,6 +141,7 @@ def test(config: Config) -> dict[str, dict[str, float]]:
     output_dir = Path(config.output_dir)
     with _started(config) as (device, _):
         import_plugins(config.plugins)
+        check_specs(config, training=False)
         test_sets = build_test_sets(config)
         if not test_sets:
             raise ConfigError("datasets.test: there is nothing to evaluate on")
