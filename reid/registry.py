@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from fvcore.common.registry import Registry
+
+from reid.checking import ConfigError, Range, Rule, check_type, nearest, shortened, type_name
+from reid.other_frameworks import our_key
+
+__all__ = [
+    "BACKBONE", "CLUSTERER", "DATASET", "EVALUATOR", "HEAD", "HOOK", "LABELLER", "LOSS", "PART_OF",
+    "SAMPLER", "TRANSFORM", "ConfigError", "Hook", "Range", "Registry", "Rule", "build",
+    "check_spec", "check_type", "nearest", "shortened", "type_name",
+]  # fmt: skip
 
 BACKBONE = Registry("BACKBONE")
 HEAD = Registry("HEAD")
@@ -25,7 +32,7 @@ TRANSFORM = Registry("TRANSFORM")
 PART_OF: dict[type, Registry] = {}
 """Interface of a part -> the registry that builds it, filled where the interface is defined.
 
-An option with such an annotation takes a spec, which is built like any other.
+An option with such an annotation takes a spec, which is built or checked like any other.
 """
 
 
@@ -87,31 +94,6 @@ class Hook:
         """Takes back what `state_dict` gave."""
 
 
-class ConfigError(ValueError):
-    """A setting is wrong: names the key, what came, what was expected."""
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint such as ` (did you mean 'DBSCAN'?)`, or nothing if nothing is near.
-
-    >>> nearest("smapler", ["sampler", "loss"])
-    " (did you mean 'sampler'?)"
-    """
-    by_lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
-
-
-def shortened(value: object, most: int = 200) -> str:
-    """`repr(value)`, cut where it would fill a screen.
-
-    >>> shortened("a" * 99, most=8)
-    "'aaaaaaa... (101 characters)"
-    """
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}... ({len(text):,} characters)"
-
-
 def build(registry: Registry, spec: object, where: str, **runtime: object) -> Any:
     """Builds the part that `spec` names, with the part's own signature as the schema.
 
@@ -120,28 +102,77 @@ def build(registry: Registry, spec: object, where: str, **runtime: object) -> An
         spec: A mapping with `name` and options, or just the name.
         where: The key of `spec` in the config, for messages: `model.backbone`.
         **runtime: Facts that come from data or from other parts (number of cameras, of
-            identities). A part takes those that its signature names; they cannot be set in the
-            config.
+            identities). A part takes those that its signature names, and so do the parts in its
+            options; they cannot be set in the config.
 
     Raises:
         ConfigError: An unknown name, an unknown or missing option, a wrong type, or a value that
             the part itself refuses (its `ValueError`).
     """
+
+    def build_inner(registry: Registry) -> Callable[[object, str], Any]:
+        return lambda spec, where: build(registry, spec, where, **runtime)
+
+    part, options = _resolve(registry, spec, where, runtime, build_inner)
+    facts = {key: runtime[key] for key in _parameters(part) if key in runtime}
+    try:
+        return part(**facts, **options)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{where} ({part.__name__}): {error}") from error
+
+
+def check_spec(
+    registry: Registry, spec: object, where: str, runtime: Collection[str] = ()
+) -> set[str]:
+    """Checks all that `build` checks before it calls the part.
+
+    Args:
+        registry: Where the name is looked up.
+        spec: A mapping with `name` and options, or just the name.
+        where: The key of `spec` in the config, for messages.
+        runtime: Names of the facts that `build` will be given.
+
+    Returns:
+        The names of those facts that the part takes, or a part in its options.
+
+    Raises:
+        ConfigError: An unknown name, an unknown or missing option, or a wrong type.
+    """
+    facts: set[str] = set()
+
+    def check_inner(registry: Registry) -> Callable[[object, str], Any]:
+        return lambda spec, where: facts.update(check_spec(registry, spec, where, runtime))
+
+    part, _ = _resolve(registry, spec, where, runtime, check_inner)
+    return facts.union(_parameters(part)).intersection(runtime)
+
+
+def _resolve(
+    registry: Registry,
+    spec: object,
+    where: str,
+    runtime: Collection[str],
+    take_inner: Callable[[Registry], Callable[[object, str], Any]],
+) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """The part that a spec names, and its checked options; `take_inner` takes specs in options."""
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise ConfigError(
-            f"{where}: expected a NAME with options, e.g. {{NAME: ...}}; got {spec!r}"
+            f"{where}: expected a NAME with options, e.g. {{NAME: ...}}; got {shortened(spec)}"
         )
     options = {str(key): value for key, value in spec.items() if key != "name"}
     name = spec["name"]
     known = sorted(key for key, _ in registry)
     if name not in registry:
         raise ConfigError(
-            f"{where}.name: {name!r} is not registered in {registry._name}{nearest(name, known)}; "
-            f"known: {', '.join(known) or 'none'}. Is the package that registers it in PLUGINS?"
+            f"{where}.name: {shortened(name)} is not registered in {registry._name}"
+            f"{nearest(name, known)}; known: {', '.join(known) or 'none'}. Is the package that "
+            "registers it in PLUGINS?"
         )
-    part = registry.get(name)
+    part: Callable[..., Any] = registry.get(name)
     parameters = _parameters(part)
     for key in options:
         if key in runtime and key in parameters:
@@ -151,109 +182,20 @@ def build(registry: Registry, spec: object, where: str, **runtime: object) -> An
         if key not in parameters:
             choices = [other for other in parameters if other not in runtime]
             raise ConfigError(
-                f"{where}.{key}: {name} has no such option{nearest(key, choices)}; "
+                f"{where}.{key}: {name} has no such option"
+                f"{our_key(f'{where}.{key}') or nearest(key, choices)}; "
                 f"options: {', '.join(choices) or 'none'}"
             )
-    arguments: dict[str, object] = {key: runtime[key] for key in parameters if key in runtime}
+    inner = {interface: take_inner(other) for interface, other in PART_OF.items()}
+    checked: dict[str, Any] = {}
     for key, (annotation, required) in parameters.items():
-        if key in options and annotation in PART_OF:
-            inner = PART_OF[annotation]
-            arguments[key] = build(inner, options[key], f"{where}.{key}", **runtime)
-        elif key in options:
-            arguments[key] = check_type(options[key], annotation, f"{where}.{key}")
-        elif required and key not in arguments:
+        if key in options:
+            checked[key] = check_type(options[key], annotation, f"{where}.{key}", inner)
+        elif required and key not in runtime:
             raise ConfigError(
                 f"{where}.{key}: {name} needs this option ({type_name(annotation)}), it is missing"
             )
-    try:
-        return part(**arguments)
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{where} ({name}): {error}") from error
-
-
-def check_type(value: object, annotation: object, where: str) -> Any:
-    """`value`, checked against a type annotation; ints pass as floats, lists as tuples.
-
-    Numbers that YAML 1.1 reads as text (`1e-5`) pass as floats.
-
-    Raises:
-        ConfigError: The value is of another type.
-    """
-
-    def wrong() -> ConfigError:
-        return ConfigError(
-            f"{where}: expected {type_name(annotation)}, got {shortened(value)} "
-            f"({type(value).__name__})"
-        )
-
-    if annotation is Any or annotation is inspect.Parameter.empty or annotation is object:
-        return value
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin in (Union, types.UnionType):
-        for option in arguments:
-            try:
-                return check_type(value, option, where)
-            except ConfigError:
-                continue
-        raise wrong()
-    if origin is Literal:
-        if value in arguments and type(value) in {type(choice) for choice in arguments}:
-            return value
-        raise ConfigError(
-            f"{where}: expected one of {', '.join(map(repr, arguments))}, got {value!r}"
-            + nearest(str(value), map(str, arguments))
-        )
-    if annotation is None or annotation is type(None):
-        if value is None:
-            return None
-        raise wrong()
-    if annotation is float:
-        if isinstance(value, str):
-            try:
-                return float(value)
-            except ValueError:
-                raise wrong() from None
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            return float(value)
-        raise wrong()
-    if annotation is int and isinstance(value, bool):
-        raise wrong()
-    if origin in (list, Sequence, tuple):
-        if not isinstance(value, (list, tuple)):
-            raise wrong()
-        if origin is tuple and arguments[-1] is not Ellipsis:
-            if len(arguments) != len(value):
-                raise wrong()
-            inner: Iterable[object] = arguments
-        else:
-            inner = [arguments[0]] * len(value)
-        items = [
-            check_type(item, kind, f"{where}[{i}]")
-            for i, (item, kind) in enumerate(zip(value, inner, strict=True))
-        ]
-        return items if origin is list else tuple(items)
-    if origin in (dict, Mapping):
-        if not isinstance(value, Mapping):
-            raise wrong()
-        return {
-            key: check_type(item, arguments[1], f"{where}.{key}") for key, item in value.items()
-        }
-    if isinstance(annotation, type) and isinstance(value, annotation):
-        return value
-    raise wrong()
-
-
-def type_name(annotation: object) -> str:
-    """An annotation as a reader would write it.
-
-    >>> type_name(list[int])
-    'list[int]'
-    """
-    if isinstance(annotation, type) and get_origin(annotation) is None:
-        return annotation.__name__
-    return str(annotation).replace("typing.", "").replace("collections.abc.", "")
+    return part, checked
 
 
 def _parameters(part: Callable[..., object]) -> dict[str, tuple[object, bool]]:
@@ -263,7 +205,7 @@ def _parameters(part: Callable[..., object]) -> dict[str, tuple[object, bool]]:
     without the base's that it sets itself (`fixed_options`).
     """
     function = part.__init__ if inspect.isclass(part) else part
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function, include_extras=True)
     listed = inspect.signature(part).parameters.values()
     options = {
         parameter.name: (hints.get(parameter.name, Any), parameter.default is parameter.empty)

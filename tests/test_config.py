@@ -2,7 +2,15 @@ from __future__ import annotations
 
 import pytest
 
-from reid.config import Config, config_differences, dump_config, load_config
+from reid.config import (
+    Config,
+    EvaluationConfig,
+    InputConfig,
+    SolverConfig,
+    config_differences,
+    dump_config,
+    load_config,
+)
 from reid.registry import ConfigError
 
 
@@ -61,29 +69,121 @@ def test_off_is_a_word(tmp_path):
         (["SLOVER", "1"], r"slover: unknown key.*mean 'solver'"),
         (["SOLVER", "1"], r"solver: expected KEY: VALUE lines, got 1"),
         (["SOLVER.BASE_LR", "fast"], r"solver\.base_lr: expected float, got 'fast'"),
-        (["SOLVER.BASE_LR", "-1"], r"solver\.base_lr: expected a number above 0, got -1"),
-        (["SOLVER.BASE_LR", ".nan"], r"solver\.base_lr: expected a number above 0, got nan"),
-        (["SOLVER.MAX_EPOCHS", "2.5"], r"solver\.max_epochs: expected int, got 2\.5"),
+        (["SOLVER.BASE_LR", "-1"], r"base_lr: expected a number above 0 and up to 1,000, got -1"),
+        (["SOLVER.BASE_LR", ".nan"], r"base_lr: expected a number above 0 and up.*, got nan"),
+        (["SOLVER.MOMENTUM", "1"], r"momentum: expected a number from 0 to below 1, got 1"),
+        (["SOLVER.MAX_EPOCHS", "2.5"], r"max_epochs: expected int.* got 2\.5"),
         (["SOLVER.MILESTONES", "[40, 20]"], r"solver\.milestones: expected ascending"),
         (["SOLVER.BIAS_LR_FACTOR", "0"], r"solver\.bias_lr_factor: expected a number above 0"),
         (["SOLVER.WARMUP_ITERATIONS", "9"], r"iterations: expected 0 beside warmup_epochs 10"),
         (["SOLVER.AMP", "fp61"], r"solver\.amp: expected one of .* got 'fp61'.*mean 'fp16'"),
-        (["INPUT.SIZE", "[64]"], r"input\.size: expected \[height, width\], got \[64\]"),
-        (["INPUT.SIZE", "[a, b]"], r"input\.size\[0\]: expected int, got 'a'"),
+        (["SOLVER.AMP", "true"], r"solver\.amp: expected one of 'off', .* got True"),
+        (["INPUT.SIZE", "[64]"], r"input\.size: expected \[int, int\], got \[64\]"),
+        (["INPUT.SIZE", "[a, b]"], r"input\.size\[0\]: expected int.* got 'a'"),
         (["INPUT.INTERPOLATION", "cubic"], r"input\.interpolation: .*mean 'bicubic'"),
-        (["DATALOADER.ON_ERROR", "ignore"], r"on_error: expected one of stop, skip, got 'ignore'"),
+        (["DATALOADER.ON_ERROR", "ignore"], r"on_error: expected one of 'stop', 'skip', got 'ig"),
+        (["DATALOADER.NUM_WORKERS", "true"], r"num_workers: expected int.* got True \(bool\)"),
         (["DEVICE", "gpu"], r"device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
+        (["OUTPUT_DIR", "off"], r"output_dir: expected str.* got False \(bool\)"),
+        (["CRITERION", "{A: 1}"], r"criterion: expected list"),
+        (["CRITERION", "[3]"], r"criterion: expected a list of parts, each a NAME or .*got \[3\]"),
+        (["HOOKS", "[2024-01-01]"], r"HOOKS\[0\]: expected text, .* got .*\(date\)"),
         (["SEED"], r"'SEED' has no value"),
+        (["SEED=3"], r"'SEED=3': write 'SEED 3', without ="),
         (["SEED", "[1"], r"SEED: '\[1' is not a YAML value"),
-        (["SEED.X", "1"], r"seed: expected int"),
-        (["SEED", "1", "SEED.X", "1"], r"SEED\.X: seed is 1, which has no options"),
-        (["CRITERION", "[A]", "CRITERION.3", "B"], r"the number of an item, 0 to 0, got '3'"),
-        (["OUTPUT_DIR", "${nowhere}"], r"output_dir: .*nowhere"),
+        (["SEED.X", "1"], r"SEED\.X: seed is 1, which has no options"),
+        (["CRITERION", "[A]", "CRITERION.3", "B"], r"the number of an item, 0 to 0; got '3'"),
+        (["CRITERION.0.MARGIN", "1"], r"number of an item, but the list is empty; got '0'"),
+        (["A" + ".A" * 1000, "1"], r"has more than 50 levels"),
+        (["OUTPUT_DIR", "${nowhere}"], r"OUTPUT_DIR: .*nowhere"),
     ],
 )
 def test_what_is_wrong_is_named(overrides, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("SEED", 2**64), ("SEED", -1), ("SOLVER.MAX_EPOCHS", 10**22), ("SOLVER.MAX_EPOCHS", 0),
+        ("SOLVER.MAX_EPOCHS", "1e22"), ("PROCESS_TIMEOUT", "1e18"), ("PROCESS_TIMEOUT", 0),
+        ("PROCESS_TIMEOUT", ".inf"), ("INPUT.SIZE", "[99999999, 128]"), ("INPUT.SIZE", "[0, 128]"),
+        ("TEST.BATCH_SIZE", 10**12), ("TEST.RANKED_LISTS", 10**9), ("SOLVER.MILESTONES", "[0]"),
+        ("DATALOADER.NUM_WORKERS", 10**9), ("SOLVER.WEIGHT_DECAY", ".inf"), ("SOLVER.GAMMA", 1.1),
+        ("INPUT.PIXEL_MEAN", "[.nan, 0, 0]"), ("INPUT.PIXEL_STD", "[1e-320, 1, 1]"),
+        ("INPUT.PIXEL_STD", "[.inf, 1, 1]"), ("INPUT.PIXEL_STD", "[1, 1]"),
+        ("PLUGINS", "['']"), ("PLUGINS", "[.x]"), ("PLUGINS", "[../x]"), ("PLUGINS", "[a b]"),
+        ("DEVICE", "'cuda:\u00b2'"), ("DEVICE", "cuda:99999999999"), ("OUTPUT_DIR", "x" * 100_000),
+        ("OUTPUT_DIR", "/".join(["x" * 200] * 30)), ("OUTPUT_DIR", "y/" + "\u4eba" * 100),
+        ("OUTPUT_DIR", '"a\\0b"'), ("OUTPUT_DIR", '"a\\uD800b"'), ("MODEL.WEIGHTS", '"\\0"'),
+        ("CRITERION.\u00b2", "A"), ("LOG_PERIOD", 2**70), ("SOLVER.ACCUMULATION_STEPS", 10**9),
+    ],
+)  # fmt: skip
+def test_every_number_and_name_has_bounds(key, value):
+    with pytest.raises(
+        ConfigError, match=rf"(?i)^{key.partition('.')[0]}.*\(on the command line\)$"
+    ):
+        load_config(None, ["CRITERION", "[A]", key, str(value)])
+
+
+def test_bounds_count_however_a_section_is_made():
+    with pytest.raises(ConfigError, match=r"solver\.max_epochs: expected a number from 1"):
+        SolverConfig(max_epochs=0)
+    with pytest.raises(ConfigError, match=r"test\.precision: expected one of 'fp32'"):
+        EvaluationConfig(precision="fp23")
+    assert InputConfig(size=[64, 32]).size == (64, 32)
+
+
+def test_a_single_part_needs_no_list():
+    pairs = ["DATASETS.TEST", "Market1501", "CRITERION", "{NAME: Triplet, MARGIN: 1}", "HOOKS", "A"]
+    config = load_config(None, [*pairs, "DATASETS.TRAIN", "MSMT17"])
+    assert (config.datasets.test, config.hooks) == (["Market1501"], ["A"])
+    assert config.criterion == [{"name": "Triplet", "margin": 1}]
+    assert config.datasets.train == "MSMT17"
+
+
+def test_a_part_without_a_name_is_the_default_with_other_options(tmp_path):
+    path = write(tmp_path, "a.yaml", "TEST: {EVALUATOR: {RERANKING: true}}")
+    whole = {"name": "Market1501Evaluator", "reranking": True}
+    assert load_config(path).test.evaluator == whole
+    assert load_config(None, ["TEST.EVALUATOR", "{RERANKING: true}"]).test.evaluator == whole
+    config = load_config(None, ["INPUT.TRANSFORMS.0.PROB", "0.25"])
+    assert config.input.transforms[0] == {"name": "RandomFlip", "prob": 0.25}
+    assert load_config().input.transforms[0]["prob"] == 0.5
+
+
+def test_the_command_line_is_blamed_for_what_is_typed_there(tmp_path):
+    right = write(tmp_path, "right.yaml", "SEED: 3\n")
+    wrong = write(tmp_path, "wrong.yaml", "SEED: -3\n")
+    with pytest.raises(ConfigError, match=r"sede: unknown key.* \(on the command line\)$"):
+        load_config(right, ["SEDE", "1"])
+    with pytest.raises(ConfigError, match=r"seed: .* got -4 \(on the command line\)$"):
+        load_config(wrong, ["SEED", "-4"])
+    with pytest.raises(ConfigError, match=r"seed: .* got -3 \(in .*wrong\.yaml\)$"):
+        load_config(wrong, ["DEVICE", "cpu"])
+    assert load_config(wrong, ["SEED", "4"]).seed == 4
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "ours"),
+    [
+        ("MODEL.DEVICE", "cpu", "device"),
+        ("SOLVER.IMS_PER_BATCH", "32", "dataloader.sampler.batch_size"),
+        ("SOLVER.MAX_ITER", "100", "solver.max_epochs"),
+        ("DATASETS.NAMES", "Market1501", "datasets.train"),
+        ("SOLVER.AMP.ENABLED", "true", "solver.amp.enabled is solver.amp"),
+        ("INPUT.REA.PROB", "0.5", "input.transforms"),
+        ("train.max_epoch", "60", "train.max_epoch is solver.max_epochs"),
+        ("param_scheduler", "[{type: MultiStepLR}]", "solver.schedule and solver.warmup_epochs"),
+        ("EPOCHS", "3", "solver.max_epochs"),
+    ],
+)
+def test_keys_of_other_frameworks_lead_to_ours(key, value, ours):
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, [key, value])
+    assert f"(here it is {ours}" in str(caught.value) or f"(here {ours}" in str(caught.value)
+    assert str(caught.value).endswith("(on the command line)")
 
 
 def test_a_wrong_file_is_named(tmp_path):
@@ -152,7 +252,8 @@ def test_differences_of_two_configs_are_named():
         ("_BASE_: ~nobody_of_this_name/x.yaml\n", "home directory"),
         (f"_BASE_: {'x' * 5000}\n", "does not exist"),
         ("OUTPUT_DIR: ${device}\n", r"output_dir: \$\{...\} is not filled in"),
-        ("DATASETS: {TRAIN: 2024-01-01}\n", r"datasets\.train: .*'date'"),
+        ("DATASETS: {TRAIN: 2024-01-01}\n", r"datasets\.train: expected text.*\(date\)"),
+        ("DATASETS: {TRAIN: 3}\n", r"datasets\.train: expected a dataset, or a list"),
     ],
 )
 def test_hostile_files_are_named(tmp_path, text, message):
@@ -162,8 +263,8 @@ def test_hostile_files_are_named(tmp_path, text, message):
     assert str(path) in str(caught.value)
 
 
-def test_bases_come_to_an_end(tmp_path):
-    for number in range(100):
+def test_a_long_chain_of_bases_has_an_end(tmp_path):
+    for number in range(1500):
         write(tmp_path, f"{number}.yaml", f"_BASE_: {number + 1}.yaml\n")
-    with pytest.raises(ConfigError, match="more than 50"):
+    with pytest.raises(ConfigError, match=r"1500\.yaml' does not exist, but .*1499\.yaml' names"):
         load_config(tmp_path / "0.yaml")

@@ -73,7 +73,7 @@ def test_every_run_has_a_folder_of_its_own() -> None:
 def published(name: str) -> list[float]:
     config = load_config(ROOT / "projects" / "TMGF" / "configs" / f"{name}.yaml")
     loss, sampler, solver = config.criterion[0], config.dataloader.sampler, config.solver
-    assert config.input.size == [384, 128]
+    assert config.input.size == (384, 128)
     assert config.clusterer is not None
     assert (solver.optimizer, solver.amp, solver.schedule) == ("SGD", "fp16", "multistep")
     return [

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from reid.assembly.specs import loss_options
 from reid.modeling.losses import Criterion
 from reid.registry import LOSS, ConfigError, build
 
@@ -22,7 +23,7 @@ def build_criterion(
     losses, weights, names = [], [], []
     for number, spec in enumerate(specs):
         where = f"criterion[{number}]"
-        options, weight, name = split_loss_spec(spec, where)
+        options, weight, name = loss_options(spec, where)
         losses.append(
             build(
                 LOSS,
@@ -36,18 +37,3 @@ def build_criterion(
         weights.append(weight)
         names.append(name)
     return Criterion(losses, weights, names)
-
-
-def split_loss_spec(spec: Any, where: str) -> tuple[dict[str, Any], float, str]:
-    """The loss's own spec, its weight, and the name of its values.
-
-    Raises:
-        ConfigError: Weight or name is wrong.
-    """
-    options = {"name": spec} if isinstance(spec, str) else dict(spec)
-    weight, name = options.pop("weight", 1.0), options.pop("as", "")
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < 1e9:
-        raise ConfigError(f"{where}.weight: expected a number from 0 to 1e9, got {weight!r}")
-    if not isinstance(name, str):
-        raise ConfigError(f"{where}.as: expected a name, got {name!r}")
-    return options, float(weight), name

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from tabulate import tabulate
 
 import reid.data.datasets  # noqa: F401  (importing the parts registers them)
-from reid.config import lower_keys
+from reid.assembly.specs import dataset_options
+from reid.config_file import read_pairs
 from reid.data.datasets.base import ReIDDataset
 from reid.data.datasets.joining import JoinedImages, LeaveOut, join_images, unique_names
 from reid.registry import DATASET, ConfigError, build
 from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
-from reid.yaml_text import parse_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -28,12 +27,7 @@ def build_dataset(spec: Any, where: str) -> ReIDDataset:
     Raises:
         ConfigError: None is named, the name is unknown, or an option is wrong.
     """
-    if not spec:
-        raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
-    options = dict(spec) if isinstance(spec, Mapping) else spec
-    leave_out = options.pop("leave_out", "") if isinstance(options, dict) else ""
-    if not isinstance(leave_out, str):
-        raise ConfigError(f"{where}.leave_out: expected a file, got {leave_out!r}")
+    options, leave_out = dataset_options(spec, where)
     dataset = cast(ReIDDataset, build(DATASET, options, where))
     if not leave_out:
         return dataset
@@ -51,18 +45,7 @@ def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
     """
     if not words:
         raise ConfigError("expected the name of a data set")
-    if len(words) % 2 == 0:
-        raise ConfigError(
-            f"expected a name and KEY VALUE pairs, got {' '.join(words)!r}; {words[-1]!r} has no "
-            "value"
-        )
-    spec: dict[str, Any] = {"name": words[0]}
-    for key, text in zip(words[1::2], words[2::2], strict=True):
-        try:
-            spec[key.lower()] = lower_keys(parse_yaml(text))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {text!r} is not a YAML value") from error
-    return spec
+    return {"name": words[0], **{key.lower(): value for key, value in read_pairs(words[1:])}}
 
 
 def build_datasets(specs: Any, where: str) -> list[ReIDDataset]:

@@ -13,7 +13,7 @@ from reid.engine.hooks.checkpoints import SaveCheckpoints
 from reid.engine.hooks.draw_clusters import DrawClusters
 from reid.engine.hooks.evaluate import Evaluate
 from reid.engine.hooks.log_metrics import LogMetrics
-from reid.engine.hooks.refresh_labels import OnCollapse, RefreshPseudoLabels
+from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
 from reid.engine.logs import MetricWriter
 from reid.engine.testing import QueryGallery
 from reid.evaluation.evaluators import Evaluator
@@ -50,9 +50,7 @@ def build_hooks(
         ConfigError: A hook is unknown or an option is wrong.
     """
     output_dir, records = Path(config.output_dir), images.records
-    labels = RefreshPseudoLabels(
-        labeller, images, sampler, criterion, writer, cast(OnCollapse, config.on_collapse)
-    )
+    labels = RefreshPseudoLabels(labeller, images, sampler, criterion, writer, config.on_collapse)
     hooks: list[Hook] = [
         SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep),
         labels,

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 
@@ -16,12 +15,11 @@ from reid.assembly.network import renumber_cameras
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
 from reid.data.datasets.joining import unique_names
-from reid.data.loaders import BatchLoader, OnError, eval_loader, train_loader
-from reid.data.resize import Interpolation
+from reid.data.loaders import BatchLoader, eval_loader, train_loader
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
 from reid.engine.testing import QueryGallery
-from reid.evaluation.extract import ImageSet, Precision
+from reid.evaluation.extract import ImageSet
 from reid.registry import TRANSFORM, ConfigError, build
 from reid.structures import ImageRecord
 
@@ -76,7 +74,7 @@ def build_training_set(
         build_transform(config.input, training=True),
         sampler,
         cache=cache,
-        on_error=cast(OnError, config.dataloader.on_error),
+        on_error=config.dataloader.on_error,
         num_workers=_num_workers(config),
         pin_memory=device.type == "cuda",
         views=views,
@@ -99,7 +97,7 @@ def build_image_set(
         build_transform(config.input, training=False),
         batch_size=config.test.batch_size,
         cache=cache,
-        on_error=cast(OnError, config.dataloader.on_error),
+        on_error=config.dataloader.on_error,
         num_workers=_num_workers(config),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
@@ -109,7 +107,7 @@ def build_image_set(
         records,
         loader,
         allow_missing=config.dataloader.on_error == "skip",
-        precision=cast(Precision, config.test.precision),
+        precision=config.test.precision,
     )
 
 
@@ -148,7 +146,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Qu
             [*query, *gallery],
             loader,
             flip=config.test.flip,
-            precision=cast(Precision, config.test.precision),
+            precision=config.test.precision,
         )
         sets.append(QueryGallery(name, query, gallery, images, dataset.version))
     return sets
@@ -171,7 +169,7 @@ def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
             config.pixel_mean,
             config.pixel_std,
             steps,
-            interpolation=cast(Interpolation, interpolation),
+            interpolation=interpolation,
         )
     except ValueError as error:
         raise ConfigError(f"input.{error}") from error

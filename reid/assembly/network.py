@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from reid.assembly.data import TrainImages
 from reid.config import Config, InputConfig
 from reid.data.datasets.base import ReIDDataset
 from reid.modeling.batchnorm import group_batch_norms
-from reid.modeling.compiling import CompileMode, compile_network
+from reid.modeling.compiling import compile_network
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import (
     WeightsError,
@@ -158,7 +157,7 @@ def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:
     """To its device, and compiled if `model.compile` says so."""
     model.to(device)
     if config.model.compile != "off":
-        compile_network(model, cast(CompileMode, config.model.compile))
+        compile_network(model, config.model.compile)
 
 
 def camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | None:

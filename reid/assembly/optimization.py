@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
-
 import torch
 from torch import nn
 
 from reid.config import Config, SolverConfig
-from reid.engine.optimization import Amp, Optimization
+from reid.engine.optimization import Optimization
 from reid.modeling.losses import Criterion
 from reid.solver import LearningRate, build_optimizer
 
@@ -18,7 +16,7 @@ def build_learning_rate(solver: SolverConfig) -> LearningRate:
     return LearningRate(
         solver.base_lr,
         solver.max_epochs,
-        cast(Any, solver.schedule),
+        solver.schedule,
         tuple(solver.milestones),
         solver.gamma,
         solver.final_lr_factor,
@@ -36,7 +34,7 @@ def build_optimization(
     solver = config.solver
     optimizer = build_optimizer(
         [*model.named_parameters(), *criterion.named_parameters()],
-        cast(Any, solver.optimizer),
+        solver.optimizer,
         lr=solver.base_lr,
         momentum=solver.momentum,
         weight_decay=solver.weight_decay,
@@ -46,7 +44,7 @@ def build_optimization(
         optimizer,
         build_learning_rate(solver),
         device,
-        amp=cast(Amp, solver.amp),
+        amp=solver.amp,
         accumulation_steps=solver.accumulation_steps,
         clip_grad_norm=solver.clip_grad_norm,
         may_skip=solver.on_nonfinite == "skip",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -25,7 +24,7 @@ from reid.assembly.splits import count_splits, log_dataset
 from reid.config import Config
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter
-from reid.engine.nonfinite import NonFiniteLosses, OnNonFinite
+from reid.engine.nonfinite import NonFiniteLosses
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import Trainer
 from reid.registry import SAMPLER, ConfigError, build
@@ -77,7 +76,7 @@ def build_trainer(
         hooks=hooks,
         signals=signals,
         nonfinite=NonFiniteLosses(
-            cast(OnNonFinite, config.solver.on_nonfinite),
+            config.solver.on_nonfinite,
             config.solver.max_skipped,
             [record.path for record in records],
             Path(config.output_dir),

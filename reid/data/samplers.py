@@ -9,17 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from reid.registry import SAMPLER
+from reid.registry import SAMPLER, Range
 from reid.structures import OUTLIER, PseudoLabels
 
 IntArray = npt.NDArray[np.int64]
+BatchSize: TypeAlias = Annotated[int, Range(1, 65_536)]
 
 
 class Draw(NamedTuple):
@@ -60,7 +61,7 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: BatchSize,
         images_per_group: int,
         steps_per_epoch: int | None,
         seed: int,
@@ -166,7 +167,7 @@ class PKSampler(LabelledSampler):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: BatchSize,
         images_per_identity: int = 4,
         steps_per_epoch: int | None = 0,
         seed: int = 0,
@@ -229,7 +230,7 @@ class ProxyBalancedSampler(LabelledSampler):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: BatchSize,
         images_per_proxy: int = 4,
         steps_per_epoch: int | None = 0,
         seed: int = 0,
@@ -275,7 +276,7 @@ class RandomIdentitySampler(LabelledSampler):
 
     def __init__(
         self,
-        batch_size: int,
+        batch_size: BatchSize,
         images_per_identity: int = 4,
         epoch: Literal["round", "images"] = "round",
         seed: int = 0,

@@ -9,12 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from scipy.stats import kendalltau
 from tabulate import tabulate
 
-from reid.registry import ConfigError, nearest
+from reid.checking import ConfigError, from_mapping, nearest
 from reid.yaml_text import read_yaml
 
 
@@ -113,13 +111,11 @@ def load_paper(path: Path) -> Paper:
         ConfigError: The file is missing or is not what `Paper` describes.
     """
     try:
-        raw = OmegaConf.create(read_yaml(path) or {})
-        paper = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Paper), raw))
+        paper = from_mapping(Paper, read_yaml(path) or {}, "")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"tables file {str(path)!r} cannot be read: {error}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {error.full_key}: {error.msg or error}") from error
-    assert isinstance(paper, Paper)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     paper.folder = str(path.parent)
     known, metrics = [*paper.datasets], len(paper.metrics)
     for key, dataset in paper.datasets.items():

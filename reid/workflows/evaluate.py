@@ -12,6 +12,7 @@ from reid.assembly.images import build_test_sets
 from reid.assembly.network import build_trained_model, place_model
 from reid.assembly.plugins import register_parts
 from reid.assembly.provenance import provenance
+from reid.assembly.specs import check_specs
 from reid.assembly.splits import count_splits, log_dataset
 from reid.config import Config
 from reid.engine.testing import draw_test_pictures, results_table
@@ -40,6 +41,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     output_dir = Path(config.output_dir)
     with started(config) as (device, _):
         register_parts(config)
+        check_specs(config, training=False)
         test_sets = build_test_sets(config)
         if not test_sets:
             raise ConfigError("datasets.test: there is nothing to evaluate on")

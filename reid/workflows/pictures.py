@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -278,7 +278,7 @@ def _find_clusters(
     trained: TrainedModel,
 ) -> tuple[Sequence[ImageRecord], FeatureSet, PseudoLabels]:
     config = trained.config
-    labeller = cast(Labeller, build(LABELLER, labeller_spec(config), "labeller"))
+    labeller: Labeller = build(LABELLER, labeller_spec(config), "labeller")
     if labeller.fixed:
         raise ConfigError("clusterer: the config has none; set one, e.g. JaccardDBSCAN")
     images = build_image_set(config, "training images", build_train_images(config).load())

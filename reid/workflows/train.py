@@ -10,6 +10,7 @@ from typing import Any
 from reid import distributed
 from reid.assembly.plugins import register_parts
 from reid.assembly.provenance import config_diff
+from reid.assembly.specs import check_specs
 from reid.assembly.trainer import build_trainer
 from reid.config import Config, dump_config
 from reid.engine.hooks.checkpoints import (
@@ -78,9 +79,10 @@ def train(
     output_dir = Path(config.output_dir)
     _protect(output_dir, resume, overwrite)
     with started(config) as (device, signals):
-        seed_everything(config.seed)
         logger.info("Config\n%s", dump_config(config).rstrip())
         register_parts(config)
+        check_specs(config, training=True)
+        seed_everything(config.seed)
         found = newest_checkpoint(output_dir) if resume else None
         if resume and found is None:
             logger.warning("%s holds no checkpoint: training starts anew", output_dir)

@@ -210,7 +210,7 @@ def test_a_row_without_a_config_for_the_data_set(folder: Path) -> None:
         ({"seeds": 0}, "seeds: expected 1 or more, got 0"),
         ({"number": 3}, "has the tables 1, 2, got 3"),
         ({"overrides": ["SEED", "3"]}, "SEED: set by the table"),
-        ({"overrides": ["SEDE", "3"]}, r"sede: unknown key .*drawn\.yaml"),
+        ({"overrides": ["SEDE", "3"]}, r"sede: unknown key .*on the command line"),
     ],
 )
 def test_wrong_arguments_are_named(folder: Path, options: dict[str, object], message: str) -> None:

@@ -50,7 +50,7 @@ def test_published_settings(name: str, images: int, network: str) -> None:
         {"name": "CrossEntropy", "smoothing": 0.1, "smooth_true_class": False, "init_std": 0.01},
         {"name": "Triplet", "margin": 0.3},
     ]
-    assert config.input.size == [256, 128]
+    assert config.input.size == (256, 128)
     assert config.input.interpolation == config.input.test_interpolation == "bicubic"
     crop, flip, erasing = config.input.transforms
     assert (crop, flip) == ({"name": "PadCrop", "pad": 10}, {"name": "RandomFlip", "prob": 0.5})

@@ -136,7 +136,7 @@ def test_published_hyper_parameters(name: str) -> None:
     assert (solver.warmup_factor, solver.gamma, solver.amp) == (0.01, 0.1, "off")
     backbone = config.model.backbone
     assert (backbone["last_stride"], backbone["stem_activation"]) == (1, False)
-    assert config.input.size == [256, 128]
+    assert config.input.size == (256, 128)
     assert config.input.transforms[2] == {
         "name": "RandomErasing", "prob": 0.5, "area": [0.02, 0.2], "aspect": [0.3, 3.0],
         "fill": "raw_mean",

@@ -93,7 +93,7 @@ def test_published_hyper_parameters(name: str, steps: int) -> None:
     backbone = config.model.backbone
     assert (backbone["pool"], backbone["last_stride"]) == ("gem", 1)
     assert config.model.bn_samples_per_group == 64
-    assert config.input.size == [256, 128]
+    assert config.input.size == (256, 128)
     assert config.input.transforms[2] == {
         "name": "RandomErasing", "prob": 0.5, "area": [0.02, 0.4], "fill": "raw_mean",
     }  # fmt: skip
@@ -124,7 +124,7 @@ def test_published_hyper_parameters_of_the_vit(
     assert (backbone["stem"], backbone["drop_path"]) == (stem, 0.3)
     assert not backbone["camera_embedding"]
     assert config.model.bn_samples_per_group == group
-    assert config.input.pixel_std == [0.5, 0.5, 0.5]
+    assert config.input.pixel_std == (0.5, 0.5, 0.5)
 
 
 def test_whole_runs(train_tiny: Callable[..., Path]) -> None:

@@ -46,7 +46,7 @@ def test_published_hyper_parameters(name: str) -> None:
     assert (solver.optimizer, solver.base_lr, solver.weight_decay) == ("Adam", 3.5e-4, 5e-4)
     assert (solver.max_epochs, solver.milestones, solver.warmup_epochs) == (50, [20, 40], 10)
     assert (solver.warmup_factor, solver.gamma, solver.amp) == (0.01, 0.1, "off")
-    assert config.input.size == [256, 128]
+    assert config.input.size == (256, 128)
     assert config.input.transforms[2] == {
         "name": "RandomErasing", "prob": 0.5, "area": [0.02, 0.4], "fill": "raw_mean",
     }  # fmt: skip

@@ -126,7 +126,7 @@ def test_wiring(row: str) -> None:
     parts, copies, used = ROWS[row]
     chosen = config(row, "msmt")
     register_parts(chosen)
-    assert chosen.input.size == [384, 128]
+    assert chosen.input.size == (384, 128)
     assert all(24 % count == 0 for count in parts), "every stripe has as many rows"
     small = {"EMBED_DIM": 12, "DEPTH": 2, "NUM_HEADS": 2, "STEM_CHANNELS": 4, "DROP_PATH": 0.0}
     spec = chosen.model.backbone | {name.lower(): value for name, value in small.items()}

@@ -61,8 +61,8 @@ def test_published_settings(
         1234]  # fmt: skip
     assert config.dataloader.sampler == {"name": "RandomIdentitySampler", "batch_size": 64,
                                          "images_per_identity": 4, "epoch": "round"}  # fmt: skip
-    assert config.input.size == size
-    assert config.input.pixel_mean == config.input.pixel_std == [0.5] * 3
+    assert config.input.size == tuple(size)
+    assert config.input.pixel_mean == config.input.pixel_std == (0.5, 0.5, 0.5)
     assert (config.input.interpolation, config.input.test_interpolation) == ("bicubic", "bilinear")
     flip, crop, erasing = config.input.transforms
     assert (flip, crop) == ({"name": "RandomFlip", "prob": 0.5}, {"name": "PadCrop", "pad": 10})

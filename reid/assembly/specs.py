@@ -1,0 +1,127 @@
+"""Every spec of a config is checked before the first image is looked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from reid import distributed
+from reid.assembly.labelling import labeller_spec
+from reid.config import Config
+from reid.registry import (
+    BACKBONE,
+    DATASET,
+    EVALUATOR,
+    HEAD,
+    HOOK,
+    LABELLER,
+    LOSS,
+    SAMPLER,
+    TRANSFORM,
+    ConfigError,
+    Range,
+    Registry,
+    build,
+    check_spec,
+    check_type,
+)
+
+RUNTIME: Mapping[str, tuple[str, ...]] = {
+    "BACKBONE": ("image_size", "num_cameras", "unseen_cameras"),
+    "HEAD": ("backbone",),
+    "LOSS": ("embed_dim", "num_parts", "num_classes"),
+    "SAMPLER": ("seed", "rank", "world_size"),
+    "TRANSFORM": ("mean",),
+    "HOOK": ("output_dir", "images", "labeller", "writer"),
+}
+"""Registry -> names of the facts that its parts are given, besides their options."""
+
+_NOT_ON_TRIAL = (BACKBONE, HEAD, HOOK)  # large, or with effects such as a file that is opened
+_Weight = Annotated[float, Range(0, 1_000_000)]
+
+
+def check_specs(config: Config, *, training: bool) -> None:
+    """Checks the name and the options of every part that a config names.
+
+    Parts that need no facts about the data are built once on trial, so that they check the values
+    of their options too; that may draw random numbers. No image is looked for, and no weights are
+    read.
+
+    Args:
+        config: Its plug-ins are imported.
+        training: The parts that training cannot do without must be there.
+
+    Raises:
+        ConfigError: A part is unknown or missing, or an option is unknown, missing or wrong.
+    """
+    check = _Checker(config)
+    sets = config.datasets
+    if training or sets.train:
+        one = not isinstance(sets.train, list)
+        for i, spec in enumerate([sets.train] if one else sets.train):
+            where = "datasets.train" if one else f"datasets.train[{i}]"
+            check(DATASET, dataset_options(spec, where)[0], where)
+    for i, spec in enumerate(sets.test):
+        where = f"datasets.test[{i}]"
+        check(DATASET, dataset_options(spec, where)[0], where)
+    check(BACKBONE, config.model.backbone, "model.backbone")
+    check(HEAD, config.model.head, "model.head")
+    check(EVALUATOR, config.test.evaluator, "test.evaluator")
+    for i, spec in enumerate(config.input.transforms):
+        check(TRANSFORM, spec, f"input.transforms[{i}]")
+    if training or config.dataloader.sampler:
+        check(SAMPLER, config.dataloader.sampler, "dataloader.sampler")
+    if training and not config.criterion:
+        raise ConfigError("criterion: expected a list of losses, it is empty")
+    for i, spec in enumerate(config.criterion):
+        check(LOSS, loss_options(spec, f"criterion[{i}]")[0], f"criterion[{i}]")
+    check(LABELLER, labeller_spec(config), "labeller")
+    for i, spec in enumerate(config.hooks):
+        check(HOOK, spec, f"hooks[{i}]")
+
+
+def dataset_options(spec: Any, where: str) -> tuple[Any, str]:
+    """The spec of a dataset without `leave_out`, and the file that `leave_out` names, or "".
+
+    Raises:
+        ConfigError: No dataset is named, or `leave_out` is no text.
+    """
+    if not spec:
+        raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
+    if not isinstance(spec, Mapping):
+        return spec, ""
+    options = dict(spec)
+    leave_out = options.pop("leave_out", "")
+    if not isinstance(leave_out, str):
+        raise ConfigError(f"{where}.leave_out: expected a file, got {leave_out!r}")
+    return options, leave_out
+
+
+def loss_options(spec: Any, where: str) -> tuple[Any, float, str]:
+    """The spec of a loss without `weight` and `as`; the weight (1), and the name of its values.
+
+    Raises:
+        ConfigError: The weight is no number from 0, or the name is no text.
+    """
+    if not isinstance(spec, Mapping):
+        return spec, 1.0, ""
+    options = dict(spec)
+    weight = check_type(options.pop("weight", 1.0), _Weight, f"{where}.weight")
+    return options, weight, check_type(options.pop("as", ""), str, f"{where}.as")
+
+
+class _Checker:
+    """Checks specs; builds the parts on trial whose facts are known before there is data."""
+
+    def __init__(self, config: Config) -> None:
+        self._known: dict[str, object] = {
+            "mean": config.input.pixel_mean,
+            "seed": config.seed,
+            "rank": distributed.rank(),
+            "world_size": distributed.world_size(),
+        }
+
+    def __call__(self, registry: Registry, spec: object, where: str) -> None:
+        facts = check_spec(registry, spec, where, RUNTIME.get(registry._name, ()))
+        if registry not in _NOT_ON_TRIAL and facts <= self._known.keys():
+            build(registry, spec, where, **self._known)
