@@ -10,6 +10,7 @@ from reid.assembly.labelling import labeller_spec
 from reid.config import Config
 from reid.registry import (
     BACKBONE,
+    CLUSTERER,
     DATASET,
     EVALUATOR,
     HEAD,
@@ -75,6 +76,8 @@ def check_specs(config: Config, *, training: bool) -> None:
         raise ConfigError("criterion: expected a list of losses, it is empty")
     for i, spec in enumerate(config.criterion):
         check(LOSS, loss_options(spec, f"criterion[{i}]")[0], f"criterion[{i}]")
+    if config.clusterer is not None:
+        check(CLUSTERER, config.clusterer, "clusterer")
     check(LABELLER, labeller_spec(config), "labeller")
     for i, spec in enumerate(config.hooks):
         check(HOOK, spec, f"hooks[{i}]")

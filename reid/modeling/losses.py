@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.registry import LOSS
+from reid.registry import LOSS, Range
 from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
 
 Banks = Literal["global", "parts", "all"]
 """Which banks of the embeddings a loss takes: the whole image, the parts, or both."""
+Margin = Annotated[float, Range(0, 1e6)] | None
 Source = tuple[str, int]
 """What embeddings are of: a network by name, and a view of the batch (0 = `Batch.image`)."""
 STUDENT: Source = ("student", 0)
@@ -192,9 +193,9 @@ class CrossEntropy(Loss):
         self,
         embed_dim: int,
         num_classes: int,
-        smoothing: float = 0.0,
+        smoothing: Annotated[float, Range(0, 1, below=True)] = 0.0,
         smooth_true_class: bool = True,
-        init_std: float = 0.001,
+        init_std: Annotated[float, Range(0, 1e3, above=True)] = 0.001,
         banks: Banks = "global",
         num_parts: int = 0,
     ) -> None:
@@ -270,7 +271,7 @@ class Triplet(Loss):
 
     def __init__(
         self,
-        margin: float | None = None,
+        margin: Margin = None,
         normalize: bool = False,
         feature: Literal["before", "after"] = "before",
         banks: Banks = "global",

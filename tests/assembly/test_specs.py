@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 
-import reid.engine.build
-import reid.engine.datasets
-import reid.engine.networks
+import reid.assembly.criterion
+import reid.assembly.data
+import reid.assembly.hooks
+import reid.assembly.images
+import reid.assembly.labelling
+import reid.assembly.network
+import reid.assembly.trainer
 from reid import registry
 from reid.assembly.specs import RUNTIME, check_specs
 from reid.config import load_config
-from reid.engine.run import train
-from reid.engine.trainer import Hook
-from reid.registry import HOOK, LOSS, ConfigError
+from reid.registry import HOOK, LOSS, ConfigError, Hook
+from reid.workflows.train import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = """
@@ -64,7 +67,7 @@ WRONG = [
     ("DATALOADER.SAMPLER.BATCH_SIZE", "17", r"dataloader\.sampler \(PKSampler\): batch_size"),
     ("DATALOADER.SAMPLER.BATCH_SIZE", "1000000000000", r"batch_size: expected a number from 1 to"),
     ("CRITERION.0.MARGIN", "wide", r"criterion\[0\]\.margin: expected float, got 'wide'"),
-    ("CRITERION.0.MARGIN", "-1", r"criterion\[0\] \(Triplet\): margin"),
+    ("CRITERION.0.MARGIN", "-1", r"criterion\[0\]\.margin: expected"),
     ("CRITERION.1.SMOOTHING", "[1]", r"criterion\[1\]\.smoothing: expected float"),
     ("CRITERION.1.WEIGHT", ".inf", r"criterion\[1\]\.weight: expected a number from 0"),
     ("CRITERION", "[]", r"criterion: expected a list of losses, it is empty"),
@@ -128,7 +131,9 @@ _build = registry.build
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Recorded]:
     facts = _Recorded()
-    for module in (reid.engine.build, reid.engine.networks, reid.engine.datasets):
+    assembly = reid.assembly
+    for module in (assembly.criterion, assembly.data, assembly.hooks, assembly.images,
+                   assembly.labelling, assembly.network, assembly.trainer):  # fmt: skip
         monkeypatch.setattr(module, "build", facts.build)
     return facts
 

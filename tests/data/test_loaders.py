@@ -54,7 +54,7 @@ def equal(one: list[Batch], other: list[Batch]) -> bool:
     return all(
         torch.equal(a, b)
         for x, y in zip(one, other, strict=True)
-        for a, b in zip(x, y, strict=True)
+        for a, b in zip(x[:4], y[:4], strict=True)
     )
 
 

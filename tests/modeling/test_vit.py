@@ -61,7 +61,7 @@ def test_cameras_change_nothing_unless_they_are_asked_for(stem: Any) -> None:
     on = ViT((32, 16), num_cameras=4, stem=stem, stem_channels=8, camera_embedding=True, **SMALL)
     on.eval()
     assert on.num_cameras == 4
-    first, second = on(images(1).expand(2, -1, -1, -1), torch.tensor([0, 3])).tokens
+    first, second = on(Batch.of(images(1).expand(2, -1, -1, -1), torch.tensor([0, 3]))).tokens
     assert not torch.allclose(first, second)
 
 

@@ -446,7 +446,7 @@ def test_an_output_folder_that_cannot_be_made_is_named_at_once(folder: Path) -> 
 def test_a_dataset_that_vanishes_is_named(
     folder: Path, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("reid.assembly.trainer._num_workers", lambda config: workers)
+    monkeypatch.setattr("reid.assembly.images._num_workers", lambda config: workers)
     train_folder = next((folder / "datasets").glob("*/*/bounding_box_train"))
     aside = train_folder.with_name("aside")
     MISHAPS["epoch1"] = lambda trainer: (shutil.move(train_folder, aside), None)[1]
@@ -461,7 +461,7 @@ def test_a_dataset_that_vanishes_is_named(
 
 
 def test_a_dead_reading_process_is_explained(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reid.assembly.trainer._num_workers", lambda config: 1)
+    monkeypatch.setattr("reid.assembly.images._num_workers", lambda config: 1)
     pairs = ("DATALOADER.SAMPLER.STEPS_PER_EPOCH", 30)
 
     def kill(trainer: Trainer) -> None:
@@ -483,7 +483,7 @@ def test_a_lost_connection_to_a_reading_process_is_explained(
     def lose(self: object, data: object, index: int) -> None:
         raise ConnectionResetError(104, "Connection reset by peer")
 
-    monkeypatch.setattr("reid.assembly.trainer._num_workers", lambda config: 1)
+    monkeypatch.setattr("reid.assembly.images._num_workers", lambda config: 1)
     monkeypatch.setattr(
         "torch.utils.data.dataloader._MultiProcessingDataLoaderIter._process_data", lose
     )

@@ -64,7 +64,7 @@ def test_cameras_do_not_split_the_memory() -> None:
     loss, blind = ClusterContrastLoss(), ClusterContrastLoss()
     found, gradient = step(loss, PseudoLabels.from_clusters(cluster, camids), torch.arange(6))
     other, same = step(blind, PseudoLabels.from_clusters(cluster), torch.arange(6))
-    assert loss.memory.bank.shape == (1, 2, 8)
+    assert loss.memory.rows.shape == (1, 2, 8)
     assert torch.equal(found["global_contrast"], other["global_contrast"])
     assert torch.equal(gradient, same)
 

@@ -16,7 +16,9 @@ from reid.structures import Batch
 
 
 def model(copies: bool, cameras: int = 4) -> ReIDModel:
-    backbone = IBNViT((96, 48), cameras, embed_dim=24, depth=3, num_heads=3, stem_channels=16)
+    backbone = IBNViT(
+        (96, 48), num_cameras=cameras, embed_dim=24, depth=3, num_heads=3, stem_channels=16
+    )
     return ReIDModel(backbone, TMGFHead(backbone, duplicate_layer=copies)).eval()
 
 
@@ -48,7 +50,8 @@ def test_conversion_gives_the_same_features(tmp_path: Path, copies: bool) -> Non
     target = model(copies)
     load_weights(target, read_checkpoint(tmp_path / "ours.safetensors")[0])
     image, camid = torch.randn(2, 3, 96, 48), torch.tensor([0, 3])
-    for ours, theirs in zip(target(Batch.of(image, camid)), source(image, camid), strict=True):
+    batch = Batch.of(image, camid)
+    for ours, theirs in zip(target(batch)[:4], source(batch)[:4], strict=True):
         assert torch.equal(ours, theirs)
 
 
