@@ -125,6 +125,8 @@ class _Checker:
         }
 
     def __call__(self, registry: Registry, spec: object, where: str) -> None:
-        facts = check_spec(registry, spec, where, RUNTIME.get(registry._name, ()))
+        names = RUNTIME.get(registry._name, ())
+        facts = check_spec(registry, spec, where, names)
         if registry not in _NOT_ON_TRIAL and facts <= self._known.keys():
-            build(registry, spec, where, **self._known)
+            known = {name: self._known[name] for name in names if name in self._known}
+            build(registry, spec, where, **known)

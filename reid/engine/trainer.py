@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from reid import distributed
+from reid.engine.checkpoint_schema import check_checkpoint
 from reid.engine.nonfinite import (
     BufferCopy,
     LaterNumber,
@@ -32,6 +33,7 @@ from reid.structures import Batch, Embeddings
 
 logger = logging.getLogger(__name__)
 
+_FORMER_HOOKS = ("WarmUp",)  # in checkpoints of version 0.1; the rate has it now
 _Seen = tuple[dict[Source, Embeddings], Batch]
 """What a criterion has seen of a batch."""
 
@@ -290,10 +292,19 @@ class Trainer:
         Learning rate, weight decay and the like stay those that this trainer was built with. A hook
         that the other run did not have starts anew; a warning names it, and those that are gone.
 
+        Everything is checked before anything is loaded.
+
         Raises:
-            ValueError: The state is of a run with another number of processes, or does not fit.
-            RuntimeError: The state is of another model.
+            ValueError: The state is of a run with another number of processes or of another model,
+                or an entry is not what it should be; names it.
         """
+        check_checkpoint(
+            state,
+            model=self.model.state_dict(),
+            criterion=self.criterion.state_dict(),
+            optimizer=self.optimization.optimizer,
+            device_type=self.device.type,
+        )
         if len(state["random"]) != distributed.world_size():
             raise ValueError(
                 f"the checkpoint is of a run with {len(state['random'])} processes, "
@@ -311,16 +322,20 @@ class Trainer:
     def _load_hooks(self, states: Sequence[Mapping[str, Any]]) -> None:
         saved: dict[str, list[dict[str, Any]]] = {}
         for state in states:
-            kept = {key: value for key, value in state.items() if key != "name"}
-            saved.setdefault(state["name"], []).append(kept)
+            own = {key: value for key, value in state.items() if key != "name"}
+            saved.setdefault(state["name"], []).append(own)
         added = []
         for hook in self.hooks:
             name = type(hook).__name__
             if saved.get(name):
-                hook.load_state_dict(saved[name].pop(0))
+                try:
+                    hook.load_state_dict(saved[name].pop(0))
+                except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
+                    kind = type(error).__name__
+                    raise ValueError(f"hooks: the state of {name}: {kind}: {error}") from error
             else:
                 added.append(name)
-        gone = [name for name, rest in saved.items() for _ in rest]
+        gone = [name for name, rest in saved.items() for _ in rest if name not in _FORMER_HOOKS]
         if added or gone:
             logger.warning(
                 "The run that made the checkpoint had other hooks: %s",

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import os
+import signal
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,14 +21,37 @@ from reid.assembly.network import pick_device
 from reid.config import Config
 from reid.engine.logs import environment, run_logging
 from reid.engine.stopping import Interrupted, StopSignals
+from reid.locks import FolderInUse, locked
+from reid.registry import ConfigError
 from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
+
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+
+
+@contextmanager
+def alone_in(output_dir: Path) -> Iterator[None]:
+    """Holds the output folder for this run; the main process does so for all of them.
+
+    Raises:
+        ConfigError: Another run writes to the folder.
+        OutputError: The folder cannot be written to.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        with locked(output_dir):
+            yield
+    except FolderInUse as error:
+        raise ConfigError(f"output_dir: {error}") from None
 
 
 @contextmanager
 def started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
     """What every run stands in: its device, group of processes, logs and signals."""
+    _end_with_launcher()
     device = pick_device(config.device)
     # Entered twice: a second worker may die while we report the first.
     with StopSignals() as signals, explained(signals):
@@ -35,6 +62,12 @@ def started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
                 yield device, signals
         finally:
             distributed.destroy_process_group()
+
+
+def _end_with_launcher() -> None:
+    """Has Linux send this process SIGTERM when torchrun, which started it, dies."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _tells_of_dead_worker(error: Exception) -> bool:

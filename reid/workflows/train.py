@@ -18,16 +18,17 @@ from reid.engine.hooks.checkpoints import (
     CHECKPOINTS,
     FINAL_MODEL,
     checkpoint_paths,
+    epoch_of,
     newest_checkpoint,
 )
 from reid.engine.logs import PICTURES, MetricWriter
 from reid.engine.randomness import seed_everything
-from reid.engine.stopping import Interrupted
+from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.trainer import Trainer
 from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
-from reid.workflows.session import explained, started
+from reid.workflows.session import alone_in, explained, started
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ _FILES = {
     FINAL_MODEL: "weights at the end",
     CHECKPOINTS: "what --resume goes on from",
 }
+_ENDS_WITH = (FINAL_MODEL, "results.json")
+"""What a run writes last."""
 _REPORTS = "nonfinite_*.json"
 _EVENTS = "events.out.tfevents.*"
 
@@ -67,8 +70,8 @@ def train(
         allow_config_change: Resume with settings under which training takes another course.
 
     Raises:
-        ConfigError: A setting is wrong, the output folder holds another run, or the run to go on
-            with had other settings.
+        ConfigError: A setting is wrong, the output folder holds another run or is in use by one,
+            or the run to go on with had other settings.
         DataError: The images are not what was expected.
         WeightsError: No checkpoint is whole, or it does not fit.
         ClusteringError: The features give no clusters.
@@ -77,42 +80,50 @@ def train(
         Interrupted: SIGTERM or SIGINT came; a checkpoint of the last whole epoch is written.
     """
     output_dir = Path(config.output_dir)
-    _protect(output_dir, resume, overwrite)
-    with started(config) as (device, signals):
-        logger.info("Config\n%s", dump_config(config).rstrip())
-        register_parts(config)
-        check_specs(config, training=True)
-        seed_everything(config.seed)
-        found = newest_checkpoint(output_dir) if resume else None
-        if resume and found is None:
-            logger.warning("%s holds no checkpoint: training starts anew", output_dir)
-        if found is not None:
-            _compare_configs(output_dir / "config.yaml", config, allow_config_change)
-        writer = MetricWriter(output_dir)
-        trainer = build_trainer(config, device, writer, signals)
-        if found is not None:
-            _load_state(trainer, *found)
-            logger.info("Resumed from %s after epoch %d", found[0], trainer.epoch)
-        for name, part in trainer.model.named_children():
-            count = sum(parameter.numel() for parameter in part.parameters())
-            logger.info("Model %s: %s, %s parameters", name, type(part).__name__, f"{count:,}")
-        # A wrong setting has stopped us by now; an earlier run's files are safe till here.
-        if distributed.is_main():
-            if overwrite:
-                _remove_run(output_dir)
-            remove_leftovers(output_dir)
-            write_text(output_dir / "config.yaml", dump_config(config))
-        writer.start(trainer.epoch, trainer.step)
-        try:
-            with explained(signals):
-                trainer.train()
-        except Interrupted as stop:
-            if not distributed.is_main():  # the main process may be writing the checkpoint yet
-                raise
-            raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
-        finally:
-            writer.close()
-        _log_files(output_dir)
+    with alone_in(output_dir):
+        _protect(output_dir, resume, overwrite)
+        with started(config) as (device, signals):
+            logger.info("Config\n%s", dump_config(config).rstrip())
+            register_parts(config)
+            check_specs(config, training=True)
+            seed_everything(config.seed)
+            checkpoint = newest_checkpoint(output_dir) if resume else None
+            if resume and checkpoint is None:
+                logger.warning("%s holds no checkpoint: training starts anew", output_dir)
+            if checkpoint is not None:
+                if _is_done(output_dir, checkpoint[1].get("epoch"), config.solver.max_epochs):
+                    return
+                _compare_configs(output_dir / "config.yaml", config, allow_config_change)
+            writer = MetricWriter(output_dir)
+            trainer = build_trainer(config, device, writer, signals)
+            if checkpoint is not None:
+                _load_state(trainer, *checkpoint)
+                logger.info("Resumed from %s after epoch %d", checkpoint[0], trainer.epoch)
+            # A wrong setting has stopped us by now; an earlier run's files are safe till here.
+            if distributed.is_main():
+                if overwrite:
+                    _remove_run(output_dir)
+                remove_leftovers(output_dir)
+                write_text(output_dir / "config.yaml", dump_config(config))
+            _run(trainer, writer, signals, output_dir)
+            _log_files(output_dir)
+
+
+def _run(trainer: Trainer, writer: MetricWriter, signals: StopSignals, output_dir: Path) -> None:
+    """Trains; a signal's message says what is kept."""
+    for name, part in trainer.model.named_children():
+        count = sum(parameter.numel() for parameter in part.parameters())
+        logger.info("Model %s: %s, %s parameters", name, type(part).__name__, f"{count:,}")
+    writer.start(trainer.epoch, trainer.step)
+    try:
+        with explained(signals):
+            trainer.train()
+    except Interrupted as stop:
+        if not distributed.is_main():  # the main process may be writing the checkpoint yet
+            raise
+        raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
+    finally:
+        writer.close()
 
 
 def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:
@@ -166,8 +177,27 @@ def _what_is_kept(output_dir: Path) -> str:
     return f"{paths[0]} holds the last whole epoch: --resume goes on from it"
 
 
+def _is_done(output_dir: Path, epoch: object, max_epochs: int) -> bool:
+    """Whether a run has nothing left to train and, at its last epoch, nothing left to write."""
+    if type(epoch) is not int or epoch < max_epochs:
+        return False
+    if epoch == max_epochs and not all((output_dir / name).exists() for name in _ENDS_WITH):
+        return False
+    logger.warning(
+        "all %d epochs are done: nothing to train; SOLVER.MAX_EPOCHS above %d trains on",
+        epoch,
+        epoch,
+    )
+    return True
+
+
 def _load_state(trainer: Trainer, checkpoint: Path, state: Mapping[str, Any]) -> None:
     try:
+        if state.get("epoch") != epoch_of(checkpoint):
+            raise ValueError(
+                f"epoch: expected {epoch_of(checkpoint)} as the file's name says, got "
+                f"{state.get('epoch')!r}"
+            )
         trainer.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError) as error:
         raise WeightsError(

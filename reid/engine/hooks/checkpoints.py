@@ -82,7 +82,7 @@ class SaveCheckpoints(Hook):
         self._unsaved = None
         older = []
         for other in checkpoint_paths(self._output_dir):
-            if _epoch(other) > state["epoch"]:
+            if epoch_of(other) > state["epoch"]:
                 other.unlink()  # broken, or this run would have gone on from it
             elif other != path:
                 older.append(other)
@@ -106,7 +106,7 @@ def save_model(trainer: Trainer, path: Path) -> None:
 def checkpoint_paths(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     found = [path for path in output_dir.glob(CHECKPOINTS) if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_epoch, reverse=True)
+    return sorted(found, key=epoch_of, reverse=True)
 
 
 def newest_checkpoint(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
@@ -130,7 +130,8 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
     return None
 
 
-def _epoch(path: Path) -> int:
+def epoch_of(path: Path) -> int:
+    """The epoch that a checkpoint's name tells."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])

@@ -1,0 +1,50 @@
+"""A folder that one run at a time may write to."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from reid.files import writing
+
+LOCK = ".lock"
+
+
+class FolderInUse(RuntimeError):  # noqa: N818  (what it says, not what went wrong)
+    """Another process writes to the folder; says which."""
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this process; the system lets it go when the process ends, however.
+
+    The folder is made if it is not there. Its file `.lock` names the holder and stays behind; the
+    file alone locks nothing.
+
+    Raises:
+        FolderInUse: Another process holds it.
+        OutputError: The folder cannot be written to.
+    """
+    path = folder / LOCK
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            raise FolderInUse(
+                f"{folder} is in use by {holder or 'another process'}; wait for it to end, stop "
+                "it, or take another folder"
+            ) from None
+        with writing(path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
