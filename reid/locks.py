@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reid.files import writing
 
-LOCK = ".lock"
+LOCK = "run.lock"
 
 
 class FolderInUse(RuntimeError):  # noqa: N818  (what it says, not what went wrong)
@@ -22,7 +22,7 @@ class FolderInUse(RuntimeError):  # noqa: N818  (what it says, not what went wro
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the system lets it go when the process ends, however.
 
-    The folder is made if it is not there. Its file `.lock` names the holder and stays behind; the
+    The folder is made if it is not there. Its file `run.lock` names the holder and stays behind; the
     file alone locks nothing.
 
     Raises:

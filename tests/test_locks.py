@@ -35,7 +35,7 @@ def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait(10)
         with locked(tmp_path):  # the system has let it go
-            assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+            assert (tmp_path / "run.lock").read_text().startswith(f"process {os.getpid()} on ")
     finally:
         holder.kill()
         holder.communicate()
@@ -48,7 +48,7 @@ def test_a_lock_ends_with_its_block_and_makes_the_folder(tmp_path: Path) -> None
 
 
 def test_a_link_in_the_lock_file_s_place_is_refused(tmp_path: Path) -> None:
-    (tmp_path / ".lock").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(OSError, match=r"\.lock: cannot be written"), locked(tmp_path):
+    (tmp_path / "run.lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=r"run\.lock: cannot be written"), locked(tmp_path):
         pass
     assert not (tmp_path / "elsewhere").exists()

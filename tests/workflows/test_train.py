@@ -165,7 +165,7 @@ def test_a_finished_run_is_not_overwritten_by_mistake(finished: Path, folder: Pa
     with pytest.raises(ConfigError, match="holds a run already; --resume goes on"):
         train(config(folder, "supervised", "finished"))
     wrong = config(folder, "supervised", "finished", "CRITERION.1.MARGIN", -1)
-    with pytest.raises(ConfigError, match="margin: expected 0 or more"):
+    with pytest.raises(ConfigError, match="margin: expected a number from 0"):
         train(wrong, overwrite=True)
     assert (finished / "metrics.json").read_bytes() == before
     assert "stopped by ConfigError" in (finished / "log.txt").read_text()
