@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import yaml
 
@@ -335,6 +335,14 @@ class Config(_Section):
     checkpoint_period: Positive = 1
     checkpoint_keep: Count = 2
 
+    given: ClassVar[frozenset[str] | None] = None
+    """Dotted keys that files and command line set; None: it was made in code, all count as set."""
+
+    def is_given(self, key: str) -> bool:
+        """Whether a setting, or one below it, was set."""
+        given = self.given
+        return given is None or any(k == key or k.startswith(f"{key}.") for k in given)
+
 
 def load_config(
     file: str | Path | Sequence[str | Path] | None = None, overrides: Sequence[str] = ()
@@ -355,13 +363,19 @@ def load_config(
     """
     files = [file] if isinstance(file, str | Path) else list(file or ())
     settings = asdict(Config())
+    given: set[str] = set()
     for path in files:
-        settings = merge(settings, read_settings(Path(path)))
+        own = read_settings(Path(path))
+        given.update(key for key, _ in _leaves(own))
+        settings = merge(settings, own)
     changed = settings
     try:
-        for key, value in read_pairs(overrides):
+        pairs = list(read_pairs(overrides))
+        for key, value in pairs:
             changed = set_key(changed, key, value)
-        return _from_settings(changed)
+        config = _from_settings(changed)
+        vars(config)["given"] = frozenset((*given, *(key.lower() for key, _ in pairs)))
+        return config
     except ConfigError as error:
         source = "on the command line"
         try:

@@ -22,8 +22,8 @@ class FolderInUse(RuntimeError):  # noqa: N818  (what it says, not what went wro
 def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the system lets it go when the process ends, however.
 
-    The folder is made if it is not there. Its file `run.lock` names the holder and stays behind; the
-    file alone locks nothing.
+    The folder is made if it is not there. Its file `run.lock` names the holder. It is removed at
+    the end; one that a killed process has left locks nothing.
 
     Raises:
         FolderInUse: Another process holds it.
@@ -32,19 +32,30 @@ def locked(folder: Path) -> Iterator[None]:
     path = folder / LOCK
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        descriptor = _acquire(path)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
-            raise FolderInUse(
-                f"{folder} is in use by {holder or 'another process'}; wait for it to end, stop "
-                "it, or take another folder"
-            ) from None
         with writing(path):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         yield
     finally:
+        path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def _acquire(path: Path) -> int:
+    """A descriptor of the file that stands at `path`, locked."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace").strip()
+            os.close(descriptor)
+            raise FolderInUse(
+                f"{path.parent} is in use by {holder or 'another process'}; wait for it to end, "
+                "stop it, or take another folder"
+            ) from None
+        if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
+            return descriptor
+        os.close(descriptor)  # its holder has just removed it

@@ -34,6 +34,7 @@ def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
             pass
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait(10)
+        assert (tmp_path / "run.lock").exists()
         with locked(tmp_path):  # the system has let it go
             assert (tmp_path / "run.lock").read_text().startswith(f"process {os.getpid()} on ")
     finally:
@@ -45,6 +46,7 @@ def test_a_lock_ends_with_its_block_and_makes_the_folder(tmp_path: Path) -> None
     for _ in range(2):
         with locked(tmp_path / "new"), pytest.raises(FolderInUse), locked(tmp_path / "new"):
             pass
+        assert not (tmp_path / "new" / "run.lock").exists()
 
 
 def test_a_link_in_the_lock_file_s_place_is_refused(tmp_path: Path) -> None:

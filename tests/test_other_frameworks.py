@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-import reid.assembly.parts  # noqa: F401  (registers the parts)
+import reid.assembly.parts
+import reid.projects.clustercontrast
+import reid.projects.tmgf  # noqa: F401  (registers the parts)
 from reid import registry
 from reid.config import load_config
 from reid.other_frameworks import OUR_KEYS, our_key

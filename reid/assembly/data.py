@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -113,45 +112,17 @@ class TrainImages:
             )
         return count
 
-    def renumber_cameras(
-        self, records: Sequence[ImageRecord], dataset: ReIDDataset
-    ) -> list[ImageRecord]:
-        """Test images with the numbers that their cameras had in training, -1 where they had none.
+    def origin_of_camera(self, number: int) -> tuple[ReIDDataset, int]:
+        """The data set of a camera, and its number there.
 
-        A camera has a number if it is of a dataset with the site of a training set. Where both have
-        names for their cameras, the names count, since either may have cameras of its own.
+        Raises:
+            DataError: Files are not what was expected.
         """
-        places = [i for i, own in enumerate(self.datasets) if own.site == dataset.site]
-        if dataset in self.datasets:
-            places = [self.datasets.index(dataset)]
-        if len(places) != 1:
-            logger.info(
-                "%s: the model takes its cameras for unknown ones, it learns those of %s",
-                dataset.site,
-                ", ".join(own.site for own in self.datasets),
-            )
-            return [replace(record, camid=UNKNOWN_CAMERA) for record in records]
-        names = self.datasets[places[0]].cameras
-        renamed = bool(names and dataset.cameras) and names != dataset.cameras
-        if len(self.datasets) == 1 and not renamed:
-            return list(records)
-        numbers = self._numbers(places[0])
-        if renamed:
-            named = {name: numbers.get(camid) for camid, name in enumerate(names)}
-            known = ((camid, named.get(name)) for camid, name in enumerate(dataset.cameras))
-            numbers = {camid: number for camid, number in known if number is not None}
-        return [
-            replace(record, camid=numbers.get(record.camid, UNKNOWN_CAMERA)) for record in records
-        ]
-
-    def _numbers(self, place: int) -> dict[int, int]:
-        """A camera's number in a training set -> its number here."""
-        records = self.load()
+        self.load()
         if self._joined is None:
-            return {record.camid: record.camid for record in records}
-        origins = enumerate(self._joined.cameras)
-        name = self.names[place]
-        return {camid: number for number, (source, camid) in origins if source == name}
+            return self.datasets[0], number
+        source, own = self._joined.cameras[number]
+        return self.datasets[self.names.index(source)], own
 
 
 def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDataset]:

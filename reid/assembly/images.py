@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from reid import distributed
+from reid.assembly.cameras import Camera, renumber_cameras
 from reid.assembly.data import TrainImages, build_datasets, build_test_datasets
-from reid.assembly.network import renumber_cameras
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
 from reid.data.datasets.joining import unique_names
@@ -111,7 +111,9 @@ def build_image_set(
     )
 
 
-def build_test_sets(config: Config, train: TrainImages | None = None) -> list[QueryGallery]:
+def build_test_sets(
+    config: Config, train: TrainImages | None = None, cameras: Sequence[Camera] | None = None
+) -> list[QueryGallery]:
     """The test sets of `datasets.test`, or else query and gallery of the training sets, if any.
 
     The model sees a camera under the number that it had in training; evaluation keeps the
@@ -120,6 +122,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Qu
     Args:
         config: Names the datasets.
         train: The training images, where they are built already.
+        cameras: Of the model; None: it has none, or numbers count as they are.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
@@ -134,7 +137,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Qu
     for name, dataset in zip(names, datasets, strict=True):
         query, gallery = dataset.load("query"), dataset.load("gallery")
         loader = eval_loader(
-            renumber_cameras(config, train, [*query, *gallery], dataset),
+            renumber_cameras(cameras, [*query, *gallery], dataset),
             transform,
             batch_size=config.test.batch_size,
             num_workers=_num_workers(config),

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from reid import distributed
+from reid.assembly.cameras import Camera, carry_cameras, read_cameras, training_cameras
 from reid.assembly.data import TrainImages
 from reid.config import Config, InputConfig
-from reid.data.datasets.base import ReIDDataset
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.compiling import compile_network
 from reid.modeling.model import ReIDModel
@@ -23,9 +23,9 @@ from reid.modeling.weights import (
     load_backbone_weights,
     load_weights,
     read_checkpoint,
+    read_metadata,
 )
 from reid.registry import BACKBONE, HEAD, ConfigError, build
-from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +93,33 @@ def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDMode
     return model
 
 
-def load_model_weights(model: ReIDModel, config: Config) -> None:
+def load_model_weights(
+    model: ReIDModel, config: Config, cameras: Sequence[Camera] | None = None
+) -> None:
     """Loads `model.weights` and logs the report.
+
+    Args:
+        model: What to fill.
+        config: Names the file.
+        cameras: Of the training images, where training goes on from these weights; see
+            `carry_cameras`. None: the model has the cameras of the weights.
 
     Raises:
         WeightsError: The weights do not fit.
     """
     path = config.model.weights
     state, metadata = read_checkpoint(Path(path))
+    if cameras is not None:
+        names = [
+            name
+            for name in model.state_dict()
+            if name.removeprefix("backbone.") in getattr(model.backbone, "dataset_specific", ())
+        ]
+        old = read_cameras(metadata, path)
+        state |= {
+            name: carry_cameras(state[name], old, cameras, path) for name in names if name in state
+        }
     logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
-    _warn_of_other_statistics(config.input, metadata, path)
 
 
 def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:
@@ -142,11 +159,11 @@ def build_training_model(
         DataError: Cameras have far-off numbers.
         WeightsError: The weights do not fit.
     """
-    num_cameras = images.count_cameras()
-    seen = {record.camid for record in images.load()}
-    model = build_model(config, size, num_cameras, sorted({*range(num_cameras)} - seen))
+    cameras = training_cameras(images)
+    unseen = [number for number, camera in enumerate(cameras) if not camera.seen]
+    model = build_model(config, size, len(cameras), unseen)
     if config.model.weights:
-        load_model_weights(model, config)
+        load_model_weights(model, config, cameras)
     if distributed.is_distributed() or config.model.bn_samples_per_group:
         group_batch_norms(model, config.model.bn_samples_per_group)
     place_model(model, config, device)
@@ -166,23 +183,19 @@ def camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | No
     return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
 
 
-def renumber_cameras(
-    config: Config,
-    train: TrainImages | None,
-    records: Sequence[ImageRecord],
-    dataset: ReIDDataset,
-) -> list[ImageRecord]:
-    """Images of a test set as the model sees them: a camera has the number it had in training.
+def known_cameras(config: Config, train: TrainImages | None) -> list[Camera] | None:
+    """The cameras of a trained model: those that its weights name, or else of what it trains on.
 
-    Args:
-        config: Of the model.
-        train: What it was trained on; None: not known, the dataset's own numbers stay.
-        records: The images.
-        dataset: They are of it.
+    None: the model knows of no cameras, or nothing says whose; then numbers count as they are.
 
     Raises:
         DataError: The training sets' files are not what was expected.
+        WeightsError: The weights cannot be read.
     """
-    if train is None or camera_counter(config) is None:
-        return list(records)
-    return train.renumber_cameras(records, dataset)
+    if camera_counter(config) is None:
+        return None
+    path = config.model.weights
+    cameras = read_cameras(read_metadata(Path(path)), path) if path else None
+    if cameras is None and train is not None:
+        cameras = training_cameras(train)
+    return cameras

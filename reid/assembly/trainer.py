@@ -8,6 +8,7 @@ import torch
 
 from reid import distributed
 from reid.assembly import parts  # noqa: F401  (registers the framework's own)
+from reid.assembly.cameras import training_cameras
 from reid.assembly.criterion import build_criterion
 from reid.assembly.hooks import build_hooks
 from reid.assembly.images import (
@@ -17,10 +18,11 @@ from reid.assembly.images import (
     image_size,
 )
 from reid.assembly.labelling import build_labeller
-from reid.assembly.network import build_training_model
+from reid.assembly.network import build_training_model, camera_counter
 from reid.assembly.optimization import build_optimization
 from reid.assembly.provenance import provenance
 from reid.assembly.splits import count_splits, log_dataset
+from reid.assembly.trained import describe_training
 from reid.config import Config
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter
@@ -42,10 +44,12 @@ def build_trainer(
     """
     images = build_train_images(config)
     records = images.load()
-    test_sets = build_test_sets(config, images)
+    cameras = training_cameras(images) if camera_counter(config) is not None else None
+    test_sets = build_test_sets(config, images, cameras)
     splits = count_splits(images.name, records, test_sets, images.version)
     log_dataset(splits)
     labeller = build_labeller(config, records, images.name)
+    identities = len({record.pid for record in records if record.pid >= 0})
     model = build_training_model(config, image_size(config.input), images, device)
     criterion = build_criterion(
         config.criterion,
@@ -75,6 +79,7 @@ def build_trainer(
         device=device,
         hooks=hooks,
         signals=signals,
+        about=describe_training(config, model, cameras or (), identities),
         nonfinite=NonFiniteLosses(
             config.solver.on_nonfinite,
             config.solver.max_skipped,

@@ -47,7 +47,7 @@ def check_checkpoint(
     for name in ENTRIES:
         if name not in state:
             raise ValueError(f"{name}: the entry is missing")
-    _whole(state["epoch"], "epoch", 1, _MOST_STEPS)
+    _whole(state["epoch"], "epoch", 0, _MOST_STEPS)
     _whole(state["step"], "step", 0, _MOST_STEPS)
     _whole(state["skipped"], "skipped", 0, _MOST_STEPS)
     _check_tensors(state["model"], model, "model")

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -87,6 +88,7 @@ class Trainer:
         max_epochs: Epochs in all.
         device: Where to compute.
         hooks: See `Hook`.
+        about: What weights files say of their training.
         signals: What may interrupt training, though never in a step; none by default.
         nonfinite: What happens to a batch whose loss is not finite; by default it ends training.
 
@@ -116,6 +118,7 @@ class Trainer:
         max_epochs: int,
         device: torch.device,
         hooks: Sequence[Hook] = (),
+        about: Mapping[str, str] = MappingProxyType({}),
         signals: StopSignals | None = None,
         nonfinite: NonFiniteLosses | None = None,
     ) -> None:
@@ -130,6 +133,7 @@ class Trainer:
         self.max_epochs = max_epochs
         self.device = device
         self.hooks = list(hooks)
+        self.about = dict(about)
         self.signals = signals or StopSignals()
         self.epoch = 0
         self.step = 0
@@ -284,6 +288,7 @@ class Trainer:
             "skipped": self._nonfinite.skipped,
             "random": distributed.gather_objects(random_state(self.device)),
             "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
+            "about": self.about,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -105,6 +105,23 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"{path}: {error}") from error
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a safetensors file says of itself; of other files, nothing.
+
+    Raises:
+        WeightsError: The file is missing or broken.
+    """
+    if path.suffix != ".safetensors":
+        return {}
+
+    def read(name: str) -> dict[str, str]:
+        with safe_open(name, "pt") as file:
+            return dict(file.metadata() or {})
+
+    metadata: dict[str, str] = _read(path, read)
+    return metadata
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name as they are, and the metadata of a safetensors file.
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from reid import distributed
 from reid.assembly.hooks import build_evaluator
-from reid.assembly.images import build_test_sets
-from reid.assembly.network import build_trained_model, place_model
+from reid.assembly.images import build_test_sets, build_train_images
+from reid.assembly.network import build_trained_model, known_cameras, place_model
 from reid.assembly.plugins import register_parts
 from reid.assembly.provenance import provenance
 from reid.assembly.specs import check_specs
 from reid.assembly.splits import count_splits, log_dataset
+from reid.assembly.trained import adopt_training
 from reid.config import Config
 from reid.engine.testing import draw_test_pictures, results_table
 from reid.engine.testing import evaluate as evaluate_model
@@ -40,9 +41,11 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
     """
     output_dir = Path(config.output_dir)
     with started(config) as (device, _):
+        adopt_training(config)
         register_parts(config)
         check_specs(config, training=False)
-        test_sets = build_test_sets(config)
+        train = build_train_images(config) if config.datasets.train else None
+        test_sets = build_test_sets(config, train, known_cameras(config, train))
         if not test_sets:
             raise ConfigError("datasets.test: there is nothing to evaluate on")
         splits = count_splits("", [], test_sets)

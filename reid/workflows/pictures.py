@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid.assembly.cameras import Camera, renumber_cameras
 from reid.assembly.data import TrainImages, build_test_datasets
 from reid.assembly.images import (
     build_image_set,
@@ -20,8 +21,9 @@ from reid.assembly.images import (
     build_transform,
 )
 from reid.assembly.labelling import labeller_spec
-from reid.assembly.network import build_trained_model, pick_device, renumber_cameras
+from reid.assembly.network import build_trained_model, known_cameras, pick_device
 from reid.assembly.plugins import register_parts
+from reid.assembly.trained import adopt_training
 from reid.config import Config, load_config
 from reid.data.datasets.base import ReIDDataset
 from reid.data.loaders import eval_loader
@@ -68,6 +70,15 @@ class TrainedModel:
         """
         return build_train_images(self.config) if self.config.datasets.train else None
 
+    @cached_property
+    def cameras(self) -> list[Camera] | None:
+        """The cameras that the model has learned; see `known_cameras`.
+
+        Raises:
+            DataError: The training sets' files are not what was expected.
+        """
+        return known_cameras(self.config, self.train_images)
+
     def batch(self, records: Sequence[ImageRecord], dataset: ReIDDataset | None = None) -> Batch:
         """Some images as the model sees them in tests.
 
@@ -80,7 +91,7 @@ class TrainedModel:
             DataError: An image or a training set cannot be read.
         """
         if dataset is not None:
-            records = renumber_cameras(self.config, self.train_images, records, dataset)
+            records = renumber_cameras(self.cameras, records, dataset)
         loader = eval_loader(records, self.transform(), batch_size=len(records))
         batch: Batch = next(iter(loader))
         return batch.to(self.device)
@@ -95,7 +106,7 @@ class TrainedModel:
         Raises:
             ConfigError: There is none.
         """
-        return _first(build_test_sets(self.config, self.train_images))
+        return _first(build_test_sets(self.config, self.train_images, self.cameras))
 
 
 def load_trained(
@@ -122,6 +133,7 @@ def load_trained(
         weights = found[0]
     if weights is not None:
         config.model.weights = str(weights)
+    adopt_training(config)
     register_parts(config)
     device = pick_device(config.device)
     model = build_trained_model(config, (config.input.size[0], config.input.size[1]))

@@ -99,7 +99,7 @@ def save_model(trainer: Trainer, path: Path) -> None:
     if distributed.is_main():
         model = trainer.inference_model
         assert isinstance(model, ReIDModel)
-        metadata = {"epoch": str(trainer.epoch), "num_cameras": str(model.num_cameras)}
+        metadata = {"epoch": str(trainer.epoch), **trainer.about}
         save_weights(path, model.state_dict(), metadata)
 
 

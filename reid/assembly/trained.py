@@ -1,0 +1,143 @@
+"""How weights were trained: written into every file of a run, and taken from there."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reid.assembly.cameras import Camera, dump_cameras
+from reid.checking import ConfigError
+from reid.config import Config
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import WeightsError, read_metadata
+
+logger = logging.getLogger(__name__)
+
+_INPUT = {
+    "image_size": "size",
+    "pixel_mean": "pixel_mean",
+    "pixel_std": "pixel_std",
+    "interpolation": "test_interpolation",
+}
+"""Name in a file's metadata -> setting below `input`."""
+
+
+def describe_training(
+    config: Config, model: ReIDModel, cameras: Sequence[Camera], identities: int
+) -> dict[str, str]:
+    """What a weights file says of its training, for the file's metadata.
+
+    Args:
+        config: Of the run.
+        model: Of the run.
+        cameras: Of the training images, by their number in the model.
+        identities: Of the training images; 0: unlabelled.
+    """
+    settings: dict[str, Any] = {
+        **{name: getattr(config.input, key) for name, key in _INPUT.items()},
+        "num_cameras": model.num_cameras,
+        "identities": identities,
+        "feature_dim": model.embed_dim,
+        "backbone": config.model.backbone,
+        "head": config.model.head,
+        "plugins": config.plugins,
+    }
+    return {
+        **{key: json.dumps(value) for key, value in settings.items()},
+        "cameras": dump_cameras(cameras if model.num_cameras else ()),
+        "reid_version": version("reid"),
+    }
+
+
+def adopt_training(config: Config) -> None:
+    """Takes size, pixel statistics, interpolation and network from `model.weights`.
+
+    Where the config sets one of these itself, that counts, and a difference is told in a line.
+    Weights that say nothing of their training, such as those of other code, change nothing.
+
+    Args:
+        config: Changed in place.
+
+    Raises:
+        WeightsError: The file is missing or broken, or what it says is not what it should be.
+    """
+    path = config.model.weights
+    if not path:
+        return
+    metadata = read_metadata(Path(path))
+    for name, key in _INPUT.items():
+        if name in metadata:
+            _adopt_input(config, key, _read(metadata, name, path))
+    for name in ("backbone", "head"):
+        key = f"model.{name}"
+        if name in metadata and not config.is_given(key):
+            spec = _read(metadata, name, path)
+            if not isinstance(spec, dict) or not isinstance(spec.get("name"), str):
+                raise WeightsError(f"{path}: expected a part as {name} in its metadata")
+            if spec != getattr(config.model, name):
+                setattr(config.model, name, spec)
+                logger.info("%s is %s, as %s says", key, spec["name"], path)
+    if "plugins" in metadata and not config.is_given("plugins"):
+        names = _read(metadata, "plugins", path)
+        # A file may name projects that are installed here; it may not have other code imported.
+        config.plugins += [
+            name
+            for name in names
+            if isinstance(name, str)
+            and name.isidentifier()
+            and name not in config.plugins
+            and find_spec(f"reid.projects.{name}")
+        ]
+
+
+def _adopt_input(config: Config, key: str, trained_with: Any) -> None:
+    ours = getattr(config.input, key)
+    value = tuple(trained_with) if isinstance(trained_with, list) else trained_with
+    if _same(ours, value):
+        return
+    where = f"input.{key}"
+    if config.is_given(where):
+        logger.warning(
+            "%s is %s, but %s was trained with %s; figures may fall",
+            where,
+            _text(ours),
+            config.model.weights,
+            _text(value),
+        )
+        return
+    setattr(config.input, key, value)
+    try:
+        type(config.input)(**vars(config.input))  # checks itself
+    except ConfigError as error:
+        raise WeightsError(f"{config.model.weights}: its metadata: {error}") from error
+    logger.info("%s is %s, as %s was trained", where, _text(value), config.model.weights)
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) or isinstance(other, str):
+        return bool(one == other)
+    try:
+        return bool(np.shape(one) == np.shape(other) and np.allclose(one, other, atol=1e-3))
+    except (TypeError, ValueError):
+        return False
+
+
+def _text(value: Any) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _read(metadata: Mapping[str, str], name: str, path: str) -> Any:
+    load: Callable[[str], Any] = json.loads
+    try:
+        return load(metadata[name])
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(
+            f"{path}: expected JSON as {name} in its metadata, got {metadata[name][:80]!r}"
+        ) from error
