@@ -15,7 +15,8 @@ from PIL import Image
 
 from reid.assembly.cameras import Camera, match_camera, renumber_cameras, training_cameras
 from reid.assembly.data import TrainImages, build_dataset, build_datasets, spec_of_words
-from reid.assembly.trainer import build_test_sets, build_train_images
+from reid.assembly.images import build_test_sets, build_train_images
+from reid.assembly.network import known_cameras
 from reid.config import load_config
 from reid.data.datasets import CSV, Folder, Pattern, ReIDDataset, Split, SyntheticPersons
 from reid.registry import ConfigError
