@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
@@ -60,6 +61,21 @@ def build_optimizer(
     if name == "AdamW":
         return AdamW(groups, lr=lr, weight_decay=weight_decay, fused=True)
     raise ValueError(f"optimizer: expected SGD, Adam or AdamW, got {name!r}")
+
+
+def start_momentum(optimizer: Optimizer) -> None:
+    """Gives parameters that were frozen so far a momentum of 0, as their first step would.
+
+    torch's fused SGD takes parameters with a momentum or without, but not both in one step.
+    """
+    if not isinstance(optimizer, SGD):
+        return
+    for group in optimizer.param_groups:
+        trained = [parameter for parameter in group["params"] if parameter.grad is not None]
+        late = [p for p in trained if optimizer.state[p].get("momentum_buffer") is None]
+        if group["momentum"] and 0 < len(late) < len(trained):
+            for parameter in late:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:

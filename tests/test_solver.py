@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from reid.solver import LearningRate, build_optimizer
+from reid.solver import LearningRate, build_optimizer, start_momentum
 
 
 def rates(epochs, lr=1.0, bias_lr_factor=1.0, **options):
@@ -135,6 +135,24 @@ def test_a_step_is_that_of_the_plain_optimizer_to_rounding(name):
         for net, optimizer in ((ours, one), (theirs, plain)):
             optimizer.zero_grad()
             net(image).square().sum().backward()
+            optimizer.step()
+    for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_parameter_that_was_frozen_joins_with_the_plain_optimizer_s_step() -> None:
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    theirs = copy.deepcopy(ours)
+    one = build_optimizer(ours.parameters(), "SGD", lr=0.1, momentum=0.9)
+    plain = torch.optim.SGD(theirs.parameters(), lr=0.1, momentum=0.9, foreach=False)
+    for step in range(4):
+        image = torch.randn(5, 3)
+        for net, optimizer in ((ours, one), (theirs, plain)):
+            net[0].requires_grad_(step >= 2)
+            optimizer.zero_grad()
+            net(image).square().sum().backward()
+            start_momentum(one)
             optimizer.step()
     for found, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reid.engine.nonfinite import BufferCopy
-from reid.solver import LR_FACTOR, LearningRate, load_optimizer_state
+from reid.solver import LR_FACTOR, LearningRate, load_optimizer_state, start_momentum
 
 Amp = Literal["off", "fp16", "bf16"]
 _AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -123,6 +123,7 @@ class Optimization:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(parameters, self._clip_grad_norm)
+        start_momentum(self.optimizer)
         self._scaler.step(self.optimizer)
         taken = None
         if self._scaler.is_enabled():
