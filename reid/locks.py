@@ -30,8 +30,9 @@ def locked(folder: Path) -> Iterator[None]:
         OutputError: The folder cannot be written to.
     """
     path = folder / LOCK
-    with writing(path):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    with writing(path):
         descriptor = _acquire(path)
     try:
         with writing(path):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -11,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from reid.assembly.cameras import Camera, dump_cameras
 from reid.checking import ConfigError
 from reid.config import Config
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import WeightsError, read_metadata
+from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +31,18 @@ _INPUT = {
     "interpolation": "test_interpolation",
 }
 """Name in a file's metadata -> setting below `input`."""
+
+
+def describe_course(records: Sequence[ImageRecord]) -> dict[str, str]:
+    """What else the bits of a run depend on: the images' paths and sizes, and the CPU threads."""
+    digest = hashlib.sha256()
+    for record in records:
+        try:
+            size = os.path.getsize(record.path)  # noqa: PTH202  (a million paths)
+        except OSError:  # told when it is read
+            size = -1
+        digest.update(f"{record.path}\0{size}\n".encode("utf-8", "surrogateescape"))
+    return {"images": digest.hexdigest(), "cpu_threads": str(torch.get_num_threads())}
 
 
 def describe_training(

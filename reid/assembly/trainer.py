@@ -22,7 +22,7 @@ from reid.assembly.network import build_training_model, camera_counter
 from reid.assembly.optimization import build_optimization
 from reid.assembly.provenance import provenance
 from reid.assembly.splits import count_splits, log_dataset
-from reid.assembly.trained import describe_training
+from reid.assembly.trained import describe_course, describe_training
 from reid.config import Config
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import MetricWriter
@@ -80,6 +80,7 @@ def build_trainer(
         hooks=hooks,
         signals=signals,
         about=describe_training(config, model, cameras or (), identities),
+        course=describe_course(records),
         nonfinite=NonFiniteLosses(
             config.solver.on_nonfinite,
             config.solver.max_skipped,

@@ -1,4 +1,4 @@
-"""How a run ends early: SIGTERM and Ctrl-C, at a moment that loses nothing."""
+"""How a run ends early: a signal or Ctrl-C, at a moment that loses nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from typing import Any
 
 from reid import distributed
 
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+"""SIGHUP: the terminal is gone; `nohup` ignores it, and so do we then. SIGUSR1: what Slurm sends
+before the end of a job's time."""
 _SAME_SIGNAL_S = 1.0
 """A launcher such as torchrun hands on what the terminal has sent to its processes already."""
 _LONGEST_STOP_S = 25.0
@@ -32,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
 
     Attributes:
         exit_code: What a shell expects of a process that a signal has ended: 143 after SIGTERM,
-            130 after SIGINT.
+            130 after SIGINT, 129 after SIGHUP, 138 after SIGUSR1.
     """
 
     def __init__(self, signum: int, message: str = "") -> None:
@@ -42,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While its block runs, SIGTERM and SIGINT (Ctrl-C) raise `Interrupted`.
+    """While its block runs, SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 raise `Interrupted`.
 
     At once, but at the end of a `delayed` block where one is open. A second signal, a second or
     more after the first, ends the process at once. Does nothing outside the main thread, where
@@ -62,6 +64,8 @@ class StopSignals:
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
             for signum in _SIGNALS:
+                if signum == signal.SIGHUP and signal.getsignal(signum) == signal.SIG_IGN:
+                    continue
                 self._before[signum] = signal.signal(signum, self._handle)
         return self
 
@@ -85,7 +89,7 @@ class StopSignals:
         self.check()
 
     def check(self) -> None:
-        """Makes sure of a signal that came: what is raised amid a destructor goes unheard.
+        """Raises if a signal came; an exception raised inside a destructor is swallowed.
 
         Raises:
             Interrupted: A signal came, and no `delayed` block is open.
@@ -120,7 +124,7 @@ class StopSignals:
         self.signum = signum
         self._came_at = time.monotonic()
         if distributed.is_distributed():
-            # the others may never come to what this process waits for
+            # Other processes may never reach the collective this one waits in.
             timer = threading.Timer(_LONGEST_STOP_S, os._exit, (128 + signum,))
             timer.daemon = True
             timer.start()

@@ -89,6 +89,7 @@ class Trainer:
         device: Where to compute.
         hooks: See `Hook`.
         about: What weights files say of their training.
+        course: What else the bits of the run depend on; a resumed run is warned of a difference.
         signals: What may interrupt training, though never in a step; none by default.
         nonfinite: What happens to a batch whose loss is not finite; by default it ends training.
 
@@ -119,6 +120,7 @@ class Trainer:
         device: torch.device,
         hooks: Sequence[Hook] = (),
         about: Mapping[str, str] = MappingProxyType({}),
+        course: Mapping[str, str] = MappingProxyType({}),
         signals: StopSignals | None = None,
         nonfinite: NonFiniteLosses | None = None,
     ) -> None:
@@ -134,6 +136,7 @@ class Trainer:
         self.device = device
         self.hooks = list(hooks)
         self.about = dict(about)
+        self._course = dict(course)
         self.signals = signals or StopSignals()
         self.epoch = 0
         self.step = 0
@@ -289,6 +292,7 @@ class Trainer:
             "random": distributed.gather_objects(random_state(self.device)),
             "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
             "about": self.about,
+            "course": self._course,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -315,6 +319,7 @@ class Trainer:
                 f"the checkpoint is of a run with {len(state['random'])} processes, "
                 f"this one has {distributed.world_size()}"
             )
+        self._compare_course(state.get("course", {}))
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimization.load_state_dict(state)
@@ -323,6 +328,23 @@ class Trainer:
         self.epoch = state["epoch"]
         self.step = state["step"]
         set_random_state(state["random"][distributed.rank()], self.device)
+
+    def _compare_course(self, before: object) -> None:
+        if not isinstance(before, Mapping):
+            raise ValueError(f"course: expected a mapping, got {type(before).__name__}")
+        changed = [name for name, now in self._course.items() if before.get(name, now) != now]
+        if "images" in changed:
+            logger.warning(
+                "The training images have changed since the checkpoint was written: paths or sizes "
+                "of files are others. Training goes on with those that are there now"
+            )
+        if "cpu_threads" in changed:
+            logger.warning(
+                "The run had %s CPU threads and now has %s: sums round in another way, so it will "
+                "not end with the same bits (OMP_NUM_THREADS sets them)",
+                before["cpu_threads"],
+                self._course["cpu_threads"],
+            )
 
     def _load_hooks(self, states: Sequence[Mapping[str, Any]]) -> None:
         saved: dict[str, list[dict[str, Any]]] = {}
