@@ -147,7 +147,7 @@ def send(signum: int) -> Callable[[Trainer], None]:
     ("signum", "moment", "code"),
     [
         (signal.SIGHUP, "step4", 129),
-        (signal.SIGUSR1, "step4", 138),
+        (signal.SIGUSR1, "step5", 138),
         (signal.SIGTERM, "step3", 143),  # the last of an epoch
         (signal.SIGTERM, "after1", 143),
         (signal.SIGTERM, "step5", 143),
