@@ -114,17 +114,17 @@ def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -
     """
     data = read_bytes(path, most, "text")
     if data[:2] in _UTF16:
-        raise InputError(f"{path}: is UTF-16 text, expected UTF-8; save it as UTF-8")
+        raise InputError(f"{path}: is not UTF-8 text but UTF-16; save it as UTF-8")
     if (place := data.find(0)) >= 0:
         line = data.count(b"\n", 0, place) + 1
-        raise InputError(f"{path}, line {line}: has a NUL byte, which no text has")
+        raise InputError(f"{path}: has a NUL byte in line {line}, which no text has")
     try:
         return data.decode("utf-8-sig", errors)
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise InputError(
-            f"{path}, line {line}: is not UTF-8 text (byte 0x{data[error.start]:02x}); save it as "
-            "UTF-8"
+            f"{path}: is not UTF-8 text (byte 0x{data[error.start]:02x} in line {line}); save it "
+            "as UTF-8"
         ) from error
 
 

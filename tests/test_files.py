@@ -144,10 +144,10 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"a\nb\0c\n", r"list\.txt, line 2: has a NUL byte, which no text has"),
-    ("a\n".encode("utf-16"), r"list\.txt: is UTF-16 text, expected UTF-8"),
-    (b"a\n\nb\xe9\n", r"list\.txt, line 3: is not UTF-8 text \(byte 0xe9\); save it as UTF-8"),
-    (bytes(99), r"list\.txt, line 1: has a NUL byte"),
+    (b"a\nb\0c\n", r"list\.txt: has a NUL byte in line 2, which no text has"),
+    ("a\n".encode("utf-16"), r"list\.txt: is not UTF-8 text but UTF-16; save it"),
+    (b"a\n\nb\xe9\n", r"list\.txt: is not UTF-8 text \(byte 0xe9 in line 3\); save it"),
+    (bytes(99), r"list\.txt: has a NUL byte in line 1"),
 ])  # fmt: skip
 def test_what_is_no_text_is_told_by_its_line(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "list.txt").write_bytes(content)

@@ -229,7 +229,9 @@ def test_a_package_or_a_feature_that_is_missing_is_named(
         cached.cache_clear()
         monkeypatch.setattr(images, cached.__name__, cached.__wrapped__)
     (tmp_path / "a.jpg").write_bytes(HEIC)
-    with pytest.raises(DataError, match=r"a HEIC picture; to read HEIC: pip install 'reid\[heic\]'"):
+    with pytest.raises(
+        DataError, match=r"a HEIC picture; to read HEIC: pip install 'reid\[heic\]'"
+    ):
         read_image(str(tmp_path / "a.jpg"))
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x1cftypavif" + bytes(99))
     with pytest.raises(DataError, match="an AVIF picture; this Pillow was built without AVIF"):
