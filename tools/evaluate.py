@@ -11,7 +11,7 @@ from pathlib import Path
 from reid.engine.errors import tells_errors
 from reid.engine.logs import progress_bar, tool_logging
 from reid.evaluation.report import evaluate_features, load_features, report_text
-from reid.files import write_text
+from reid.files import say, write_text
 
 EPILOG = """\
 FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
@@ -45,10 +45,10 @@ def main() -> int:
     loaded = load_features(arguments.features, arguments.csv)
     with progress_bar("Evaluating", "query") as progress:
         report = evaluate_features(*loaded, arguments.evaluator, arguments.options, progress)
-    sys.stdout.write(report_text(report) + "\n")
+    say(report_text(report))
     if arguments.output is not None:
         write_text(arguments.output, json.dumps(report, indent=2) + "\n")
-        sys.stdout.write(f"Written to {arguments.output}\n")
+        say(f"Written to {arguments.output}")
     return 0
 
 

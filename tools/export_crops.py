@@ -11,6 +11,7 @@ from reid.data.export import export_crops
 from reid.engine.datasets import build_dataset, spec_of_words
 from reid.engine.errors import tells_errors
 from reid.engine.logs import tool_logging
+from reid.files import say
 
 EPILOG = """\
 To try training on own cameras before one has any (docs/own_cameras.md):
@@ -40,7 +41,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
     written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)
-    sys.stdout.write(written + "\n")
+    say(written)
     return 0
 
 
