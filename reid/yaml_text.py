@@ -7,7 +7,10 @@ from typing import Any
 
 import yaml
 
+from reid.files import read_text
+
 _MOST_CHARACTERS = 2**20
+_MOST_BYTES = 4 * _MOST_CHARACTERS  # in UTF-8
 _MOST_VALUES = 100_000
 _VALUE_LENGTH = 64  # characters; longer words count as several values
 _MOST_LEVELS = 50
@@ -47,6 +50,8 @@ def parse_yaml(text: str) -> Any:
         yaml.YAMLError: The text is no YAML, has a tag that is no plain value, a key twice, more
             than a MiB, 50 levels or 100,000 values with aliases written out, or contains itself.
     """
+    if text.startswith("\ufeff"):  # PyYAML drops one; the file's own is gone already
+        raise yaml.YAMLError("it begins with a second byte order mark")
     if len(text) > _MOST_CHARACTERS:
         raise yaml.YAMLError(f"it has more than {_MOST_CHARACTERS:,} characters")
     loader = _Loader(text)
@@ -67,12 +72,10 @@ def read_yaml(path: Path) -> Any:
     """What `parse_yaml` gives for a file.
 
     Raises:
-        OSError: The file cannot be read.
-        UnicodeDecodeError: The file is not UTF-8.
+        InputError: The file cannot be read, is too large, or is not UTF-8 text.
         yaml.YAMLError: See `parse_yaml`.
     """
-    with path.open(encoding="utf-8") as file:
-        return parse_yaml(file.read(_MOST_CHARACTERS + 1))
+    return parse_yaml(read_text(path, _MOST_BYTES))
 
 
 def _count(node: yaml.Node, known: dict[int, int | None]) -> int:

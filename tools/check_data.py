@@ -15,7 +15,7 @@ from reid.assembly.data import build_datasets, spec_of_words
 from reid.config import load_config
 from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
 from reid.engine.logs import tool_logging
-from reid.files import write_text
+from reid.files import say, write_text
 from reid.registry import ConfigError
 from reid.structures import DataError
 from reid.workflows.errors import tell, tells_errors
@@ -66,7 +66,8 @@ def main() -> int:
         for dataset in datasets:
             splits = load_splits(dataset)
             total = len({record.path for records in splits.values() for record in records})
-            with tqdm(total=total, unit=" images", disable=None) as bar:
+            # standard error is what the decoders write their complaints to
+            with tqdm(total=total, unit=" images", disable=None, file=sys.stdout) as bar:
                 report = check_dataset(
                     dataset,
                     splits,
@@ -75,16 +76,16 @@ def main() -> int:
                     workers=arguments.workers,
                     progress=bar.update,
                 )
-            sys.stdout.write(f"\n{report_text(report)}\n")
+            say(f"\n{report_text(report)}")
             reports.append(report)
         if arguments.fix_list is not None:
             text = fix_list(reports[0])
             write_text(arguments.fix_list, text)
             listed = sum(not line.startswith("#") for line in text.splitlines())
-            sys.stdout.write(f"{listed:,} images to leave out: {arguments.fix_list}\n")
+            say(f"{listed:,} images to leave out: {arguments.fix_list}")
         if arguments.json is not None:
             write_text(arguments.json, json.dumps(reports, indent=2) + "\n")
-            sys.stdout.write(f"Written to {arguments.json}\n")
+            say(f"Written to {arguments.json}")
     except ConfigError:
         raise
     except (DataError, ValueError) as error:

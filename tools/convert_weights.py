@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from reid.assembly.plugins import import_plugins
+from reid.files import say
 from reid.modeling.convert import convert_weights
 from reid.modeling.formats import FORMATS
 from reid.workflows.errors import tells_errors
@@ -66,7 +67,7 @@ def main() -> int:
         else (tuple(arguments.mean), tuple(arguments.std)),
         image_size=None if arguments.size is None else tuple(arguments.size),
     )
-    print(f"{report}\nWritten to {arguments.output}")
+    say(f"{report}\nWritten to {arguments.output}")
     return 0
 
 

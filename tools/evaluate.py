@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from reid.engine.logs import progress_bar, tool_logging
-from reid.evaluation.report import evaluate_features, load_features, report_text
-from reid.files import write_text
+from reid.evaluation.report import evaluate_file, report_text
+from reid.files import say, write_text
 from reid.workflows.errors import tells_errors
 
 EPILOG = """\
@@ -42,13 +42,14 @@ def main() -> int:
         help="options of the evaluator, e.g. AP trapezoid",
     )
     arguments = parser.parse_intermixed_args()
-    loaded = load_features(arguments.features, arguments.csv)
     with progress_bar("Evaluating", "query") as progress:
-        report = evaluate_features(*loaded, arguments.evaluator, arguments.options, progress)
-    sys.stdout.write(report_text(report) + "\n")
+        report = evaluate_file(
+            arguments.features, arguments.csv, arguments.evaluator, arguments.options, progress
+        )
+    say(report_text(report))
     if arguments.output is not None:
         write_text(arguments.output, json.dumps(report, indent=2) + "\n")
-        sys.stdout.write(f"Written to {arguments.output}\n")
+        say(f"Written to {arguments.output}")
     return 0
 
 

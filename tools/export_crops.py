@@ -10,6 +10,7 @@ from pathlib import Path
 from reid.assembly.data import build_dataset, spec_of_words
 from reid.data.export import export_crops
 from reid.engine.logs import tool_logging
+from reid.files import say
 from reid.workflows.errors import tells_errors
 
 EPILOG = """\
@@ -40,7 +41,7 @@ def main() -> int:
     arguments = parser.parse_intermixed_args()
     dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")
     written = export_crops(dataset, arguments.folder, labelled=arguments.labelled)
-    sys.stdout.write(written + "\n")
+    say(written)
     return 0
 
 

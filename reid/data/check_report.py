@@ -16,6 +16,7 @@ from reid.data.checks import (
     Splits,
     check_images,
     check_labels,
+    check_paths,
     count_by_camera,
     sort_findings,
 )
@@ -53,7 +54,7 @@ def check_dataset(
     Args:
         dataset: For its name, root, published counts and numbering.
         splits: Its images (see `load_splits`).
-        images: Read the images too.
+        images: Read the images too; else copies are told by their paths alone.
         min_side: Shortest side in pixels that is not `tiny`.
         workers: Threads that read.
         progress: Called with the number of images read since the last call.
@@ -78,6 +79,8 @@ def check_dataset(
     findings = check_labels(splits, same_numbers=dataset.same_numbers)
     if images:
         findings += check_images(splits, min_side=min_side, workers=workers, progress=progress)
+    else:
+        findings += check_paths(splits)
     findings = sort_findings(findings)
     wrong = Counter(finding.kind for finding in findings if finding.kind in WRONG)
     summary = ({"counts": differing} if differing else {}) | dict(wrong)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import faiss
 import numpy as np
@@ -15,7 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from reid.data.datasets.base import Split
-from reid.data.images import read_image
+from reid.data.images import read_image_noting
+from reid.files import open_regular
 from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
 
 Splits = Mapping[Split, Sequence[ImageRecord]]
@@ -26,6 +27,8 @@ KINDS: Mapping[str, str] = {
     "tiny": "a side shorter than the smallest allowed",
     "duplicate": "the same file as another one, or listed twice",
     "no-match": "a query whose identity no other camera of the gallery has seen",
+    "shared-image": "a query that lies in the gallery too; ranking leaves it out of its own list",
+    "damaged": "read, but its decoder complains: parts may be missing",
     "near-duplicate": "almost the same picture as another one",
     "grey": "no colour",
     "blank": "one even area",
@@ -71,6 +74,7 @@ class _Facts:
 
     finding: tuple[str, str] | None
     digest: bytes | None
+    complaint: str = ""
     grey: bool = False
     blank: bool = False
     hash: bytes = b""
@@ -118,6 +122,20 @@ def check_labels(splits: Splits, *, same_numbers: bool = True) -> list[Finding]:
     return found
 
 
+def check_paths(splits: Splits) -> list[Finding]:
+    """Images that are listed more than once, told by their paths alone: none is opened.
+
+    What is wrong with them is the same as in `check_images`, which tells copies under other names
+    too.
+    """
+    return sort_findings(
+        finding
+        for copies in _places(splits).values()
+        if len(copies) > 1
+        for finding in _duplicates(copies)
+    )
+
+
 def check_images(
     splits: Splits,
     *,
@@ -131,8 +149,8 @@ def check_images(
     has it too, and where copies have different identities or cameras all of them are; otherwise all
     but the first. A file that a split lists twice with the same labels is a duplicate too, but is
     not left out: a list of paths would take both. A query that is also in the gallery under its own
-    identity and known camera is no fault: the protocol removes it there (so do VeRi-776 and
-    CUHK03).
+    identity and known camera is no fault, but noted: the protocol removes it there (so do VeRi-776
+    and CUHK03).
 
     Pictures are nearly the same if 61 of the 64 bits of their difference hash agree (is a pixel
     brighter than its right neighbour, at 9 x 8 pixels) and their thumbnails of 8 x 16 pixels differ
@@ -148,10 +166,7 @@ def check_images(
     Returns:
         Findings, by kind in the order of `KINDS`, then split, then path.
     """
-    places: dict[str, list[tuple[Split, ImageRecord]]] = defaultdict(list)
-    for split, records in splits.items():
-        for record in records:
-            places[record.path].append((split, record))
+    places = _places(splits)
     facts: dict[str, _Facts] = {}
 
     def look(path: str) -> tuple[str, _Facts]:
@@ -172,6 +187,8 @@ def check_images(
         split = places[path][0][0]
         if seen.finding is not None:
             found.append(Finding(seen.finding[0], split, path, seen.finding[1], leave_out=True))
+        if seen.complaint:
+            found.append(Finding("damaged", split, path, seen.complaint))
         if seen.grey:
             found.append(Finding("grey", split, path, KINDS["grey"]))
         if seen.blank:
@@ -195,6 +212,15 @@ def check_images(
     return sort_findings(found)
 
 
+def _places(splits: Splits) -> dict[str, list[tuple[Split, ImageRecord]]]:
+    """Where each file is listed."""
+    places: dict[str, list[tuple[Split, ImageRecord]]] = defaultdict(list)
+    for split, records in splits.items():
+        for record in records:
+            places[record.path].append((split, record))
+    return places
+
+
 def sort_findings(findings: Iterable[Finding]) -> list[Finding]:
     """By kind in the order of `KINDS`, split, and subject."""
     order = {kind: place for place, kind in enumerate(KINDS)}
@@ -212,10 +238,12 @@ def count_by_camera(splits: Splits) -> dict[int, dict[Split, int]]:
 
 def _look_at(path: str, min_side: int) -> _Facts:
     try:
-        if not Path(path).stat().st_size:
-            return _Facts(("zero-size", KINDS["zero-size"]), None)
-        pixels = read_image(path)  # first, since it refuses what is too large to be read
-        digest = hashlib.sha256(Path(path).read_bytes()).digest()
+        with open_regular(path) as file:
+            if not os.fstat(file.fileno()).st_size:
+                return _Facts(("zero-size", KINDS["zero-size"]), None)
+        pixels, complaint = read_image_noting(path)  # refuses what is too large to be read
+        with open_regular(path) as file:
+            digest = hashlib.sha256(file.read()).digest()
     except (OSError, DataError) as error:
         return _Facts(("unreadable", str(error).removeprefix(f"{path}: ")), None)
     height, width = pixels.shape[:2]
@@ -229,7 +257,7 @@ def _look_at(path: str, min_side: int) -> _Facts:
     bits = np.packbits(rows[:, :-1] > rows[:, 1:]).tobytes()
     blank = float(np.asarray(luminance).std()) < _BLANK
     grey = not blank and int(spread.max()) <= _GREY
-    return _Facts(small, digest, grey, blank, bits, thumbnail)
+    return _Facts(small, digest, complaint, grey, blank, bits, thumbnail)
 
 
 def _duplicates(copies: Sequence[tuple[Split, ImageRecord]]) -> list[Finding]:
@@ -259,7 +287,10 @@ def _duplicates(copies: Sequence[tuple[Split, ImageRecord]]) -> list[Finding]:
             detail = f"the same file as {first[split]}" if leave_out else "is listed again"
         else:
             first[split] = path
-            if split != "gallery" or not asked or record.camid != UNKNOWN_CAMERA:
+            if split != "gallery" or not asked:
+                continue
+            if record.camid != UNKNOWN_CAMERA:
+                found.append(Finding("shared-image", split, path, f"is the query {asked[0]}"))
                 continue
             detail, leave_out = f"is the query {asked[0]}, of no camera", path != asked[0]
         found.append(Finding("duplicate", split, path, detail, leave_out))

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from reid.data.datasets.base import ReIDDataset
-from reid.files import write_text, writing
+from reid.files import open_regular, write_text, writing
 from reid.structures import UNKNOWN_CAMERA, DataError
 
 LABELS = "labels.csv"
@@ -62,7 +62,8 @@ def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) 
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            shutil.copyfile(record.path, path)
+            with open_regular(record.path) as source, path.open("xb") as target:
+                shutil.copyfileobj(source, target)
         except OSError as error:
             raise DataError(f"{record.path}: cannot be copied to {path} ({error})") from error
         if split != "train":

@@ -14,14 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reid.files import write_text
+from reid.data.images import readable_kinds, why_not_read
+from reid.file_kinds import OTHER_SUFFIXES, PICTURE_SUFFIXES, VIDEO_SUFFIXES, kind_of_file
+from reid.files import InputError, read_json, write_text
 from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
 
-IMAGE_SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp"))
 CACHED_FROM = 10_000  # files; a smaller tree is read in some ten milliseconds
-_FORMAT = 1
+_FORMAT = 2  # another one where another version sorts files in another way
+_SHOWN = 3
+_NO_PICTURES = VIDEO_SUFFIXES | OTHER_SUFFIXES
+_UNREADABLE = "cannot be read"
 _SETTLED = 2_000_000_000  # ns; file systems tell times apart that lie further apart than this
 
 
@@ -31,32 +35,47 @@ class Scan:
 
     Attributes:
         images: Paths relative to the folder, with `/`, in the order of their names.
+        unread: Paths of pictures of kinds that are not read, by kind (`FileKind.name`).
+        others: How many files are no pictures, by suffix.
         hidden: Files and folders whose name starts with a dot; not looked into.
-        others: Files that are no images by their suffix.
+        odd: Pipes, sockets and devices.
         dangling: Symbolic links that lead nowhere.
         repeated: Symbolic links to folders that had been read already, such as a parent.
+        folders: The folder's own folders, and links to folders.
     """
 
     images: list[str] = field(default_factory=list)
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
     hidden: int = 0
-    others: int = 0
+    odd: list[str] = field(default_factory=list)
     dangling: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     def passed_over(self) -> str:
         """What was passed over, in words; empty if nothing was."""
         parts = [
-            f"{what}: {count:,}"
-            for count, what in (
-                (self.others, "files that are no images"),
-                (self.hidden, "hidden files or folders"),
-                (len(self.dangling), "links that lead nowhere"),
-                (len(self.repeated), "links to folders that are read already"),
-            )
-            if count
+            f"{kind} pictures, which are not read ({why_not_read(kind)}): {_first(paths)}"
+            for kind, paths in self.unread.items()
         ]
-        first = [*self.dangling, *self.repeated][:3]
-        return ", ".join(parts) + (f" ({', '.join(map(repr, first))})" if first else "")
+        if self.others:
+            by_count = sorted(self.others.items(), key=lambda pair: (-pair[1], pair[0]))
+            shown = ", ".join(f"{suffix} {count:,}" for suffix, count in by_count[:_SHOWN])
+            more = ", ..." if len(by_count) > _SHOWN else ""
+            parts.append(f"files that are no images: {sum(self.others.values()):,} ({shown}{more})")
+        if self.hidden:
+            parts.append(f"hidden files or folders: {self.hidden:,}")
+        parts += [
+            f"{what}: {_first(paths)}"
+            for what, paths in (
+                ("pipes, sockets or devices", self.odd),
+                ("links that lead nowhere", self.dangling),
+                ("links to folders that are read already", self.repeated),
+            )
+            if paths
+        ]
+        return ", ".join(parts)
 
 
 @dataclass
@@ -64,23 +83,29 @@ class _Folder:
     """One folder's own entries, sorted by name."""
 
     stamp: list[int]
-    images: list[str]
-    folders: list[str]
-    links: list[str]  # to folders
-    dangling: list[str]
-    hidden: int
-    others: int
+    images: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    links: list[str] = field(default_factory=list)  # to folders
+    dangling: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    unread: dict[str, list[str]] = field(default_factory=dict)
+    others: dict[str, int] = field(default_factory=dict)
+    hidden: int = 0
 
 
 def scan_images(folder: Path) -> Scan:
     """All images below a folder.
+
+    A file is an image if its suffix says so, or if it has a suffix that says nothing and starts as
+    a picture does. So of nearly all files the name is enough.
 
     Links to files and folders are followed. Each folder is read once: in its own place if it lies
     below `folder`, else under the first link to it; so links in a circle come to an end.
 
     A tree of `CACHED_FROM` images or more is remembered in `$XDG_CACHE_HOME/reid` or
     `~/.cache/reid`. A folder that has not changed since, by its times and its inode, is not read
-    again; one with links in it always is, since a link's target may come and go unseen.
+    again; one with links in it always is, since a link's target may come and go unseen, and one
+    with files whose content was looked at, which may change unseen too.
 
     Raises:
         DataError: `folder` is missing, or a folder cannot be read.
@@ -93,6 +118,37 @@ def scan_images(folder: Path) -> Scan:
     scan = _walk(folder, known, found)
     if cache is not None and len(scan.images) >= CACHED_FROM and found != known:
         _write_cache(cache, found)
+    return scan
+
+
+def scan_folder(folder: Path) -> Scan:
+    """The images of a folder alone, without those of the folders in it.
+
+    Names are trusted more than by `scan_images`: nobody asks the system what an entry is whose
+    suffix is a picture's. A pipe or a link that leads nowhere are told when they are read.
+
+    Raises:
+        DataError: `folder` is missing, or cannot be read.
+    """
+    scan = Scan()
+    try:
+        names = os.listdir(folder)  # noqa: PTH208  (half a million names in one folder)
+    except OSError as error:
+        raise _cannot_be_read(folder, error) from error
+    for name in names:
+        if name.startswith("."):
+            scan.hidden += 1
+            continue
+        kind = _kind_by_suffix(name)
+        if kind is None:
+            path = os.path.join(folder, name)  # noqa: PTH118  (for each of many files)
+            if not os.path.isfile(path):  # noqa: PTH113
+                continue
+            kind = _kind_by_content(path)
+        _put(scan, name, kind)
+    scan.images.sort()
+    for paths in scan.unread.values():
+        paths.sort()
     return scan
 
 
@@ -135,50 +191,100 @@ def _walk(root: Path, known: dict[str, _Folder], found: dict[str, _Folder]) -> S
             if entry is None or entry.stamp != stamp:
                 entry = _read_folder(root / name, stamp)
         except OSError as error:
-            raise DataError(
-                f"{error.filename or root / name}: cannot be read ({error.strerror}); make it "
-                "readable, or move it out of the data"
-            ) from error
+            raise _cannot_be_read(root / name, error) from error
         found[name] = entry
         below = f"{name}/" if name else ""
         scan.images += [below + image for image in entry.images]
         scan.dangling += [below + link for link in entry.dangling]
+        scan.odd += [below + odd for odd in entry.odd]
         scan.hidden += entry.hidden
-        scan.others += entry.others
+        for suffix, count in entry.others.items():
+            scan.others[suffix] = scan.others.get(suffix, 0) + count
+        for kind, names in entry.unread.items():
+            scan.unread.setdefault(kind, []).extend(below + picture for picture in names)
+        if not name:
+            scan.folders = sorted([*entry.folders, *entry.links])
         places.extend(below + child for child in entry.folders)
         links.extend(below + child for child in entry.links)
     scan.images.sort()
+    for paths in scan.unread.values():
+        paths.sort()
     return scan
 
 
 def _read_folder(path: Path, stamp: list[int]) -> _Folder:
-    entry = _Folder(stamp, [], [], [], [], 0, 0)
+    entry = _Folder(stamp)
     now = time.time_ns()
-    links, suffixes = False, tuple(IMAGE_SUFFIXES)
+    unseen = False  # whether something here may change without a change of the folder's times
     with os.scandir(path) as children:
         for child in children:
             if child.name.startswith("."):
                 entry.hidden += 1
                 continue
-            kind = _kind(child)
-            links = links or child.is_symlink()
-            if kind == "folder":
+            what = _what(child)
+            unseen = unseen or child.is_symlink()
+            if what == "folder":
                 (entry.links if child.is_symlink() else entry.folders).append(child.name)
-            elif kind == "nothing":
+            elif what == "nothing":
                 entry.dangling.append(child.name)
-            elif kind == "file" and child.name.lower().endswith(suffixes):
-                entry.images.append(child.name)
+            elif what == "odd":
+                entry.odd.append(child.name)
             else:
-                entry.others += 1
-    for names in (entry.images, entry.folders, entry.links, entry.dangling):
+                kind = _kind_by_suffix(child.name)
+                if kind is None:
+                    unseen, kind = True, _kind_by_content(child.path)
+                _put(entry, child.name, kind)
+    for names in (entry.images, entry.folders, entry.links, entry.dangling, entry.odd):
         names.sort()
     # What changes again within the resolution of the times would go unseen.
-    if links or now - max(stamp[:2]) < _SETTLED:
+    if unseen or now - max(stamp[:2]) < _SETTLED:
         entry.stamp = []
     return entry
 
 
-def _kind(child: os.DirEntry[str]) -> Literal["folder", "file", "nothing", "other"]:
+def _kind_by_suffix(name: str) -> str | None:
+    """The kind of picture that a name promises, empty for none; None: it promises nothing."""
+    suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  (for each of many names)
+    kind = PICTURE_SUFFIXES.get(suffix)
+    return "" if kind is None and suffix in _NO_PICTURES else kind
+
+
+def _kind_by_content(path: str) -> str:
+    """The kind of picture that a regular file is, empty for none."""
+    try:
+        kind = kind_of_file(path)
+    except InputError:  # it may not be read, or is gone again
+        return _UNREADABLE
+    return kind.name if kind is not None and kind.group == "picture" else ""
+
+
+def _put(found: Scan | _Folder, name: str, kind: str) -> None:
+    """Sorts a file in."""
+    if kind in readable_kinds():
+        found.images.append(name)
+    elif kind == _UNREADABLE:
+        found.others[kind] = found.others.get(kind, 0) + 1
+    elif kind:
+        found.unread.setdefault(kind, []).append(name)
+    else:
+        suffix = os.path.splitext(name)[1].lower() or "without a suffix"  # noqa: PTH122
+        found.others[suffix] = found.others.get(suffix, 0) + 1
+
+
+def _first(paths: list[str]) -> str:
+    """How many, and the first of them."""
+    shown = ", ".join(map(repr, paths[:_SHOWN]))
+    return f"{len(paths):,} ({shown}{', ...' if len(paths) > _SHOWN else ''})"
+
+
+def _cannot_be_read(path: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{error.filename or path}: cannot be read ({error.strerror}); make it readable, or move "
+        "it out of the data"
+    )
+
+
+def _what(child: os.DirEntry[str]) -> Literal["folder", "file", "nothing", "odd"]:
     """What an entry is, or what the link leads to."""
     try:
         if child.is_dir():
@@ -188,26 +294,33 @@ def _kind(child: os.DirEntry[str]) -> Literal["folder", "file", "nothing", "othe
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-    return "nothing" if child.is_symlink() else "other"
+    if not child.is_symlink():
+        return "odd"
+    return "odd" if os.path.exists(child.path) else "nothing"  # noqa: PTH110
 
 
 def _read_cache(path: Path) -> dict[str, _Folder]:
     """The folders of an earlier scan; none where the file is missing or not what we write."""
     try:
-        content: Any = json.loads(path.read_text("utf-8"))
-        if content["format"] != [_FORMAT, sorted(IMAGE_SUFFIXES)]:
+        if not path.exists():
+            return {}
+        content: Any = read_json(path)
+        if content["format"] != _cache_format():
             return {}
         return {name: _Folder(*values) for name, values in content["folders"].items()}
-    except FileNotFoundError:
-        return {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         logger.warning("%s: is not used (%s); the folder is read anew", path, error)
         return {}
 
 
+def _cache_format() -> list[Any]:
+    """What a cache depends on besides the folders."""
+    return [_FORMAT, sorted(readable_kinds())]
+
+
 def _write_cache(path: Path, found: dict[str, _Folder]) -> None:
     content = {
-        "format": [_FORMAT, sorted(IMAGE_SUFFIXES)],
+        "format": _cache_format(),
         "folders": {name: list(vars(entry).values()) for name, entry in found.items()},
     }
     try:

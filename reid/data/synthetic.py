@@ -27,6 +27,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
+from reid.files import read_text
+
 Colour = tuple[int, int, int]
 Range = tuple[float, float]
 Point = tuple[float, float]
@@ -885,5 +887,5 @@ def draw_persons(
         except OSError:
             # Another process may have drawn the same set meanwhile; anything else is an error.
             drawn = root / "README.txt"
-            if not drawn.is_file() or drawn.read_text(encoding="utf-8") != readme:
+            if not drawn.is_file() or read_text(drawn) != readme:
                 raise

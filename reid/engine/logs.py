@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import platform
+import socket
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
 from PIL import Image
 from tabulate import tabulate
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.summary.writer.record_writer import RecordWriter
 from termcolor import colored
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from reid import distributed
-from reid.files import escape_output, write_text, writing
+from reid.files import (
+    MOST_TEXT,
+    OutputError,
+    escape_output,
+    open_to_append,
+    printable,
+    read_bytes,
+    write_text,
+    writing,
+)
 from reid.structures import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 PICTURES = "pictures"
 """Folder below a run's with pictures that were drawn of it later, for TensorBoard."""
@@ -39,13 +56,17 @@ class _Console(logging.Handler):
 
 
 class _Formatter(logging.Formatter):
-    """The message, from warnings on with their level, and the time unless it is left out."""
+    """The message, from warnings on with their level, and the time unless it is left out.
+
+    What a terminal would obey in it, such as in a file's name, is escaped.
+    """
 
     def __init__(self, colour: bool, times: bool = True) -> None:
         super().__init__(("%(asctime)s  " if times else "") + "%(message)s", "%m-%d %H:%M:%S")
         self._colour = colour
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
+        record.message = printable(record.message)
         if record.levelno >= logging.WARNING:
             level = record.levelname
             if self._colour:
@@ -58,6 +79,9 @@ class _LogFile(logging.FileHandler):
     """Says once that it cannot be written, where logging would say so for each line."""
 
     _told = False
+
+    def _open(self) -> TextIO:  # type: ignore[override]  # a TextIOWrapper is one
+        return open_to_append(Path(self.baseFilename), self.errors or "strict")
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         if not self._told:
@@ -150,7 +174,10 @@ def progress_bar(title: str, unit: str = "it") -> Iterator[ProgressBar]:
     """A bar with ETA on a terminal, nothing in a pipe; yields a function of (done, total)."""
     # disable=None is tqdm's "only on a terminal"
     with tqdm(
-        desc=title, unit=unit, leave=False, disable=None if distributed.is_main() else True
+        desc=printable(title),
+        unit=unit,
+        leave=False,
+        disable=None if distributed.is_main() else True,
     ) as bar:
 
         def show(done: int, total: int) -> None:
@@ -158,6 +185,62 @@ def progress_bar(title: str, unit: str = "it") -> Iterator[ProgressBar]:
             bar.update(done - bar.n)
 
         yield show
+
+
+class _EventFile:
+    """TensorBoard's numbers and pictures, written by the thread that has them.
+
+    TensorBoard's own writer has a thread, which alone would see that the disk is full.
+
+    Args:
+        folder: Where the file is made.
+        purge_step: TensorBoard drops what earlier files of the folder hold from this step on.
+
+    Raises:
+        OutputError: It cannot be written; so from all methods.
+    """
+
+    _made = itertools.count()
+
+    def __init__(self, folder: Path, purge_step: int | None = None) -> None:
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(self._made)}"
+        self._path = folder / f"events.out.tfevents.{name}"
+        with writing(self._path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("xb")
+        self._records = RecordWriter(self._file)
+        try:
+            self._add(Event(file_version="brain.Event:2"))
+            if purge_step is not None:
+                self._add(Event(session_log=SessionLog(status=SessionLog.START)), purge_step)
+        except OutputError:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            raise
+
+    def add_numbers(self, kind: str, numbers: Mapping[str, float], step: int) -> None:
+        """Adds numbers, shown under `kind`/name."""
+        for name, number in numbers.items():
+            scalar = summary.scalar(f"{kind}/{name}", number)  # type: ignore[no-untyped-call]
+            self._add(Event(summary=scalar), step)
+
+    def add_picture(self, name: str, path: Path, step: int) -> None:
+        """Adds a picture file."""
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        image = summary.image(name, pixels, dataformats="HWC")  # type: ignore[no-untyped-call]
+        self._add(Event(summary=image), step)
+
+    def close(self) -> None:
+        """Ends the file."""
+        with writing(self._path):
+            self._file.close()
+
+    def _add(self, event: Any, step: int = 0) -> None:
+        event.wall_time, event.step = time.time(), step
+        with writing(self._path):
+            self._records.write(event.SerializeToString())
+            self._file.flush()
 
 
 class MetricWriter:
@@ -171,7 +254,7 @@ class MetricWriter:
 
     def __init__(self, output_dir: Path) -> None:
         self._path = output_dir / "metrics.json"
-        self._board: SummaryWriter | None = None
+        self._board: _EventFile | None = None
 
     def start(self, epoch: int = 0, step: int = 0) -> None:
         """Opens the files, on the main process.
@@ -187,11 +270,11 @@ class MetricWriter:
         if distributed.is_main():
             with writing(self._path):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
-                kept = self._keep_until(epoch)
-                self._board = SummaryWriter(str(self._path.parent), purge_step=step)
-                for line in kept:
-                    if line["step"] == step:  # TensorBoard drops it with what comes again
-                        self._show(**line)
+            kept = self._keep_until(epoch)
+            self._board = _EventFile(self._path.parent, purge_step=step)
+            for line in kept:
+                if line.step == step:  # TensorBoard drops it with what comes again
+                    self._board.add_numbers(line.kind, line.numbers, step)
 
     def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
         """Appends one line; `kind` says what the numbers are about: train, labels, test.
@@ -201,41 +284,75 @@ class MetricWriter:
         """
         if self._board is None:
             return
-        line: dict[str, Any] = {"kind": kind, "step": step, "epoch": epoch, **numbers}
-        with writing(self._path):
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-            self._show(**line)
+        with writing(self._path), open_to_append(self._path) as file:
+            file.write(_Line(kind, step, epoch, numbers).text())
+        self._board.add_numbers(kind, numbers, step)
 
     def write_image(self, name: str, path: Path, step: int) -> None:
-        """Shows a picture in TensorBoard."""
-        if self._board is not None:
-            _add_image(self._board, name, path, step)
-
-    def close(self) -> None:
-        """Writes what TensorBoard still holds back.
+        """Shows a picture in TensorBoard.
 
         Raises:
             OutputError: It cannot be written.
         """
         if self._board is not None:
-            with writing(self._path.parent):
-                self._board.close()
+            self._board.add_picture(name, path, step)
 
-    def _show(self, kind: str, step: int, epoch: int, **numbers: float) -> None:
-        assert self._board is not None
-        for name, number in numbers.items():
-            self._board.add_scalar(f"{kind}/{name}", number, step)
+    def close(self) -> None:
+        """Ends TensorBoard's file.
 
-    def _keep_until(self, epoch: int) -> list[dict[str, Any]]:
-        """Drops the lines from `epoch` on, and a last line that was cut off; gives the others."""
-        if epoch == 0:
-            self._path.unlink(missing_ok=True)
-        if not self._path.exists():
-            return []
-        kept = [line for line in _read_lines(self._path) if line["epoch"] < epoch]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
+        Raises:
+            OutputError: It cannot be written.
+        """
+        if self._board is not None:
+            self._board.close()
+
+    def _keep_until(self, epoch: int) -> list[_Line]:
+        """Drops the lines from `epoch` on, and those that are no metrics; gives the others."""
+        with writing(self._path):
+            if epoch == 0:
+                self._path.unlink(missing_ok=True)
+            if not self._path.exists():
+                return []
+        kept = [line for line in _read_lines(self._path) if line.epoch < epoch]
+        write_text(self._path, "".join(line.text() for line in kept))
         return kept
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of metrics.json."""
+
+    kind: str
+    step: int
+    epoch: int
+    numbers: Mapping[str, float]
+
+    def text(self) -> str:
+        own = {"kind": self.kind, "step": self.step, "epoch": self.epoch}
+        return json.dumps({**own, **self.numbers}) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> _Line:
+        """The line that stands for `text`.
+
+        Raises:
+            ValueError: It is none.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise ValueError(f"expected an object, got {type(content).__name__}")
+        try:
+            kind, step, epoch = (content.pop(key) for key in ("kind", "step", "epoch"))
+        except KeyError as error:
+            raise ValueError(f"has no {error}") from error
+        whole = all(type(number) is int and 0 <= number < 2**63 for number in (step, epoch))
+        plain = all(
+            type(number) is float or (type(number) is int and abs(number) < 2**63)
+            for number in content.values()
+        )
+        if not (isinstance(kind, str) and whole and plain):
+            raise ValueError("has values of other types than metrics")
+        return cls(kind, step, epoch, content)
 
 
 def show_picture(run: Path, path: Path) -> None:
@@ -251,20 +368,29 @@ def show_picture(run: Path, path: Path) -> None:
     Raises:
         OutputError: It cannot be written.
     """
-    folder, metrics = run / PICTURES, run / "metrics.json"
-    steps = [line["step"] for line in _read_lines(metrics)] if metrics.is_file() else []
-    with writing(folder), SummaryWriter(str(folder)) as board:
-        _add_image(board, f"{PICTURES}/{path.stem}", path, max(steps, default=0))
+    metrics = run / "metrics.json"
+    steps = [line.step for line in _read_lines(metrics)] if metrics.exists() else []
+    board = _EventFile(run / PICTURES)
+    board.add_picture(f"{PICTURES}/{path.stem}", path, max(steps, default=0))
+    board.close()
 
 
-def _add_image(board: SummaryWriter, name: str, path: Path, step: int) -> None:
-    with Image.open(path) as picture:
-        pixels = np.asarray(picture.convert("RGB"))
-    board.add_image(name, pixels, step, dataformats="HWC")
+def _read_lines(path: Path) -> list[_Line]:
+    """The lines of metrics.json; those that are none are dropped, with a warning.
 
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of metrics.json, without one that was cut off."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            yield json.loads(line)
+    Raises:
+        InputError: It is no regular file, or too large.
+    """
+    lines: list[_Line] = []
+    dropped: list[str] = []
+    # bytes that are no text are what a power cut leaves
+    content = read_bytes(path, MOST_TEXT, "text").decode("utf-8", "replace")
+    for number, text in enumerate(content.splitlines(), 1):
+        try:
+            lines.append(_Line.parse(text))
+        except (ValueError, RecursionError) as error:
+            dropped.append(f"line {number} ({error})")
+    if dropped:
+        more = f" and {len(dropped) - 1:,} more" if dropped[1:] else ""
+        logger.warning("%s: dropped what is no line of metrics: %s%s", path, dropped[0], more)
+    return lines

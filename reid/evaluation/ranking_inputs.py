@@ -16,6 +16,7 @@ from reid.neighbors import all_finite
 _TILE_ROWS = 128
 _TILE_COLUMNS = 2048
 _BLOCK_BYTES = 64 * 2**20
+_TILE_BYTES = 64 * 2**20  # of the features of a tile: lower tiles above 8,192 dimensions
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,9 @@ def check_features(query_feat: Tensor, gallery_feat: Tensor) -> None:
                 f"{tuple(feat.shape)}"
             )
         # In blocks: a mask of all of it would cost a quarter of the features' memory.
-        for start in range(0, len(feat), _TILE_COLUMNS):
-            part = feat[start : start + _TILE_COLUMNS]
+        height = _tile_height(_TILE_COLUMNS, feat.shape[1])
+        for start in range(0, len(feat), height):
+            part = feat[start : start + height]
             if not bool(torch.isfinite(part).all()):
                 raise ValueError(f"{name}: expected finite features, got NaN or infinity")
             # A squared distance is at most four times the larger squared norm.
@@ -163,21 +165,22 @@ def distance_blocks(
     """
     num_queries, dim = query_feat.shape
     num_gallery = len(gallery_feat)
-    num_tiles = -(-num_gallery // _TILE_COLUMNS)
-    width = num_tiles * _TILE_COLUMNS
-    wanted = block_size or _BLOCK_BYTES // (4 * max(width, 1)) // _TILE_ROWS * _TILE_ROWS
-    rows = max(1, -(-min(wanted, num_queries) // _TILE_ROWS)) * _TILE_ROWS
+    tile_rows, tile_columns = (_tile_height(most, dim) for most in (_TILE_ROWS, _TILE_COLUMNS))
+    num_tiles = -(-num_gallery // tile_columns)
+    width = num_tiles * tile_columns
+    wanted = block_size or _BLOCK_BYTES // (4 * max(width, 1)) // tile_rows * tile_rows
+    rows = max(1, -(-min(wanted, num_queries) // tile_rows)) * tile_rows
     device = query_feat.device
     buffer = torch.empty(rows, width, dtype=torch.float32, device=device)
-    tail = torch.zeros(_TILE_COLUMNS, dim, dtype=torch.float32, device=device)
+    tail = torch.zeros(tile_columns, dim, dtype=torch.float32, device=device)
     if num_tiles:
-        last = gallery_feat[(num_tiles - 1) * _TILE_COLUMNS :]
+        last = gallery_feat[(num_tiles - 1) * tile_columns :]
         tail[: len(last)] = last
 
     def tile_of(index: int) -> Tensor:
         if index == num_tiles - 1:
             return tail
-        return gallery_feat[index * _TILE_COLUMNS : (index + 1) * _TILE_COLUMNS].float()
+        return gallery_feat[index * tile_columns : (index + 1) * tile_columns].float()
 
     # |q - g|^2 = |q|^2 + |g|^2 - 2qg, where |q|^2 does not matter.
     norms = torch.cat(
@@ -185,17 +188,33 @@ def distance_blocks(
         or [torch.empty(0, device=device)]
     )
     for start in range(0, num_queries, rows):
-        queries = query_feat[start : start + rows].float()
-        used = len(queries)
-        padding = -used % _TILE_ROWS
-        if padding:
-            queries = torch.cat([queries, queries.new_zeros(padding, dim)])
+        used = min(rows, num_queries - start)
+        tiles = [
+            _whole_tile(query_feat[start + top : start + min(top + tile_rows, used)], tile_rows)
+            for top in range(0, used, tile_rows)
+        ]
         for index in range(num_tiles):
-            columns = slice(index * _TILE_COLUMNS, (index + 1) * _TILE_COLUMNS)
+            columns = slice(index * tile_columns, (index + 1) * tile_columns)
             gallery = tile_of(index).T
-            for top in range(0, len(queries), _TILE_ROWS):
-                tile = slice(top, top + _TILE_ROWS)
-                torch.addmm(
-                    norms[columns], queries[tile], gallery, alpha=-2.0, out=buffer[tile, columns]
-                )
+            for place, queries in enumerate(tiles):
+                tile = slice(place * tile_rows, (place + 1) * tile_rows)
+                torch.addmm(norms[columns], queries, gallery, alpha=-2.0, out=buffer[tile, columns])
         yield start, buffer[:used].cpu().numpy()
+
+
+def _tile_height(most: int, dim: int) -> int:
+    """Rows of a tile of features: `most`, or the power of two below it that `_TILE_BYTES` hold.
+
+    It depends on nothing but the dimensions, so that block sizes do not change a result.
+    """
+    while most > 1 and 4 * most * dim > _TILE_BYTES:
+        most //= 2
+    return most
+
+
+def _whole_tile(features: Tensor, height: int) -> Tensor:
+    """Features (n, D) in float32, with zeros up to `height`."""
+    missing = height - len(features)
+    if not missing:
+        return features.float()
+    return torch.cat([features.float(), features.new_zeros(missing, features.shape[1]).float()])

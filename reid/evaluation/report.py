@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import yaml
 from tabulate import tabulate
 from torch import Tensor
-from torch.nn import functional as F
 
 import reid.evaluation.evaluators  # noqa: F401  (importing the evaluators registers them)
 from reid.data.datasets.csv_dataset import read_csv
-from reid.evaluation.ranking import rank_with_camera_pairs, true_positive_rates
+from reid.evaluation.ranking import rank, rank_with_camera_pairs, true_positive_rates
+from reid.file_kinds import kind_of_file
+from reid.files import InputError, open_regular
 from reid.registry import EVALUATOR, ConfigError, build
 from reid.structures import DataError, FeatureSet, ProgressBar, part_of_progress
 from reid.yaml_text import parse_yaml
+
+logger = logging.getLogger(__name__)
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 _HARDEST = 10
 _MOST_TIMES, _ALLOWANCE = 20, 64 * 2**20  # what an .npz file of features may unpack to, in bytes
 _SPLITS = ("query", "gallery")
+_MOST_CAMERAS = 200  # whose pairs are a table; its time and memory grow with their product
+_PIECE_BYTES = 64 * 2**20
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 class LoadedFeatures(NamedTuple):
@@ -44,6 +54,9 @@ class LoadedFeatures(NamedTuple):
 def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
     """Query and gallery of an .npz file, with features made unit vectors.
 
+    Features of any scale give the same unit vectors, to the last bit but for what rounding did to
+    them before. Rows of zeros, which have no direction, stay and are named in a warning.
+
     Args:
         path: With `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`, `gallery_pids`,
             `query_camids` and `gallery_camids`; or with `features` (N, D), if there is a list.
@@ -51,30 +64,55 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
 
     Raises:
         DataError: A file is missing or broken, or unpacks to far more than its size; an array is
-            missing, or lengths do not fit.
+            missing, lengths do not fit, values are not finite, or all features of a split are
+            zeros. Or memory does not suffice.
     """
-    arrays = _read_arrays(path)
-    if csv is None:
-        query, gallery = (_feature_set(arrays, split, path) for split in _SPLITS)
-        return LoadedFeatures(query, gallery)
-    rows = read_csv(csv, allow_outside=True)  # no image is opened
-    features = _features(arrays, "features", path).numpy()
-    if len(features) != len(rows):
-        raise DataError(f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images")
-    found, paths = [], []
-    for split in _SPLITS:
-        places = [place for place, (name, _) in enumerate(rows) if name == split]
-        if not places:
-            raise DataError(f"{csv}: lists no image of the split {split!r}")
-        records = [rows[place][1] for place in places]
-        chosen = {
-            f"{split}_feat": features[places],
-            f"{split}_pids": np.array([record.pid for record in records]),
-            f"{split}_camids": np.array([record.camid for record in records]),
-        }
-        found.append(_feature_set(chosen, split, path))
-        paths.append([record.path for record in records])
-    return LoadedFeatures(found[0], found[1], paths[0])
+    with _telling_memory(path):
+        if csv is None:
+            names = ("feat", "pids", "camids")
+            wanted = [f"{split}_{name}" for split in _SPLITS for name in names]
+            arrays = _read_arrays(path, wanted)
+            query, gallery = (_feature_set(arrays, split, path) for split in _SPLITS)
+            return LoadedFeatures(query, gallery)
+        rows = read_csv(csv, allow_outside=True)  # no image is opened
+        features = _read_arrays(path, ["features"])["features"]
+        _check_numbers(features, "features", path)
+        if len(features) != len(rows):
+            raise DataError(
+                f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images"
+            )
+        found, paths = [], []
+        for split in _SPLITS:
+            places = [place for place, (name, _) in enumerate(rows) if name == split]
+            if not places:
+                raise DataError(f"{csv}: lists no image of the split {split!r}")
+            records = [rows[place][1] for place in places]
+            chosen = {
+                f"{split}_feat": features[places],
+                f"{split}_pids": np.array([record.pid for record in records]),
+                f"{split}_camids": np.array([record.camid for record in records]),
+            }
+            found.append(_feature_set(chosen, split, path))
+            paths.append([record.path for record in records])
+        return LoadedFeatures(found[0], found[1], paths[0])
+
+
+def evaluate_file(
+    path: Path,
+    csv: Path | None = None,
+    evaluator: str = "Market1501Evaluator",
+    options: Sequence[str] = (),
+    progress: ProgressBar | None = None,
+) -> dict[str, Any]:
+    """What `evaluate_features` gives for the features that `load_features` reads.
+
+    Raises:
+        DataError: See `load_features`; or memory does not suffice.
+        ConfigError: See `evaluate_features`.
+        ValueError: No query has a match.
+    """
+    with _telling_memory(path):
+        return evaluate_features(*load_features(path, csv), evaluator, options, progress)
 
 
 def evaluate_features(
@@ -148,24 +186,38 @@ def ranking_details(
     Returns:
         `hardest_queries` (indices, worst first), with `query_paths` `hardest_query_paths` in the
         same order, `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None
-        where there is no match), and `per_query_AP` (Q; None without a match).
+        where there is no match), and `per_query_AP` (Q; None without a match). `camera_pairs` is
+        None for more than 200 cameras, and the log says so.
 
     Raises:
         ValueError: No query has a match, or features are not finite.
     """
-    ranking, (query_cameras, gallery_cameras, table) = rank_with_camera_pairs(
-        *_ranking_arguments(query, gallery), progress=progress
-    )
+    arguments = _ranking_arguments(query, gallery)
+    cameras = max(len(torch.unique(part.camids)) for part in (query, gallery))
+    pairs: dict[str, Any] | None = None
+    if cameras > _MOST_CAMERAS:
+        logger.warning(
+            "mAP from camera to camera is left out: %s cameras are too many for a table, %s the "
+            "most",
+            f"{cameras:,}",
+            _MOST_CAMERAS,
+        )
+        ranking = rank(*arguments, progress=progress)
+    else:
+        ranking, (query_cameras, gallery_cameras, table) = rank_with_camera_pairs(
+            *arguments, progress=progress
+        )
+        pairs = {
+            "query_cameras": [int(camid) for camid in query_cameras],
+            "gallery_cameras": [int(camid) for camid in gallery_cameras],
+            "mAP": [[_or_none(value) for value in row] for row in table],
+        }
     hardest = [int(row) for row in ranking.hardest(_HARDEST)]
     details: dict[str, Any] = {"hardest_queries": hardest}
     if query_paths is not None:
         details["hardest_query_paths"] = [query_paths[row] for row in hardest]
     return details | {
-        "camera_pairs": {
-            "query_cameras": [int(camid) for camid in query_cameras],
-            "gallery_cameras": [int(camid) for camid in gallery_cameras],
-            "mAP": [[_or_none(value) for value in row] for row in table],
-        },
+        "camera_pairs": pairs,
         "per_query_AP": [_or_none(value) for value in ranking.average_precision],
     }
 
@@ -175,40 +227,29 @@ def report_text(report: Mapping[str, Any]) -> str:
     numbers = report["numbers"] | {
         f"TPR@FPR {rate}": value for rate, value in report["TPR@FPR"].items()
     }
-    pairs = report["camera_pairs"]
-    body = [
-        [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
-        for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
-    ]
     precision = report["per_query_AP"]
     paths = report.get("hardest_query_paths")
     hardest = [
         [row, f"{100 * precision[row]:.1f}", *([paths[place]] if paths else [])]
         for place, row in enumerate(report["hardest_queries"])
     ]
-    tables = (
-        tabulate(
-            [[f"{100 * value:.1f}" for value in numbers.values()]],
-            headers=[*numbers],
-            tablefmt="github",
-            disable_numparse=True,
-        ),
-        "mAP from the row's camera to the column's\n"
-        + tabulate(
-            body,
-            headers=["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])],
-            tablefmt="github",
-            disable_numparse=True,
-        ),
-        "Hardest queries\n"
-        + tabulate(
-            hardest,
-            headers=["query", "AP", *(["image"] if paths else [])],
-            tablefmt="github",
-            disable_numparse=True,
-        ),
-    )
+    tables = [
+        _table([*numbers], [[f"{100 * value:.1f}" for value in numbers.values()]]),
+        "Hardest queries\n" + _table(["query", "AP", *(["image"] if paths else [])], hardest),
+    ]
+    pairs = report["camera_pairs"]
+    if pairs is not None:
+        body = [
+            [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
+            for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
+        ]
+        headers = ["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])]
+        tables.insert(1, "mAP from the row's camera to the column's\n" + _table(headers, body))
     return "\n\n".join(tables)
+
+
+def _table(headers: Sequence[str], body: Sequence[Sequence[Any]]) -> str:
+    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def _ranking_arguments(
@@ -224,49 +265,103 @@ def _ranking_arguments(
     )
 
 
-def _read_arrays(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file; expected an .npz file")
+@contextmanager
+def _telling_memory(path: Path) -> Iterator[None]:
+    """Has the errors of short memory, which differ from library to library, name the file.
+
+    Raises:
+        DataError: In place of any of them.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked, size = sum(r.file_size for r in archive.infolist()), path.stat().st_size
-        if unpacked > _MOST_TIMES * size + _ALLOWANCE:
-            raise ValueError(
-                f"its {size:,} bytes unpack to {unpacked:,}; if that is right, save it with "
-                "numpy.savez, which does not compress"
-            )
-        with np.load(path, allow_pickle=False) as arrays:
-            return dict(arrays.items())
-    except Exception as error:  # numpy, zipfile and zlib have many for broken files
-        raise DataError(f"{path}: cannot be read as an .npz file ({error})") from error
-
-
-def _array(arrays: Mapping[str, Any], name: str, path: Path) -> Any:
-    if name not in arrays:
-        raise DataError(f"{path}: has no array {name!r}; it has {', '.join(arrays) or 'none'}")
-    return arrays[name]
-
-
-def _features(arrays: Mapping[str, Any], name: str, path: Path) -> Tensor:
-    values = _array(arrays, name, path)
-    if values.ndim != 2 or values.dtype.kind not in "fiu":
-        raise DataError(f"{path}: {name} must be numbers (N, D), got {values.dtype} {values.shape}")
-    with np.errstate(over="ignore"):
-        features = torch.from_numpy(values.astype(np.float32))
-    finite = torch.isfinite(features).all(1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, RuntimeError) and not any(word in text for word in _NO_MEMORY):
+            raise
+        reason = text.splitlines()[0] if text else "no more is to be had"
         raise DataError(
-            f"{path}: {name} has values that are not finite in float32, first in {row=}"
+            f"{path}: memory does not suffice for its features ({reason}); use a machine with "
+            "more, fewer images, or features of fewer dimensions"
+        ) from error
+
+
+def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of these names in an .npz file; others are not unpacked."""
+    try:
+        with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(record.file_size for record in archive.infolist())
+            size = path.stat().st_size
+            if unpacked > _MOST_TIMES * size + _ALLOWANCE:
+                raise ValueError(
+                    f"its {size:,} bytes unpack to {unpacked:,}; if that is right, save it with "
+                    "numpy.savez, which does not compress"
+                )
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                there = list(arrays.files)
+                found = {name: arrays[name] for name in names if name in there}
+    except InputError as error:
+        raise DataError(f"{error}; expected an .npz file") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # numpy, zipfile and zlib have many for broken files
+        kind = kind_of_file(path)
+        reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
+        raise DataError(
+            f"{path}: cannot be read as an .npz file ({reason}); expected what numpy.savez writes"
+        ) from error
+    for name in names:
+        if name not in found:
+            raise DataError(f"{path}: has no array {name!r}; it has {', '.join(there) or 'none'}")
+        if not isinstance(found[name], np.ndarray):
+            raise DataError(f"{path}: {name} is no array; expected what numpy.savez writes")
+    return found
+
+
+def _check_numbers(values: npt.NDArray[Any], name: str, path: Path) -> None:
+    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
+        raise DataError(f"{path}: {name} must be numbers (N, D), got {values.dtype} {values.shape}")
+
+
+def _features(values: npt.NDArray[Any], name: str, path: Path) -> Tensor:
+    """Features (N, D) as unit vectors; rows of zeros are named."""
+    _check_numbers(values, name, path)
+    features = np.empty(values.shape, np.float32)
+    height = max(1, _PIECE_BYTES // (8 * values.shape[1]))
+    zeros: list[int] = []
+    for start in range(0, len(values), height):
+        # A square of float32 is out of range from 1e19 on and below 1e-23, one of a value that was
+        # divided by the largest of its row never.
+        rows = values[start : start + height].astype(np.float64)
+        largest = np.abs(rows).max(1, keepdims=True)
+        if not np.isfinite(largest).all():
+            row = start + int(np.flatnonzero(~np.isfinite(largest))[0])
+            raise DataError(f"{path}: {name} has values that are not finite, first in {row=}")
+        zeros += (start + np.flatnonzero(largest == 0)).tolist()
+        rows /= np.where(largest == 0, 1, largest)
+        length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
+        features[start : start + height] = rows / np.where(length == 0, 1, length)
+    if zeros and len(zeros) == len(values):
+        raise DataError(f"{path}: all {len(values):,} rows of {name} are zeros")
+    if zeros:
+        logger.warning(
+            "%s: %s of %s rows of %s are zeros, which are like no image: row %s%s",
+            path,
+            f"{len(zeros):,}",
+            f"{len(values):,}",
+            name,
+            ", ".join(map(str, zeros[:_HARDEST])),
+            ", ..." if len(zeros) > _HARDEST else "",
         )
-    return features
+    return torch.from_numpy(features)
 
 
 def _feature_set(arrays: Mapping[str, Any], split: str, path: Path) -> FeatureSet:
-    feature = _features(arrays, f"{split}_feat", path)
+    feature = _features(arrays[f"{split}_feat"], f"{split}_feat", path)
     ids: list[Tensor] = []
     for name in (f"{split}_pids", f"{split}_camids"):
-        values = _array(arrays, name, path)
+        values = arrays[name]
         if values.shape != (len(feature),) or values.dtype.kind not in "iu":
             raise DataError(
                 f"{path}: {name} must be {len(feature)} whole numbers, got {values.dtype} "
@@ -274,7 +369,7 @@ def _feature_set(arrays: Mapping[str, Any], split: str, path: Path) -> FeatureSe
             )
         ids.append(torch.from_numpy(values.astype(np.int64)))
     try:
-        return FeatureSet.of(F.normalize(feature, dim=1), *ids)
+        return FeatureSet.of(feature, *ids)
     except ValueError as error:
         raise DataError(f"{path}: {split}: {error}") from error
 

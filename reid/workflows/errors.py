@@ -6,21 +6,22 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
-from reid.files import OutputError
+from reid.files import InputError, OutputError, printable
 from reid.labelling import ClusteringError
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
 from reid.structures import DataError
 
 USER_ERRORS: tuple[type[Exception], ...] = (
-    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, OutputError,
+    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, InputError,
+    OutputError,
 )  # fmt: skip
 """Something about settings, files, numbers or the disk; the message says what to do."""
 
 
 def tell(error: Exception, code: int = 2) -> int:
-    """Writes an error to stderr; returns the exit code."""
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")
+    """Writes an error to stderr, made `printable`; returns the exit code."""
+    sys.stderr.write(printable(f"{type(error).__name__}: {error}") + "\n")
     return code
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from reid.data.check_report import check_dataset, fix_list, load_splits, report_text
-from reid.data.checks import KINDS, WRONG, check_images, check_labels
+from reid.data.checks import KINDS, WRONG, check_images, check_labels, check_paths
 from reid.data.datasets.base import ReIDDataset, Split, SplitCounts
 from reid.structures import ImageRecord
 
@@ -152,13 +152,16 @@ def test_a_query_in_the_gallery_is_no_fault(root: Path) -> None:
 
 def test_one_file_listed_twice(root: Path) -> None:
     def listed(*rows: tuple[Split, str, int, int]) -> list[tuple[Split, str, str, bool]]:
+        """What is found when the images are read; their paths alone tell the same."""
         splits: dict[Split, list[ImageRecord]] = {"train": [], "query": [], "gallery": []}
         for split, name, pid, camid in rows:
             path = root / "bounding_box_train" / f"000{name}_c1s1_0.png"
             splits[split].append(ImageRecord(str(path), pid, camid))
+        found = check_images(splits)
+        assert check_paths(splits) == found
         return [
             (one.split, Path(one.subject).name[3], one.detail.split("/")[0], one.leave_out)
-            for one in check_images(splits)
+            for one in found
         ]
 
     assert listed(("train", "1", 0, 0), ("train", "1", 0, 0), ("train", "2", 5, 0)) == [
@@ -171,10 +174,13 @@ def test_one_file_listed_twice(root: Path) -> None:
     assert listed(("query", "1", 0, -1), ("gallery", "1", 0, -1)) == [
         ("gallery", "1", "is the query ", False)
     ]
-    assert listed(("query", "1", 0, 0), ("gallery", "1", 0, 0)) == []
+    assert listed(("query", "1", 0, 0), ("gallery", "1", 0, 0)) == [
+        ("gallery", "1", "is the query ", False)
+    ]
     # labels in training do not make those of the test doubtful
     assert listed(("query", "1", 0, 0), ("gallery", "1", 0, 0), ("train", "1", 2, 0)) == [
-        ("train", "1", "in query too: ", True)
+        ("train", "1", "in query too: ", True),
+        ("gallery", "1", "is the query ", False),
     ]
 
 
@@ -286,7 +292,7 @@ def test_what_was_read_is_shown_first(
     pattern = r"(?P<pid>\d+)_(?P<camid>c\d)"
     assert run(monkeypatch, "Pattern", "PATH", ".", "PATTERN", pattern, "--no-images") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == f"WARNING: {root}: passed over files that are no images: 1"
+    assert lines[0] == f"WARNING: {root}: passed over files that are no images: 1 (.txt 1)"
     assert lines[1] == "Pattern: PATTERN matches 11 of 11 images, for example"
     assert lines[4].split() == ["'bounding_box_test/0000_c1s1_0.png'", "0", "0", "train"]
     assert "cameras: 0 = 'c1', 1 = 'c2'" in lines
@@ -328,3 +334,72 @@ def test_wrong_commands(
     own = ("Folder", "PATH", ".", "--no-images")
     assert run(monkeypatch, *own, "--json", tmp_path / "1.png" / "x.json") == 2
     assert "OutputError: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("camid", "wrong"), [("", 1), ("0", 0)])
+def test_paths_alone_tell_that_query_and_gallery_share_images(
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    camid: str,
+    wrong: int,
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    query, other = "query/0004_c1s1_0.png", "bounding_box_test/0004_c2s1_0.png"
+    other_camid = camid and "1"
+    rows = [f"{query},4,{camid},query", f"{query},4,{camid},gallery",
+            f"{other},4,{other_camid},gallery"]  # fmt: skip
+    (root / "list.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    monkeypatch.setattr("reid.data.checks.read_image_noting", None)
+    assert run(monkeypatch, "CSV", "PATH", "list.csv", "--no-images") == wrong
+    out = capsys.readouterr().out
+    assert ("WRONG  duplicate: 1" in out) == bool(wrong)
+    assert ("note  shared-image: 1 (a query that lies in the gallery too" in out) != bool(wrong)
+    assert f"is the query {root / query}" in out
+
+
+def test_a_damaged_picture_is_noted(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = root / "bounding_box_train" / "0001_c1s1_9.jpg"
+    Image.fromarray(picture(60)).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + b"\0\0\x12\x34" + content[-2:])
+    report = checked(root, workers=4)
+    assert found(report, "damaged") == [path.name]
+    assert "Corrupt JPEG data" in report_text(report)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+def test_what_is_no_regular_file_is_unreadable(root: Path) -> None:
+    os.mkfifo(root / "bounding_box_train" / "0001_c1s1_8.jpg")
+    (root / "bounding_box_train" / "0001_c1s1_9.jpg").symlink_to("/dev/zero")
+    report = checked(root)
+    assert found(report, "unreadable") == ["0001_c1s1_8.jpg", "0001_c1s1_9.jpg"]
+    assert "is a pipe, expected a regular file" in report_text(report)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes links")
+def test_lists_to_leave_out_are_written_through_links(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    (root / "link.txt").symlink_to(root / "far.txt")
+    for output in (root / "link.txt", Path("/dev/null")):
+        arguments = ("Folder", "PATH", "query", "--fix-list", str(output))
+        assert run(monkeypatch, *arguments) == 0
+    assert (root / "link.txt").is_symlink()
+    assert (root / "far.txt").read_text().startswith("# query: images to leave out")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    (root / "own" / "door").mkdir(parents=True)
+    for name in ("\x1b[2J1.png", "2.png"):
+        (root / "own" / "door" / name).write_bytes(b"no picture")
+    assert run(monkeypatch, "Folder", "PATH", "own") == 1
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert r"door/\x1b[2J1.png: " in out

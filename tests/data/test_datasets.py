@@ -81,7 +81,7 @@ def test_csv_with_paths_only(root: Path) -> None:
     [
         ("path,person\n1.png,2\n", "the header is path,person"),
         ("", "the header is missing"),
-        ("path,pid\n1.png,x\n", "line 2: pid is 'x'"),
+        ("path,pid\n1.png,x\n1.png,y\n", "with identity 0 and again with 1; an image shows one"),
         ("path,camid\n1.png,-2\n", "line 2: camid is '-2'"),
         ("path,pid\n1.png,²\n", "line 2: pid is '²'"),
         ("path,pid\n1.png\n", "line 2: has more or fewer fields"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -122,3 +123,13 @@ def test_the_tool(
         assert {row["split"] for row in csv.DictReader(stream)} == {"query", "gallery"}
     assert run() == 2
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+def test_only_regular_files_are_copied(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zero.jpg").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "pipe"), ("zero", "device")):
+        dataset = Listed({"train": [ImageRecord(str(tmp_path / f"{name}.jpg"), 1, 0)]})
+        with pytest.raises(DataError, match=rf"{name}\.jpg: cannot be copied .*is a {kind}, exp"):
+            export_crops(dataset, tmp_path / name)

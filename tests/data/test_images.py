@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import EpsImagePlugin, Image
+from PIL import EpsImagePlugin, Image, features
 
-from reid.data.images import read_image
+from reid.data import images
+from reid.data.images import read_image, readable_kinds, why_not_read
+from reid.file_kinds import HEAD, PICTURE_SUFFIXES, find_kind
 from reid.structures import DataError
 
 
@@ -175,3 +178,103 @@ def test_postscript_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(DataError, match="is not a readable image"):
         read_image(str(path))
     assert not ran
+
+
+def encoded(kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(noise()).save(stream, kind, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(("kind", "name", "options", "feature"), [
+    ("JPEG", "a.jfif", {}, ""), ("JPEG", "a.png", {}, ""), ("PNG", "no_suffix", {}, ""),
+    ("TIFF", "a.jpg", {}, ""), ("TIFF", "a.tif", {"big_tiff": True}, ""),
+    ("TIFF", "a.tiff", {"compression": "tiff_adobe_deflate"}, "libtiff"), ("GIF", "a.gif", {}, ""),
+    ("BMP", "a.dat", {}, ""), ("PPM", "a.bak", {}, ""), ("WEBP", "a.jpg", {"lossless": True}, ""),
+    ("AVIF", "a.avif", {"quality": 100, "subsampling": "4:4:4"}, "avif"),
+    ("JPEG2000", "a.jp2", {}, "jpg_2000"), ("JPEG2000", "a.j2k", {"no_jp2": True}, "jpg_2000"),
+])  # fmt: skip
+def test_pictures_are_read_by_what_they_hold(
+    tmp_path: Path, kind: str, name: str, options: dict, feature: str
+) -> None:
+    if feature and not features.check(feature):
+        pytest.skip(f"this Pillow has no {feature}")
+    content = encoded(kind, **options)
+    (tmp_path / name).write_bytes(content)
+    expected = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
+    assert difference(read_image(str(tmp_path / name)), expected) == 0
+    assert difference(expected, noise()) < (256 if kind in ("JPEG", "GIF", "AVIF") else 1)
+    found = find_kind(content[:HEAD])
+    assert found is not None
+    assert found.name in readable_kinds()
+
+
+def test_heic_is_read_with_its_package(tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.from_pillow(Image.fromarray(noise())).save(tmp_path / "a.heic", quality=95)
+    pixels = read_image(str(tmp_path / "a.heic"))
+    assert np.abs(pixels.astype(int) - noise().astype(int)).mean() < 8
+    assert why_not_read("HEIC") == ""
+
+
+HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(99)
+
+
+def test_a_package_or_a_feature_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "find_spec", lambda name: None)
+    monkeypatch.setattr(features, "check", lambda name: name not in ("avif", "jpg_2000"))
+    for cached in (images.readable_kinds, images._pillow_formats):
+        cached.cache_clear()
+        monkeypatch.setattr(images, cached.__name__, cached.__wrapped__)
+    (tmp_path / "a.jpg").write_bytes(HEIC)
+    with pytest.raises(
+        DataError, match=r"a HEIC picture; to read HEIC: pip install 'reid\[heic\]'"
+    ):
+        read_image(str(tmp_path / "a.jpg"))
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x1cftypavif" + bytes(99))
+    with pytest.raises(DataError, match="an AVIF picture; this Pillow was built without AVIF"):
+        read_image(str(tmp_path / "a.jpg"))
+    Image.fromarray(noise()).save(tmp_path / "a.png")
+    assert difference(read_image(str(tmp_path / "a.png")), noise()) == 0
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "run `git lfs pull`"),
+    (b"../.git/annex/objects/aa/bb/key", "run `git annex get` on it"),
+    (b"outs:\n- md5: 0\n  path: a.jpg\n", "run `dvc pull` on it"),
+    (b"<!DOCTYPE html>\n<html>", "it is a web page, not the file that its address promised"),
+    (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code>', "the error message of a server"),
+    (b"", r"empty \(0 bytes\); its copy or download has failed"),
+    (b"PK\3\4" + bytes(99), "it is a zip archive; unpack it"),
+    (b"8BPS\0\1" + bytes(99), "it is a PSD picture; convert to JPEG or PNG"),
+    (b"\0\0\0\x18ftypmp42" + bytes(99), "it is a video"),
+    (b'<svg xmlns="x">', "it is an SVG picture; convert to JPEG or PNG"),
+])  # fmt: skip
+def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(DataError, match=rf"a\.jpg: is not a readable image \(.*{message}"):
+        read_image(str(tmp_path / "a.jpg"))
+
+
+def test_of_a_raw_file_the_preview_is_not_taken(tmp_path: Path) -> None:
+    Image.fromarray(noise()).save(tmp_path / "a.nef", "TIFF")
+    with pytest.raises(DataError, match=r"it is camera raw; convert to JPEG or PNG"):
+        read_image(str(tmp_path / "a.nef"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jpg")
+    (tmp_path / "b.jpg").symlink_to(tmp_path / "a.jpg")
+    (tmp_path / "c.jpg").symlink_to("/dev/zero")
+    for name, kind in (("a", "pipe"), ("b", "pipe"), ("c", "device")):
+        with pytest.raises(DataError, match=rf"{name}\.jpg: is not .* \(is a {kind}, expected a"):
+            read_image(str(tmp_path / f"{name}.jpg"))
+
+
+def test_suffixes_of_pictures_are_of_kinds_that_are_known() -> None:
+    assert {"JPEG", "TIFF", "GIF", "AVIF", "JPEG 2000", "HEIC"} <= {*PICTURE_SUFFIXES.values()}
+    assert {*images._FORMATS} <= {*PICTURE_SUFFIXES.values()}
+    assert PICTURE_SUFFIXES[".jfif"] == "JPEG"

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reid.data import scan as module
-from reid.data.scan import scan_images
+from reid.data.scan import scan_folder, scan_images
+from reid.files import InputError
 from reid.structures import DataError
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="makes symbolic links")
@@ -42,8 +44,97 @@ def test_names_of_all_kinds(tmp_path: Path) -> None:
     (tmp_path / os.fsdecode(b"latin-\xe9.jpg")).touch()
     scan = scan_images(tmp_path)
     assert scan.images == sorted([*names, os.fsdecode(b"latin-\xe9.jpg")])
-    assert (scan.others, scan.hidden) == (2, 2)
-    assert scan.passed_over() == "files that are no images: 2, hidden files or folders: 2"
+    assert scan.others == {".txt": 1, "without a suffix": 1}
+    assert scan.hidden == 2
+    assert scan.passed_over() == (
+        "files that are no images: 2 (.txt 1, without a suffix 1), hidden files or folders: 2"
+    )
+
+
+def picture(path: Path, kind: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 16)).save(path, kind)
+
+
+def test_content_counts_where_the_suffix_says_nothing(tmp_path: Path) -> None:
+    for name, kind in (("a", "JPEG"), ("b.JPG_original", "JPEG"), ("c.bak", "PNG")):
+        picture(tmp_path / name, kind)
+    touch(tmp_path, "d.jfif", "e.TIFF", "f.gif", "g.x", "h.txt", "i.mp4", "j.x", "empty")
+    (tmp_path / "h.txt").write_bytes((tmp_path / "a").read_bytes())  # nobody looks into it
+    (tmp_path / "raw").write_bytes(b"8BPS\0\1" + bytes(20))
+    for name in ("k.psd", "l.JXL", "m.jxl", "n.nef"):
+        touch(tmp_path, name)
+    (tmp_path / "page").write_bytes(b"<!DOCTYPE html>")
+    scan = scan_images(tmp_path)
+    assert scan.images == ["a", "b.JPG_original", "c.bak", "d.jfif", "e.TIFF", "f.gif"]
+    assert scan.unread == {
+        "PSD": ["k.psd", "raw"], "JPEG XL": ["l.JXL", "m.jxl"], "camera raw": ["n.nef"],
+    }  # fmt: skip
+    assert scan.others == {".x": 2, ".txt": 1, ".mp4": 1, "without a suffix": 2}
+    text = scan.passed_over()
+    assert "JPEG XL pictures, which are not read (convert to JPEG or PNG): 2 ('l.JXL', 'm" in text
+    assert "files that are no images: 6 (.x 2, without a suffix 2, .mp4 1, ...)" in text
+    assert scan_folder(tmp_path).images == scan.images
+    assert scan_folder(tmp_path).unread == scan.unread
+    assert scan_folder(tmp_path).others == scan.others
+
+
+def test_only_what_the_name_does_not_tell_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, *(f"{i}{suffix}" for i in range(9) for suffix in (".jpg", ".txt", ".heic")))
+    touch(tmp_path, "1.thing", "2")
+    opened: list[str] = []
+    real = module.kind_of_file
+    monkeypatch.setattr(module, "kind_of_file", lambda path: (opened.append(path), real(path))[1])
+    scan_images(tmp_path)
+    scan_folder(tmp_path)
+    assert sorted(Path(path).name for path in opened) == ["1.thing", "1.thing", "2", "2"]
+
+
+def test_a_file_that_may_not_be_read_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "1.jpg", "secret")
+
+    def refuse(path: str) -> None:
+        raise InputError(f"{path}: cannot be read (Permission denied)")
+
+    monkeypatch.setattr(module, "kind_of_file", refuse)
+    assert scan_images(tmp_path).others == {"cannot be read": 1}
+
+
+def test_pipes_and_devices_are_named_and_not_opened(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.jpg")
+    os.mkfifo(tmp_path / "a" / "2.jpg")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    scan = scan_images(tmp_path)
+    assert scan.images == ["a/1.jpg"]
+    assert scan.odd == ["pipe", "zero.png", "a/2.jpg"]
+    assert "pipes, sockets or devices: 3 ('pipe', 'zero.png', 'a/2.jpg')" in scan.passed_over()
+    assert scan_folder(tmp_path / "a").images == ["1.jpg", "2.jpg"]  # told when it is read
+    assert scan_folder(tmp_path).others == {}
+
+
+def test_a_file_that_was_looked_into_is_looked_into_again(tmp_path: Path, cache: Path) -> None:
+    root = tmp_path / "root"
+    touch(root, "1.jpg", "named/2.jpg", "later")
+    assert scan_images(root).images == ["1.jpg", "named/2.jpg"]
+    with (root / "later").open("wb") as file:  # changes no time of the folder
+        Image.new("RGB", (8, 16)).save(file, "PNG")
+    assert scan_images(root).images == ["1.jpg", "later", "named/2.jpg"]
+
+
+def test_another_reader_makes_the_cache_anew(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "root"
+    touch(root, "1.jpg", "2.jxl")
+    scan_images(root)
+    kinds = module.readable_kinds()
+    monkeypatch.setattr(module, "readable_kinds", lambda: kinds | {"JPEG XL"})
+    assert scan_images(root).images == ["1.jpg", "2.jxl"]
 
 
 def test_links(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +19,9 @@ from reid.engine.logs import (
     tool_logging,
     write_text,
 )
+from reid.files import InputError, OutputError
+from reid.structures import DataError
+from reid.workflows.errors import tell
 
 
 def lines(folder):
@@ -123,3 +129,84 @@ def test_environment_names_versions_and_device():
     text = environment(torch.device("cpu"))
     for word in ("python", "torch", "timm", "reid", "cpu"):
         assert word in text
+
+
+def test_what_a_terminal_would_obey_is_escaped(tmp_path, capsys):
+    with run_logging(tmp_path):
+        logging.getLogger("reid.part").warning("%s: is broken", "\x1b[2J\u202egpj.exe")
+    out = capsys.readouterr().out
+    assert out == (tmp_path / "log.txt").read_text()
+    assert out.endswith("  WARNING: \\x1b[2J\\u202egpj.exe: is broken\n")
+    assert tell(DataError("\x1b[2J.jpg: is broken")) == 2
+    assert capsys.readouterr().err == "DataError: \\x1b[2J.jpg: is broken\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes")
+def test_only_regular_files_are_logs(tmp_path):
+    os.mkfifo(tmp_path / "log.txt")
+    with (
+        pytest.raises(OutputError, match=r"log\.txt: is a pipe, expected a regular file"),
+        run_logging(tmp_path),
+    ):
+        pass
+    os.mkfifo(tmp_path / "metrics.json")
+    writer = MetricWriter(tmp_path)
+    with pytest.raises(InputError, match=r"metrics\.json: is a pipe, expected a regular file"):
+        writer.start(epoch=1, step=3)
+
+
+def test_the_log_goes_on_through_a_link(tmp_path):
+    (tmp_path / "log.txt").symlink_to(tmp_path / "far.txt")
+    for _ in range(2):
+        with run_logging(tmp_path):
+            logging.getLogger("reid.part").info("hello")
+    assert (tmp_path / "log.txt").is_symlink()
+    assert (tmp_path / "far.txt").read_text().count("hello") == 2
+
+
+@pytest.mark.parametrize("foreign", [
+    '{"kind": "tra', "3", "[]", "null", "{}", "hello", "\0\0\0", "[" * 100_000, "\udcff",
+    '{"kind": "train", "step": "1", "epoch": 0}', '{"kind": "train", "step": 1, "epoch": -1}',
+    '{"kind": "train", "step": true, "epoch": 0}', '{"kind": 1, "step": 1, "epoch": 0}',
+    '{"kind": "train", "step": 1, "epoch": 0, "loss": "low"}',
+    '{"kind": "train", "step": 1, "epoch": 0, "loss": null}',
+    '{"kind": "train", "step": 1' + "0" * 30 + ', "epoch": 0}',
+    '{"kind": "train", "step": 1, "epoch": 0, "loss": 1' + "0" * 400 + "}",
+])  # fmt: skip
+def test_foreign_lines_are_dropped_with_a_warning(tmp_path, caplog, foreign):
+    path = tmp_path / "metrics.json"
+    good = '{"kind": "train", "step": 3, "epoch": 0, "loss": NaN, "self": 1}\n'
+    path.write_text(f"{foreign}\n{good}{foreign}\n", errors="surrogateescape")
+    writer = MetricWriter(tmp_path)
+    writer.start(epoch=1, step=3)
+    writer.close()
+    assert path.read_text() == good
+    assert "metrics.json: dropped what is no line of metrics: line 1 (" in caplog.text
+    assert "and 1 more" in caplog.text
+
+
+def test_tensorboard_has_no_thread(tmp_path):
+    before = threading.active_count()
+    writer = MetricWriter(tmp_path)
+    writer.start()
+    writer.write("train", 1, 0, {"loss": 2.0})
+    assert threading.active_count() == before
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()  # each line is there at once
+    assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.0)]
+    writer.close()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is always full")
+def test_a_full_disk_names_the_file_of_tensorboard(tmp_path, monkeypatch, capfd):
+    real = Path.open
+
+    def full(path, *arguments, **options):
+        place = Path("/dev/full") if "tfevents" in path.name else path
+        return real(place, *("wb" if mode == "xb" else mode for mode in arguments), **options)
+
+    writer = MetricWriter(tmp_path)
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(OutputError, match=r"/events\.out\.tfevents\.[^/]+: cannot .*\(No space"):
+        writer.start()
+    assert capfd.readouterr() == ("", "")

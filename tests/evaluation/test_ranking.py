@@ -256,3 +256,21 @@ def test_true_positive_rates() -> None:
         true_positive_rates(query, gallery, q_pids + 100, g_pids, q_camids, g_camids)
     with pytest.raises(ValueError, match="expected matching and other pairs, got 0 and 0"):
         true_positive_rates(query[:0], gallery, q_pids[:0], g_pids, q_camids[:0], g_camids)
+
+
+def test_tiles_are_of_bounded_bytes() -> None:
+    from reid.evaluation.ranking_inputs import _tile_height, distance_blocks
+
+    assert [_tile_height(2048, dim) for dim in (1, 2048, 8192, 8193)] == [2048, 2048, 2048, 1024]
+    assert [_tile_height(128, dim) for dim in (131_072, 131_073, 4_000_000, 2**40)] == [
+        128,
+        64,
+        4,
+        1,
+    ]
+    generator = torch.Generator().manual_seed(0)
+    query, gallery = (torch.randn(n, 200_000, generator=generator) for n in (3, 70))
+    ((start, found),) = distance_blocks(query, gallery, 0)
+    expected = (query[:, None] - gallery[None]).square().sum(2) - query.square().sum(1)[:, None]
+    assert start == 0
+    np.testing.assert_allclose(found[:, :70], expected.numpy(), rtol=1e-4)

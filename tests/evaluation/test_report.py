@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import os
 import runpy
+import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from reid.evaluation.report import evaluate_features, load_features
+from reid.evaluation.report import evaluate_features, evaluate_file, load_features, report_text
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -133,3 +137,178 @@ def test_wrong_files_are_named(
     write_csv(tmp_path / "list.csv", arrays())
     with pytest.raises(DataError, match=r"has 3 features, but .* lists 61 images"):
         load_features(tmp_path / "f.npz", tmp_path / "list.csv")
+
+
+def scaled(name: str, factor: float, dtype: type = np.float64) -> dict[str, np.ndarray]:
+    found = arrays()
+    return found | {f"{split}_{name}": found[f"{split}_{name}"].astype(dtype) * dtype(factor)
+                    for split in ("query", "gallery")}  # fmt: skip
+
+
+@pytest.mark.parametrize(("factor", "dtype"), [
+    (1e19, np.float32), (1e-13, np.float32), (2.0**-140, np.float32), (1e300, np.float64),
+    (1e-300, np.float64), (2.0**-14, np.float16),
+])  # fmt: skip
+def test_features_of_any_scale_give_the_same_figures(
+    tmp_path: Path, factor: float, dtype: type
+) -> None:
+    reports = []
+    for scale in (1, factor):
+        np.savez(tmp_path / "f.npz", **scaled("feat", scale, dtype))
+        reports.append(evaluate_file(tmp_path / "f.npz"))
+    # what is left of features near the end of their range has fewer digits
+    near_the_end = 0.02 if dtype is not np.float64 and abs(factor) < 1e-30 else 0
+    assert reports[0]["numbers"] == pytest.approx(reports[1]["numbers"], abs=near_the_end)
+
+
+def test_whole_numbers_are_features_too(tmp_path: Path) -> None:
+    found = arrays()
+    for split in ("query", "gallery"):
+        found[f"{split}_feat"] = np.round(found[f"{split}_feat"] * 1e15).astype(np.int64)
+    found["query_feat"][0, 0] = np.iinfo(np.int64).min  # has no positive counterpart
+    np.savez(tmp_path / "f.npz", **found)
+    query = load_features(tmp_path / "f.npz").query.test
+    torch.testing.assert_close(query.norm(dim=1), torch.ones(20))
+
+
+def test_rows_of_zeros_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = arrays()
+    found["gallery_feat"][[3, 17]] = 0
+    np.savez(tmp_path / "f.npz", **found)
+    gallery = load_features(tmp_path / "f.npz").gallery.test
+    assert (gallery == 0).all(1).nonzero().flatten().tolist() == [3, 17]
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'f.npz'}: 2 of 40 rows of gallery_feat are zeros")
+    assert message.endswith("row 3, 17")
+    np.savez(tmp_path / "f.npz", **scaled("feat", 0.0))
+    with pytest.raises(DataError, match=r"f\.npz: all 20 rows of query_feat are zeros"):
+        load_features(tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_features_that_are_not_finite_are_named(tmp_path: Path, value: float) -> None:
+    found = arrays()
+    found["query_feat"][5, 2] = value
+    np.savez(tmp_path / "f.npz", **found)
+    with pytest.raises(
+        DataError, match="query_feat has values that are not finite, first in row=5"
+    ):
+        load_features(tmp_path / "f.npz")
+
+
+def test_more_cameras_than_a_table_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    count = 201
+    features = np.random.default_rng(0).normal(size=(count, 8))
+    found = {f"{split}_feat": features for split in ("query", "gallery")}
+    found |= {f"{split}_pids": np.arange(count) for split in ("query", "gallery")}
+    cameras = {"query_camids": np.arange(count), "gallery_camids": np.arange(count) + 1}
+    np.savez(tmp_path / "f.npz", **found, **cameras)
+    report = evaluate_file(tmp_path / "f.npz")
+    assert report["camera_pairs"] is None
+    assert report["numbers"]["mAP"] == 1
+    assert "201 cameras are too many for a table" in caplog.text
+    text = report_text(report)
+    assert "Hardest queries" in text
+    assert "camera to the column" not in text
+    cameras["query_camids"] = cameras["query_camids"] % 200
+    cameras["gallery_camids"] = (cameras["query_camids"] + 1) % 200
+    np.savez(tmp_path / "f.npz", **found, **cameras)
+    assert len(evaluate_file(tmp_path / "f.npz")["camera_pairs"]["mAP"]) == 200
+
+
+@pytest.mark.slow
+def test_many_dimensions_take_little_memory(tmp_path: Path) -> None:
+    """Three features of 200,000 dimensions took 8.5 GB."""
+    features = np.zeros((3, 200_000), np.float32)
+    features[:, :2] = [[1, 0], [1, 1], [0, 1]]
+    found = {f"{split}_feat": features for split in ("query", "gallery")}
+    found |= {f"{split}_pids": np.array([0, 0, 1]) for split in ("query", "gallery")}
+    found |= {"query_camids": np.zeros(3, int), "gallery_camids": np.ones(3, int)}
+    np.savez_compressed(tmp_path / "f.npz", **found)
+    code = (
+        "import resource, sys; from pathlib import Path\n"
+        "import reid.evaluation.report as report\n"
+        "soft = int(Path('/proc/self/statm').read_text().split()[0]) * 4096 + 900 * 2**20\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (soft, soft))\n"
+        "print(report.evaluate_file(Path(sys.argv[1]))['numbers']['mAP'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "f.npz")], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.stdout == "1.0\n", done.stderr
+
+
+@pytest.mark.parametrize(("place", "error"), [
+    ("np.load", MemoryError("Unable to allocate 9 GiB")),
+    ("rank_with_camera_pairs", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+])  # fmt: skip
+def test_short_memory_names_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    np.savez(tmp_path / "f.npz", **arrays())
+    monkeypatch.setattr(f"reid.evaluation.report.{place}", fail)
+    with pytest.raises(DataError, match=r"f\.npz: memory does not suffice for its features"):
+        evaluate_file(tmp_path / "f.npz")
+
+
+def test_other_errors_pass_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    np.savez(tmp_path / "f.npz", **arrays())
+    monkeypatch.setattr("reid.evaluation.report.rank_with_camera_pairs", fail)
+    with pytest.raises(RuntimeError, match="a bug"):
+        evaluate_file(tmp_path / "f.npz")
+
+
+def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+    for name in ("query_pids", "query_pids.npy"):
+        np.savez(tmp_path / "f.npz", **{k: v for k, v in arrays().items() if k != "query_pids"})
+        with zipfile.ZipFile(tmp_path / "f.npz", "a") as archive:
+            archive.writestr(name, b"1 2 3")
+        with pytest.raises(DataError, match=r"f\.npz: (query_pids is no array|cannot be read as)"):
+            load_features(tmp_path / "f.npz")
+    with zipfile.ZipFile(tmp_path / "f.npz", "a") as archive:
+        archive.writestr("notes.txt", b"what nobody asks for is not looked at")
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    (b"<!DOCTYPE html>", "it is a web page"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "it is a Git LFS pointer"),
+    (b"", "it is empty"),
+    (b"\x93NUMPY\1\0", r"it is an array of NumPy \(\.npy\)"),
+])  # fmt: skip
+def test_what_is_no_file_of_features_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "f.npz").write_bytes(content)
+    with pytest.raises(DataError, match=rf"f\.npz: .*{message}.*expected what numpy\.savez writes"):
+        load_features(tmp_path / "f.npz")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npz")
+    (tmp_path / "zero.npz").symlink_to("/dev/zero")
+    for name, kind in (("pipe", "pipe"), ("zero", "device")):
+        with pytest.raises(DataError, match=rf"{name}\.npz: is a {kind}, expected a regular file"):
+            load_features(tmp_path / f"{name}.npz")
+    np.savez(tmp_path / "f.npz", features=np.eye(3))
+    with pytest.raises(DataError, match=r"pipe\.npz: is a pipe, expected a regular file"):
+        load_features(tmp_path / "f.npz", tmp_path / "pipe.npz")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes links")
+def test_links_and_devices_stay_what_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "f.npz", **arrays())
+    (tmp_path / "null").symlink_to("/dev/null")
+    (tmp_path / "link").symlink_to(tmp_path / "out.json")
+    for name in ("null", "link"):
+        assert run(monkeypatch, tmp_path / "f.npz", "--output", tmp_path / name) == 0
+        assert (tmp_path / name).is_symlink()
+    assert Path("/dev/null").is_char_device()
+    assert json.loads((tmp_path / "out.json").read_text())["numbers"]

@@ -158,7 +158,7 @@ def test_a_signal_ends_the_run_with_the_last_whole_epoch(
     folder: Path, signum: int, moment: str, code: int
 ) -> None:
     """The period would write no checkpoint before the end."""
-    output = f"signal_{moment}"
+    output = f"signal_{moment}_{code}"
     MISHAPS[moment] = send(signum)
     handler = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=r"checkpoint_0001\.pth holds the last whole") as info:
@@ -421,19 +421,24 @@ def test_an_error_writes_the_epoch_that_was_not_saved(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize(("writer", "file"), [
+    ("reid.engine.logs.open_to_append", r"metrics\.json"),
+    ("reid.engine.logs.RecordWriter.write", r"events\.out\.tfevents\.[^/:]+"),
+])  # fmt: skip
 def test_metrics_that_cannot_be_written_are_named(
-    folder: Path, number: int, monkeypatch: pytest.MonkeyPatch
+    folder: Path, number: int, writer: str, file: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(trainer: Trainer) -> None:
         def fail(*arguments: object, **options: object) -> None:
             raise OSError(number, os.strerror(number))
 
-        monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter.add_scalar", fail)
+        monkeypatch.setattr(writer, fail)
 
     MISHAPS["step4"] = refuse
-    with pytest.raises(OutputError, match=rf"metrics\.json: cannot .* \({os.strerror(number)}\)"):
-        train(config(folder, f"refused{number}"))
-    assert names(folder / f"refused{number}") == ["checkpoint_0001.pth"]
+    output = f"refused{number}_{writer}"
+    with pytest.raises(OutputError, match=rf"{file}: cannot .* \({os.strerror(number)}\)"):
+        train(config(folder, output))
+    assert names(folder / output) == ["checkpoint_0001.pth"]
 
 
 def test_an_output_folder_that_cannot_be_made_is_named_at_once(folder: Path) -> None:
@@ -458,7 +463,7 @@ def test_a_dataset_that_vanishes_is_named(
     finally:
         aside.rename(train_folder)
     assert str(info.value).startswith(str(train_folder))
-    assert "No such file" in str(info.value)
+    assert "no such file" in str(info.value)
     assert names(folder / f"vanished{workers}") == ["checkpoint_0001.pth"]
 
 

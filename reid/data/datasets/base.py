@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Literal
 
-from reid.data.scan import IMAGE_SUFFIXES
+from reid.data.images import why_not_read
+from reid.data.scan import Scan, scan_folder
+from reid.files import InputError, read_text
 from reid.structures import DataError, ImageRecord
+
+logger = logging.getLogger(__name__)
 
 Split = Literal["train", "query", "gallery"]
 _OTHER_WORDS = {"person": "pid", "ident": "pid", "cam": "camid"}
@@ -153,10 +158,12 @@ def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
     `Thumbs.db`, is passed over.
 
     Raises:
-        DataError: The folder is missing or has no image, or a name does not parse.
+        DataError: The folder is missing or has no image, a name does not parse, or a camera has
+            pictures of a kind alone that is not read.
     """
+    scan = list_images(folder, layout)
     records = []
-    for name in image_names(folder, layout):
+    for name in scan.images:
         match = _MARKET_NAME.match(name)
         if match is None or int(match[2]) < 1:
             raise DataError(
@@ -164,6 +171,12 @@ def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
                 f"PID_cCAMERA..., e.g. 0002_c1s1_000451_03.jpg; expected layout: {layout}"
             )
         records.append(ImageRecord(f"{folder}/{name}", int(match[1]), int(match[2]) - 1))
+
+    def camera(name: str) -> str | None:
+        match = _MARKET_NAME.match(name)
+        return None if match is None else str(int(match[2]))
+
+    check_cameras(scan, {str(record.camid + 1) for record in records}, camera, folder)
     return records
 
 
@@ -173,44 +186,88 @@ def image_names(folder: Path, layout: str) -> list[str]:
     Raises:
         DataError: The folder is missing or has no image.
     """
+    return list_images(folder, layout).images
+
+
+def list_images(folder: Path, layout: str) -> Scan:
+    """The images of a folder alone; the log tells what was passed over.
+
+    Raises:
+        DataError: The folder is missing or has no image.
+    """
     if not folder.is_dir():
         raise DataError(f"{folder}: there is no such folder; expected layout: {layout}")
-    suffixes = tuple(IMAGE_SUFFIXES)
-    names = sorted(
-        name
-        for name in os.listdir(folder)  # noqa: PTH208  (half a million names in one folder)
-        if name.lower().endswith(suffixes) and not name.startswith(".")
-    )
-    if not names:
-        raise DataError(f"{folder}: no image found; expected layout: {layout}")
-    return names
+    scan = scan_folder(folder)
+    if not scan.images:
+        raise DataError(no_image(folder, layout, scan))
+    if scan.passed_over():
+        level = logging.WARNING if scan.unread else logging.INFO
+        logger.log(level, "%s: passed over %s", folder, scan.passed_over())
+    return scan
+
+
+def no_image(source: Path, layout: str, scan: Scan | None = None) -> str:
+    """The words for a data set without images."""
+    passed_over = "" if scan is None else scan.passed_over()
+    found = f" but {passed_over}" if passed_over else ""
+    return f"{source}: no image found{found}; expected layout: {layout}"
+
+
+def check_cameras(
+    scan: Scan, read: Collection[str], camera: Callable[[str], str | None], source: Path
+) -> None:
+    """Checks that no camera vanishes because its pictures are of a kind that is not read.
+
+    Args:
+        scan: What lies below `source`.
+        read: The cameras of the images that are read.
+        camera: The camera of a picture by its path in `scan`; None: it has none.
+        source: The folder, for messages.
+
+    Raises:
+        DataError: A camera has pictures of such kinds alone.
+    """
+    for kind, paths in scan.unread.items():
+        lost: dict[str, list[str]] = {}
+        for path in paths:
+            name = camera(path)
+            if name is not None and name not in read:
+                lost.setdefault(name, []).append(path)
+        for name, pictures in lost.items():
+            raise DataError(
+                f"{source}: camera {name!r} has no image that is read, but {len(pictures):,} "
+                f"{kind} pictures, the first is {pictures[0]!r}; {why_not_read(kind)}, or move "
+                "them out of the data"
+            )
 
 
 def read_lines(path: Path, layout: str) -> Iterator[tuple[str, str]]:
     """The lines of a list that hold something, each with its place for messages.
 
     Raises:
-        DataError: The list is missing, or is not text.
+        DataError: The list is missing, is no regular file, or is not text.
     """
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{path}: there is no such list; expected layout: {layout}")
     try:
-        text = path.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text; expected layout: {layout}") from error
+        text = read_text(path)
+    except InputError as error:
+        raise DataError(f"{error}; expected layout: {layout}") from error
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             yield f"{path}, line {number}", line.strip()
 
 
-def not_empty(records: list[ImageRecord], source: Path, layout: str) -> list[ImageRecord]:
-    """`records`, if there are any.
+def not_empty(
+    records: list[ImageRecord], source: Path, layout: str, scan: Scan | None = None
+) -> list[ImageRecord]:
+    """`records`, if there are any; `scan` tells what lies there else.
 
     Raises:
         DataError: There are none.
     """
     if not records:
-        raise DataError(f"{source}: no image found; expected layout: {layout}")
+        raise DataError(no_image(source, layout, scan))
     return records
 
 
@@ -231,7 +288,7 @@ def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = F
             the rules of any system.
     """
     if not listed or "\0" in listed:
-        raise DataError(f"{where}: {listed!r} is no path")
+        raise DataError(f"{where}: {listed!r} is no path; expected one relative to {folder}")
     # Taking each of 100,000 paths apart takes seconds; nearly all have nothing to look at.
     suspect = ".." in listed or ":" in listed or listed[0] in "/\\"
     if not suspect or allow_outside:
@@ -252,12 +309,26 @@ def check_files(records: Iterable[ImageRecord], source: Path) -> None:
     """Checks that the images of a list exist.
 
     Raises:
-        DataError: One does not.
+        DataError: One does not, or is no regular file.
     """
     for record in records:
         # Path.is_file takes twice the time, and stops at a name that is too long.
         if not os.path.isfile(record.path):  # noqa: PTH113
-            raise DataError(f"{record.path}: there is no such image, but {source} lists it")
+            if os.path.exists(record.path):  # noqa: PTH110
+                raise DataError(f"{record.path}: is no file, but {source} lists it as an image")
+            raise DataError(
+                f"{record.path}: there is no such image, but {source} lists it"
+                + backslash_hint(record.path)
+            )
+
+
+def backslash_hint(path: str) -> str:
+    """What to do about a path as Windows writes it, where it is not found; empty for others."""
+    if os.sep == "\\" or "\\" not in path:
+        return ""
+    slashes = path.replace("\\", "/")
+    there = f" ({slashes} is there)" if os.path.isfile(slashes) else ""  # noqa: PTH113
+    return f"; Windows puts backslashes between folders, write / in their place{there}"
 
 
 def check_spelling(names: Iterable[str], known: Sequence[str]) -> None:

@@ -5,17 +5,23 @@ from __future__ import annotations
 import csv
 import io
 import logging
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from reid.data.datasets.base import (
     ReIDDataset,
     Split,
+    backslash_hint,
     check_files,
     check_spelling,
     join_below,
+    list_numbers,
     not_empty,
 )
+from reid.data.scan import natural_key
+from reid.files import InputError, read_text
 from reid.registry import DATASET
 from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
 
@@ -23,7 +29,11 @@ logger = logging.getLogger(__name__)
 
 _COLUMNS = ("path", "pid", "camid", "split")
 _DIGITS = 18  # of a 64-bit number
+_LONGEST_NAME = 255
 _LAYOUT = "a CSV file with the header path,pid,camid,split (only path is needed)"
+_NUMBER = re.compile(r"[+-]?[\d.,]*\d[\d.,]*(?:[eE][+-]?\d+)?")  # whatever a person takes for one
+_WHOLE = re.compile(rf"(-1|[0-9]{{1,{_DIGITS}}})(?:\.0*)?")
+_MISSING = ("nan", "<na>", "none", "null", "n/a")  # as pandas and databases write it
 
 
 @DATASET.register()
@@ -33,10 +43,13 @@ class CSV(ReIDDataset):
     UTF-8, with or without a byte order mark, any line ends, fields in double quotes where needed;
     separated by commas, or by semicolons or tabs if the header has no comma. `path` is relative
     to the file's own folder, or absolute and below it. An empty `pid` is an unlabelled image, an
-    empty `camid` an unknown camera; `camid` counts from 0. `split` is `train`, `query` or
-    `gallery`. Columns but `path` may be left out: all images are then unlabelled, of unknown
-    cameras, or for training. Further columns are kept as they stand, in `ImageRecord.extra`. A file
-    without queries can be trained on, but not tested on.
+    empty `camid` an unknown camera; `camid` counts from 0. Both may be whole numbers, as floats
+    too (`104.0`, as pandas writes a column with gaps), or names: if any of a column is a name, all
+    of it are numbered from 0 in natural order, `cam2` before `cam10`, and the log says which is
+    which. `split` is `train`, `query` or `gallery`. An image has one identity, however often it is
+    listed. Columns but `path` may be left out: all images are then unlabelled,
+    of unknown cameras, or for training. Further columns are kept as they stand, in
+    `ImageRecord.extra`. A file without queries can be trained on, but not tested on.
 
     Args:
         path: The CSV file, below the root.
@@ -44,6 +57,10 @@ class CSV(ReIDDataset):
             the same file.
         allow_outside: Takes paths that lead out of the file's folder, too.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
+
+    Attributes:
+        identities: Number of an identity -> its name, once images are loaded; empty where the
+            names are the numbers.
     """
 
     def __init__(
@@ -59,6 +76,7 @@ class CSV(ReIDDataset):
         self.file = self.root / path
         self.name = Path(path).stem if Path(path).parent == Path() else Path(path).parent.name
         self._train_split = train_split
+        self.identities: dict[int, str] = {}
 
     @property
     def site(self) -> str:
@@ -93,14 +111,54 @@ class CSV(ReIDDataset):
         """The lines of the file; read once."""
         if self._rows is None:
             self.find_folder((str(self.file.parent.absolute()),), _LAYOUT)
-            self._rows = read_csv(self.file, self._train_split, allow_outside=self._allow_outside)
+            found = read_list(self.file, self._train_split, allow_outside=self._allow_outside)
+            _check_labels(found.rows, self.file)
+            self.identities, self.cameras = found.identities, found.cameras
+            for what, numbers in (
+                ("cameras", enumerate(self.cameras)),
+                ("identities", self.identities.items()),
+            ):
+                if text := list_numbers(numbers):
+                    logger.info("%s: %s %s", self.name, what, text)
+            self._rows = found.rows
         return self._rows
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """What a list holds.
+
+    Attributes:
+        rows: Split and record of each line.
+        identities: Number of an identity -> its name; empty where the names are the numbers.
+        cameras: Names of the cameras in the order of their numbers; empty where these are numbers.
+    """
+
+    rows: list[tuple[str, ImageRecord]]
+    identities: dict[int, str]
+    cameras: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A line as it stands, with `pid` and `camid` in one form for each number."""
+
+    path: str
+    pid: str
+    camid: str
+    split: str
+    extra: dict[str, str]
 
 
 def read_csv(
     file: Path, train_split: str = "train", *, allow_outside: bool = False
 ) -> list[tuple[str, ImageRecord]]:
-    """The split and the record of each line.
+    """The split and the record of each line; see `read_list`."""
+    return read_list(file, train_split, allow_outside=allow_outside).rows
+
+
+def read_list(file: Path, train_split: str = "train", *, allow_outside: bool = False) -> ImageList:
+    """The images of a list.
 
     Args:
         file: With the header `path,pid,camid,split`; see `CSV`.
@@ -108,14 +166,12 @@ def read_csv(
         allow_outside: Takes paths that lead out of the file's folder, too.
 
     Raises:
-        DataError: The file is missing or empty, or a line is wrong.
+        DataError: The file is missing, is no regular file, or empty, or a line is wrong.
     """
-    if not file.is_file():
-        raise DataError(f"{file}: there is no such file; expected {_LAYOUT}")
     try:
-        text = file.read_text("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file}: is not UTF-8 text; expected {_LAYOUT}") from error
+        text = read_text(file)
+    except InputError as error:
+        raise DataError(f"{error}; expected {_LAYOUT}") from error
     header = text.partition("\n")[0]
     delimiter = next((mark for mark in ",;\t" if mark in header), ",")
     reader = csv.DictReader(
@@ -125,58 +181,112 @@ def read_csv(
     try:
         columns = list(reader.fieldnames or [])
         _check_header(columns, file)
-        rows = [
-            _read_row(row, file, f"{file}, line {reader.line_num}", splits, allow_outside)
+        lines = [
+            _read_line(row, file, f"{file}, line {reader.line_num}", splits, allow_outside)
             for row in reader
         ]
     except csv.Error as error:
         raise DataError(f"{file}, line {reader.reader.line_num}: is not CSV ({error})") from error
+    pids, identities = _numbers({line.pid for line in lines}, UNLABELLED)
+    camids, cameras = _numbers({line.camid for line in lines}, UNKNOWN_CAMERA)
+    rows = [
+        (
+            line.split,
+            ImageRecord(line.path, pids[line.pid], camids[line.camid], extra=_extra(line, cameras)),
+        )
+        for line in lines
+    ]
     not_empty([record for _, record in rows], file, _LAYOUT)
-    return rows
+    return ImageList(rows, dict(enumerate(identities)), cameras)
 
 
 def _check_header(columns: Sequence[str], file: Path) -> None:
     where = f"{file}: the header is {','.join(columns) or 'missing'}"
     if "path" not in columns:
-        raise DataError(f"{where}; expected {_LAYOUT}")
+        excel = columns and columns[0].lower().startswith("sep=")
+        hint = "; remove this line, which is for Excel" if excel else ""
+        raise DataError(f"{where}; expected {_LAYOUT}{hint}")
     if "" in columns or len(set(columns)) < len(columns):
-        raise DataError(f"{where}; expected a name for each column, and each once")
+        index = "" if columns[0] else "; the first is pandas' index: write with index=False"
+        raise DataError(f"{where}; expected a name for each column, and each once{index}")
     try:
         check_spelling(columns, _COLUMNS)
     except ValueError as error:
         raise DataError(f"{where}; column {error}") from error
 
 
-def _read_row(
+def _read_line(
     row: Mapping[str | None, str | None],
     file: Path,
     where: str,
     splits: Sequence[str],
     allow_outside: bool,
-) -> tuple[str, ImageRecord]:
+) -> _Line:
     path = row["path"]
     if None in row or not path or None in row.values():
         raise DataError(f"{where}: has more or fewer fields than the header, or no path")
     try:
         place = join_below(file.parent, path, where, allow_outside=allow_outside)
     except DataError as error:
-        raise DataError(f"{error}; ALLOW_OUTSIDE: true takes it all the same") from None
+        hint = backslash_hint(path) or "; ALLOW_OUTSIDE: true takes it all the same"
+        raise DataError(f"{error}{hint}") from None
     split = row.get("split") or "train"
     if split not in splits:
         raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
-    pid = _number(row.get("pid"), UNLABELLED, f"{where}: pid")
-    camid = _number(row.get("camid"), UNKNOWN_CAMERA, f"{where}: camid")
+    pid, camid = (_number_or_name(row.get(key), f"{where}: {key}") for key in ("pid", "camid"))
     extra = {str(name): text or "" for name, text in row.items() if name not in _COLUMNS}
-    return split, ImageRecord(str(place), pid, camid, extra=extra)
+    return _Line(str(place), pid, camid, split, extra)
 
 
-def _number(text: str | None, empty: int, where: str) -> int:
+def _number_or_name(text: str | None, where: str) -> str:
+    """A whole number without leading zeros and decimals, a name, or an empty text."""
     text = (text or "").strip()
-    if not text:
-        return empty
-    if text != "-1" and not (text.isascii() and text.isdigit() and len(text) <= _DIGITS):
+    if whole := _WHOLE.fullmatch(text):
+        return str(int(whole[1]))
+    if text.lower() in _MISSING:
+        raise DataError(f"{where} is {text!r}; leave it empty where it is not known")
+    if _NUMBER.fullmatch(text) or text.isdigit():  # ² is a digit too
         raise DataError(
             f"{where} is {text!r}; expected a whole number from 0 of at most {_DIGITS} digits, -1, "
-            "or nothing"
+            "a name, or nothing"
         )
-    return int(text)
+    if len(text) > _LONGEST_NAME:
+        raise DataError(
+            f"{where} has {len(text):,} characters; expected a number or a name of at most "
+            f"{_LONGEST_NAME}"
+        )
+    return text
+
+
+def _numbers(texts: set[str], empty: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Text -> number; and the names in the order of their numbers, where there are names."""
+    given = texts - {"", "-1"}
+    known = {"": empty, "-1": -1}
+    if all(text.isascii() and text.isdigit() for text in given):
+        return {text: int(text) for text in given} | known, ()
+    names = tuple(sorted(given, key=natural_key))
+    return {name: number for number, name in enumerate(names)} | known, names
+
+
+def _extra(line: _Line, cameras: Sequence[str]) -> dict[str, str]:
+    """Further columns, and the camera's name where cameras have names."""
+    named = cameras and line.camid not in ("", "-1")
+    return {"camera": line.camid, **line.extra} if named else line.extra
+
+
+def _check_labels(rows: Sequence[tuple[str, ImageRecord]], file: Path) -> None:
+    """Checks that no image has two identities; one without labels may be listed beside.
+
+    Raises:
+        DataError: One has.
+    """
+    pids: dict[str, int] = {}
+    for _, record in rows:
+        if record.pid == UNLABELLED:
+            continue
+        known = pids.setdefault(record.path, record.pid)
+        if known != record.pid:
+            raise DataError(
+                f"{file}: lists {record.path} with identity {known} and again with {record.pid}; "
+                "an image shows one person: correct the list"
+            )

@@ -5,13 +5,20 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from reid.data.datasets.base import ReIDDataset, Split, list_numbers, not_empty
+from reid.data.datasets.base import (
+    ReIDDataset,
+    Split,
+    check_cameras,
+    list_numbers,
+    not_empty,
+)
 from reid.data.scan import natural_key, scan_images
 from reid.registry import DATASET
 from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
 
 logger = logging.getLogger(__name__)
 
+_SHOWN = 5
 _LAYOUT = "a folder for each camera, with images anywhere below: entrance/monday/0001.jpg"
 
 
@@ -21,8 +28,8 @@ class Folder(ReIDDataset):
 
     Cameras are numbered from 0 in the order of their folders' names, `cam2` before `cam10`. A
     folder with images and no other folder is a dataset of unknown cameras. Links are followed;
-    hidden files and what is no image are passed over. For training alone, since a test needs
-    identities. Images keep their camera's name, as `camera` in `ImageRecord.extra`.
+    hidden files and what is no image are passed over, counted by kind. For training alone, since a
+    test needs identities. Images keep their camera's name, as `camera` in `ImageRecord.extra`.
 
     Args:
         path: The folder, below the root.
@@ -44,7 +51,8 @@ class Folder(ReIDDataset):
 
         Raises:
             DataError: A test split was asked for, the folder is missing or has no image, images
-                lie beside the cameras' folders, or a folder cannot be read.
+                lie beside the cameras' folders, a folder cannot be read, or all pictures of a
+                camera are of kinds that are not read.
         """
         if split != "train":
             raise DataError(
@@ -60,6 +68,7 @@ class Folder(ReIDDataset):
                 f"{folder}: {len(outside):,} images lie beside the cameras' folders, the first is "
                 f"{outside[0]!r}; expected {_LAYOUT}"
             )
+        check_cameras(scan, names, _camera, folder)
         self.cameras = tuple(sorted(names, key=natural_key))
         numbers = {name: number for number, name in enumerate(self.cameras)}
         extra = {name: {"camera": name} for name in self.cameras}
@@ -68,9 +77,16 @@ class Folder(ReIDDataset):
             name = path.partition("/")[0]
             camid = numbers.get(name, UNKNOWN_CAMERA)
             records.append(ImageRecord(f"{folder}/{path}", camid=camid, extra=extra.get(name, {})))
+        not_empty(records, folder, _LAYOUT, scan)
         if scan.passed_over():
             logger.warning("%s: passed over %s", folder, scan.passed_over())
-        not_empty(records, folder, _LAYOUT)
+        without = sorted({*scan.folders} - names - {*scan.repeated}, key=natural_key)
+        if without:
+            logger.warning(
+                "%s: folders without an image, which are no cameras: %s",
+                folder,
+                ", ".join(map(repr, without[:_SHOWN])) + (", ..." if without[_SHOWN:] else ""),
+            )
         logger.info(
             "%s: cameras %s",
             self.name,
@@ -81,3 +97,9 @@ class Folder(ReIDDataset):
     def has_test(self) -> bool:
         """No: there are no identities."""
         return False
+
+
+def _camera(path: str) -> str | None:
+    """The camera's folder; None: the picture lies beside those of the cameras."""
+    name, separator, _ = path.partition("/")
+    return name if separator else None

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reid.data.datasets.base import ReIDDataset, Split
+from reid.data.datasets.base import ReIDDataset, Split, backslash_hint
+from reid.files import InputError, read_text
 from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -95,11 +96,12 @@ class LeaveOut(ReIDDataset):
         missing = sorted(path for path in self._left_out if not os.path.lexists(path))
         if missing:
             logger.warning(
-                "%s: %s of %s paths are no files, the first is %r",
+                "%s: %s of %s paths are no files, the first is %r%s",
                 file,
                 f"{len(missing):,}",
                 f"{len(self._left_out):,}",
                 missing[0],
+                backslash_hint(missing[0]),
             )
 
     @property
@@ -168,12 +170,9 @@ def _origins(
 
 def _read_list(file: Path, root: Path) -> Iterable[str]:
     try:
-        lines = file.read_text("utf-8-sig", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise ValueError(
-            f"leave_out: {str(file)!r} cannot be read ({error.strerror}); expected a text file "
-            "with a path a line"
-        ) from error
+        lines = read_text(file, errors="surrogateescape").split("\n")
+    except InputError as error:
+        raise ValueError(f"leave_out: {error}; expected a text file with a path a line") from error
     for line in lines:
         if line.strip() and not line.lstrip().startswith("#"):
             yield _plain(root / line.rstrip("\r"))

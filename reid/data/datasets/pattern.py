@@ -10,7 +10,14 @@ from typing import Literal, get_args
 
 from tabulate import tabulate
 
-from reid.data.datasets.base import ReIDDataset, Split, check_spelling, list_numbers
+from reid.data.datasets.base import (
+    ReIDDataset,
+    Split,
+    check_cameras,
+    check_spelling,
+    list_numbers,
+    no_image,
+)
 from reid.data.scan import natural_key, scan_images
 from reid.registry import DATASET
 from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
@@ -103,8 +110,8 @@ class Pattern(ReIDDataset):
         """Images of a split, in the order of their paths.
 
         Raises:
-            DataError: The folder is missing or cannot be read, an image does not match, or there
-                is none of this split.
+            DataError: The folder is missing or cannot be read, an image does not match, there is
+                none of this split, or all pictures of a camera are of kinds that are not read.
         """
         records = [record for name, record in self._all() if name == split]
         if not records:
@@ -137,7 +144,8 @@ class Pattern(ReIDDataset):
         return self._loaded
 
     def _read(self) -> list[tuple[str, ImageRecord]]:
-        folder = self.find_folder((self._path,), f"images that {self._pattern.pattern!r} matches")
+        layout = f"images that {self._pattern.pattern!r} matches"
+        folder = self.find_folder((self._path,), layout)
         scan = scan_images(folder)
         parsed: list[tuple[str, dict[str, str]]] = []
         unmatched = []
@@ -153,10 +161,11 @@ class Pattern(ReIDDataset):
         if unmatched and (self._unmatched == "error" or not parsed):
             raise DataError(self._complaint(folder, unmatched, len(scan.images)))
         if not parsed:
-            raise DataError(f"{folder}: no image found")
+            raise DataError(no_image(folder, layout, scan))
 
         pids, self.identities = _number_identities(groups.get("pid", "") for _, groups in parsed)
         names = {groups.get("camid", "") for _, groups in parsed} - {""}
+        check_cameras(scan, names, self._camera, folder)
         self.cameras = tuple(sorted(names, key=natural_key))
         camids = {name: number for number, name in enumerate(self.cameras)} | {"": UNKNOWN_CAMERA}
         records = [
@@ -173,6 +182,11 @@ class Pattern(ReIDDataset):
         ]
         self._log(parsed, records, unmatched)
         return records
+
+    def _camera(self, path: str) -> str | None:
+        """The camera in a path, if it tells one."""
+        match = self._pattern.search(path)
+        return None if match is None else match.groupdict(default="").get("camid") or None
 
     def _complaint(self, folder: Path, unmatched: list[str], count: int) -> str:
         reason = (

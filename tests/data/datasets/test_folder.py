@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reid.data.datasets import Folder
 from reid.structures import DataError
@@ -60,3 +61,41 @@ def test_what_does_not_work_says_why(root: Path) -> None:
     (root / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no image found"):
         Folder("empty").load("train")
+
+
+def test_a_camera_of_another_suffix_is_read(root: Path) -> None:
+    for name in ("a/1.jfif", "b/2.jpg", "c/3"):
+        (root / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 16)).save(root / "own" / name, "JPEG")
+    dataset = Folder("own")
+    assert [record.camid for record in dataset.load("train")] == [0, 1, 2]
+    assert dataset.cameras == ("a", "b", "c")
+
+
+def test_a_camera_that_vanishes_is_an_error(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(root / "own", "a/1.jxl", "a/2.jxl", "b/3.jpg", "b/4.jxl")
+    with pytest.raises(
+        DataError,
+        match=r"own: camera 'a' has no image that is read, but 2 JPEG XL pictures, the first is "
+        r"'a/1\.jxl'; convert to JPEG or PNG, or move them out of the data",
+    ):
+        Folder("own").load("train")
+    touch(root / "own", "a/5.jpg")
+    assert len(Folder("own").load("train")) == 2
+    assert "JPEG XL pictures, which are not read (convert to JPEG or PNG): 3 (" in caplog.text
+
+
+def test_folders_that_are_no_cameras_are_named(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(root / "own", "a/1.jpg", "videos/1.mp4", "labels/1.txt")
+    (root / "own" / "empty").mkdir()
+    (root / "own" / "again").symlink_to(root / "own" / "a")
+    assert Folder("own").load("train")
+    assert "an image, which are no cameras: 'empty', 'labels', 'videos'" in caplog.text
+
+
+def test_a_folder_of_other_files_says_what_it_has(root: Path) -> None:
+    touch(root / "own", "1.psd", "2.mp4")
+    with pytest.raises(DataError, match=r"no image found but PSD pictures.*: 1 \('1.psd'\), files"):
+        Folder("own").load("train")

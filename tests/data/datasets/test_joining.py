@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -62,5 +63,27 @@ def test_absolute_paths_and_nothing_left(dataset: CSV, tmp_path: Path) -> None:
     file.write_text(f"{tmp_path}/own/sub/4.png\n")
     with pytest.raises(DataError, match=r"fix\.txt: leaves out every image of own query"):
         LeaveOut(dataset, file).load("query")
-    with pytest.raises(ValueError, match=r"leave_out: '.*gone\.txt' cannot be read \(No such file"):
+    with pytest.raises(ValueError, match=r"leave_out: .*gone\.txt: there is no such file; exp"):
         LeaveOut(dataset, tmp_path / "gone.txt")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+def test_only_regular_files_of_bounded_size_are_lists(
+    dataset: CSV, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(2**32)
+    (tmp_path / "nul").write_bytes(b"own/1.png\nown/\0.png\n")
+    for name, message in (
+        ("pipe", "pipe: is a pipe, expected a regular file; expected a text file with a path a"),
+        ("zero", "zero: is a device"),
+        ("sparse", "sparse: 4,294,967,296 bytes are too many for a text"),
+        ("nul", "nul: has a NUL byte in line 2"),
+    ):
+        with pytest.raises(ValueError, match=f"leave_out: .*{message}"):
+            LeaveOut(dataset, tmp_path / name)
+    (tmp_path / "windows").write_text("own\\1.png\r\n")
+    LeaveOut(dataset, tmp_path / "windows")
+    assert "Windows puts backslashes between folders, write / in their place (" in caplog.text

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reid.data.datasets import Market1501, SplitCounts
+from reid.data.images import read_image
 from reid.structures import DataError
 
 TRAIN = ["0007_c2s3_000001_01.jpg", "0002_c1s1_000451_03.jpg", "0002_c1s1_000551_01.jpg"]
@@ -82,3 +85,25 @@ def test_an_empty_split(root: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(DataError, match=f"{folder}: no image found"):
         Market1501().load("query")
+
+
+def test_pictures_of_other_suffixes(market: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    folder = market / "bounding_box_train"
+    for name in ("0009_c1s1_1.jfif", "0010_c1s1_1"):
+        Image.new("RGB", (8, 16)).save(folder / name, "JPEG")
+    (folder / "0011_c1s1_1.jxl").touch()
+    names = [Path(record.path).name for record in Market1501().load("train")]
+    assert names == sorted([*TRAIN, "0009_c1s1_1.jfif", "0010_c1s1_1"])
+    assert "JPEG XL pictures, which are not read (convert to JPEG or PNG): 1 ('0011" in caplog.text
+    (folder / "0011_c5s1_1.jxl").touch()
+    with pytest.raises(DataError, match=r"train: camera '5' has no image that is read, but 1 JPEG"):
+        Market1501().load("train")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes")
+def test_a_pipe_among_the_images_is_told_when_it_is_read(market: Path) -> None:
+    os.mkfifo(market / "bounding_box_train" / "0009_c1s1_1.jpg")
+    last = Market1501().load("train")[-1]
+    with pytest.raises(DataError, match=r"0009_c1s1_1\.jpg: is not .* \(is a pipe, expected a"):
+        read_image(last.path)

@@ -111,3 +111,12 @@ def test_unmatched_images(root: Path, caplog: pytest.LogCaptureFixture) -> None:
 def test_wrong_options_name_the_key(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(DATASET, {"name": "Pattern", "path": "own", **options}, "datasets.train")
+
+
+def test_a_camera_that_vanishes_is_an_error(root: Path) -> None:
+    touch(root / "own", "1_c1.jpg", "1_c2.jxl", "2_c2.jxl", "other.psd")
+    with pytest.raises(DataError, match="camera '2' has no image that is read, but 2 JPEG XL pict"):
+        Pattern("own", MARKET).load("train")
+    touch(root / "own", "1_c2.jpg")
+    assert Pattern("own", MARKET).cameras == ()
+    assert len(Pattern("own", MARKET).load("train")) == 2
