@@ -335,6 +335,8 @@ class Config(_Section):
     checkpoint_period: Positive = 1
     checkpoint_keep: Count = 2
 
+    sources: ClassVar[tuple[Path, ...]] = ()
+    """The files that `load_config` read, without their `_BASE_` files."""
     given: ClassVar[frozenset[str] | None] = None
     """Dotted keys that files and command line set; None: it was made in code, all count as set."""
 
@@ -374,6 +376,7 @@ def load_config(
         for key, value in pairs:
             changed = set_key(changed, key, value)
         config = _from_settings(changed)
+        vars(config)["sources"] = tuple(Path(path) for path in files)
         vars(config)["given"] = frozenset((*given, *(key.lower() for key, _ in pairs)))
         return config
     except ConfigError as error:

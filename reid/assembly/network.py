@@ -18,6 +18,7 @@ from reid.config import Config, InputConfig
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.compiling import compile_network
 from reid.modeling.model import ReIDModel
+from reid.modeling.precision import keep_strided_convolutions_exact
 from reid.modeling.weights import (
     WeightsError,
     load_backbone_weights,
@@ -166,6 +167,10 @@ def build_training_model(
         load_model_weights(model, config, cameras)
     if distributed.is_distributed() or config.model.bn_samples_per_group:
         group_batch_norms(model, config.model.bn_samples_per_group)
+    if device.type == "cpu" and config.solver.amp != "off":
+        changed = keep_strided_convolutions_exact(model)
+        if changed:
+            logger.info("%d strided convolutions stay in float32, as a CPU needs it", changed)
     place_model(model, config, device)
     return model
 

@@ -10,6 +10,7 @@ from reid import distributed
 from reid.assembly import parts  # noqa: F401  (registers the framework's own)
 from reid.assembly.cameras import training_cameras
 from reid.assembly.criterion import build_criterion
+from reid.assembly.data import TrainImages
 from reid.assembly.hooks import build_hooks
 from reid.assembly.images import (
     build_test_sets,
@@ -43,6 +44,7 @@ def build_trainer(
         WeightsError: The weights do not fit.
     """
     images = build_train_images(config)
+    _check_output_dir(Path(config.output_dir), images)
     records = images.load()
     cameras = training_cameras(images) if camera_counter(config) is not None else None
     test_sets = build_test_sets(config, images, cameras)
@@ -88,6 +90,18 @@ def build_trainer(
             Path(config.output_dir),
         ),
     )
+
+
+def _check_output_dir(output_dir: Path, images: TrainImages) -> None:
+    """Raises ConfigError where the run's pictures would become training images."""
+    for dataset in images.datasets:
+        folder = dataset.scanned_folder
+        if folder is not None and output_dir.resolve().is_relative_to(folder):
+            raise ConfigError(
+                f"output_dir: {str(output_dir)!r} lies in {folder}, whose pictures are the images "
+                f"of {dataset.name}: the run's pictures would become training images; choose "
+                "another folder"
+            )
 
 
 def build_sampler(config: Config) -> LabelledSampler:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,7 @@ def train(
     """
     output_dir = Path(config.output_dir)
     with alone_in(output_dir):
+        _protect_config(output_dir, config.sources, resume or overwrite)
         _protect(output_dir, resume, overwrite)
         with started(config) as (device, signals):
             logger.info("Config\n%s", dump_config(config).rstrip())
@@ -124,6 +125,32 @@ def _run(trainer: Trainer, writer: MetricWriter, signals: StopSignals, output_di
         raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
     finally:
         writer.close()
+
+
+def _protect_config(output_dir: Path, sources: Sequence[Path], goes_on: bool) -> None:
+    """Makes sure that a config.yaml which nobody's run has written is not overwritten.
+
+    Args:
+        output_dir: Of the run.
+        sources: The config files that were read.
+        goes_on: The run resumes or overwrites another one there.
+
+    Raises:
+        ConfigError: It would be.
+    """
+    there = output_dir / "config.yaml"
+    if not there.exists() or (goes_on and (output_dir / "log.txt").exists()):
+        return
+    if any(source.exists() and source.samefile(there) for source in sources):
+        raise ConfigError(
+            f"output_dir: {str(there)!r} is the config file itself, and the run would write its "
+            "own in its place; choose another folder"
+        )
+    if not (output_dir / "log.txt").exists():
+        raise ConfigError(
+            f"output_dir: {str(there)!r} is there and is of no run; choose another folder, or give "
+            "the file another name"
+        )
 
 
 def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:

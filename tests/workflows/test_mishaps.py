@@ -505,3 +505,25 @@ def test_other_lost_connections_are_not(folder: Path) -> None:
     MISHAPS["step2"] = lose
     with pytest.raises(ConnectionResetError):
         train(config(folder, "another"))
+
+
+def test_a_config_file_in_the_output_folder_is_not_overwritten(tmp_path: Path) -> None:
+    own = tmp_path / "exp" / "config.yaml"
+    own.parent.mkdir()
+    own.write_text("SEED: 3\n")
+    for file in (own, None):  # the config file itself; a file that lies there
+        with pytest.raises(ConfigError, match=r"config\.yaml' is (the config file itself|there)"):
+            train(load_config(file, ["OUTPUT_DIR", str(own.parent)]))
+    assert own.read_text() == "SEED: 3\n"
+
+
+def test_an_output_folder_among_the_images_is_refused(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path))
+    (tmp_path / "own" / "door").mkdir(parents=True)
+    shutil.copy(next((folder / "datasets").rglob("*.jpg")), tmp_path / "own" / "door" / "1.jpg")
+    settings = config(folder, "inside", "DATASETS.TRAIN", "{NAME: Folder, PATH: own}")
+    settings.output_dir = str(tmp_path / "own" / "logs")
+    with pytest.raises(ConfigError, match=r"own/logs' lies in .*own, whose pictures"):
+        train(settings)

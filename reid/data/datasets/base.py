@@ -89,6 +89,14 @@ class ReIDDataset(ABC):
         """
         return self.name
 
+    @property
+    def scanned_folder(self) -> Path | None:
+        """The folder below which every picture is an image of the set; None: a list or names tell.
+
+        Nothing else may write pictures there.
+        """
+        return None
+
     @abstractmethod
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split, in an order that depends on their names alone.

@@ -46,6 +46,11 @@ class Folder(ReIDDataset):
         """The folder."""
         return str((self.root / self._path).resolve())
 
+    @property
+    def scanned_folder(self) -> Path:
+        """The folder."""
+        return Path(self.site)
+
     def load(self, split: Split) -> list[ImageRecord]:
         """The training images, in the order of their paths.
 

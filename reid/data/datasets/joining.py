@@ -125,6 +125,11 @@ class LeaveOut(ReIDDataset):
         return self._dataset.site
 
     @property
+    def scanned_folder(self) -> Path | None:
+        """The dataset's."""
+        return self._dataset.scanned_folder
+
+    @property
     def cameras(self) -> tuple[str, ...]:  # type: ignore[override]  # known once it is loaded
         """The dataset's."""
         return self._dataset.cameras

@@ -106,6 +106,11 @@ class Pattern(ReIDDataset):
         """The folder."""
         return str((self.root / self._path).resolve())
 
+    @property
+    def scanned_folder(self) -> Path:
+        """The folder."""
+        return Path(self.site)
+
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of their paths.
 
