@@ -25,6 +25,7 @@ from reid.modeling.weights import (
     load_weights,
     read_checkpoint,
     read_metadata,
+    tell_trained_size,
 )
 from reid.registry import BACKBONE, HEAD, ConfigError, build
 
@@ -81,10 +82,18 @@ def build_model(
 def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDModel:
     """The network with `model.weights`, and as many cameras as these weights know.
 
+    With `model.backbone_weights` alone, the backbone is theirs and neck and head are as they start.
+
     Raises:
-        ConfigError: `model.weights` is not set.
+        ConfigError: Neither is set.
         WeightsError: The weights do not fit.
     """
+    if not config.model.weights and config.model.backbone_weights:
+        logger.info(
+            "Figures are of the backbone in %s alone: neck and head are untrained",
+            config.model.backbone_weights,
+        )
+        return build_model(config, image_size, 0)
     if not config.model.weights:
         raise ConfigError("model.weights: expected a checkpoint to evaluate, it is not set")
     state, _ = read_checkpoint(Path(config.model.weights))
@@ -120,6 +129,7 @@ def load_model_weights(
         state |= {
             name: carry_cameras(state[name], old, cameras, path) for name in names if name in state
         }
+    tell_trained_size(model.backbone, metadata)
     logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
 
 

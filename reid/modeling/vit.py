@@ -105,6 +105,8 @@ class ViT(nn.Module):
         embed_dim: D.
         grid: (h, w) of the tokens.
         num_cameras: Cameras that have an embedding; 0 without `camera_embedding`.
+        trained_size: (H, W) of the images that weights to be loaded were trained with, where they
+            say so; else the grid of their position embedding is guessed.
         dataset_specific: Weights that belong to the cameras of a data set; pre-trained ones are not
             taken over.
 
@@ -113,6 +115,7 @@ class ViT(nn.Module):
     """
 
     dataset_specific = ("camera_embed",)
+    trained_size: tuple[int, int] | None = None
 
     def __init__(
         self,
@@ -153,6 +156,7 @@ class ViT(nn.Module):
         self.num_cameras = num_cameras if camera_embedding else 0
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self._image_size = image_size
+        self._patch_size = patch_size
         self._camera_scale = camera_scale
         self.net: Any = VisionTransformer(
             img_size=image_size,
@@ -201,7 +205,11 @@ class ViT(nn.Module):
         """A position embedding of another grid, resized to this one."""
         if name != "net.pos_embed":
             return None
-        return resize_position_embedding(tensor, self.grid)
+        source = None
+        if self.trained_size is not None:
+            height, width = self.trained_size
+            source = (height // self._patch_size, width // self._patch_size)
+        return resize_position_embedding(tensor, self.grid, source)
 
     @staticmethod
     def count_cameras(state: Mapping[str, Tensor]) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import pickle
 import struct
 import tarfile
@@ -272,10 +274,22 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
         plain = name.removeprefix("backbone.")
         # what the formats do not know may be a timm model's own name
         inner[f"net.{plain}" if plain not in ours and f"net.{plain}" in ours else plain] = tensor
+    tell_trained_size(backbone, metadata)
     report = load_weights(
         backbone, inner, source=str(path), skip=getattr(backbone, "dataset_specific", ())
     )
     return replace(report, metadata=metadata)
+
+
+def tell_trained_size(backbone: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Tells a backbone that resizes tensors which image size weights were trained with."""
+    if not hasattr(backbone, "trained_size"):
+        return
+    size = None
+    with contextlib.suppress(ValueError, RecursionError):
+        size = json.loads(metadata.get("image_size", "null"))
+    fits = isinstance(size, list) and [type(side) for side in size] == [int, int] and min(size) > 0
+    backbone.trained_size = tuple(size) if fits else None  # type: ignore[arg-type]
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

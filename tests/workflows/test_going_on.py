@@ -1,0 +1,125 @@
+"""A trained model goes on with other cameras, persons, sizes and labels, and knows its training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from reid.config import load_config
+from reid.modeling.weights import read_checkpoint, read_metadata
+from reid.workflows.evaluate import evaluate
+from reid.workflows.train import train
+
+BASE = """
+PLUGINS: [tmgf]
+DATASETS: {TRAIN: {NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3,
+                   NUM_DISTRACTORS: 2, HEIGHT: 48, WIDTH: 32}}
+INPUT: {SIZE: [48, 32], PIXEL_MEAN: [0.4, 0.4, 0.4], TEST_INTERPOLATION: bilinear}
+DATALOADER:
+  NUM_WORKERS: 0
+  SAMPLER: {NAME: ProxyBalancedSampler, BATCH_SIZE: 16, IMAGES_PER_PROXY: 4, STEPS_PER_EPOCH: 2}
+MODEL:
+  BACKBONE: {NAME: IBNViT, EMBED_DIM: 24, DEPTH: 2, NUM_HEADS: 3, STEM_CHANNELS: 8, DROP_PATH: 0}
+  HEAD: {NAME: TMGFHead, GRANULARITIES: [2]}
+CRITERION: [O2CAPLoss]
+CLUSTERER: {NAME: CameraProxyClusterer, K1: 6, K2: 2, EPS: 0.8, MIN_SAMPLES: 2}
+SOLVER: {MAX_EPOCHS: 1}
+DEVICE: cpu
+"""
+OTHERS = "{NAME: SyntheticPersons, SEED: 1, NUM_TRAIN: 9, NUM_TEST: 4, NUM_CAMERAS: 3, " \
+         "NUM_DISTRACTORS: 2, HEIGHT: 48, WIDTH: 32}"  # fmt: skip
+TABLE = "backbone.camera_embed"
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("going_on")
+
+
+@pytest.fixture(autouse=True)
+def drawn_here(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(root / "datasets"))
+
+
+@pytest.fixture(scope="module")
+def weights(root: Path) -> Path:
+    (root / "base.yaml").write_text(BASE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REID_DATASETS", str(root / "datasets"))
+        train(load_config(root / "base.yaml", ["OUTPUT_DIR", str(root / "old")]))
+    return root / "old" / "model_final.safetensors"
+
+
+def go_on(root: Path, name: str, *pairs: str) -> dict[str, torch.Tensor]:
+    train(load_config(root / "base.yaml", ["OUTPUT_DIR", str(root / name), *pairs]))
+    return read_checkpoint(root / name / "model_final.safetensors")[0]
+
+
+def log_of(root: Path, name: str) -> list[str]:
+    lines = (root / name / "log.txt").read_text().splitlines()
+    return [line.partition("  ")[2] for line in lines]
+
+
+def test_other_cameras_though_as_many_start_from_the_mean(root: Path, weights: Path) -> None:
+    still = ("SOLVER.BASE_LR", "1e-12", "MODEL.WEIGHTS", str(weights))
+    new = go_on(root, "others", "DATASETS.TRAIN", OTHERS, *still)[TABLE]
+    assert any(m.startswith("Cameras: 0 of 3 are known to ") for m in log_of(root, "others"))
+    old = read_checkpoint(weights)[0][TABLE]
+    torch.testing.assert_close(new, old.mean(0).expand_as(new), rtol=0, atol=1e-6)
+    same = go_on(root, "same", *still)[TABLE]
+    torch.testing.assert_close(same, old, rtol=0, atol=1e-6)
+
+
+def test_other_size_and_labels_in_place_of_clusters(root: Path, weights: Path) -> None:
+    supervised = "[{NAME: CrossEntropy}, {NAME: Triplet, BANKS: all}]"
+    pairs = ["CLUSTERER", "null", "CRITERION", supervised, "INPUT.SIZE", "[64, 32]"]
+    pairs += ["DATASETS.TRAIN", OTHERS, "MODEL.WEIGHTS", str(weights)]
+    state = go_on(root, "labels", *pairs)
+    assert state["backbone.net.pos_embed"].shape == (1, 1 + 4 * 2, 24)
+
+
+def test_weights_say_how_they_were_trained(weights: Path) -> None:
+    for path in (weights, weights.with_name("model_best.safetensors")):
+        about = read_metadata(path)
+        assert json.loads(about["image_size"]) == [48, 32]
+        assert json.loads(about["pixel_mean"]) == [0.4, 0.4, 0.4]
+        assert json.loads(about["interpolation"]) == "bilinear"
+        assert [camera[1:] for camera in json.loads(about["cameras"])] == [
+            [0, "", True], [1, "", True], [2, "", True],
+        ]  # fmt: skip
+        assert json.loads(about["identities"]) == 10
+        assert json.loads(about["feature_dim"]) == 24
+        assert json.loads(about["backbone"])["name"] == "IBNViT"
+        assert json.loads(about["head"]) == {"name": "TMGFHead", "granularities": [2]}
+        assert about["epoch"] == "1"
+        assert "reid_version" in about
+
+
+def test_an_evaluation_takes_its_settings_from_the_weights(root: Path, weights: Path) -> None:
+    (root / "bare.yaml").write_text("DATALOADER: {NUM_WORKERS: 0}\nDEVICE: cpu\n")
+    final = json.loads((weights.parent / "results.json").read_text())["final"][0]["numbers"]
+    train_set = load_config(root / "base.yaml").datasets.train
+    spec = "{" + ", ".join(f"{k.upper()}: {v}" for k, v in train_set.items()) + "}"
+    pairs = ["DATASETS.TEST", spec, "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(root / "eval")]
+    (numbers,) = evaluate(load_config(root / "bare.yaml", pairs)).values()
+    assert numbers == pytest.approx(final)
+    assert not [line for line in log_of(root, "eval") if line.startswith("WARNING")]
+    evaluate(load_config(root / "bare.yaml", [*pairs, "INPUT.SIZE", "[64, 32]"]))
+    assert [line for line in log_of(root, "eval") if line.startswith("WARNING")] == [
+        f"WARNING: input.size is [64, 32], but {weights} was trained with [48, 32]; "
+        "figures may fall"
+    ]
+
+
+def test_a_backbone_can_be_scored_alone(root: Path, weights: Path) -> None:
+    resnet = "{NAME: TimmBackbone, MODEL: test_resnet}"
+    pairs = ["MODEL.BACKBONE", resnet, "MODEL.HEAD", "BNNeckHead"]
+    go_on(root, "resnet", *pairs)
+    path = str(root / "resnet" / "model_final.safetensors")
+    pairs += ["MODEL.BACKBONE_WEIGHTS", path, "OUTPUT_DIR", str(root / "alone")]
+    evaluate(load_config(root / "base.yaml", pairs))
+    line = f"Figures are of the backbone in {path} alone: neck and head are untrained"
+    assert line in log_of(root, "alone")
