@@ -106,6 +106,7 @@ def section_text(results: Mapping[str, Any]) -> str:
 def markdown_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """A table with an empty line after it."""
     names = columns(rows)
-    body = [[cell_text(row.get(name)).replace("|", "\\|") for name in names] for row in rows]
+    body = [[cell_text(row.get(name)) for name in names] for row in rows]
     texts = [names, ["---"] * len(names), *body]
-    return [*(f"| {' | '.join(cells)} |" for cells in texts), ""]
+    lines = ((cell.replace("|", "\\|") for cell in cells) for cells in texts)
+    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]

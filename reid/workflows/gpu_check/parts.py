@@ -321,6 +321,11 @@ def extract(
     return extract_features(network, batches, records, device, precision=precision)
 
 
+def compared(features: FeatureSet) -> Tensor:
+    """(N, D) what is compared in tests."""
+    return features.global_feat
+
+
 class FixedBatches:
     """A loader of given batches, in an order that depends on the epoch.
 

@@ -129,8 +129,7 @@ class _Run:
         On a fresh machine that takes half a minute, which would count as time of the first search.
         Where the CPU is what is measured, it would take time from that.
         """
-        lacking = {"numba", "scipy", "faiss"} & self.results["missing"].keys()
-        if self._settings.device == "cpu" or lacking:
+        if self._settings.device == "cpu" or "numba" in self.results["missing"]:
             return None
         return Background("warm_up", self._log, nice=True)
 
@@ -147,10 +146,11 @@ class _Run:
         elif self._left() < 1:
             found |= {"status": "not run", "why": "no time was left"}
         else:
-            if section.alone:
+            alone = section.alone and self._settings.device == "cuda"
+            if alone:
                 self._end_worker()
             self._work(section, found, self._share(number))
-            if section.alone or found["status"] in ("out of time", "failed"):
+            if alone or found["status"] in ("out of time", "failed"):
                 self._end_worker()
         return found
 

@@ -8,12 +8,10 @@ from importlib.util import find_spec
 from typing import Literal
 
 WHEELS = {
-    "faiss": "faiss-cpu",
     "fvcore": "fvcore",
     "numba": "numba, with its llvmlite",
     "numpy": "numpy",
     "pytest": "pytest, with its pluggy and iniconfig",
-    "scipy": "scipy",
     "tabulate": "tabulate",
     "timm": "timm",
     "torch": "torch",
@@ -22,7 +20,7 @@ WHEELS = {
 """What to install for a module that is missing."""
 
 _CORE = ("torch", "torchvision", "timm", "numpy", "fvcore", "tabulate")
-_SEARCH = (*_CORE, "numba", "scipy", "faiss")
+_SEARCH = (*_CORE, "numba")
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Section:
         run: `module:function`, which takes a `Context`.
         share: Seconds of a run of six minutes; others in proportion.
         needs: Modules without which it is left out.
-        alone: Runs in a new process, such as for `environment`.
-        environment: Variables of that process.
+        alone: Runs in a process of its own on a GPU, such as for `environment`.
+        environment: Variables of that process, which a GPU's libraries read when they start.
     """
 
     name: str
@@ -60,10 +58,12 @@ def _section(
     share: float,
     title: str,
     needs: tuple[str, ...] = _CORE,
+    *,
+    alone: bool = False,
     **environment: str,
 ) -> Section:
     run = f"{__package__}.{group}.{name}:run"
-    return Section(name, title, group, run, share, needs, bool(environment), environment)
+    return Section(name, title, group, run, share, needs, alone or bool(environment), environment)
 
 
 SECTIONS = (
@@ -84,16 +84,18 @@ SECTIONS = (
     _section("fast", "pseudo_labels", 35, "From features to pseudo-labels", _SEARCH),
     _section("fast", "ranking", 12, "Ranking a gallery of MSMT17's size", _SEARCH),
     _section("fast", "loss_step", 10, "The losses alone, by rows of the memory"),
-    _section("fast", "loading", 20, "Images from JPEG files", (*_CORE, "numba")),
+    _section("fast", "loading", 20, "Images from JPEG files", _SEARCH),
     _section(
         "right", "resume", 12, "A resumed run has the same bits",
         CUBLAS_WORKSPACE_CONFIG=":4096:8",
     ),
     _section("right", "compiled", 25, "The compiled network gives what the plain one gives"),
-    _section("fast", "modes", 50, "The training step compiled, and as a CUDA graph"),
+    _section("fast", "modes", 45, "The training step compiled"),
     _section("right", "growth", 10, "Memory does not grow"),
     _section("right", "processes", 25, "Two processes on one device are one"),
     _section("fast", "networks", 20, "Other networks"),
+    # in a process of its own, which a recording that fails may leave unusable
+    _section("fast", "graphs", 8, "The training step as one CUDA graph", alone=True),
     _section("fast", "epoch", 1, "An epoch on MSMT17, added up", ()),
 )  # fmt: skip
 

@@ -62,5 +62,5 @@ def forward_flops(network: torch.nn.Module, batch: parts.Batch, device: torch.de
     """Operations of the network for an image, forward alone."""
     few = parts.share_of(batch, 0, max(len(batch.index) // 4, 1)).to(device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        seen: Tensor = parts.forward(network.eval(), few).global_feat
-    return int(counter.get_total_flops()) // len(seen)
+        seen: Tensor = parts.banks_of(parts.forward(network.eval(), few))
+    return int(counter.get_total_flops()) // seen.shape[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from reid.workflows.gpu_check import parts
 from reid.workflows.gpu_check.findings import Context
 from reid.workflows.gpu_check.timing import Laps, free_memory, peak_mb, time_calls
@@ -27,24 +29,23 @@ def run(context: Context) -> None:
             del labelled
             free_memory(device)
             before = peak_mb(device)
-            laps = Laps(device)
 
-            def step() -> None:
+            def step(lap: Callable[[str], None] = lambda part: None) -> None:
                 feature.grad = None  # noqa: B023
-                laps.lap("before")  # noqa: B023
+                lap("before")
                 embeddings = parts.embeddings_of(feature)  # noqa: B023
                 losses = parts.losses(criterion, embeddings, batch)  # noqa: B023
                 total = parts.total(losses)
-                laps.lap("forward")  # noqa: B023
+                lap("forward")
                 parts.backward(total)
-                laps.lap("backward")  # noqa: B023
+                lap("backward")
                 parts.finish_step(criterion, embeddings, batch)  # noqa: B023
-                laps.lap("commit")  # noqa: B023
+                lap("commit")
 
             timing = time_calls(step, device, context.clock, seconds=sizes.seconds / 2)
             laps = Laps(device)
             for _ in range(_STEPS):
-                step()
+                step(laps.lap)
             split = {name: value / _STEPS for name, value in laps.milliseconds().items()}
             context.found.row(
                 f"TMGF's losses, {banks} banks of {sizes.dim} dimensions",

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from reid.neighbors import dbscan, jaccard_distance, nearest_neighbors
+from reid.neighbors import dbscan, jaccard_rows, nearest_neighbors
 from reid.structures import PseudoLabels
 from reid.workflows.gpu_check import parts
 from reid.workflows.gpu_check.features import trained_like
@@ -50,7 +50,7 @@ def _labels(features: Tensor, context: Context) -> tuple[dict[str, float], int, 
     marks = [_now(device)]
     nearest_neighbors(features, k)
     marks.append(_now(device))
-    distances = jaccard_distance(features, _K1, _K2, max_distance=_EPS + 1e-5)
+    distances = jaccard_rows(features, _K1, _K2, max_distance=_EPS + 1e-5)
     marks.append(_now(device))
     found = torch.from_numpy(dbscan(distances, _EPS, _MIN_SAMPLES))
     camids = torch.arange(len(found)) % parts.CAMERAS

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 
-from reid.neighbors import dbscan, jaccard_distance, nearest_neighbors
+from reid.neighbors import dbscan, jaccard_rows, nearest_neighbors
 from reid.workflows.gpu_check.features import trained_like
 from reid.workflows.gpu_check.findings import Context
 
@@ -35,7 +35,7 @@ def run(context: Context) -> None:
         )
     if not context.enough(2, "Jaccard distances and clusters"):
         return
-    graph, reference = jaccard_distance(on_device), jaccard_distance(features)
+    graph, reference = jaccard_rows(on_device), jaccard_rows(features)
     same = np.array_equal(graph.indptr, reference.indptr) and np.array_equal(
         graph.indices, reference.indices
     )
@@ -43,7 +43,7 @@ def run(context: Context) -> None:
     found.check(
         f"their Jaccard distances are the CPU's, to {_ROUNDING:g}",
         error <= _ROUNDING,
-        f"largest difference {error:.1e}; {graph.nnz:,} and {reference.nnz:,} distances",
+        f"largest difference {error:.1e}; {len(graph.data):,} and {len(reference.data):,} of them",
     )
     labels, others = (dbscan(one, _EPS, _MIN_SAMPLES) for one in (graph, reference))
     tied = int((np.abs(reference.data - _EPS) < 1e-6).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import torch
@@ -51,6 +52,7 @@ def _work(rank: int, world: int, sizes: Sizes, device_name: str, folder: str) ->
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine may not know its own name
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
