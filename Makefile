@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 DEMO_DIR := logs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint links format demo-weights omniglot clean
+.PHONY: help demo test test-slow gpu-check lint links format demo-weights omniglot clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ test: $(VENV)/installed lint  ## check style, types and floors, then run the tes
 
 test-slow: $(VENV)/installed  ## run the tests that take minutes
 	$(BIN)/python -m pytest -m slow
+
+gpu-check: $(VENV)/installed  ## check a GPU in six minutes: results and speed (docs/gpu_check.md)
+	$(BIN)/python tools/gpu_check.py
 
 lint: $(VENV)/installed links  ## check style, types and floors
 	$(BIN)/ruff check .

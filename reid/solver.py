@@ -27,7 +27,8 @@ def build_optimizer(
     """An optimizer over the parameters that are trained, weight decay on every one of them.
 
     It is torch's fused one, which takes a step in one pass over the parameters. Its numbers are the
-    plain one's but for rounding.
+    plain one's but for rounding. SGD's momentum starts as zeros: torch would make room for it in
+    the first step, and leave what lies there as it is if that step overflows in fp16.
 
     Args:
         parameters: With their names, or alone where `bias_lr_factor` is 1.
@@ -55,7 +56,11 @@ def build_optimizer(
     if biases:
         groups.append({"params": biases, "lr": bias_lr_factor * lr, LR_FACTOR: bias_lr_factor})
     if name == "SGD":
-        return SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        sgd = SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        if momentum:
+            for parameter in (*weights, *biases):
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return sgd
     if name == "Adam":
         return Adam(groups, lr=lr, weight_decay=weight_decay, fused=True)
     if name == "AdamW":

@@ -19,6 +19,24 @@ def rates(epochs, lr=1.0, bias_lr_factor=1.0, **options):
     return table.squeeze(1) if len(factors) == 1 else table
 
 
+def test_an_overflow_in_the_first_step_leaves_no_rubbish_in_the_momentum():
+    layer = nn.Linear(2, 2)
+    optimizer = build_optimizer(layer.parameters(), "SGD", lr=1.0, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu")
+    # fills memory that nothing was written to with NaN
+    torch.use_deterministic_algorithms(True)
+    try:
+        for factor in (torch.inf, 1.0):
+            scaler.scale(factor * layer(torch.ones(1, 2)).sum()).backward()
+            before = layer.bias.detach().clone()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(layer.bias.detach(), before - 1)
+
+
 @pytest.mark.oracle
 def test_every_epochs_rate_is_the_authors(oracle_dir):
     files = sorted(oracle_dir.glob("schedule*.npz"))

@@ -289,7 +289,8 @@ def tell_trained_size(backbone: nn.Module, metadata: Mapping[str, str]) -> None:
     with contextlib.suppress(ValueError, RecursionError):
         size = json.loads(metadata.get("image_size", "null"))
     fits = isinstance(size, list) and [type(side) for side in size] == [int, int] and min(size) > 0
-    setattr(backbone, "trained_size", tuple(size) if fits else None)  # noqa: B010
+    trained: Any = tuple(size) if size is not None and fits else None
+    backbone.trained_size = trained
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

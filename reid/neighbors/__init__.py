@@ -21,6 +21,7 @@ from reid.neighbors.jaccard import (
     half_length,
     jaccard_distance,
     jaccard_of_rows,
+    jaccard_rows,
 )
 from reid.neighbors.kernels import Labels, all_finite, as_rows, run_in_pieces
 from reid.neighbors.processes import SearchError, run_on_main
@@ -48,6 +49,7 @@ __all__ = [
     "jaccard_distance",
     "jaccard_memory_mb",
     "jaccard_of_rows",
+    "jaccard_rows",
     "log_memory",
     "nearest_neighbors",
     "neighbors_memory_mb",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numba
 import numpy as np
-import scipy.sparse
 from numba import njit, prange
 
 from reid.neighbors.kernels import Flags, Floats, Indices, Labels, Offsets, run_in_pieces
+from reid.neighbors.sparse import Compressed
 
 TIE_TOLERANCE = 1e-6
 """Distances up to eps + this count as within eps.
@@ -21,7 +21,7 @@ something.
 
 
 def dbscan(
-    distances: scipy.sparse.csr_matrix,
+    distances: Compressed,
     eps: float,
     min_samples: int,
     tolerance: float = TIE_TOLERANCE,
@@ -33,7 +33,8 @@ def dbscan(
     reaches it.
 
     Args:
-        distances: (N, N) symmetric CSR; what is not stored is far away. Zeros count as stored.
+        distances: (N, N) symmetric, by rows, as CSR or `Rows`; what is not stored is far away.
+            Zeros count as stored.
         eps: Largest distance of neighbours.
         min_samples: Neighbours that make a core point, itself included.
         tolerance: Ties count as within eps: distances up to `eps + tolerance` are neighbours
@@ -54,7 +55,7 @@ def dbscan(
     graph = distances.indptr.astype(np.int64, copy=False), distances.indices, distances.data
     largest = np.float32(eps + tolerance)
     core, labels = np.empty(count, np.bool_), np.full(count, -1, np.int64)
-    operations = distances.nnz / max(count, 1)
+    operations = float(distances.indptr[-1]) / max(count, 1)
     run_in_pieces(_find_core, count, operations, *graph, largest, min_samples, core)
     stack, clusters = np.empty(count, np.int64), np.zeros(1, np.int64)
     run_in_pieces(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numba
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
 
@@ -34,7 +34,11 @@ from reid.neighbors.kernels import (
     run_in_pieces,
 )
 from reid.neighbors.search import Search, approximate_neighbors, nearest_neighbors
+from reid.neighbors.sparse import Compressed, Rows
 from reid.structures import ProgressBar
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 _ROWS = 1024
 _PAIR = 4  # operations that a pair of entries takes
@@ -73,6 +77,32 @@ def jaccard_distance(
     Raises:
         ValueError: An argument is out of its range, or a feature is not finite.
     """
+    return jaccard_rows(
+        features,
+        k1,
+        k2,
+        max_distance=max_distance,
+        search=search,
+        block_size=block_size,
+        progress=progress,
+    ).csr()
+
+
+def jaccard_rows(
+    features: Tensor,
+    k1: int = 20,
+    k2: int = 6,
+    *,
+    max_distance: float = 1.0,
+    search: Search = "exact",
+    block_size: int = BLOCK_SIZE,
+    progress: ProgressBar | None = None,
+) -> Rows:
+    """As `jaccard_distance`, in plain arrays: needs no scipy.
+
+    Raises:
+        ValueError: An argument is out of its range, or a feature is not finite.
+    """
     for name, value in (("k1", k1), ("k2", k2)):
         if value < 1:
             raise ValueError(f"{name}: expected 1 or more, got {value}")
@@ -87,8 +117,8 @@ def jaccard_distance(
     if features.device.type == "cuda":
         on_device = features.detach(), torch.from_numpy(neighbors).to(features.device)
         return jaccard_on_device(*on_device, *lengths, max_distance)
-    encoding = encode_neighbors(rows, neighbors, *lengths)
-    return jaccard_of_rows(encoding, encoding, max_distance)
+    encoding = _encode(rows, neighbors, *lengths)
+    return _distances(encoding, _by_columns(encoding), count, max_distance)
 
 
 def half_length(k1: int, count: int) -> int:
@@ -118,6 +148,17 @@ def encode_neighbors(
     Returns:
         (N, N) float32 CSR with sorted columns; rows sum to 1.
     """
+    return _encode(rows, neighbors, length, half, k2, farthest).csr()
+
+
+def _encode(
+    rows: Floats,
+    neighbors: Indices,
+    length: int,
+    half: int,
+    k2: int,
+    farthest: Floats | None = None,
+) -> Rows:
     norms = half_squared_norms(rows)
     scale = np.ones(len(rows), np.float32) if farthest is None else farthest
     lists = np.ascontiguousarray(neighbors[:, :length])
@@ -131,7 +172,7 @@ def encode_neighbors(
     if k2 > 1:
         nearest = np.ascontiguousarray(neighbors[:, :k2])
         indptr, indices, data = _expand(indptr, indices, data, nearest)
-    return scipy.sparse.csr_matrix((data, indices, indptr), shape=(len(rows), len(rows)))
+    return Rows(indptr, indices, data, (len(rows), len(rows)))
 
 
 def jaccard_of_rows(
@@ -150,7 +191,12 @@ def jaccard_of_rows(
         (Q, G) float32 CSR with sorted columns and stored zeros.
     """
     columns = gallery if gallery.format == "csc" else by_columns(gallery)
-    arrays = (
+    return _distances(queries, columns, gallery.shape[0], max_distance).csr()
+
+
+def _distances(queries: Compressed, columns: Compressed, gallery: int, max_distance: float) -> Rows:
+    """`jaccard_of_rows`, of (Q, N) by rows and of (`gallery`, N) by columns."""
+    arrays: tuple[Any, Any, Any, Any, Any, Any] = (
         queries.indptr.astype(np.int64),
         queries.indices,
         queries.data,
@@ -161,13 +207,11 @@ def jaccard_of_rows(
     counts = np.zeros(queries.shape[0], np.int64)
 
     def part(rows: tuple[int, int]) -> tuple[Indices, Floats]:
-        found: tuple[Indices, Floats] = jaccard_part(
-            *rows, *arrays, gallery.shape[0], max_distance, counts
-        )
+        found: tuple[Indices, Floats] = jaccard_part(*rows, *arrays, gallery, max_distance, counts)
         return found
 
     pairs = np.empty(queries.shape[0], np.int64)
-    operations = queries.nnz / max(queries.shape[0], 1)
+    operations = float(queries.indptr[-1]) / max(queries.shape[0], 1)
     run_in_pieces(count_pairs, len(pairs), operations, *arrays[:2], arrays[3], pairs)
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         try:
@@ -177,20 +221,28 @@ def jaccard_of_rows(
             raise
     indptr = np.concatenate(([0], np.cumsum(counts)))
     kind = np.int32 if indptr[-1] < 2**31 else np.int64
-    return scipy.sparse.csr_matrix(
-        (
-            np.concatenate([data for _, data in parts]),
-            np.concatenate([indices for indices, _ in parts]).astype(kind, copy=False),
-            indptr.astype(kind),
-        ),
-        shape=(queries.shape[0], gallery.shape[0]),
+    return Rows(
+        indptr.astype(kind),
+        np.concatenate([indices for indices, _ in parts]).astype(kind, copy=False),
+        np.concatenate([data for _, data in parts]),
+        (queries.shape[0], gallery),
     )
 
 
 def by_columns(rows: scipy.sparse.csr_matrix) -> scipy.sparse.csc_matrix:
     """The same matrix as `tocsc` gives, in pieces that Ctrl-C can end."""
+    import scipy.sparse
+
+    columns = _by_columns(rows)
+    return scipy.sparse.csc_matrix(
+        (columns.data, columns.indices, columns.indptr), shape=rows.shape
+    )
+
+
+def _by_columns(rows: Compressed) -> Rows:
+    """The matrix by columns: offsets, rows and entries of its columns."""
     count, width = rows.shape
-    operations = 4 * rows.nnz / max(count, 1) * numba.get_num_threads()
+    operations = 4 * float(rows.indptr[-1]) / max(count, 1) * numba.get_num_threads()
     old = rows.indptr.astype(np.int64, copy=False), rows.indices
     heads = np.zeros(width + 1, np.int64)
     run_in_pieces(count_in_columns, count, operations, *old, heads[1:])
@@ -198,7 +250,7 @@ def by_columns(rows: scipy.sparse.csr_matrix) -> scipy.sparse.csc_matrix:
     indptr = heads.copy()
     indices, data = np.empty_like(rows.indices), np.empty_like(rows.data)
     run_in_pieces(take_by_column, count, operations, *old, rows.data, heads, indices, data)
-    return scipy.sparse.csc_matrix((data, indices, indptr), shape=rows.shape)
+    return Rows(indptr, indices, data, (width, count))
 
 
 def _parts(pairs: Offsets) -> list[tuple[int, int]]:

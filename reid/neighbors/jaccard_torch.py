@@ -10,9 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.sparse
 import torch
 from torch import Tensor
+
+from reid.neighbors.sparse import Rows
 
 _ROWS = 1024
 _PAIRS = 2**25
@@ -48,7 +49,7 @@ def jaccard_on_device(
     max_distance: float,
     *,
     pairs: int = _PAIRS,
-) -> scipy.sparse.csr_matrix:
+) -> Rows:
     """Jaccard distances below 1 from lists of neighbours, on the device of both.
 
     Args:
@@ -61,7 +62,7 @@ def jaccard_on_device(
         pairs: Pairs of entries in a block; does not change the result.
 
     Returns:
-        (N, N) float32 CSR on the CPU, as `jaccard_distance` gives it.
+        (N, N) float32 on the CPU, as `jaccard_rows` gives it.
     """
     neighbors = neighbors.long()
     encoding = _soft_sets(features.float(), neighbors[:, :length], half)
@@ -136,7 +137,7 @@ def _expand(encoding: _Rows, nearest: Tensor) -> _Rows:
     return _Rows(_offsets(torch.cat(sizes)), torch.cat(columns), torch.cat(values))
 
 
-def _distances(encoding: _Rows, max_distance: float, pairs: int) -> scipy.sparse.csr_matrix:
+def _distances(encoding: _Rows, max_distance: float, pairs: int) -> Rows:
     """1 - m / (2 - m), m the sum of minima of two rows, where below 1."""
     count = len(encoding.counts)
     device = encoding.columns.device
@@ -169,13 +170,11 @@ def _distances(encoding: _Rows, max_distance: float, pairs: int) -> scipy.sparse
         start = stop
     offsets = _offsets(torch.cat(sizes))
     kind = torch.int32 if int(offsets[-1]) < 2**31 else torch.int64
-    return scipy.sparse.csr_matrix(
-        (
-            torch.cat(values).numpy(),
-            torch.cat(columns).to(kind).numpy(),
-            offsets.to(kind).numpy(),
-        ),
-        shape=(count, count),
+    return Rows(
+        offsets.to(kind).numpy(),
+        torch.cat(columns).to(kind).numpy(),
+        torch.cat(values).numpy(),
+        (count, count),
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import faiss
 import numpy as np
 import torch
 from torch import Tensor
@@ -122,6 +121,8 @@ def approximate_neighbors(
     Raises:
         ValueError: An argument is out of its range, or a feature is not finite.
     """
+    import faiss  # here, since the exact search needs none, and it is 18 MB
+
     rows = as_rows(features)
     count, dim = rows.shape
     if not 1 <= k <= count:

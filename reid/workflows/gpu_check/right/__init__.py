@@ -1,0 +1,1 @@
+"""Sections that check results: the device's against the CPU's."""
