@@ -36,10 +36,12 @@ from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
 from reid.structures import DataError
+from reid.workflows.report import REPORT, report_at_end
 
 logger = logging.getLogger(__name__)
 
 _FILES = {
+    REPORT: "all of this on one page: results, curves, pictures, health in words",
     "config.yaml": "everything that was set, resolved",
     "log.txt": "this text",
     "metrics.json": "losses, cluster statistics, results; one JSON object a line",
@@ -119,6 +121,7 @@ def train(
             raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
         finally:
             writer.close()
+        report_at_end(output_dir)
         _log_files(output_dir)
 
 
