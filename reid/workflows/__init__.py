@@ -1,1 +1,1 @@
-"""What a person does with runs and models: one module or package for each."""
+"""One file for each thing that a person does with the framework."""

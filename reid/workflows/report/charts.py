@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 NUM_COLOURS = 8
 """The page defines `--c0` and so on up to this number; then dashes tell lines apart."""
 _SIZE = (340, 190)  # width, height in pixels
-_AREA = (0.155, 0.14, 0.805, 0.82)  # of the plot: left, bottom, width, height as shares
+_AREA = (0.155, 0.17, 0.805, 0.79)  # of the plot: left, bottom, width, height as shares
 _REFERENCE = re.compile(r"#([\w-]+)")
 _DASHES = ("-", "--", ":", "-.")
 _MOST_MARKED = 40  # points of a line that get a dot with its value
@@ -64,8 +64,8 @@ class ChartMaker:
             self._axes.spines[["top", "right"]].set_visible(False)
             self._axes.grid(axis="y")
             form = FuncFormatter(lambda value, _: number_text(value))
-            for axis, steps, whole in ((self._axes.xaxis, 6, True), (self._axes.yaxis, 5, False)):
-                axis.set_major_locator(MaxNLocator(steps, integer=whole))
+            for axis, most, whole in ((self._axes.xaxis, 6, True), (self._axes.yaxis, 5, False)):
+                axis.set_major_locator(MaxNLocator(most, steps=[1, 2, 5, 10], integer=whole))
                 axis.set_major_formatter(form)
 
     def lines(self, lines: Sequence[Line], label: str, reference: float | None = None) -> Markup:
