@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from reid.engine.provenance import BOOKKEEPING
-from reid.workflows.report.reading import RunFiles
+from reid.workflows.report.run_files import RunFiles
 
 _ABSENT = "-"
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 from reid.workflows.report.charts import ChartMaker, Line, number_text, thinned
-from reid.workflows.report.reading import MetricLine, RunFiles
+from reid.workflows.report.run_files import MetricLine, RunFiles
 
 _RESULTS = ("mAP", "Rank-1")
 _LABELS = (

@@ -12,7 +12,7 @@ from markupsafe import Markup
 from reid.workflows.report.charts import NUM_COLOURS, ChartMaker
 from reid.workflows.report.comparison import different_settings, different_surroundings
 from reid.workflows.report.curves import curve_groups, precision_chart
-from reid.workflows.report.reading import RunFiles
+from reid.workflows.report.run_files import RunFiles
 from reid.workflows.report.sections import run_section
 
 _TEMPLATE = "report.html.j2"

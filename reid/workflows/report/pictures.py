@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from reid.workflows.report.charts import percent_text
 from reid.workflows.report.images import PictureBudget
-from reid.workflows.report.reading import (
+from reid.workflows.report.run_files import (
     ClusteredImage,
     Details,
     HardQuery,

@@ -7,16 +7,29 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import yaml
 
 from reid.engine.checkpoints import FINAL_MODEL
 from reid.registry import shortened
 from reid.structures import DataError
+from reid.workflows.report.run_files import (
+    CameraPairs,
+    ClusteredImage,
+    Details,
+    Evaluation,
+    HardQuery,
+    MatchedPair,
+    MetricLine,
+    Numbers,
+    RunFiles,
+    number,
+    sequence,
+    whole_number,
+)
 from reid.yaml_text import parse_yaml
 
 FILES = ("config.yaml", "metrics.json", "results.json", "log.txt", "clusters.csv", "matches.csv")
@@ -26,181 +39,7 @@ _NONFINITE = "nonfinite_*.json"
 _MOST_BYTES = 2**28  # of a text file
 _MOST_WARNINGS = 30
 _LONGEST = 2000  # characters of a warning
-_LARGEST = 1e30  # numbers above are no measurement, and charts have no room for them
 _LOG_LINE = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d  (.*)", re.DOTALL)
-
-Numbers = dict[str, float]
-
-
-class MetricLine(NamedTuple):
-    """A line of metrics.json.
-
-    Attributes:
-        step: Steps that were taken before.
-        epoch: Epochs that were finished before.
-        numbers: By name; those that are not finite are NaN.
-    """
-
-    step: int
-    epoch: int
-    numbers: Numbers
-
-
-class Evaluation(NamedTuple):
-    """Numbers of a test set after some epochs; shares from 0 to 1."""
-
-    test_set: str
-    epoch: int
-    numbers: Numbers
-
-
-class HardQuery(NamedTuple):
-    """A query that the model does badly on.
-
-    Attributes:
-        row: Its number in the test set.
-        path: Of its image; empty if unknown.
-        precision: Average precision from 0 to 1; None if unknown.
-    """
-
-    row: int
-    path: str
-    precision: float | None
-
-
-class CameraPairs(NamedTuple):
-    """Mean average precision of (query camera, gallery camera); None where nothing matches."""
-
-    query_cameras: list[int]
-    gallery_cameras: list[int]
-    precision: list[list[float | None]]
-
-
-class Details(NamedTuple):
-    """What lies behind a test set's last numbers.
-
-    Attributes:
-        test_set: Its name.
-        epoch: After which; None if unknown.
-        precision: Average precision of each query that has a match, 0 to 1.
-        hardest: Worst first.
-        cameras: None if unknown.
-    """
-
-    test_set: str
-    epoch: int | None
-    precision: list[float]
-    hardest: list[HardQuery]
-    cameras: CameraPairs | None
-
-
-class ClusteredImage(NamedTuple):
-    """A line of clusters.csv; `confidence` is None for outliers, whose cluster is -1."""
-
-    path: str
-    cluster: int
-    camera: str
-    confidence: float | None
-
-
-class MatchedPair(NamedTuple):
-    """A line of matches.csv; `cluster` is the common one, or empty."""
-
-    path: str
-    other_path: str
-    camera: str
-    other_camera: str
-    similarity: float
-    cluster: str
-
-
-@dataclass
-class Log:
-    """What log.txt tells of a run, from its start on, over all times that it was resumed.
-
-    Attributes:
-        environment: (name, value) of what it ran on last.
-        warnings: Warnings and errors with how often each came, the last ones.
-        stopped: By what it was stopped, or nothing.
-    """
-
-    environment: list[tuple[str, str]] = field(default_factory=list)
-    warnings: dict[str, int] = field(default_factory=dict)
-    stopped: str = ""
-
-
-@dataclass
-class RunFiles:
-    """A run, as far as its files tell.
-
-    Attributes:
-        folder: As the user gave it.
-        name: Of the folder.
-        config_text: config.yaml as it stands there.
-        settings: Its values by dotted upper-case key, as a command line takes them.
-        labels: Statistics of each epoch's labels.
-        training: Losses, rate and times.
-        evaluations: In their order.
-        details: Of the last evaluation, by test set.
-        best_metric: The number that chose the best epoch.
-        provenance: As `reid.engine.provenance` describes it; empty if unknown.
-        log: See `Log`.
-        clusters: Lines of clusters.csv.
-        matches: Lines of matches.csv.
-        pictures: Those of `PICTURES` that are there, by name.
-        nonfinite: Reports of losses that were not finite.
-        has_final_weights: Whether training came to its end at least once.
-        problems: What is missing or broken, in sentences.
-    """
-
-    folder: Path
-    name: str
-    config_text: str = ""
-    settings: dict[str, Any] = field(default_factory=dict)
-    labels: list[MetricLine] = field(default_factory=list)
-    training: list[MetricLine] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    details: list[Details] = field(default_factory=list)
-    best_metric: str = "mAP"
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    log: Log = field(default_factory=Log)
-    clusters: list[ClusteredImage] = field(default_factory=list)
-    matches: list[MatchedPair] = field(default_factory=list)
-    pictures: dict[str, Path] = field(default_factory=dict)
-    nonfinite: int = 0
-    has_final_weights: bool = False
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def max_epochs(self) -> int:
-        """Epochs that were asked for; 0 if unknown."""
-        return whole_number(self.settings.get("SOLVER.MAX_EPOCHS")) or 0
-
-    @property
-    def epochs_begun(self) -> int:
-        """Epochs of which there is a line."""
-        return max((line.epoch + 1 for line in (*self.labels, *self.training)), default=0)
-
-    @property
-    def finished(self) -> bool:
-        """Whether training came to its end."""
-        return self.has_final_weights and self.epochs_begun >= self.max_epochs
-
-    @property
-    def clusterer(self) -> dict[str, Any] | None:
-        """NAME and options of the clusterer; None: labels are identities, or it is not known."""
-        options = {
-            key.partition(".")[2]: value
-            for key, value in self.settings.items()
-            if key.startswith("CLUSTERER.")
-        }
-        return options if isinstance(options.get("NAME"), str) else None
-
-    @property
-    def data(self) -> list[dict[str, Any]]:
-        """What each split of the data holds, as `reid.engine.splits.count_splits` describes it."""
-        splits = self.provenance.get("data")
-        return [split for split in _sequence(splits) if isinstance(split, dict)]
 
 
 def read_run(folder: Path) -> RunFiles:
@@ -239,19 +78,6 @@ def read_run(folder: Path) -> RunFiles:
         except (OSError, ValueError, RecursionError, yaml.YAMLError, csv.Error) as error:
             run.problems.append(f"{name} cannot be read: {shortened(str(error))}")
     return run
-
-
-def whole_number(value: object) -> int | None:
-    """A value of unknown origin, if it is a whole number that fits into 64 bits."""
-    fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
-    return value if fits else None  # type: ignore[return-value]
-
-
-def number(value: object) -> float | None:
-    """A value of unknown origin, if it is a number; NaN if it is not finite or beyond measure."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    return float(value) if -_LARGEST < value < _LARGEST else float("nan")
 
 
 def flattened(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -321,13 +147,13 @@ def _read_results(run: RunFiles, text: str) -> None:
     results = json.loads(text)
     if not isinstance(results, dict):
         raise ValueError(f"expected an object, got {type(results).__name__}")
-    history = [_evaluation(entry) for entry in _sequence(results.get("history"))]
+    history = [_evaluation(entry) for entry in sequence(results.get("history"))]
     known = [entry for entry in history if entry is not None]
     if len(known) >= len(run.evaluations):  # else it is of a run that has gone on since
         run.evaluations = known
     metric = str(results.get("best_chosen_by", "")).partition(" on the test set ")[0]
     run.best_metric = metric or run.best_metric
-    for entry in _sequence(results.get("final")):
+    for entry in sequence(results.get("final")):
         if isinstance(entry, dict) and isinstance(entry.get("test_set"), str):
             run.details.append(_details(entry))
     provenance = results.get("provenance")
@@ -345,10 +171,10 @@ def _evaluation(entry: object) -> Evaluation | None:
 
 
 def _details(entry: Mapping[str, Any]) -> Details:
-    precision = [number(value) for value in _sequence(entry.get("per_query_AP"))]
-    paths = _sequence(entry.get("hardest_query_paths"))
+    precision = [number(value) for value in sequence(entry.get("per_query_AP"))]
+    paths = sequence(entry.get("hardest_query_paths"))
     hardest = []
-    for place, row in enumerate(map(whole_number, _sequence(entry.get("hardest_queries")))):
+    for place, row in enumerate(map(whole_number, sequence(entry.get("hardest_queries")))):
         if row is not None:
             path = paths[place] if place < len(paths) else ""
             known = precision[row] if 0 <= row < len(precision) else None
@@ -362,11 +188,11 @@ def _camera_pairs(pairs: object) -> CameraPairs | None:
     if not isinstance(pairs, dict):
         return None
     cameras = [
-        [whole_number(camid) for camid in _sequence(pairs.get(name))]
+        [whole_number(camid) for camid in sequence(pairs.get(name))]
         for name in ("query_cameras", "gallery_cameras")
     ]
     query, gallery = ([camid for camid in row if camid is not None] for row in cameras)
-    table = [[number(value) for value in _sequence(row)] for row in _sequence(pairs.get("mAP"))]
+    table = [[number(value) for value in sequence(row)] for row in sequence(pairs.get("mAP"))]
     fits = len(table) == len(query) and all(len(row) == len(gallery) for row in table)
     return CameraPairs(query, gallery, table) if fits and query and gallery else None
 
@@ -456,7 +282,3 @@ def _numbers(content: Mapping[str, Any]) -> Numbers:
         for name, value in found.items()
         if value is not None and name not in ("step", "epoch")
     }
-
-
-def _sequence(value: object) -> list[Any]:
-    return value if isinstance(value, list) else []

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from reid.workflows.report import health
+from reid.workflows.report import course, health
 from reid.workflows.report.charts import number_text, percent_text
 from reid.workflows.report.comparison import commit_text
 from reid.workflows.report.health import Finding
@@ -26,7 +26,7 @@ from reid.workflows.report.pictures import (
     likely_pairs,
     sheet,
 )
-from reid.workflows.report.reading import (
+from reid.workflows.report.run_files import (
     CameraPairs,
     ClusteredImage,
     RunFiles,
@@ -188,12 +188,12 @@ def _findings(run: RunFiles) -> list[Finding]:
     cameras, identities = (whole_number(train.get(key)) or 0 for key in ("cameras", "identities"))
     found: list[Finding] = []
     for test_set in dict.fromkeys(entry.test_set for entry in run.evaluations):
-        course = [
+        scores = [
             (entry.epoch, entry.numbers[run.best_metric])
             for entry in run.evaluations
             if entry.test_set == test_set and run.best_metric in entry.numbers
         ]
-        found += health.judge_results(test_set, course, run.best_metric)
+        found += course.judge_results(test_set, scores, run.best_metric)
     if run.clusterer is not None:
         epochs = [line.numbers for line in run.labels]
         data = health.SplitData(cameras, identities)
@@ -203,17 +203,17 @@ def _findings(run: RunFiles) -> list[Finding]:
             found += health.judge_single_camera(*_single_camera(run.clusters))
     losses = [line.numbers["loss"] for line in run.training if "loss" in line.numbers]
     supervised = bool(run.settings) and run.clusterer is None
-    found += health.judge_losses(losses, supervised, run.nonfinite)
+    found += course.judge_losses(losses, supervised, run.nonfinite)
     timed = [line.numbers for line in run.training if {"data_time", "step_time"} <= {*line.numbers}]
-    found += health.judge_speed(
+    found += course.judge_speed(
         [numbers["data_time"] for numbers in timed],
         [numbers["step_time"] for numbers in timed],
         whole_number(run.settings.get("DATALOADER.NUM_WORKERS")),
     )
     for details in run.details:
-        found += health.judge_queries(details.test_set, details.precision)
+        found += course.judge_queries(details.test_set, details.precision)
         if details.cameras:
-            found += health.judge_camera_pairs(details.test_set, *details.cameras)
+            found += course.judge_camera_pairs(details.test_set, *details.cameras)
     order = ("bad", "look", "good", "note")
     return sorted(found, key=lambda finding: order.index(finding.level))
 

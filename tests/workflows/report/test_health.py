@@ -4,16 +4,18 @@ from typing import Any
 
 import pytest
 
-from reid.workflows.report.health import (
-    Finding,
-    SplitData,
+from reid.workflows.report.course import (
     judge_camera_pairs,
-    judge_clusters,
     judge_losses,
     judge_queries,
     judge_results,
-    judge_single_camera,
     judge_speed,
+)
+from reid.workflows.report.health import (
+    Finding,
+    SplitData,
+    judge_clusters,
+    judge_single_camera,
 )
 
 WELL = {
