@@ -73,9 +73,8 @@ def _surroundings(run: RunFiles) -> dict[str, str]:
     for name in ("device", "processes", "python"):
         facts[name] = str(run.provenance.get(name, ""))
     for split in run.data:
-        name = f"{split.get('dataset')} {split.get('split')}"
-        counts = ("images", "identities", "cameras")
-        facts[name] = ", ".join(f"{split.get(count)} {count}" for count in counts)
+        counts = zip(split[3:], ("images", "identities", "cameras"), strict=True)
+        facts[f"{split.dataset} {split.split}"] = ", ".join(f"{n} {name}" for n, name in counts)
     libraries = run.provenance.get("libraries")
     for name, version in (libraries if isinstance(libraries, dict) else {}).items():
         facts[str(name)] = str(version)

@@ -176,11 +176,6 @@ def _line_reader(
 
 def _known_persons(runs: Sequence[RunFiles]) -> int | None:
     """Identities of the training images, where all runs have the same."""
-    known = {
-        split.get("identities")
-        for run in runs
-        for split in run.data
-        if split.get("split") == "train"
-    }
+    known = {split.identities for run in runs for split in run.data if split.split == "train"}
     only = known.pop() if len(known) == 1 else None
-    return only if isinstance(only, int) and only > 0 else None
+    return only or None

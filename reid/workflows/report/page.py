@@ -45,6 +45,7 @@ def render(runs: Sequence[RunFiles]) -> str:
         curves=curve_groups(runs, maker),
         precision_charts=[(name, chart) for name, chart in charts if chart is not None],
         test_sets=list(dict.fromkeys(row.test_set for part in sections for row in part.results)),
+        counted=any(any(row.counts) for part in sections for row in part.results),
         metrics=list(
             dict.fromkeys(name for part in sections for row in part.results for name in row.numbers)
         ),

@@ -25,6 +25,7 @@ _LARGEST_CLUSTERS = 10
 _DOUBTFUL_CLUSTERS = 6
 _DOUBTFUL_IMAGES = 8
 _PAIRS = 12
+_HARDEST = 20
 
 
 class Tile(NamedTuple):
@@ -83,7 +84,9 @@ def hardest_queries(details: Details, budget: PictureBudget) -> Hardest:
         text = precision or f"query {query.row}"
         return Tile(budget.thumbnail(query.path) if query.path else None, query.path, text)
 
-    return Hardest(details.test_set, details.epoch, [tile(query) for query in details.hardest])
+    return Hardest(
+        details.test_set, details.epoch, [tile(query) for query in details.hardest[:_HARDEST]]
+    )
 
 
 def clusters_of(images: Sequence[ClusteredImage], budget: PictureBudget) -> Clusters:
@@ -157,7 +160,7 @@ def _why_no_picture(run: RunFiles, name: str) -> str:
     drawn = whole_number(run.settings.get("TEST.RANKED_LISTS"))
     if name in ("clusters.png", "matches.png") and run.settings and run.clusterer is None:
         return f"There is no {name}: labels are the identities, there are no clusters."
-    if name == "matches.png":
+    if name == "matches.png" and not run.writes_clusters:
         return "There is no matches.png: add WriteClusters to HOOKS."
     if not run.finished:
         return f"There is no {name}: it is drawn at the end, to which this run has not come."

@@ -38,6 +38,7 @@ PICTURES = ("ranked_lists.png", "similarities.png", "clusters.png", "matches.png
 _NONFINITE = "nonfinite_*.json"
 _MOST_BYTES = 2**28  # of a text file
 _MOST_WARNINGS = 30
+_MOST_FACTS = 40  # of the environment
 _LONGEST = 2000  # characters of a warning
 _LOG_LINE = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d  (.*)", re.DOTALL)
 
@@ -213,7 +214,7 @@ def _read_log(run: RunFiles, text: str) -> None:
     training = [part for part in sessions if any(line.startswith("Config\n") for line in part)]
     if not training:
         return
-    for line in training[-1][0].splitlines()[1:]:
+    for line in training[-1][0].splitlines()[1 : _MOST_FACTS + 1]:
         name, _, value = line.partition("  ")
         run.log.environment.append((name.strip(), value.strip()))
     run.log.stopped = next(

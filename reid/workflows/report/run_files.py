@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+_COUNTS = ("images", "identities", "cameras")
 _LARGEST = 1e30  # numbers above are no measurement, and charts have no room for them
 
 Numbers = dict[str, float]
@@ -94,6 +95,20 @@ class MatchedPair(NamedTuple):
     cluster: str
 
 
+class Split(NamedTuple):
+    """A split of a data set; a count is None where it is unknown.
+
+    0 identities: unlabelled; 0 cameras: unknown.
+    """
+
+    dataset: str
+    split: str
+    version: str
+    images: int | None
+    identities: int | None
+    cameras: int | None
+
+
 @dataclass
 class Log:
     """What log.txt tells of a run, from its start on, over all times that it was resumed.
@@ -177,10 +192,23 @@ class RunFiles:
         return options if isinstance(options.get("NAME"), str) else None
 
     @property
-    def data(self) -> list[dict[str, Any]]:
-        """What each split of the data holds, as `reid.engine.splits.count_splits` describes it."""
-        splits = self.provenance.get("data")
-        return [split for split in sequence(splits) if isinstance(split, dict)]
+    def writes_clusters(self) -> bool:
+        """Whether the final model's clusters are written at the end (hook WriteClusters)."""
+        return any(
+            key.startswith("HOOKS") and "WriteClusters" in (value, *sequence(value))
+            for key, value in self.settings.items()
+        )
+
+    @property
+    def data(self) -> list[Split]:
+        """What each split of the data holds."""
+        found = []
+        for split in sequence(self.provenance.get("data")):
+            if isinstance(split, dict):
+                names = [str(split.get(key) or "") for key in ("dataset", "split", "version")]
+                counts = (whole_number(split.get(key)) for key in _COUNTS)
+                found.append(Split(names[0], names[1], names[2], *counts))
+        return found
 
 
 def whole_number(value: object) -> int | None:

@@ -35,6 +35,7 @@ from reid.workflows.report.run_files import (
 
 _NOTES = ("results", "details", "settings", "clusters", "clusters_csv", "images")
 _MOST_ROWS = 100  # of a table of epochs
+_MOST_CAMERAS = 40  # in rows and columns
 _LONGEST_CONFIG = 60_000  # characters
 _THUMBNAILS_SHARE = 0.4  # of a run's bytes; sheets get the rest
 
@@ -65,11 +66,12 @@ class Cell(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """The camera-pair matrix of a test set: a row a query camera."""
+    """The camera-pair matrix of a test set: a row a query camera; what is not shown, in words."""
 
     test_set: str
     columns: list[int]
     rows: list[tuple[int, list[Cell]]]
+    note: str
 
 
 @dataclass
@@ -125,8 +127,12 @@ def run_section(run: RunFiles, title: str, size: int) -> RunSection:
         epochs=_epochs(run),
         environment=_environment(run),
         data=[
-            [str(split.get(key) or "") for key in ("dataset", "split", "version")]
-            + [_count(split.get(key)) for key in ("images", "identities", "cameras")]
+            [
+                *split[:3],
+                _count(split.images),
+                _count(split.identities) if split.identities else "unlabelled",
+                _count(split.cameras) if split.cameras else "unknown",
+            ]
             for split in run.data
         ],
         repeat=_repeat(run),
@@ -175,17 +181,13 @@ def _results(run: RunFiles) -> list[ResultRow]:
 
 
 def _split_counts(run: RunFiles, test_set: str) -> tuple[str, str]:
-    counts = {
-        split.get("split"): _count(split.get("images"))
-        for split in run.data
-        if split.get("dataset") == test_set
-    }
+    counts = {split.split: _count(split.images) for split in run.data if split.dataset == test_set}
     return counts.get("query", ""), counts.get("gallery", "")
 
 
 def _findings(run: RunFiles) -> list[Finding]:
-    train = next((split for split in run.data if split.get("split") == "train"), {})
-    cameras, identities = (whole_number(train.get(key)) or 0 for key in ("cameras", "identities"))
+    train = [split for split in run.data if split.split == "train"]
+    cameras, identities = (train[0].cameras or 0, train[0].identities or 0) if train else (0, 0)
     found: list[Finding] = []
     for test_set in dict.fromkeys(entry.test_set for entry in run.evaluations):
         scores = [
@@ -230,14 +232,17 @@ def _single_camera(images: Sequence[ClusteredImage]) -> tuple[int, int, int]:
 
 def _matrix(test_set: str, pairs: CameraPairs) -> Matrix:
     rows = []
-    for camera, values in zip(pairs.query_cameras, pairs.precision, strict=True):
+    shown = list(zip(pairs.query_cameras, pairs.precision, strict=True))[:_MOST_CAMERAS]
+    for camera, values in shown:
         cells = [
             Cell("", None) if value is None or not math.isfinite(value)
             else Cell(f"{100 * value:.0f}", min(1.0, max(0.0, value)))
-            for value in values
+            for value in values[:_MOST_CAMERAS]
         ]  # fmt: skip
         rows.append((camera, cells))
-    return Matrix(test_set, pairs.gallery_cameras, rows)
+    known = max(len(pairs.query_cameras), len(pairs.gallery_cameras))
+    note = f"The first {_MOST_CAMERAS} of {known} cameras." if known > _MOST_CAMERAS else ""
+    return Matrix(test_set, pairs.gallery_cameras[:_MOST_CAMERAS], rows, note)
 
 
 def _epochs(run: RunFiles) -> tuple[list[str], list[list[str]]]:
@@ -348,8 +353,10 @@ def _notes(run: RunFiles, budget: PictureBudget, cut: bool) -> dict[str, str]:
         notes["clusters"] = "metrics.json has no clusters: no epoch has begun."
     if not run.clusters and not notes["clusters"]:
         notes["clusters_csv"] = (
-            "There is no clusters.csv: add WriteClusters to HOOKS, which clusters the images once "
-            "more with the final model."
+            "There is no clusters.csv: it is written at the end, to which this run has not come."
+            if run.writes_clusters and not run.finished
+            else "There is no clusters.csv: add WriteClusters to HOOKS, which clusters the images "
+            "once more with the final model."
         )
     if budget.unread:
         path, reason = next(iter(budget.unread.items()))
@@ -362,6 +369,5 @@ def _notes(run: RunFiles, budget: PictureBudget, cut: bool) -> dict[str, str]:
     return notes
 
 
-def _count(value: object) -> str:
-    number = whole_number(value)
-    return f"{number:,}" if number else "unknown" if number is None else "0"
+def _count(number: int | None) -> str:
+    return "unknown" if number is None else f"{number:,}"

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 import logging
 import os
+import random
 import re
 import runpy
 import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from reid.engine import run as training
@@ -151,6 +155,16 @@ def test_a_killed_run(make_run: MakeRun) -> None:
     assert "stopped by Interrupted: SIGTERM" in page(folder).text
 
 
+@pytest.mark.parametrize(
+    "hooks", [["WriteClusters"], [{"NAME": "WriteClusters", "NUM_MATCHES": 9}]]
+)
+def test_a_killed_run_would_have_written_its_clusters(make_run: MakeRun, hooks: object) -> None:
+    text = page(make_run(finished=False, HOOKS=hooks, SOLVER={"MAX_EPOCHS": 50})).text
+    assert "add WriteClusters" not in text
+    assert "There is no clusters.csv: it is written at the end" in text
+    assert "There is no matches.png: it is drawn at the end" in text
+
+
 def test_a_run_killed_at_once(make_run: MakeRun) -> None:
     text = squeezed(page(make_run(finished=False, without=("metrics.json",))).text)
     assert "ended before the first epoch" in text
@@ -180,6 +194,51 @@ def test_images_that_cannot_be_read_are_told(make_run: MakeRun) -> None:
     assert "3 images cannot be read here; the first: " in found.text
     assert "clusters.png cannot be read: " in found.text
     assert found.text.count("no picture") >= 3
+
+
+NASTY = (
+    None, True, -1, 10**400, 2**63, float("nan"), float("inf"), -1e308, "", "x\ud800\x00<", [], {},
+    [[]], [None], {"a": 1}, "1e5",
+)  # fmt: skip
+
+
+def mutated(value: Any, rng: random.Random, share: float) -> Any:
+    """JSON with some values replaced and some keys gone."""
+    if rng.random() < share:
+        return rng.choice(NASTY)
+    if isinstance(value, dict):
+        return {k: mutated(v, rng, share) for k, v in value.items() if rng.random() > share / 2}
+    return [mutated(item, rng, share) for item in value] if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_any_values_make_a_page(make_run: MakeRun, seed: int) -> None:
+    rng = random.Random(seed)
+    share = rng.choice([0.02, 0.1, 0.3])
+    folder = make_run(finished=True)
+    (folder / "config.yaml").write_text(
+        json.dumps(mutated(yaml.safe_load((folder / "config.yaml").read_text()), rng, share))
+    )
+    results = mutated(json.loads((folder / "results.json").read_text()), rng, share)
+    (folder / "results.json").write_text(json.dumps(results))
+    lines = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    changed = [json.dumps(mutated(line, rng, share)) for line in lines]
+    (folder / "metrics.json").write_text("\n".join(changed))
+    page(folder)
+
+
+def test_a_matrix_of_many_cameras_is_cut(make_run: MakeRun) -> None:
+    folder = make_run()
+    results = json.loads((folder / "results.json").read_text())
+    cameras = [*range(100)]
+    table = [[0.5] * 100 for _ in cameras]
+    results["final"][0]["camera_pairs"] = {
+        "query_cameras": cameras, "gallery_cameras": cameras, "mAP": table,
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    found = page(folder)
+    assert "The first 40 of 100 cameras." in found.text
+    assert len([1 for _, attrs in found.tags if attrs.get("class") == "heat"]) == 1600
 
 
 @pytest.mark.parametrize("runs", [1, 2])
