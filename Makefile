@@ -26,12 +26,13 @@ demo: $(VENV)/installed  ## draw a small data set, train TMGF on it without labe
 	$(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml --overwrite \
 		OUTPUT_DIR $(DEMO_DIR)
 	@echo
+	@echo "The run on one page: $(DEMO_DIR)/report.html"
+	@echo
 	@echo "What to try next"
-	@echo "  look at the pictures         $(DEMO_DIR)/ranked_lists.png, clusters.png, similarities.png"
-	@echo "  follow the run               $(BIN)/tensorboard --logdir $(DEMO_DIR)"
-	@echo "  change a setting             $(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml OUTPUT_DIR logs/demo_eps CLUSTERER.EPS 0.4"
-	@echo "  the paper's data sets        projects/TMGF/README.md"
-	@echo "  your own images              README.md, \"Your own images\""
+	@echo "  how cameras and persons lie    $(BIN)/python tools/visualize.py embed --model $(DEMO_DIR) --colour camera --output $(DEMO_DIR)/cameras.png"
+	@echo "  the best weights, flip-test    $(BIN)/python tools/train_net.py --config-file $(DEMO_DIR)/config.yaml --eval-only MODEL.WEIGHTS $(DEMO_DIR)/model_best.safetensors TEST.FLIP true OUTPUT_DIR $(DEMO_DIR)_flip"
+	@echo "  another setting, side by side  $(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml OUTPUT_DIR $(DEMO_DIR)_eps CLUSTERER.EPS 0.4 && $(BIN)/python tools/report.py $(DEMO_DIR) $(DEMO_DIR)_eps --output $(DEMO_DIR)_eps/beside.html"
+	@echo "More: the paper's data sets (projects/TMGF/README.md), your own images (docs/own_cameras.md), the report (docs/report.md)"
 
 test: $(VENV)/installed lint  ## check style, types and floors, then run the tests (about 5 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile

@@ -20,5 +20,9 @@ setup(
         ),
     ],
     package_dir=PROJECTS,
-    package_data={"reid": ["py.typed"], **{name: ["py.typed"] for name in PROJECTS}},
+    package_data={
+        "reid": ["py.typed"],
+        "reid.workflows.report": ["*.j2"],
+        **{name: ["py.typed"] for name in PROJECTS},
+    },
 )

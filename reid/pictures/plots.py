@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from reid.structures import FeatureSet
 
 Method = Literal["tsne", "umap"]
 _BLOCK = 1 << 22  # pairs at a time
+_FINE_BINS = 10_000  # for thresholds; what is drawn is coarser
 _MARKERS = "osD^vP*X"
 
 
@@ -61,18 +63,71 @@ def similarity_histogram(
     return counts[0].numpy(), counts[1].numpy(), edges
 
 
+class Threshold(NamedTuple):
+    """Pairs count as the same person from here on.
+
+    Attributes:
+        similarity: Cosine.
+        false_rate: At most this share of the pairs of different persons lies there.
+        found: Share of the pairs of the same person that lies there.
+    """
+
+    similarity: float
+    false_rate: float
+    found: float
+
+
+def similarity_thresholds(
+    positive: NDArray[np.int64],
+    negative: NDArray[np.int64],
+    edges: NDArray[np.float64],
+    false_rates: Sequence[float] = (1e-2, 1e-3, 1e-4),
+) -> list[Threshold]:
+    """The lowest edges of bins from which on few enough pairs are of different persons.
+
+    Args:
+        positive: (bins,) pairs of the same person; at least one.
+        negative: (bins,) pairs of different persons.
+        edges: (bins + 1,) of the bins, ascending.
+        false_rates: Shares of the negative pairs. One that is less than a single pair is left out,
+            since so few pairs do not tell.
+    """
+    total = int(negative.sum())
+    # pairs from each edge on
+    false = np.append(np.cumsum(negative[::-1])[::-1], 0)
+    true = np.append(np.cumsum(positive[::-1])[::-1], 0)
+    found = []
+    for rate in false_rates:
+        if rate * total >= 1:
+            place = int(np.argmax(false <= rate * total))
+            found.append(Threshold(float(edges[place]), rate, float(true[place] / true[0])))
+    return found
+
+
 def draw_similarities(path: Path, query: FeatureSet, gallery: FeatureSet, bins: int = 100) -> None:
-    """The histogram of `similarity_histogram`, each kind of pairs by its share.
+    """The histogram of `similarity_histogram`, each kind of pairs by its share, with thresholds.
+
+    Args:
+        path: The PNG to write.
+        query: Q features of unit length.
+        gallery: G features of unit length.
+        bins: At most, over the similarities that there are.
 
     Raises:
         ValueError: See `similarity_histogram`; or there are no positive or no negative pairs.
     """
-    positive, negative, edges = similarity_histogram(query, gallery, bins)
+    positive, negative, edges = similarity_histogram(query, gallery, _FINE_BINS)
     if not positive.sum() or not negative.sum():
         raise ValueError(
             "expected pairs of the same person and of different persons, got "
             f"{positive.sum()} and {negative.sum()}"
         )
+    thresholds = similarity_thresholds(positive, negative, edges)
+    filled = np.flatnonzero(positive + negative)
+    wide = -(-(filled[-1] + 1 - filled[0]) // bins)  # fine bins in one that is drawn
+    starts = np.arange(filled[0], filled[-1] + 1, wide)
+    positive, negative = np.add.reduceat(positive, starts), np.add.reduceat(negative, starts)
+    edges = edges[[*starts, min(starts[-1] + wide, _FINE_BINS)]]
     shares = positive / positive.sum(), negative / negative.sum()
     overlap = float(np.minimum(*shares).sum())
     figure = Figure(figsize=(8, 4.5), layout="constrained")
@@ -84,12 +139,18 @@ def draw_similarities(path: Path, query: FeatureSet, gallery: FeatureSet, bins: 
         label = f"{text} ({count.sum():,} pairs)"
         axes.stairs(100 * share, edges, fill=True, alpha=0.3, color=_rgb(colour))
         axes.stairs(100 * share, edges, color=_rgb(colour), linestyle=style, label=label, lw=1.6)
-    filled = np.flatnonzero(positive + negative)
-    axes.set_xlim(edges[filled[0]] - 0.02, min(edges[filled[-1] + 1] + 0.02, 1.02))
+    for threshold, style in zip(thresholds, ("-", "--", ":"), strict=False):
+        label = (
+            f"from {threshold.similarity:.4f}: 1 of {1 / threshold.false_rate:,.0f} wrong pairs, "
+            f"{100 * threshold.found:.1f}% of the right ones"
+        )
+        axes.axvline(threshold.similarity, color="black", linestyle=style, lw=1.1, label=label)
+    margin = 0.02 * (edges[-1] - edges[0])
+    axes.set_xlim(edges[0] - margin, edges[-1] + margin)
     axes.set_xlabel("cosine similarity")
     axes.set_ylabel("share of the pairs, %")
     axes.set_title(f"Similarities; the two overlap by {100 * overlap:.1f}%")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, fontsize=9)
     _tidy(axes)
     _save(figure, path)
 

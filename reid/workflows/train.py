@@ -28,11 +28,13 @@ from reid.engine.trainer import Trainer
 from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
 from reid.registry import ConfigError
+from reid.workflows.report import REPORT, report_at_end
 from reid.workflows.session import alone_in, explained, started
 
 logger = logging.getLogger(__name__)
 
 _FILES = {
+    REPORT: "all of this on one page: results, curves, pictures, health in words",
     "config.yaml": "everything that was set, resolved",
     "log.txt": "this text",
     "metrics.json": "losses, cluster statistics, results; one JSON object a line",
@@ -107,6 +109,7 @@ def train(
                 remove_leftovers(output_dir)
                 write_text(output_dir / "config.yaml", dump_config(config))
             _run(trainer, writer, signals, output_dir)
+            report_at_end(output_dir)
             _log_files(output_dir)
 
 

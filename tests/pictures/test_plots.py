@@ -9,7 +9,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from reid.pictures.plots import draw_embedding, draw_similarities, embed, similarity_histogram
+from reid.pictures.plots import (
+    draw_embedding,
+    draw_similarities,
+    embed,
+    similarity_histogram,
+    similarity_thresholds,
+)
 from reid.structures import FeatureSet
 
 
@@ -39,6 +45,17 @@ def test_blocks_count_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
     positive, negative, _ = similarity_histogram(query, gallery)
     same = (query.pids[:, None] == gallery.pids).sum()
     assert (positive.sum(), negative.sum()) == (int(same), 1100 * 50 - int(same))
+
+
+def test_thresholds_let_few_wrong_pairs_through() -> None:
+    edges = np.linspace(-1, 1, 5)
+    positive, negative = np.array([1, 2, 3, 4]), np.array([880, 100, 15, 5])
+    found = similarity_thresholds(positive, negative, edges, (0.02, 5e-3, 1e-3, 1e-4))
+    # from 0 on there are 20 of 1,000; from 0.5 on 5; above 1 none; 1 of 10,000 cannot be told
+    assert [tuple(threshold) for threshold in found] == [
+        (0.0, 0.02, 0.7), (0.5, 5e-3, 0.4), (1.0, 1e-3, 0.0),
+    ]  # fmt: skip
+    assert similarity_thresholds(positive, 0 * negative, edges) == []
 
 
 def test_histogram_is_drawn(tmp_path: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_run_leaves_everything_behind(finished: Path) -> None:
     names = {entry.name.split(".")[0] for entry in finished.iterdir()}
     assert names == {
         "checkpoint_0002", "checkpoint_0003", "config", "events", "log", "metrics", "model_best",
-        "model_final", "ranked_lists", "results", "similarities",
+        "model_final", "ranked_lists", "report", "results", "similarities",
     }  # fmt: skip
     kinds = [line["kind"] for line in lines(finished / "metrics.json")]
     assert kinds == ["test", "labels", "train", "train", "test", "train", "train", "test",
