@@ -20,8 +20,8 @@ from reid.data.loaders import BatchLoader, OnError, eval_loader, train_loader
 from reid.data.resize import Interpolation
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
-from reid.engine.testing import QueryGallery
 from reid.evaluation.extract import ImageSet, Precision
+from reid.evaluation.query_gallery import QueryGallery, usable_test_sets
 from reid.registry import TRANSFORM, ConfigError, build
 from reid.structures import ImageRecord
 
@@ -113,7 +113,9 @@ def build_image_set(
     )
 
 
-def build_test_sets(config: Config, train: TrainImages | None = None) -> list[QueryGallery]:
+def build_test_sets(
+    config: Config, train: TrainImages | None = None, *, check: bool = True
+) -> list[QueryGallery]:
     """The test sets of `datasets.test`, or else query and gallery of the training sets, if any.
 
     The model sees a camera under the number that it had in training; evaluation keeps the
@@ -122,10 +124,11 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Qu
     Args:
         config: Names the datasets.
         train: The training images, where they are built already.
+        check: Leave out, with a warning, test sets that cannot be scored.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
-        DataError: Its files are not what was expected.
+        DataError: Its files are not what was expected, or no test set can be scored.
     """
     if train is None and config.datasets.train:
         train = build_train_images(config)
@@ -151,7 +154,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Qu
             precision=cast(Precision, config.test.precision),
         )
         sets.append(QueryGallery(name, query, gallery, images, dataset.version))
-    return sets
+    return usable_test_sets(sets) if check else sets
 
 
 def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:

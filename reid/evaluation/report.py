@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,12 +15,15 @@ from tabulate import tabulate
 from torch import Tensor
 from torch.nn import functional as F
 
-import reid.evaluation.evaluators  # noqa: F401  (importing the evaluators registers them)
 from reid.data.datasets.csv_dataset import read_csv
-from reid.evaluation.ranking import rank_with_camera_pairs, true_positive_rates
+from reid.evaluation.evaluation import Details, Evaluation
+from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.ranking import rank
 from reid.registry import EVALUATOR, ConfigError, build
 from reid.structures import DataError, FeatureSet, ProgressBar, part_of_progress
 from reid.yaml_text import parse_yaml
+
+logger = logging.getLogger(__name__)
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 _HARDEST = 10
@@ -34,11 +38,13 @@ class LoadedFeatures(NamedTuple):
         query: Q features of unit length.
         gallery: Features of unit length.
         query_paths: Q paths of the queries' images, where a list gave them.
+        gallery_paths: Paths of the gallery's images, where a list gave them.
     """
 
     query: FeatureSet
     gallery: FeatureSet
     query_paths: list[str] | None = None
+    gallery_paths: list[str] | None = None
 
 
 def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
@@ -74,13 +80,14 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
         }
         found.append(_feature_set(chosen, split, path))
         paths.append([record.path for record in records])
-    return LoadedFeatures(found[0], found[1], paths[0])
+    return LoadedFeatures(found[0], found[1], paths[0], paths[1])
 
 
 def evaluate_features(
     query: FeatureSet,
     gallery: FeatureSet,
     query_paths: Sequence[str] | None = None,
+    gallery_paths: Sequence[str] | None = None,
     evaluator: str = "Market1501Evaluator",
     options: Sequence[str] = (),
     progress: ProgressBar | None = None,
@@ -91,13 +98,15 @@ def evaluate_features(
         query: Features of unit length.
         gallery: Features of unit length.
         query_paths: Q paths of the queries' images, where they are known.
+        gallery_paths: Paths of the gallery's images, where they are known. With both, an image is
+            never its own match.
         evaluator: Name in EVALUATOR.
         options: KEY VALUE pairs for its constructor.
         progress: Called with (queries' worth of work done, Q).
 
     Returns:
-        `numbers`: the evaluator's. Of the plain Euclidean ranking besides: `TPR@FPR`, and what
-        `ranking_details` gives.
+        `numbers`: the evaluator's. `TPR@FPR`: verification by Euclidean distance, whatever the
+        evaluator ranks by. And what `ranking_details` gives.
 
     Raises:
         ConfigError: The evaluator or an option is unknown or wrong.
@@ -111,15 +120,28 @@ def evaluate_features(
             spec[key.lower()] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {value!r} is not a YAML value") from error
-    evaluating, verifying, detailing = (
-        part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 0.7), (0.7, 1))
+    scorer = cast(Evaluator, build(EVALUATOR, spec, "evaluator"))
+    ranking, scoring = (
+        part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 1))
     )
-    numbers = build(EVALUATOR, spec, "evaluator")(query, gallery, progress=evaluating)
-    rates = true_positive_rates(
-        *_ranking_arguments(query, gallery),
-        false_positive_rates=_FALSE_POSITIVE_RATES,
-        progress=verifying,
+    evaluation = rank(
+        query,
+        gallery,
+        ap=scorer.ap,
+        details=Details(camera_pairs=True, similarities=True),
+        query_paths=query_paths,
+        gallery_paths=gallery_paths,
+        progress=ranking,
     )
+    counts = evaluation.counts
+    if counts.ignored:
+        logger.warning(evaluation.relevance.ignored_text(counts))
+    evaluation = scorer.rank_again(evaluation, scoring)
+    numbers = scorer(evaluation)
+    if progress is not None:
+        progress(len(query), len(query))
+    assert evaluation.similarities is not None
+    rates = evaluation.similarities.true_positive_rates(_FALSE_POSITIVE_RATES)
     return {
         "evaluator": spec,
         "numbers": numbers,
@@ -127,47 +149,41 @@ def evaluate_features(
             f"{rate:g}": float(value)
             for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
         },
-        **ranking_details(query, gallery, query_paths, detailing),
+        **ranking_details(evaluation),
     }
 
 
-def ranking_details(
-    query: FeatureSet,
-    gallery: FeatureSet,
-    query_paths: Sequence[str] | None = None,
-    progress: ProgressBar | None = None,
-) -> dict[str, Any]:
-    """What lies behind the totals, of the plain Euclidean ranking, whatever the evaluator does.
+def ranking_details(evaluation: Evaluation) -> dict[str, Any]:
+    """What lies behind the numbers of an evaluation.
 
     Args:
-        query: Q features of unit length.
-        gallery: Features of unit length.
-        query_paths: Q paths of the queries' images, where they are known.
-        progress: Called with (queries done, Q).
+        evaluation: With `camera_pairs`, if these are to be told.
 
     Returns:
-        `hardest_queries` (indices, worst first), with `query_paths` `hardest_query_paths` in the
-        same order, `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None
-        where there is no match), and `per_query_AP` (Q; None without a match).
-
-    Raises:
-        ValueError: No query has a match, or features are not finite.
+        `counts` (see `Counts`); `ap` and `ranked_by`, which say what all below is;
+        `hardest_queries` (indices, worst first), with paths `hardest_query_paths` in the same
+        order; `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None where
+        there is no match), or None; and `per_query_AP` (Q; None without a match).
     """
-    ranking, (query_cameras, gallery_cameras, table) = rank_with_camera_pairs(
-        *_ranking_arguments(query, gallery), progress=progress
-    )
-    hardest = [int(row) for row in ranking.hardest(_HARDEST)]
-    details: dict[str, Any] = {"hardest_queries": hardest}
-    if query_paths is not None:
-        details["hardest_query_paths"] = [query_paths[row] for row in hardest]
-    return details | {
-        "camera_pairs": {
-            "query_cameras": [int(camid) for camid in query_cameras],
-            "gallery_cameras": [int(camid) for camid in gallery_cameras],
-            "mAP": [[_or_none(value) for value in row] for row in table],
-        },
-        "per_query_AP": [_or_none(value) for value in ranking.average_precision],
+    ranking, pairs = evaluation.ranking, evaluation.camera_pairs
+    hardest = ranking.hardest(_HARDEST).tolist()
+    details: dict[str, Any] = {
+        "counts": evaluation.counts.as_dict(),
+        "ap": evaluation.ap,
+        "ranked_by": evaluation.ranked_by,
+        "hardest_queries": hardest,
     }
+    if evaluation.query_paths is not None:
+        details["hardest_query_paths"] = [evaluation.query_paths[row] for row in hardest]
+    details["camera_pairs"] = None
+    if pairs is not None:
+        details["camera_pairs"] = {
+            "query_cameras": pairs.query_cameras.tolist(),
+            "gallery_cameras": pairs.gallery_cameras.tolist(),
+            "mAP": [[_or_none(value) for value in row] for row in pairs.mAP],
+        }
+    details["per_query_AP"] = [_or_none(value) for value in ranking.average_precision]
+    return details
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -175,53 +191,36 @@ def report_text(report: Mapping[str, Any]) -> str:
     numbers = report["numbers"] | {
         f"TPR@FPR {rate}": value for rate, value in report["TPR@FPR"].items()
     }
-    pairs = report["camera_pairs"]
-    body = [
-        [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
-        for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
+    kind = f"AP {report['ap']}, {report['ranked_by']}"
+    queries, gallery = report["counts"]["queries"], report["counts"]["gallery"]
+    tables = [
+        _table([[f"{100 * value:.1f}" for value in numbers.values()]], [*numbers]),
+        f"Queries: {queries['all']:,}, with a match {queries['with_match']:,}, ignored "
+        f"{queries['ignored']:,}\nGallery: {gallery['all']:,}, junk {gallery['junk']:,}, "
+        f"distractors {gallery['distractors']:,}",
     ]
+    pairs = report["camera_pairs"]
+    if pairs is not None:
+        rows = [
+            [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
+            for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
+        ]
+        headers = ["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])]
+        title = f"mAP from the row's camera to the column's ({kind})\n"
+        tables.append(title + _table(rows, headers))
     precision = report["per_query_AP"]
     paths = report.get("hardest_query_paths")
     hardest = [
         [row, f"{100 * precision[row]:.1f}", *([paths[place]] if paths else [])]
         for place, row in enumerate(report["hardest_queries"])
     ]
-    tables = (
-        tabulate(
-            [[f"{100 * value:.1f}" for value in numbers.values()]],
-            headers=[*numbers],
-            tablefmt="github",
-            disable_numparse=True,
-        ),
-        "mAP from the row's camera to the column's\n"
-        + tabulate(
-            body,
-            headers=["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])],
-            tablefmt="github",
-            disable_numparse=True,
-        ),
-        "Hardest queries\n"
-        + tabulate(
-            hardest,
-            headers=["query", "AP", *(["image"] if paths else [])],
-            tablefmt="github",
-            disable_numparse=True,
-        ),
-    )
+    headers = ["query", "AP", *(["image"] if paths else [])]
+    tables.append(f"Hardest queries ({kind})\n" + _table(hardest, headers))
     return "\n\n".join(tables)
 
 
-def _ranking_arguments(
-    query: FeatureSet, gallery: FeatureSet
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        query.test,
-        gallery.test,
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
-    )
+def _table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def _read_arrays(path: Path) -> Mapping[str, Any]:
