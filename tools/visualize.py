@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from reid.engine.logs import show_picture, tool_logging
-from reid.evaluation.report import load_features
+from reid.evaluation.feature_files import load_features
+from reid.evaluation.ranking import pair_similarities
 from reid.pictures.plots import draw_similarities
 from reid.registry import ConfigError
 from reid.workflows import pictures
@@ -132,9 +133,9 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
                 found, name = load_features(features, arguments.csv)[:2], features.stem
                 models = []  # the picture is of none
             else:
-                found, name = pictures.find_features(models[0]), models[0].name
+                found, name = models[0].test_features(), models[0].name
             if arguments.command == "histogram":
-                draw_similarities(output, *found)
+                draw_similarities(output, pair_similarities(*found))
             else:
                 pictures.picture_embedding(output, *found, arguments.colour, arguments.method, name)
     return models

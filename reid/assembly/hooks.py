@@ -15,9 +15,9 @@ from reid.engine.hooks.evaluate import Evaluate
 from reid.engine.hooks.log_metrics import LogMetrics
 from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
 from reid.engine.logs import MetricWriter
-from reid.engine.testing import QueryGallery
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import ImageSet
+from reid.evaluation.query_gallery import QueryGallery
 from reid.labelling import Labeller
 from reid.modeling.losses import Criterion
 from reid.registry import EVALUATOR, HOOK, Hook, build

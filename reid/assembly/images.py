@@ -18,8 +18,8 @@ from reid.data.datasets.joining import unique_names
 from reid.data.loaders import BatchLoader, eval_loader, train_loader
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
-from reid.engine.testing import QueryGallery
 from reid.evaluation.extract import ImageSet
+from reid.evaluation.query_gallery import QueryGallery, usable_test_sets
 from reid.registry import TRANSFORM, ConfigError, build
 from reid.structures import ImageRecord
 
@@ -112,7 +112,11 @@ def build_image_set(
 
 
 def build_test_sets(
-    config: Config, train: TrainImages | None = None, cameras: Sequence[Camera] | None = None
+    config: Config,
+    train: TrainImages | None = None,
+    cameras: Sequence[Camera] | None = None,
+    *,
+    check: bool = True,
 ) -> list[QueryGallery]:
     """The test sets of `datasets.test`, or else query and gallery of the training sets, if any.
 
@@ -123,10 +127,11 @@ def build_test_sets(
         config: Names the datasets.
         train: The training images, where they are built already.
         cameras: Of the model; None: it has none, or numbers count as they are.
+        check: Leave out, with a warning, test sets that cannot be scored.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
-        DataError: Its files are not what was expected.
+        DataError: Its files are not what was expected, or no test set can be scored.
     """
     if train is None and config.datasets.train:
         train = build_train_images(config)
@@ -152,7 +157,7 @@ def build_test_sets(
             precision=config.test.precision,
         )
         sets.append(QueryGallery(name, query, gallery, images, dataset.version))
-    return sets
+    return usable_test_sets(sets) if check else sets
 
 
 def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:

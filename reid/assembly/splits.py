@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from reid.data.datasets.base import SplitCounts
-from reid.engine.testing import QueryGallery
+from reid.evaluation.query_gallery import QueryGallery
 from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)

@@ -1,54 +1,44 @@
-"""Tests of a model: from a test set to numbers, a table, a picture."""
+"""A model on a test set: features, one ranking, an evaluator's numbers."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
-from tabulate import tabulate
 from torch import nn
 
 from reid import distributed
 from reid.engine.logs import progress_bar
+from reid.evaluation.evaluation import Details, Evaluation
 from reid.evaluation.evaluators import Evaluator
-from reid.evaluation.extract import ImageSet
-from reid.evaluation.ranking import top_matches
+from reid.evaluation.query_gallery import QueryGallery
+from reid.evaluation.relevance import Counts
 from reid.evaluation.report import ranking_details
-from reid.pictures.plots import draw_similarities
-from reid.pictures.sheets import Verdict, draw_ranked_lists
-from reid.structures import FeatureSet, ImageRecord
+from reid.neighbors import run_on_main
+from reid.structures import FeatureSet, part_of_progress
 
-logger = logging.getLogger(__name__)
+
+class EvaluationError(RuntimeError):
+    """A test set cannot be evaluated; says which and why."""
 
 
 @dataclass(frozen=True)
-class QueryGallery:
-    """A test set: images to look for, and images to look in.
+class Scores:
+    """What comes of a test set.
 
     Attributes:
-        name: For tables.
-        query: Images to look for.
-        gallery: Images to look in.
-        images: Both together, query first.
-        version: Which of several circulating versions was found; empty where there is one only.
+        numbers: The evaluator's.
+        counts: What stands behind them.
+        details: What `ranking_details` gives; empty if not asked for.
+        evaluation: What tables and pictures are made of; on the main process alone, else None.
     """
 
-    name: str
-    query: Sequence[ImageRecord]
-    gallery: Sequence[ImageRecord]
-    images: ImageSet
-    version: str = ""
-
-    def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
-        """Features of query and gallery."""
-        with progress_bar(f"Extracting {self.name}", "img") as progress:
-            both = self.images.features(model, device, progress)
-        return both[: len(self.query)], both[len(self.query) :]
+    numbers: dict[str, float]
+    counts: Counts
+    details: dict[str, Any]
+    evaluation: Evaluation | None = field(default=None, compare=False, repr=False)
 
 
 def evaluate(
@@ -56,157 +46,69 @@ def evaluate(
     test_set: QueryGallery,
     evaluator: Evaluator,
     device: torch.device,
-    *,
-    details: bool = False,
-) -> tuple[dict[str, float], dict[str, Any]]:
-    """A model on a test set, the same on every process.
+    details: Details | None = None,
+) -> Scores:
+    """A model on a test set: features are extracted once and ranked once.
 
     Args:
         model: Gives the features.
         test_set: Query and gallery.
         evaluator: Gives the numbers.
         device: Where the model is.
-        details: Whether to look behind the numbers too.
+        details: What else is to be collected; None: nothing, and the result has no `details`.
 
     Returns:
-        The evaluator's numbers; and what `ranking_details` gives, or nothing without `details`
-        or where the plain ranking finds no match (an evaluator may have its own protocol).
+        Numbers, counts and details are the same on every process.
+
+    Raises:
+        EvaluationError: On every process, whatever the cause and wherever it came up.
     """
-    query, gallery = test_set.features(model, device)
-    found = None
-    if distributed.is_main():
-        with (
-            progress_bar(f"Ranking {test_set.name}", "query") as progress,
-            distributed.torch_threads_kept(),
-        ):
-            numbers = evaluator(query, gallery, progress=progress)
-            found = numbers, _details(test_set, query, gallery) if details else {}
-    return distributed.broadcast_object(found)
-
-
-def _details(test_set: QueryGallery, query: FeatureSet, gallery: FeatureSet) -> dict[str, Any]:
     try:
-        return ranking_details(query, gallery, [record.path for record in test_set.query])
-    except ValueError as error:
-        logger.warning("%s: no details of the ranking (%s)", test_set.name, error)
-        return {}
+        with progress_bar(f"Extracting {test_set.name}", "img") as progress:
+            query, gallery = test_set.features(model, device, progress)
+    except Exception as error:
+        raise _failed(test_set, error) from error
+    evaluation: list[Evaluation] = []
+
+    def work() -> Scores:
+        try:
+            result, ranked = _score(test_set, query, gallery, evaluator, details)
+        except Exception as error:
+            raise _failed(test_set, error) from error
+        evaluation.append(ranked)
+        return result
+
+    result = run_on_main(work)
+    if evaluation:
+        return Scores(result.numbers, result.counts, result.details, evaluation[0])
+    return result
 
 
-def best_evaluation(history: Sequence[Mapping[str, Any]], metric: str) -> Mapping[str, Any]:
-    """The first test set's best evaluation of trained weights; the earliest of equals."""
-    first = [entry for entry in history if entry["test_set"] == history[0]["test_set"]]
-    trained = [entry for entry in first if entry["epoch"]] or first
-    return max(trained, key=lambda entry: entry["numbers"][metric])
-
-
-def summary_table(history: Sequence[Mapping[str, Any]], metric: str) -> str:
-    """The results of a training run: before it, at the best epoch, and at the end."""
-    best, last = best_evaluation(history, metric)["epoch"], history[-1]["epoch"]
-    rows = []
-    for name in dict.fromkeys(entry["test_set"] for entry in history):
-        for entry in history:
-            epoch = entry["epoch"]
-            if entry["test_set"] == name and epoch in (0, best, last):
-                when = f"after epoch {epoch}" if epoch else "before training"
-                mark = " (best)" if epoch == best != last else ""
-                rows.append((name, when + mark, entry["numbers"]))
-    return results_table(rows)
-
-
-def results_table(rows: Sequence[tuple[str, str, Mapping[str, float]]]) -> str:
-    """A table in percent of (test set, weights, numbers)."""
-    body = [
-        [name, weights, *(f"{100 * number:.1f}" for number in numbers.values())]
-        for name, weights, numbers in rows
-    ]
-    headers = ["test set", "weights", *rows[0][2]]
-    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def draw_matches(
-    path: Path,
+def _score(
     test_set: QueryGallery,
     query: FeatureSet,
     gallery: FeatureSet,
-    num_queries: int,
-    *,
-    keep_junk: bool = False,
-) -> None:
-    """Draws queries, spread evenly over the test set, with their ten best matches.
-
-    Args:
-        path: The PNG to write.
-        test_set: The images.
-        query: Their features.
-        gallery: Their features.
-        num_queries: Rows.
-        keep_junk: Draw images that the protocol leaves out too, marked as such.
-
-    Raises:
-        DataError: An image cannot be read.
-    """
-    chosen = np.unique(np.linspace(0, len(query) - 1, num_queries).astype(int))
-    chosen_query = query[torch.from_numpy(chosen).to(query.pids.device)]
-    matches = top_matches(
-        chosen_query.test,
-        gallery.test,
-        chosen_query.pids,
-        gallery.pids,
-        chosen_query.camids,
-        gallery.camids,
-        k=10,
-        keep_junk=keep_junk,
-    )
-    asked = [test_set.query[i] for i in chosen]
-    draw_ranked_lists(
-        path,
-        [record.path for record in asked],
-        [
-            [
-                (test_set.gallery[j].path, _verdict(record, test_set.gallery[j]))
-                for j in row
-                if j >= 0
-            ]
-            for record, row in zip(asked, matches, strict=True)
-        ],
-    )
+    evaluator: Evaluator,
+    details: Details | None,
+) -> tuple[Scores, Evaluation]:
+    with (
+        progress_bar(f"Ranking {test_set.name}", "query") as progress,
+        distributed.torch_threads_kept(),
+    ):
+        ranking, scoring = (
+            part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 1))
+        )
+        evaluation = test_set.rank(
+            query, gallery, ap=evaluator.ap, details=details or Details(), progress=ranking
+        )
+        evaluation = evaluator.rank_again(evaluation, scoring)
+        numbers = {name: float(value) for name, value in evaluator(evaluation).items()}
+    broken = [name for name, value in numbers.items() if not math.isfinite(value)]
+    if broken:
+        raise ValueError(f"{type(evaluator).__name__} gave no finite {', '.join(broken)}")
+    told = ranking_details(evaluation) if details is not None else {}
+    return Scores(numbers, evaluation.counts, told), evaluation
 
 
-def draw_test_pictures(
-    model: nn.Module,
-    test_set: QueryGallery,
-    device: torch.device,
-    num_queries: int,
-    output_dir: Path,
-) -> list[Path]:
-    """Draws ranked_lists.png and, where there are pairs, similarities.png.
-
-    Args:
-        model: Gives the features.
-        test_set: The images.
-        device: Where the model is.
-        num_queries: In ranked_lists.png.
-        output_dir: Where to.
-
-    Returns:
-        The pictures, on the main process.
-    """
-    query, gallery = test_set.features(model, device)
-    if not distributed.is_main():
-        return []
-    paths = [output_dir / "ranked_lists.png"]
-    draw_matches(paths[0], test_set, query, gallery, num_queries)
-    try:
-        draw_similarities(output_dir / "similarities.png", query, gallery)
-        paths.append(output_dir / "similarities.png")
-    except ValueError as error:
-        logger.warning("%s: no histogram of similarities (%s)", test_set.name, error)
-    return paths
-
-
-def _verdict(query: ImageRecord, match: ImageRecord) -> Verdict:
-    """As the protocol of Market-1501 has it."""
-    same = query.pid == match.pid
-    if match.pid < 0 or (same and query.camid == match.camid >= 0):
-        return "junk"
-    return "same" if same else "other"
+def _failed(test_set: QueryGallery, error: Exception) -> EvaluationError:
+    return EvaluationError(f"{test_set.name}: {type(error).__name__}: {error}")

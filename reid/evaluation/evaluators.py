@@ -1,28 +1,53 @@
-"""Evaluators: features of query and gallery become a dict of numbers."""
+"""Evaluators: an evaluation becomes a dict of numbers."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from dataclasses import replace
 
-from reid.evaluation.ranking import rank, rank_distances
+from reid.evaluation.evaluation import AP, EUCLIDEAN, Evaluation
+from reid.evaluation.ranking import rank, rank_again
 from reid.evaluation.reranking import expand_queries, rerank
 from reid.registry import EVALUATOR
-from reid.structures import FeatureSet, ProgressBar
+from reid.structures import ProgressBar
 
 
-class Evaluator(Protocol):
-    """What is registered in EVALUATOR."""
+class Evaluator(ABC):
+    """Base of what is registered in EVALUATOR.
 
+    Attributes:
+        ap: The average precision that the evaluation is to be ranked with.
+        metrics: Names of the numbers, in the order of a table's columns; empty: not known before
+            the first evaluation.
+    """
+
+    ap: AP = "step"
+    metrics: tuple[str, ...] = ()
+
+    def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
+        """The evaluation by other distances, if the evaluator has some: as it is, here.
+
+        Tables and lists of matches are made of what this returns, so that they fit the numbers.
+        """
+        return evaluation
+
+    @abstractmethod
     def __call__(
-        self, query: FeatureSet, gallery: FeatureSet, progress: ProgressBar | None = None
+        self, evaluation: Evaluation, progress: ProgressBar | None = None
     ) -> dict[str, float]:
-        """Numbers by name, fractions from 0 to 1, in the order of a table's columns."""
+        """Numbers by name, fractions from 0 to 1, in the order of a table's columns.
+
+        Args:
+            evaluation: As `rank` gives it with this evaluator's `ap`, or what `rank_again` made of
+                it.
+            progress: Called with (queries' worth of work done, queries).
+        """
 
 
 @EVALUATOR.register()
-class Market1501Evaluator:
+class Market1501Evaluator(Evaluator):
     """The protocol of Market-1501 (Zheng et al., ICCV 2015), used for all common test sets.
 
     For each query, gallery images of the same identity *and* the same camera are removed, and so
@@ -31,8 +56,8 @@ class Market1501Evaluator:
 
     Args:
         ranks: The k of Rank-k.
-        ap: `step`, the mean of the precision at each hit, as the field computes it; `trapezoid`,
-            as the original Market-1501 code does, which gives slightly lower numbers.
+        ap: `step`, as the field computes it; `trapezoid`, as the original Market-1501 code does,
+            which gives slightly lower numbers. See `reid.evaluation.evaluation.AP`.
         query_expansion: Gallery images that each query is averaged with first; 0 = none.
         alpha: Exponent of their weights; 0 = average query expansion, see `expand_queries`.
         reranking: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before the ranking.
@@ -47,7 +72,7 @@ class Market1501Evaluator:
     def __init__(
         self,
         ranks: Sequence[int] = (1, 5, 10, 20),
-        ap: Literal["step", "trapezoid"] = "step",
+        ap: AP = "step",
         query_expansion: int = 0,
         alpha: float = 0.0,
         reranking: bool = False,
@@ -58,7 +83,8 @@ class Market1501Evaluator:
         if not ranks or min(ranks) < 1:
             raise ValueError(f"ranks: expected one or more numbers from 1, got {list(ranks)}")
         self._ranks = tuple(ranks)
-        self._ap: Literal["step", "trapezoid"] = ap
+        self.ap = ap
+        self.metrics = ("mAP", "mINP", *(f"Rank-{k}" for k in self._ranks))
         if query_expansion < 0 or not 0 <= alpha < math.inf:
             raise ValueError(
                 f"expected query_expansion and alpha of 0 or more, got {query_expansion}, {alpha}"
@@ -70,41 +96,77 @@ class Market1501Evaluator:
         self._k2 = k2
         self._original_weight = original_weight
 
-    def __call__(
-        self, query: FeatureSet, gallery: FeatureSet, progress: ProgressBar | None = None
-    ) -> dict[str, float]:
-        """mAP, mINP and Rank-k as fractions.
+    @property
+    def ranked_by(self) -> str:
+        """What the distances are, in words."""
+        steps = []
+        if self._query_expansion:
+            steps.append(f"query expansion ({self._query_expansion} images, alpha {self._alpha:g})")
+        if self._reranking:
+            steps.append(
+                f"k-reciprocal re-ranking (k1 {self._k1}, k2 {self._k2}, "
+                f"original weight {self._original_weight:g})"
+            )
+        return " and ".join(steps) or EUCLIDEAN
+
+    def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
+        """The evaluation with this average precision, and by these distances.
+
+        One that has them already is returned as it is.
 
         Raises:
-            ValueError: No query has a match in another camera.
+            ValueError: A feature is not finite, or a number does not fit the gallery.
         """
-        ids = (query.pids, gallery.pids, query.camids, gallery.camids)
-        max_rank = max(self._ranks)
-        query_feat = query.test
+        if (evaluation.ap, evaluation.ranked_by) == (self.ap, self.ranked_by):
+            return evaluation
+        query, gallery = evaluation.query, evaluation.gallery
         if self._query_expansion:
             count = min(self._query_expansion, len(gallery))
-            query_feat = expand_queries(query_feat, gallery.test, count, self._alpha)
+            query = replace(
+                query, test=expand_queries(query.test, gallery.test, count, self._alpha)
+            )
+        max_rank = max(self._ranks)
         if self._reranking:
             blocks = rerank(
-                query_feat,
+                query.test,
                 gallery.test,
                 k1=self._k1,
                 k2=self._k2,
                 lambda_value=self._original_weight,
                 progress=progress,
             )
-            result = rank_distances(blocks, *ids, max_rank=max_rank, ap=self._ap)
-        else:
-            result = rank(
-                query_feat,
-                gallery.test,
-                *ids,
-                max_rank=max_rank,
-                ap=self._ap,
-                progress=progress,
+            return rank_again(
+                evaluation, blocks, ap=self.ap, ranked_by=self.ranked_by, max_rank=max_rank
             )
+        again = rank(
+            query,
+            gallery,
+            max_rank=max_rank,
+            ap=self.ap,
+            details=replace(evaluation.details, similarities=False),
+            query_paths=evaluation.query_paths,
+            gallery_paths=evaluation.gallery_paths,
+            progress=progress,
+        )
+        return replace(
+            again,
+            query=evaluation.query,
+            details=evaluation.details,
+            ranked_by=self.ranked_by,
+            similarities=evaluation.similarities,
+        )
+
+    def __call__(
+        self, evaluation: Evaluation, progress: ProgressBar | None = None
+    ) -> dict[str, float]:
+        """mAP, mINP and Rank-k as fractions, over the queries that have a match.
+
+        Raises:
+            ValueError: A feature is not finite, or a number does not fit the gallery.
+        """
+        ranking = self.rank_again(evaluation, progress).ranking
         return {
-            "mAP": result.mAP,
-            "mINP": result.mINP,
-            **{f"Rank-{k}": result.rank(k) for k in self._ranks},
+            "mAP": ranking.mAP,
+            "mINP": ranking.mINP,
+            **{f"Rank-{k}": ranking.rank(k) for k in self._ranks},
         }

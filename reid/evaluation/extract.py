@@ -68,8 +68,9 @@ def extract_features(
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and without gradients.
 
-    With several processes, each passes a loader over its share; all get the whole set. Rows are
-    placed by index, so an image that a share repeats as padding does no harm.
+    With several processes, each passes a loader over its share; all get the whole set, or all raise
+    an error where one failed. Rows are placed by index, so an image that a share repeats as padding
+    does no harm.
 
     Args:
         model: Batch -> Embeddings; its mode is restored.
@@ -86,17 +87,56 @@ def extract_features(
     Raises:
         ValueError: There is no image, an image was not in any batch, a feature is not finite, or
             the precision is unknown.
+        RuntimeError: Another process failed.
     """
     if not records:
         raise ValueError("records: expected one image or more, got none")
     if precision not in _DTYPES:
         raise ValueError(f"precision: expected one of {', '.join(_DTYPES)}, got {precision!r}")
-    was_training = model.training
-    model.eval()
+    failed: Exception | None = None
+    try:
+        rows, tests, units = _extract_share(
+            model, loader, len(records), device, progress, flip, precision
+        )
+    except Exception as error:
+        if not distributed.is_distributed():
+            raise
+        failed = error
+    _raise_together(failed)
+    index = distributed.gather_rows(torch.cat(rows))
+    # Banks lie one after another in memory, each contiguous.
+    unit = _place(units, index, len(records), dim=1).transpose(0, 1)
+    present = torch.zeros(len(records), dtype=torch.bool, device=device)
+    present[index] = True
+    pids, camids, domains, frames = (
+        torch.tensor([getattr(record, name) for record in records], device=device)
+        for name in ("pid", "camid", "domain", "frame")
+    )
+    test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
+    features = FeatureSet(test_feature, unit, pids, camids, domains, frames, present)
+    _check(features, records, allow_missing, precision)
+    return features
+
+
+def _extract_share(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    count: int,
+    device: torch.device,
+    progress: ProgressBar | None,
+    flip: bool,
+    precision: Precision,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Indices, test features and banks of this process's batches.
+
+    No test features where they are the first bank.
+    """
     rows: list[Tensor] = []
     tests: list[Tensor] = []
     units: list[Tensor] = []
     done = 0
+    was_training = model.training
+    model.eval()
     try:
         for batch in loader:
             moved = batch.to(device)
@@ -113,24 +153,23 @@ def extract_features(
                 tests.append(test)
             done += len(moved.index) * distributed.world_size()
             if progress is not None:
-                progress(min(done, len(records)), len(records))
+                progress(min(done, count), count)
     finally:
         model.train(was_training)
     if not rows:
-        raise ValueError(f"loader: none of {len(records)} images was in a batch")
-    index = distributed.gather_rows(torch.cat(rows))
-    # Banks lie one after another in memory, each contiguous.
-    unit = _place(units, index, len(records), dim=1).transpose(0, 1)
-    present = torch.zeros(len(records), dtype=torch.bool, device=device)
-    present[index] = True
-    pids, camids, domains, frames = (
-        torch.tensor([getattr(record, name) for record in records], device=device)
-        for name in ("pid", "camid", "domain", "frame")
-    )
-    test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
-    features = FeatureSet(test_feature, unit, pids, camids, domains, frames, present)
-    _check(features, records, allow_missing, precision)
-    return features
+        raise ValueError(f"loader: none of {count} images was in a batch")
+    return rows, tests, units
+
+
+def _raise_together(failed: Exception | None) -> None:
+    """Raises an error on every process where one has failed, which the others would wait for."""
+    if not any(distributed.largest(failed is not None)):
+        return
+    told = distributed.gather_objects(f"{type(failed).__name__}: {failed}" if failed else "")
+    if failed is not None:
+        raise failed
+    first = next(rank for rank, text in enumerate(told) if text)
+    raise RuntimeError(f"process {first} failed: {told[first]}")
 
 
 def _check(

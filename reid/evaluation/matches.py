@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,9 +100,9 @@ def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
     if len(torch.unique(chosen.camids)) < 2:
         return []
     # For the protocol all are one identity: images of the same camera are passed over.
-    same = torch.zeros_like(chosen.camids)
+    chosen = replace(chosen, pids=torch.zeros_like(chosen.pids))
     feature = chosen.test
-    nearest = top_matches(feature, feature, same, same, chosen.camids, chosen.camids, k=1)[:, 0]
+    nearest = top_matches(chosen, chosen, k=1)[:, 0]
     everyone = np.arange(len(nearest))
     first = everyone[(nearest[nearest] == everyone) & (everyone < nearest)]
     second = nearest[first]

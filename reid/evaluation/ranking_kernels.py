@@ -1,4 +1,8 @@
-"""Compiled loops of the ranking, and the types of its arrays."""
+"""Compiled loops of the ranking, the rule that says what is junk, and the types of the arrays.
+
+The rule stands in this file because numba's cache of a loop notices changes of the loop's own file
+only.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,89 @@ from numba import njit, prange
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 Distances = npt.NDArray[np.float32]
 JUNK = -1
+"""The identity of junk: the same as that of unlabelled images."""
+_NO_CAMERA = -1
 
 
 @njit(cache=True)
-def _num_before(
-    values: Distances, indices: IntArray, padded: int, distance: np.float32, index: int
-) -> int:
-    """How many of the sorted (value, index) lie before (distance, index).
+def is_junk(pid: int, camid: int, other_pid: int, other_camid: int) -> bool:
+    """Whether the protocol leaves a gallery image out for a query. Nothing else decides this.
+
+    An image is junk if it has no identity, or if it has the query's identity and was taken by the
+    query's camera, where this camera is known. (The query's own image is junk too: see
+    `Relevance.own`, since identities and cameras do not tell.)
+
+    Args:
+        pid: Identity of the query.
+        camid: Camera of the query, -1 = unknown.
+        other_pid: Identity of the gallery image.
+        other_camid: Camera of the gallery image.
+    """
+    return other_pid == JUNK or (other_pid == pid and other_camid == camid and camid != _NO_CAMERA)
+
+
+@njit(cache=True)
+def junk_mask(
+    pid: int, camid: int, gallery_pids: IntArray, gallery_camids: IntArray, own: IntArray
+) -> BoolArray:
+    """(G,) whether each gallery image is junk for a query; `own` are the query's own images."""
+    junk = np.empty(len(gallery_pids), np.bool_)
+    for index in range(len(gallery_pids)):
+        junk[index] = is_junk(pid, camid, gallery_pids[index], gallery_camids[index])
+    for index in own:
+        junk[index] = True
+    return junk
+
+
+@njit(cache=True)
+def _contains(indices: IntArray, index: int) -> bool:
+    for other in indices:  # noqa: SIM110 - numba compiles no generator
+        if other == index:
+            return True
+    return False
+
+
+@njit(cache=True)
+def _find_matches(
+    pid: int, camid: int, gallery_camids: IntArray, group: IntArray, own: IntArray
+) -> IntArray:
+    """The images of a query's identity (`group`) that are not junk, in the group's order."""
+    matches = np.empty(len(group), np.int64)
+    count = 0
+    for index in group:
+        if not is_junk(pid, camid, pid, gallery_camids[index]) and not _contains(own, index):
+            matches[count] = index
+            count += 1
+    return matches[:count]
+
+
+@njit(cache=True)
+def count_matches(
+    query_pids: IntArray,
+    query_camids: IntArray,
+    gallery_camids: IntArray,
+    by_pid: IntArray,
+    starts: IntArray,
+    ends: IntArray,
+    own_starts: IntArray,
+    own: IntArray,
+) -> IntArray:
+    """(Q,) matches of each query; the arguments are those of `Relevance`."""
+    counts = np.empty(len(query_pids), np.int64)
+    for row in range(len(query_pids)):
+        group = by_pid[starts[row] : ends[row]]
+        mine = own[own_starts[row] : own_starts[row + 1]]
+        found = _find_matches(query_pids[row], query_camids[row], gallery_camids, group, mine)
+        counts[row] = len(found)
+    return counts
+
+
+@njit(cache=True)
+def _num_nearer(values: Distances, padded: int, distance: np.float32) -> int:
+    """How many of the sorted `values` are below `distance`.
 
     `values` is filled up with infinity to `padded` - 1 entries, a power of two less one, so that
     the search has no branches.
@@ -27,14 +105,6 @@ def _num_before(
         if values[position + step - 1] < distance:
             position += step
         step >>= 1
-    if position < len(indices) and values[position] == distance:
-        end = len(indices)
-        while position < end:
-            middle = (position + end) >> 1
-            if values[middle] == distance and indices[middle] < index:
-                position = middle + 1
-            else:
-                end = middle
     return position
 
 
@@ -43,54 +113,68 @@ def rank_rows(
     start: int,
     stop: int,
     distances: Distances,
+    query_pids: IntArray,
     query_camids: IntArray,
+    gallery_pids: IntArray,
     gallery_camids: IntArray,
     by_pid: IntArray,
     starts: IntArray,
     ends: IntArray,
     junk: IntArray,
+    own_starts: IntArray,
+    own: IntArray,
     trapezoid: bool,
     average_precision: FloatArray,
     inverse_negative_penalty: FloatArray,
     first_match_rank: IntArray,
+    ties: IntArray,
 ) -> None:
-    """Fills in the last three for the queries from start to stop of a block of distances."""
+    """Fills in the last four for the queries from start to stop of a block of distances."""
     num_gallery = len(gallery_camids)
     for row in prange(start, stop):
         distance = distances[row]
-        camid = query_camids[row]
+        pid = query_pids[row]
         group = by_pid[starts[row] : ends[row]]
-        hits = np.empty(len(group), np.int64)
-        num_hits = 0
-        for index in group:
-            if camid < 0 or gallery_camids[index] != camid:
-                hits[num_hits] = index
-                num_hits += 1
+        mine = own[own_starts[row] : own_starts[row + 1]]
+        hits = _find_matches(pid, query_camids[row], gallery_camids, group, mine)
+        num_hits = len(hits)
         if num_hits == 0:
             continue
-        hits = hits[:num_hits]
-        # The group is in the order of the gallery, so a stable sort keeps it among equals.
-        hits = hits[np.argsort(distance[hits], kind="mergesort")]
         padded = 1
         while padded <= num_hits:
             padded <<= 1
         values = np.full(padded, np.inf, np.float32)
-        for i in range(num_hits):
-            values[i] = distance[hits[i]]
+        values[:num_hits] = np.sort(distance[hits])
 
-        # counts[i]: images between hit i - 1 and hit i.
+        # counts[i]: images farther than hit i - 1, and not farther than hit i.
         counts = np.zeros(num_hits + 1, np.int64)
+        tied = 0
         last = values[num_hits - 1]
         for index in range(num_gallery):
-            if distance[index] <= last:
-                counts[_num_before(values, hits, padded, distance[index], index)] += 1
-        # All of the identity and all junk was counted: hits here, the rest is removed.
+            value = distance[index]
+            if value <= last:
+                place = _num_nearer(values, padded, value)
+                counts[place] += 1
+                tied += values[place] == value
+        # That counted everything: hits, which are ranked below, and junk, which is left out.
         for index in group:
-            if distance[index] <= last:
-                counts[_num_before(values, hits, padded, distance[index], index)] -= 1
+            value = distance[index]
+            if value <= last:
+                place = _num_nearer(values, padded, value)
+                counts[place] -= 1
+                tied -= values[place] == value
         for index in junk:
-            if distance[index] <= last:
-                counts[_num_before(values, hits, padded, distance[index], index)] -= 1
+            value = distance[index]
+            if value <= last:
+                place = _num_nearer(values, padded, value)
+                counts[place] -= 1
+                tied -= values[place] == value
+        for index in mine:
+            value = distance[index]
+            if value <= last and gallery_pids[index] != pid and gallery_pids[index] != JUNK:
+                place = _num_nearer(values, padded, value)
+                counts[place] -= 1
+                tied -= values[place] == value
 
         total = 0.0
         wrong = 0
@@ -105,6 +189,12 @@ def rank_rows(
         average_precision[row] = total / num_hits
         inverse_negative_penalty[row] = num_hits / (wrong + num_hits)
         first_match_rank[row] = counts[0]
+        ties[row] = tied
+
+
+@njit(cache=True)
+def _bin_of(distance: np.float32, square: np.float32, scale: float, bins: int) -> int:
+    return min(int(max(distance + square, 0.0) * scale), bins - 1)
 
 
 @njit(parallel=True, cache=True)
@@ -117,24 +207,33 @@ def count_pairs(
     query_camids: IntArray,
     gallery_pids: IntArray,
     gallery_camids: IntArray,
+    own_starts: IntArray,
+    own: IntArray,
     scale: float,
     matching: IntArray,
     others: IntArray,
 ) -> None:
     """Adds the pairs of some rows of a block to the histograms of matching and other pairs."""
-    workers = len(matching)
+    workers, bins = matching.shape
     for worker in prange(workers):
         for row in range(start + worker, stop, workers):
             pid, camid = query_pids[row], query_camids[row]
             for index in range(len(gallery_pids)):
-                if gallery_pids[index] == JUNK:
+                other = gallery_pids[index]
+                if is_junk(pid, camid, other, gallery_camids[index]):
                     continue
-                same = gallery_pids[index] == pid and pid != JUNK
-                if same and camid >= 0 and gallery_camids[index] == camid:
-                    continue
-                place = int(max(distances[row, index] + squares[row], 0.0) * scale)
-                place = min(place, matching.shape[1] - 1)
-                if same:
+                place = _bin_of(distances[row, index], squares[row], scale, bins)
+                if other == pid:
                     matching[worker, place] += 1
                 else:
                     others[worker, place] += 1
+            # The query's own image was counted, unless it is junk for its labels already.
+            for index in own[own_starts[row] : own_starts[row + 1]]:
+                other = gallery_pids[index]
+                if is_junk(pid, camid, other, gallery_camids[index]):
+                    continue
+                place = _bin_of(distances[row, index], squares[row], scale, bins)
+                if other == pid:
+                    matching[worker, place] -= 1
+                else:
+                    others[worker, place] -= 1

@@ -2,99 +2,27 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
-import torch
 import yaml
 from tabulate import tabulate
-from torch import Tensor
 
-import reid.evaluation.evaluators  # noqa: F401  (importing the evaluators registers them)
-from reid.data.datasets.csv_dataset import read_csv
-from reid.evaluation.ranking import rank, rank_with_camera_pairs, true_positive_rates
-from reid.file_kinds import kind_of_file
-from reid.files import InputError, open_regular
+from reid.evaluation.evaluation import Details, Evaluation
+from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.feature_files import load_features, telling_memory
+from reid.evaluation.ranking import rank
 from reid.registry import EVALUATOR, ConfigError, build
-from reid.structures import DataError, FeatureSet, ProgressBar, part_of_progress
+from reid.structures import FeatureSet, ProgressBar, part_of_progress
 from reid.yaml_text import parse_yaml
 
 logger = logging.getLogger(__name__)
 
 _FALSE_POSITIVE_RATES = (1e-4, 1e-3, 1e-2)
 _HARDEST = 10
-_MOST_TIMES, _ALLOWANCE = 20, 64 * 2**20  # what an .npz file of features may unpack to, in bytes
-_SPLITS = ("query", "gallery")
-_MOST_CAMERAS = 200  # whose pairs are a table; its time and memory grow with their product
-_PIECE_BYTES = 64 * 2**20
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
-
-
-class LoadedFeatures(NamedTuple):
-    """Features from a file.
-
-    Attributes:
-        query: Q features of unit length.
-        gallery: Features of unit length.
-        query_paths: Q paths of the queries' images, where a list gave them.
-    """
-
-    query: FeatureSet
-    gallery: FeatureSet
-    query_paths: list[str] | None = None
-
-
-def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
-    """Query and gallery of an .npz file, with features made unit vectors.
-
-    Features of any scale give the same unit vectors, to the last bit but for what rounding did to
-    them before. Rows of zeros, which have no direction, stay and are named in a warning.
-
-    Args:
-        path: With `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`, `gallery_pids`,
-            `query_camids` and `gallery_camids`; or with `features` (N, D), if there is a list.
-        csv: A list of N images, in the order of the features; images for training are passed over.
-
-    Raises:
-        DataError: A file is missing or broken, or unpacks to far more than its size; an array is
-            missing, lengths do not fit, values are not finite, or all features of a split are
-            zeros. Or memory does not suffice.
-    """
-    with _telling_memory(path):
-        if csv is None:
-            names = ("feat", "pids", "camids")
-            wanted = [f"{split}_{name}" for split in _SPLITS for name in names]
-            arrays = _read_arrays(path, wanted)
-            query, gallery = (_feature_set(arrays, split, path) for split in _SPLITS)
-            return LoadedFeatures(query, gallery)
-        rows = read_csv(csv, allow_outside=True)  # no image is opened
-        features = _read_arrays(path, ["features"])["features"]
-        _check_numbers(features, "features", path)
-        if len(features) != len(rows):
-            raise DataError(
-                f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images"
-            )
-        found, paths = [], []
-        for split in _SPLITS:
-            places = [place for place, (name, _) in enumerate(rows) if name == split]
-            if not places:
-                raise DataError(f"{csv}: lists no image of the split {split!r}")
-            records = [rows[place][1] for place in places]
-            chosen = {
-                f"{split}_feat": features[places],
-                f"{split}_pids": np.array([record.pid for record in records]),
-                f"{split}_camids": np.array([record.camid for record in records]),
-            }
-            found.append(_feature_set(chosen, split, path))
-            paths.append([record.path for record in records])
-        return LoadedFeatures(found[0], found[1], paths[0])
 
 
 def evaluate_file(
@@ -111,7 +39,7 @@ def evaluate_file(
         ConfigError: See `evaluate_features`.
         ValueError: No query has a match.
     """
-    with _telling_memory(path):
+    with telling_memory(path):
         return evaluate_features(*load_features(path, csv), evaluator, options, progress)
 
 
@@ -119,6 +47,7 @@ def evaluate_features(
     query: FeatureSet,
     gallery: FeatureSet,
     query_paths: Sequence[str] | None = None,
+    gallery_paths: Sequence[str] | None = None,
     evaluator: str = "Market1501Evaluator",
     options: Sequence[str] = (),
     progress: ProgressBar | None = None,
@@ -129,13 +58,15 @@ def evaluate_features(
         query: Features of unit length.
         gallery: Features of unit length.
         query_paths: Q paths of the queries' images, where they are known.
+        gallery_paths: Paths of the gallery's images, where they are known. With both, an image is
+            never its own match.
         evaluator: Name in EVALUATOR.
         options: KEY VALUE pairs for its constructor.
         progress: Called with (queries' worth of work done, Q).
 
     Returns:
-        `numbers`: the evaluator's. Of the plain Euclidean ranking besides: `TPR@FPR`, and what
-        `ranking_details` gives.
+        `numbers`: the evaluator's. `TPR@FPR`: verification by Euclidean distance, whatever the
+        evaluator ranks by. And what `ranking_details` gives.
 
     Raises:
         ConfigError: The evaluator or an option is unknown or wrong.
@@ -149,15 +80,28 @@ def evaluate_features(
             spec[key.lower()] = parse_yaml(value)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: {value!r} is not a YAML value") from error
-    evaluating, verifying, detailing = (
-        part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 0.7), (0.7, 1))
+    scorer = cast(Evaluator, build(EVALUATOR, spec, "evaluator"))
+    ranking, scoring = (
+        part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 1))
     )
-    numbers = build(EVALUATOR, spec, "evaluator")(query, gallery, progress=evaluating)
-    rates = true_positive_rates(
-        *_ranking_arguments(query, gallery),
-        false_positive_rates=_FALSE_POSITIVE_RATES,
-        progress=verifying,
+    evaluation = rank(
+        query,
+        gallery,
+        ap=scorer.ap,
+        details=Details(camera_pairs=True, similarities=True),
+        query_paths=query_paths,
+        gallery_paths=gallery_paths,
+        progress=ranking,
     )
+    counts = evaluation.counts
+    if counts.ignored:
+        logger.warning(evaluation.relevance.ignored_text(counts))
+    evaluation = scorer.rank_again(evaluation, scoring)
+    numbers = scorer(evaluation)
+    if progress is not None:
+        progress(len(query), len(query))
+    assert evaluation.similarities is not None
+    rates = evaluation.similarities.true_positive_rates(_FALSE_POSITIVE_RATES)
     return {
         "evaluator": spec,
         "numbers": numbers,
@@ -165,61 +109,41 @@ def evaluate_features(
             f"{rate:g}": float(value)
             for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
         },
-        **ranking_details(query, gallery, query_paths, detailing),
+        **ranking_details(evaluation),
     }
 
 
-def ranking_details(
-    query: FeatureSet,
-    gallery: FeatureSet,
-    query_paths: Sequence[str] | None = None,
-    progress: ProgressBar | None = None,
-) -> dict[str, Any]:
-    """What lies behind the totals, of the plain Euclidean ranking, whatever the evaluator does.
+def ranking_details(evaluation: Evaluation) -> dict[str, Any]:
+    """What lies behind the numbers of an evaluation.
 
     Args:
-        query: Q features of unit length.
-        gallery: Features of unit length.
-        query_paths: Q paths of the queries' images, where they are known.
-        progress: Called with (queries done, Q).
+        evaluation: With `camera_pairs`, if these are to be told.
 
     Returns:
-        `hardest_queries` (indices, worst first), with `query_paths` `hardest_query_paths` in the
-        same order, `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None
-        where there is no match), and `per_query_AP` (Q; None without a match). `camera_pairs` is
-        None for more than 200 cameras, and the log says so.
-
-    Raises:
-        ValueError: No query has a match, or features are not finite.
+        `counts` (see `Counts`); `ap` and `ranked_by`, which say what all below is;
+        `hardest_queries` (indices, worst first), with paths `hardest_query_paths` in the same
+        order; `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None where
+        there is no match), or None; and `per_query_AP` (Q; None without a match).
     """
-    arguments = _ranking_arguments(query, gallery)
-    cameras = max(len(torch.unique(part.camids)) for part in (query, gallery))
-    pairs: dict[str, Any] | None = None
-    if cameras > _MOST_CAMERAS:
-        logger.warning(
-            "mAP from camera to camera is left out: %s cameras are too many for a table, %s the "
-            "most",
-            f"{cameras:,}",
-            _MOST_CAMERAS,
-        )
-        ranking = rank(*arguments, progress=progress)
-    else:
-        ranking, (query_cameras, gallery_cameras, table) = rank_with_camera_pairs(
-            *arguments, progress=progress
-        )
-        pairs = {
-            "query_cameras": [int(camid) for camid in query_cameras],
-            "gallery_cameras": [int(camid) for camid in gallery_cameras],
-            "mAP": [[_or_none(value) for value in row] for row in table],
-        }
-    hardest = [int(row) for row in ranking.hardest(_HARDEST)]
-    details: dict[str, Any] = {"hardest_queries": hardest}
-    if query_paths is not None:
-        details["hardest_query_paths"] = [query_paths[row] for row in hardest]
-    return details | {
-        "camera_pairs": pairs,
-        "per_query_AP": [_or_none(value) for value in ranking.average_precision],
+    ranking, pairs = evaluation.ranking, evaluation.camera_pairs
+    hardest = ranking.hardest(_HARDEST).tolist()
+    details: dict[str, Any] = {
+        "counts": evaluation.counts.as_dict(),
+        "ap": evaluation.ap,
+        "ranked_by": evaluation.ranked_by,
+        "hardest_queries": hardest,
     }
+    if evaluation.query_paths is not None:
+        details["hardest_query_paths"] = [evaluation.query_paths[row] for row in hardest]
+    details["camera_pairs"] = None
+    if pairs is not None:
+        details["camera_pairs"] = {
+            "query_cameras": pairs.query_cameras.tolist(),
+            "gallery_cameras": pairs.gallery_cameras.tolist(),
+            "mAP": [[_or_none(value) for value in row] for row in pairs.mAP],
+        }
+    details["per_query_AP"] = [_or_none(value) for value in ranking.average_precision]
+    return details
 
 
 def report_text(report: Mapping[str, Any]) -> str:
@@ -227,151 +151,36 @@ def report_text(report: Mapping[str, Any]) -> str:
     numbers = report["numbers"] | {
         f"TPR@FPR {rate}": value for rate, value in report["TPR@FPR"].items()
     }
+    kind = f"AP {report['ap']}, {report['ranked_by']}"
+    queries, gallery = report["counts"]["queries"], report["counts"]["gallery"]
+    tables = [
+        _table([[f"{100 * value:.1f}" for value in numbers.values()]], [*numbers]),
+        f"Queries: {queries['all']:,}, with a match {queries['with_match']:,}, ignored "
+        f"{queries['ignored']:,}\nGallery: {gallery['all']:,}, junk {gallery['junk']:,}, "
+        f"distractors {gallery['distractors']:,}",
+    ]
+    pairs = report["camera_pairs"]
+    if pairs is not None:
+        rows = [
+            [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
+            for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
+        ]
+        headers = ["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])]
+        title = f"mAP from the row's camera to the column's ({kind})\n"
+        tables.append(title + _table(rows, headers))
     precision = report["per_query_AP"]
     paths = report.get("hardest_query_paths")
     hardest = [
         [row, f"{100 * precision[row]:.1f}", *([paths[place]] if paths else [])]
         for place, row in enumerate(report["hardest_queries"])
     ]
-    tables = [
-        _table([*numbers], [[f"{100 * value:.1f}" for value in numbers.values()]]),
-        "Hardest queries\n" + _table(["query", "AP", *(["image"] if paths else [])], hardest),
-    ]
-    pairs = report["camera_pairs"]
-    if pairs is not None:
-        body = [
-            [f"camera {camid}", *("" if value is None else f"{100 * value:.1f}" for value in row)]
-            for camid, row in zip(pairs["query_cameras"], pairs["mAP"], strict=True)
-        ]
-        headers = ["query", *(f"camera {camid}" for camid in pairs["gallery_cameras"])]
-        tables.insert(1, "mAP from the row's camera to the column's\n" + _table(headers, body))
+    headers = ["query", "AP", *(["image"] if paths else [])]
+    tables.append(f"Hardest queries ({kind})\n" + _table(hardest, headers))
     return "\n\n".join(tables)
 
 
-def _table(headers: Sequence[str], body: Sequence[Sequence[Any]]) -> str:
-    return tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
-
-
-def _ranking_arguments(
-    query: FeatureSet, gallery: FeatureSet
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        query.test,
-        gallery.test,
-        query.pids,
-        gallery.pids,
-        query.camids,
-        gallery.camids,
-    )
-
-
-@contextmanager
-def _telling_memory(path: Path) -> Iterator[None]:
-    """Has the errors of short memory, which differ from library to library, name the file.
-
-    Raises:
-        DataError: In place of any of them.
-    """
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, RuntimeError) and not any(word in text for word in _NO_MEMORY):
-            raise
-        reason = text.splitlines()[0] if text else "no more is to be had"
-        raise DataError(
-            f"{path}: memory does not suffice for its features ({reason}); use a machine with "
-            "more, fewer images, or features of fewer dimensions"
-        ) from error
-
-
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of these names in an .npz file; others are not unpacked."""
-    try:
-        with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
-            with zipfile.ZipFile(file) as archive:
-                unpacked = sum(record.file_size for record in archive.infolist())
-            size = path.stat().st_size
-            if unpacked > _MOST_TIMES * size + _ALLOWANCE:
-                raise ValueError(
-                    f"its {size:,} bytes unpack to {unpacked:,}; if that is right, save it with "
-                    "numpy.savez, which does not compress"
-                )
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                there = list(arrays.files)
-                found = {name: arrays[name] for name in names if name in there}
-    except InputError as error:
-        raise DataError(f"{error}; expected an .npz file") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # numpy, zipfile and zlib have many for broken files
-        kind = kind_of_file(path)
-        reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
-        raise DataError(
-            f"{path}: cannot be read as an .npz file ({reason}); expected what numpy.savez writes"
-        ) from error
-    for name in names:
-        if name not in found:
-            raise DataError(f"{path}: has no array {name!r}; it has {', '.join(there) or 'none'}")
-        if not isinstance(found[name], np.ndarray):
-            raise DataError(f"{path}: {name} is no array; expected what numpy.savez writes")
-    return found
-
-
-def _check_numbers(values: npt.NDArray[Any], name: str, path: Path) -> None:
-    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
-        raise DataError(f"{path}: {name} must be numbers (N, D), got {values.dtype} {values.shape}")
-
-
-def _features(values: npt.NDArray[Any], name: str, path: Path) -> Tensor:
-    """Features (N, D) as unit vectors; rows of zeros are named."""
-    _check_numbers(values, name, path)
-    features = np.empty(values.shape, np.float32)
-    height = max(1, _PIECE_BYTES // (8 * values.shape[1]))
-    zeros: list[int] = []
-    for start in range(0, len(values), height):
-        # A square of float32 is out of range from 1e19 on and below 1e-23, one of a value that was
-        # divided by the largest of its row never.
-        rows = values[start : start + height].astype(np.float64)
-        largest = np.abs(rows).max(1, keepdims=True)
-        if not np.isfinite(largest).all():
-            row = start + int(np.flatnonzero(~np.isfinite(largest))[0])
-            raise DataError(f"{path}: {name} has values that are not finite, first in {row=}")
-        zeros += (start + np.flatnonzero(largest == 0)).tolist()
-        rows /= np.where(largest == 0, 1, largest)
-        length = np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]
-        features[start : start + height] = rows / np.where(length == 0, 1, length)
-    if zeros and len(zeros) == len(values):
-        raise DataError(f"{path}: all {len(values):,} rows of {name} are zeros")
-    if zeros:
-        logger.warning(
-            "%s: %s of %s rows of %s are zeros, which are like no image: row %s%s",
-            path,
-            f"{len(zeros):,}",
-            f"{len(values):,}",
-            name,
-            ", ".join(map(str, zeros[:_HARDEST])),
-            ", ..." if len(zeros) > _HARDEST else "",
-        )
-    return torch.from_numpy(features)
-
-
-def _feature_set(arrays: Mapping[str, Any], split: str, path: Path) -> FeatureSet:
-    feature = _features(arrays[f"{split}_feat"], f"{split}_feat", path)
-    ids: list[Tensor] = []
-    for name in (f"{split}_pids", f"{split}_camids"):
-        values = arrays[name]
-        if values.shape != (len(feature),) or values.dtype.kind not in "iu":
-            raise DataError(
-                f"{path}: {name} must be {len(feature)} whole numbers, got {values.dtype} "
-                f"{values.shape}"
-            )
-        ids.append(torch.from_numpy(values.astype(np.int64)))
-    try:
-        return FeatureSet.of(feature, *ids)
-    except ValueError as error:
-        raise DataError(f"{path}: {split}: {error}") from error
+def _table(rows: Sequence[Sequence[object]], headers: Sequence[str]) -> str:
+    return tabulate(rows, headers=headers, tablefmt="github", disable_numparse=True)
 
 
 def _or_none(value: float) -> float | None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from reid.evaluation.ranking_inputs import check_features
+from reid.evaluation.distances import comparable_features
 from reid.neighbors import (
     by_columns,
     encode_neighbors,
@@ -63,7 +63,7 @@ def rerank(
             "expected k1 and k2 of 1 or more and lambda from 0 to 1, got "
             f"{k1}, {k2}, {lambda_value}"
         )
-    check_features(query_feat, gallery_feat)
+    query_feat, gallery_feat = comparable_features(query_feat, gallery_feat)
     if not len(gallery_feat):
         raise ValueError("gallery_feat: expected one image or more, got none")
     return _rerank(query_feat, gallery_feat, k1, k2, lambda_value, progress)
@@ -136,7 +136,7 @@ def expand_queries(query_feat: Tensor, gallery_feat: Tensor, k: int, alpha: floa
         ValueError: An argument is out of its range or has a wrong shape, or a feature is not
             finite.
     """
-    check_features(query_feat, gallery_feat)
+    query_feat, gallery_feat = comparable_features(query_feat, gallery_feat)
     if not 1 <= k <= len(gallery_feat):
         raise ValueError(f"k: expected 1 to the gallery's {len(gallery_feat)} images, got {k}")
     if not 0 <= alpha < math.inf:

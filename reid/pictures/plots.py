@@ -7,60 +7,17 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reid.evaluation.evaluation import PairSimilarities
 from reid.files import replacing
 from reid.pictures.canvas import GREY, PALETTE, Colour
-from reid.structures import FeatureSet
 
 Method = Literal["tsne", "umap"]
-_BLOCK = 1 << 22  # pairs at a time
 _FINE_BINS = 10_000  # for thresholds; what is drawn is coarser
 _MARKERS = "osD^vP*X"
-
-
-def similarity_histogram(
-    query: FeatureSet, gallery: FeatureSet, bins: int = 100
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """How similar images of the same person and of different persons are.
-
-    Pairs of a query and a gallery image are counted as the protocol of Market-1501 does: junk, and
-    images of the query's identity in its own camera, count nowhere. About four million pairs are
-    in memory at a time.
-
-    Args:
-        query: Q features of unit length.
-        gallery: G features of unit length.
-        bins: Of equal width.
-
-    Returns:
-        Numbers of positive pairs (bins,), of negative pairs (bins,), and the edges (bins + 1,) of
-        the bins, from cosine -1 to 1.
-
-    Raises:
-        ValueError: There is no bin, or no query or gallery image.
-    """
-    if bins < 1:
-        raise ValueError(f"bins: expected 1 or more, got {bins}")
-    if not len(query) or not len(gallery):
-        raise ValueError(f"expected query and gallery images, got {len(query)} and {len(gallery)}")
-    counts = torch.zeros(2, bins, dtype=torch.int64)
-    labelled = gallery.pids >= 0
-    rows = max(1, _BLOCK // len(gallery))
-    for start in range(0, len(query), rows):
-        block = query[slice(start, start + rows)]
-        cosine = block.test @ gallery.test.T
-        place = ((cosine + 1) / 2 * bins).long().clamp(0, bins - 1)
-        same = (block.pids[:, None] == gallery.pids) & (block.pids[:, None] >= 0)
-        own_camera = (block.camids[:, None] == gallery.camids) & (block.camids[:, None] >= 0)
-        for row, pairs in enumerate((same & ~own_camera, ~same)):
-            found = place[pairs & labelled]
-            counts[row] += torch.bincount(found, minlength=bins).cpu()
-    edges = np.linspace(-1, 1, bins + 1)
-    return counts[0].numpy(), counts[1].numpy(), edges
 
 
 class Threshold(NamedTuple):
@@ -104,24 +61,23 @@ def similarity_thresholds(
     return found
 
 
-def draw_similarities(path: Path, query: FeatureSet, gallery: FeatureSet, bins: int = 100) -> None:
-    """The histogram of `similarity_histogram`, each kind of pairs by its share, with thresholds.
+def draw_similarities(path: Path, similarities: PairSimilarities, bins: int = 100) -> None:
+    """How similar images of the same person and of different persons are, with thresholds.
+
+    Each kind of pairs by its share. Junk counts nowhere; see `PairSimilarities.histogram`.
 
     Args:
         path: The PNG to write.
-        query: Q features of unit length.
-        gallery: G features of unit length.
+        similarities: Of all pairs that count.
         bins: At most, over the similarities that there are.
 
     Raises:
-        ValueError: See `similarity_histogram`; or there are no positive or no negative pairs.
+        ValueError: There are no pairs of one of the kinds, or no bin.
     """
-    positive, negative, edges = similarity_histogram(query, gallery, _FINE_BINS)
-    if not positive.sum() or not negative.sum():
-        raise ValueError(
-            "expected pairs of the same person and of different persons, got "
-            f"{positive.sum()} and {negative.sum()}"
-        )
+    if bins < 1:
+        raise ValueError(f"bins: expected 1 or more, got {bins}")
+    similarities.require_pairs()
+    positive, negative, edges = similarities.histogram(_FINE_BINS)
     thresholds = similarity_thresholds(positive, negative, edges)
     filled = np.flatnonzero(positive + negative)
     wide = -(-(filled[-1] + 1 - filled[0]) // bins)  # fine bins in one that is drawn

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from reid.evaluation.matches import camera_name
+from reid.evaluation.relevance import Verdict
 from reid.pictures import canvas
 from reid.pictures.canvas import (
     CELL,
@@ -31,9 +31,6 @@ from reid.pictures.canvas import (
     text_width,
 )
 from reid.structures import OUTLIER, ImageRecord
-
-Verdict = Literal["same", "other", "junk"]
-"""The same person; another; an image that the protocol leaves out."""
 
 _QUERY = Style("query", INK)
 _VERDICTS: dict[Verdict, Style] = {

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 
+from reid.engine.testing import EvaluationError
 from reid.files import InputError, OutputError, printable
 from reid.labelling import ClusteringError
 from reid.modeling.weights import WeightsError
@@ -13,8 +14,8 @@ from reid.registry import ConfigError
 from reid.structures import DataError
 
 USER_ERRORS: tuple[type[Exception], ...] = (
-    ConfigError, DataError, WeightsError, ClusteringError, FloatingPointError, InputError,
-    OutputError,
+    ConfigError, DataError, WeightsError, ClusteringError, EvaluationError, FloatingPointError,
+    InputError, OutputError,
 )  # fmt: skip
 """Something about settings, files, numbers or the disk; the message says what to do."""
 

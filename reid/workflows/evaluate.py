@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 from reid import distributed
 from reid.assembly.hooks import build_evaluator
@@ -16,9 +17,12 @@ from reid.assembly.specs import check_specs
 from reid.assembly.splits import count_splits, log_dataset
 from reid.assembly.trained import adopt_training
 from reid.config import Config
-from reid.engine.testing import draw_test_pictures, results_table
+from reid.engine.testing import EvaluationError, Scores
 from reid.engine.testing import evaluate as evaluate_model
+from reid.evaluation.evaluation import Details
+from reid.evaluation.tables import results_table
 from reid.files import write_text
+from reid.pictures.ranked import draw_evaluation
 from reid.registry import ConfigError
 from reid.workflows.session import started
 
@@ -28,8 +32,9 @@ logger = logging.getLogger(__name__)
 def evaluate(config: Config) -> dict[str, dict[str, float]]:
     """Evaluates `config.model.weights` on the test sets.
 
-    Leaves results_eval_only.json in `config.output_dir`: `weights`, `provenance`, and by test set
-    the `numbers` with the details that `ranking_details` describes.
+    Leaves results_eval_only.json in `config.output_dir`: `weights`, `provenance`, by test set the
+    `numbers` with the details that `ranking_details` describes, and `failed`: why others have none,
+    if there are such.
 
     Returns:
         Numbers by test set.
@@ -38,6 +43,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         ConfigError: A setting is wrong, no weights are set, or there is no test set.
         DataError: The images are not what was expected.
         WeightsError: The weights are broken or do not fit.
+        EvaluationError: A test set could not be evaluated; those that could are written first.
     """
     output_dir = Path(config.output_dir)
     with started(config) as (device, _):
@@ -53,21 +59,38 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
         place_model(model, config, device)
         evaluator = build_evaluator(config)
-        found = {
-            test_set.name: evaluate_model(model, test_set, evaluator, device, details=True)
-            for test_set in test_sets
-        }
-        results = {name: numbers for name, (numbers, _) in found.items()}
-        rows = [(name, config.model.weights, numbers) for name, numbers in results.items()]
-        logger.info("Results\n%s", results_table(rows))
-        if distributed.is_main():
-            path = output_dir / "results_eval_only.json"
-            content = {
-                "weights": config.model.weights,
-                **{name: {"numbers": n, **details} for name, (n, details) in found.items()},
+        scores: dict[str, Scores] = {}
+        failed: dict[str, EvaluationError] = {}
+        for place, test_set in enumerate(test_sets):
+            lists = 0 if place else config.test.ranked_lists
+            wanted = Details(camera_pairs=True, similarities=lists > 0, ranked_lists=lists)
+            try:
+                scores[test_set.name] = evaluate_model(model, test_set, evaluator, device, wanted)
+            except EvaluationError as error:
+                failed[test_set.name] = error
+                if distributed.is_main():
+                    logger.error("No figures: %s", error)
+        if scores:
+            weights = config.model.weights or config.model.backbone_weights
+            rows = [(name, weights, found.numbers) for name, found in scores.items()]
+            counts = {name: found.counts for name, found in scores.items()}
+            logger.info("Results\n%s", results_table(rows, counts))
+        if distributed.is_main() and scores:
+            content: dict[str, Any] = {
+                "weights": weights,
+                **{
+                    name: {"numbers": found.numbers, **found.details}
+                    for name, found in scores.items()
+                },
                 "provenance": provenance(config, device, splits),
             }
+            if failed:
+                content["failed"] = {name: str(error) for name, error in failed.items()}
+            path = output_dir / "results_eval_only.json"
             write_text(path, json.dumps(content, indent=2) + "\n")
-        if config.test.ranked_lists:
-            draw_test_pictures(model, test_sets[0], device, config.test.ranked_lists, output_dir)
-    return results
+            first = scores.get(test_sets[0].name)
+            if config.test.ranked_lists and first is not None and first.evaluation is not None:
+                draw_evaluation(first.evaluation, test_sets[0].name, output_dir)
+        if failed:
+            raise EvaluationError("; ".join(map(str, failed.values())))
+    return {name: found.numbers for name, found in scores.items()}

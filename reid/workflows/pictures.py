@@ -30,11 +30,13 @@ from reid.data.loaders import eval_loader
 from reid.data.transforms import ImageTransform
 from reid.engine.hooks.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
-from reid.engine.testing import QueryGallery, draw_matches
+from reid.evaluation.query_gallery import QueryGallery
+from reid.evaluation.ranking import list_matches
 from reid.labelling import Labeller
 from reid.modeling.model import ReIDModel
 from reid.pictures.attention import Fusion, rollout_maps
 from reid.pictures.plots import Method, draw_embedding, embed
+from reid.pictures.ranked import draw_matches
 from reid.pictures.sheets import draw_attention, draw_clusters, draw_stripes
 from reid.registry import LABELLER, ConfigError, build
 from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
@@ -101,12 +103,23 @@ class TrainedModel:
         return build_transform(self.config.input, training=False)
 
     def test_set(self) -> QueryGallery:
-        """The first test set.
+        """The first test set, whether it can be scored or not.
 
         Raises:
             ConfigError: There is none.
         """
-        return _first(build_test_sets(self.config, self.train_images, self.cameras))
+        return _first(build_test_sets(self.config, self.train_images, self.cameras, check=False))
+
+    def test_features(self) -> tuple[FeatureSet, FeatureSet]:
+        """Query and gallery features of the first test set.
+
+        Raises:
+            ConfigError: There is none.
+            DataError: An image cannot be read.
+        """
+        test_set = self.test_set()
+        with progress_bar(f"Extracting {test_set.name}", "img") as progress:
+            return test_set.features(self.model, self.device, progress)
 
 
 def load_trained(
@@ -211,17 +224,11 @@ def picture_ranked_lists(path: Path, trained: TrainedModel, count: int) -> None:
         DataError: An image cannot be read.
     """
     test_set = trained.test_set()
-    query, gallery = test_set.features(trained.model, trained.device)
-    draw_matches(path, test_set, query, gallery, count, keep_junk=True)
-
-
-def find_features(trained: TrainedModel) -> tuple[FeatureSet, FeatureSet]:
-    """Query and gallery features of the model's first test set.
-
-    Raises:
-        ConfigError: There is none.
-    """
-    return trained.test_set().features(trained.model, trained.device)
+    with progress_bar(f"Extracting {test_set.name}", "img") as progress:
+        query, gallery = test_set.features(trained.model, trained.device, progress)
+    paths = test_set.query_paths, test_set.gallery_paths
+    lists = list_matches(query, gallery, count, query_paths=paths[0], gallery_paths=paths[1])
+    draw_matches(path, lists, *paths, keep_junk=True)
 
 
 def picture_clusters(path: Path, trained: TrainedModel, rows: int, columns: int) -> list[int]:

@@ -1,52 +1,126 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from reid.evaluation.evaluators import Market1501Evaluator
-from reid.evaluation.reranking import expand_queries
-from reid.structures import FeatureSet
+from reid.evaluation.evaluation import Details, Evaluation
+from reid.evaluation.evaluators import Evaluator, Market1501Evaluator
+from reid.evaluation.ranking import rank, rank_distances
+from reid.evaluation.reranking import expand_queries, rerank
+from reid.structures import FeatureSet, ProgressBar
 
 
 @pytest.fixture
-def sets() -> tuple[FeatureSet, FeatureSet]:
+def plain() -> Evaluation:
     generator = torch.Generator().manual_seed(0)
     pids = torch.arange(120) % 20
     centres = torch.randn(20, 16, generator=generator)
     features = F.normalize(centres[pids] + torch.randn(120, 16, generator=generator), dim=1)
-    whole = FeatureSet(features, torch.zeros(120, 0, 16), pids, torch.arange(120) // 20)
-    return whole[:40], whole[40:]
+    whole = FeatureSet.of(features, pids, torch.arange(120) // 20)
+    details = Details(camera_pairs=True, similarities=True, ranked_lists=3)
+    return rank(whole[:40], whole[40:], details=details)
 
 
-def test_numbers_in_the_order_of_a_table(sets: tuple[FeatureSet, FeatureSet]) -> None:
-    done: list[tuple[int, int]] = []
-    numbers = Market1501Evaluator()(*sets, progress=lambda *counts: done.append(counts))
+def forbid_ranking(patch: pytest.MonkeyPatch) -> None:
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("distances are computed again")
+
+    for name in ("rank", "rank_again"):
+        patch.setattr(f"reid.evaluation.evaluators.{name}", forbidden)
+
+
+def test_numbers_in_the_order_of_a_table(
+    plain: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbid_ranking(monkeypatch)
+    evaluator = Market1501Evaluator()
+    numbers = evaluator(plain)
     assert list(numbers) == ["mAP", "mINP", "Rank-1", "Rank-5", "Rank-10", "Rank-20"]
+    assert tuple(numbers) == evaluator.metrics
     assert 0 < numbers["mINP"] < numbers["mAP"] < 1
     assert numbers["Rank-1"] <= numbers["Rank-5"] <= numbers["Rank-20"]
-    assert done[-1] == (40, 40)
+    assert numbers["mAP"] == plain.ranking.mAP
+    assert evaluator.rank_again(plain) is plain
 
 
-def test_reranking_helps_here(sets: tuple[FeatureSet, FeatureSet]) -> None:
-    plain = Market1501Evaluator()(*sets)
-    done: list[tuple[int, int]] = []
-    reranked = Market1501Evaluator(reranking=True, k1=8, k2=3)(
-        *sets, progress=lambda *counts: done.append(counts)
+def test_another_average_precision(plain: Evaluation, monkeypatch: pytest.MonkeyPatch) -> None:
+    evaluator = Market1501Evaluator(ap="trapezoid")
+    found = evaluator.rank_again(plain)
+    expected = rank(plain.query, plain.gallery, ap="trapezoid", details=plain.details)
+    np.testing.assert_array_equal(
+        found.ranking.average_precision, expected.ranking.average_precision
     )
+    assert found.camera_pairs is not None
+    assert expected.camera_pairs is not None
+    np.testing.assert_array_equal(found.camera_pairs.mAP, expected.camera_pairs.mAP)
+    assert found.text == "AP trapezoid, Euclidean distance"
+    forbid_ranking(monkeypatch)
+    assert evaluator(expected)["mAP"] == found.ranking.mAP < plain.ranking.mAP
+
+
+def test_reranking_reaches_everything_and_is_done_once(
+    plain: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[tuple[int, int]] = []
+    evaluator = Market1501Evaluator(reranking=True, k1=8, k2=3)
+    found = evaluator.rank_again(plain, lambda *counts: done.append(counts))
     assert done[-1] == (40, 40)
-    assert reranked["mAP"] > plain["mAP"]
+    query, gallery = plain.query, plain.gallery
+    blocks = rerank(query.test, gallery.test, k1=8, k2=3)
+    expected = rank_distances(blocks, query, gallery)
+    np.testing.assert_array_equal(found.ranking.average_precision, expected.average_precision)
+    assert found.camera_pairs is not None
+    assert plain.camera_pairs is not None
+    assert np.nanmean(found.camera_pairs.mAP) > np.nanmean(plain.camera_pairs.mAP)
+    assert found.ranked_lists is not None
+    assert found.ranked_lists != plain.ranked_lists
+    assert found.similarities is plain.similarities
+    assert found.ranked_by == ("k-reciprocal re-ranking (k1 8, k2 3, original weight 0.3)")
+    forbid_ranking(monkeypatch)
+    assert evaluator(found)["mAP"] == found.ranking.mAP > plain.ranking.mAP
 
 
-def test_query_expansion_helps_here(sets: tuple[FeatureSet, FeatureSet]) -> None:
-    plain = Market1501Evaluator()(*sets)
-    assert Market1501Evaluator(query_expansion=2)(*sets)["mAP"] > plain["mAP"]
-    assert Market1501Evaluator(query_expansion=3, alpha=3.0)(*sets)["mAP"] > plain["mAP"]
-    assert Market1501Evaluator(query_expansion=1000)(*sets)["mAP"] < plain["mAP"]
+def test_query_expansion_helps_here(plain: Evaluation) -> None:
+    evaluator = Market1501Evaluator(query_expansion=2)
+    assert evaluator(plain)["mAP"] > plain.ranking.mAP
+    again = evaluator.rank_again(plain)
+    assert again.query is plain.query
+    assert again.details == plain.details
+    assert again.similarities is plain.similarities
+    assert evaluator.rank_again(again) is again
+    assert Market1501Evaluator(query_expansion=3, alpha=3.0)(plain)["mAP"] > plain.ranking.mAP
+    assert Market1501Evaluator(query_expansion=1000)(plain)["mAP"] < plain.ranking.mAP
     with pytest.raises(ValueError, match="query_expansion and alpha of 0 or more"):
         Market1501Evaluator(query_expansion=-1)
     with pytest.raises(ValueError, match="query_expansion and alpha of 0 or more"):
         Market1501Evaluator(query_expansion=1, alpha=float("nan"))
+
+
+def test_expansion_and_reranking_together(plain: Evaluation) -> None:
+    found = Market1501Evaluator(query_expansion=2, reranking=True, k1=8, k2=3).rank_again(plain)
+    assert found.ranked_by == (
+        "query expansion (2 images, alpha 0) and "
+        "k-reciprocal re-ranking (k1 8, k2 3, original weight 0.3)"
+    )
+    expanded = expand_queries(plain.query.test, plain.gallery.test, 2)
+    blocks = rerank(expanded, plain.gallery.test, k1=8, k2=3)
+    expected = rank_distances(blocks, plain.query, plain.gallery)
+    np.testing.assert_array_equal(found.ranking.average_precision, expected.average_precision)
+
+
+def test_an_evaluator_of_ones_own_needs_numbers_alone(plain: Evaluation) -> None:
+    class Median(Evaluator):
+        def __call__(
+            self, evaluation: Evaluation, progress: ProgressBar | None = None
+        ) -> dict[str, float]:
+            return {"median AP": float(np.nanmedian(evaluation.ranking.average_precision))}
+
+    own = Median()
+    assert (own.ap, own.metrics) == ("step", ())
+    assert own.rank_again(plain) is plain
+    assert 0 < own(plain)["median AP"] < 1
 
 
 def test_query_expansion_by_hand() -> None:

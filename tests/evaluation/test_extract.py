@@ -4,11 +4,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reid import distributed
 from reid.evaluation.extract import Precision, extract_features
 from reid.structures import Batch, Embeddings, ImageRecord
 
 RECORDS = [ImageRecord(f"{i}.jpg", i, i % 2) for i in range(5)]
 CPU = torch.device("cpu")
+
+
+def embeddings(feature: Tensor, banks: int) -> Embeddings:
+    """The same feature everywhere."""
+    bank = feature[:, None].expand(-1, banks, -1)
+    return Embeddings(bank, bank, bank, feature)
 
 
 class Echo(nn.Module):
@@ -18,15 +25,15 @@ class Echo(nn.Module):
         super().__init__()
         self.norm = nn.BatchNorm1d(2)
 
-    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-        feature = self.norm(torch.stack((image[:, 0, 0, 0], camid.float()), 1))
-        return Embeddings(feature, feature[:, None], feature, feature)
+    def forward(self, batch: Batch) -> Embeddings:
+        feature = self.norm(torch.stack((batch.image[:, 0, 0, 0], batch.camid.float()), 1))
+        return embeddings(feature, 2)
 
 
 def batch(rows: list[int], value: float | None = None) -> Batch:
     index = torch.tensor(rows)
     image = index.float() if value is None else torch.full((len(rows),), value)
-    return Batch(image[:, None, None, None].expand(-1, 3, 2, 2), index, index % 2, index)
+    return Batch.of(image[:, None, None, None].expand(-1, 3, 2, 2), index % 2, index)
 
 
 def test_rows_are_placed_by_index() -> None:
@@ -38,8 +45,9 @@ def test_rows_are_placed_by_index() -> None:
     )  # fmt: skip
     assert model.training
     assert model.norm.num_batches_tracked == 0
-    torch.testing.assert_close(found.global_feat[:, 0] * (1 + 1e-5) ** 0.5, torch.arange(5.0))
-    assert found.part_feats.shape == (5, 1, 2)
+    torch.testing.assert_close(found.test[:, 0] * (1 + 1e-5) ** 0.5, torch.arange(5.0))
+    assert found.unit.shape == (5, 2, 2)
+    assert found.present.all()
     assert found.pids.tolist() == [0, 1, 2, 3, 4]
     assert found.camids.tolist() == [0, 1, 0, 1, 0]
     assert done[-1] == (5, 5)
@@ -47,10 +55,10 @@ def test_rows_are_placed_by_index() -> None:
 
 def test_flip_test_averages_with_the_mirror_image() -> None:
     class Corner(nn.Module):
-        def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-            left, right = image[:, 0, 0, 0], image[:, 0, 0, -1]
+        def forward(self, batch: Batch) -> Embeddings:
+            left, right = batch.image[:, 0, 0, 0], batch.image[:, 0, 0, -1]
             feature = nn.functional.normalize(torch.stack((left, right, left * 0 + 1), 1), dim=1)
-            return Embeddings(feature, feature[:, None], feature, feature)
+            return embeddings(feature, 2)
 
     one = batch([0, 1, 2, 3, 4])
     image = one.image.clone()
@@ -59,17 +67,18 @@ def test_flip_test_averages_with_the_mirror_image() -> None:
     one = one._replace(image=image)
     plain = extract_features(Corner(), [one], RECORDS, CPU)
     flipped = extract_features(Corner(), [one], RECORDS, CPU, flip=True)
-    other = plain.global_feat[:, [1, 0, 2]]
-    expected = nn.functional.normalize(plain.global_feat + other, dim=1)
-    torch.testing.assert_close(flipped.global_feat, expected)
-    torch.testing.assert_close(flipped.part_feats[:, 0], expected)
+    other = plain.test[:, [1, 0, 2]]
+    expected = nn.functional.normalize(plain.test + other, dim=1)
+    torch.testing.assert_close(flipped.test, expected)
+    torch.testing.assert_close(flipped.unit[:, 1], expected)
     assert torch.equal(one.image, before)
 
 
-def test_images_that_could_not_be_read_are_zero() -> None:
+def test_images_that_could_not_be_read_are_not_present() -> None:
     found = extract_features(Echo(), [batch([3, 1]), batch([4])], RECORDS, CPU, allow_missing=True)
-    assert found.global_feat.any(1).tolist() == [False, True, False, True, True]
-    assert not found.part_feats[[0, 2]].any()
+    assert found.present.tolist() == [False, True, False, True, True]
+    assert not found.test[[0, 2]].any()
+    assert not found.unit[[0, 2]].any()
     with pytest.raises(ValueError, match="none of 5 images was in a batch"):
         extract_features(Echo(), [], RECORDS, CPU, allow_missing=True)
 
@@ -94,10 +103,10 @@ class Linear(nn.Module):
         self.weight = nn.Parameter(torch.randn(12, 8, generator=generator))
         self.seen: list[torch.dtype] = []
 
-    def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-        feature = image.flatten(1) @ self.weight
+    def forward(self, batch: Batch) -> Embeddings:
+        feature = batch.image.flatten(1) @ self.weight
         self.seen.append(feature.dtype)
-        return Embeddings(feature, feature[:, None].expand(-1, 2, -1), feature, feature)
+        return embeddings(feature, 3)
 
 
 @pytest.mark.parametrize(
@@ -113,10 +122,10 @@ def test_the_network_has_a_precision_of_its_own_and_features_are_fp32(
     full = extract_features(model, [one], RECORDS, CPU)
     low = extract_features(model, [one], RECORDS, CPU, precision=precision)
     assert model.seen == [torch.float32, dtype]
-    assert low.global_feat.dtype == low.part_feats.dtype == torch.float32
-    difference = (full.global_feat - low.global_feat).abs().max() / full.global_feat.abs().max()
+    assert low.test.dtype == low.unit.dtype == torch.float32
+    difference = (full.test - low.test).abs().max() / full.test.abs().max()
     assert 0 < difference < 2 * error
-    assert not low.global_feat.is_inference()  # a memory is made of it, and changed in place
+    assert not low.test.is_inference()  # a memory is made of it, and changed in place
 
 
 def test_features_are_copies_of_what_the_model_gives() -> None:
@@ -127,9 +136,43 @@ def test_features_are_copies_of_what_the_model_gives() -> None:
             super().__init__()
             self.out = torch.empty(1, 2)
 
-        def forward(self, image: Tensor, camid: Tensor) -> Embeddings:
-            self.out.fill_(float(image[0, 0, 0, 0]))
-            return Embeddings(self.out, self.out[:, None], self.out, self.out)
+        def forward(self, batch: Batch) -> Embeddings:
+            self.out.fill_(float(batch.image[0, 0, 0, 0]))
+            return embeddings(self.out, 2)
 
     found = extract_features(Reuses(), [batch([i]) for i in range(5)], RECORDS, CPU)
-    assert found.global_feat[:, 0].tolist() == found.part_feats[:, 0, 1].tolist() == [0, 1, 2, 3, 4]
+    assert found.test[:, 0].tolist() == found.unit[:, 1, 1].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_test_features_of_another_size_than_the_banks() -> None:
+    class Wide(nn.Module):
+        def forward(self, batch: Batch) -> Embeddings:
+            feature = batch.index[:, None].float().expand(-1, 3)
+            return embeddings(feature, 2)._replace(test=feature.repeat(1, 2))
+
+    found = extract_features(Wide(), [batch([3, 1]), batch([4, 0, 2])], RECORDS, CPU)
+    assert found.test.shape == (5, 6)
+    assert found.unit.shape == (5, 2, 3)
+    assert found.test[:, 5].tolist() == found.unit[:, 1, 2].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_process_tells_the_others_of_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[list[str]] = []
+
+    class Broken(nn.Module):
+        def forward(self, batch: Batch) -> Embeddings:
+            raise OSError("no space")
+
+    def gather(text: str) -> list[str]:
+        told.append([text])
+        return ["", "OSError: no space", text]
+
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "largest", lambda *numbers: (1,))
+    monkeypatch.setattr(distributed, "gather_objects", gather)
+    with pytest.raises(OSError, match="no space"):
+        extract_features(Broken(), [batch([0])], RECORDS, CPU)
+    with pytest.raises(RuntimeError, match="process 1 failed: OSError: no space"):
+        extract_features(Echo(), [batch([0])], RECORDS, CPU)
+    assert told == [["OSError: no space"], [""]]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,7 @@ def direction(degrees: float) -> list[float]:
 
 def features(degrees: list[float], camids: list[int]) -> FeatureSet:
     feature = torch.tensor([direction(value) for value in degrees])
-    parts = torch.zeros(len(feature), 0, 2)
-    return FeatureSet(feature, parts, torch.full((len(feature),), -1), torch.tensor(camids))
+    return FeatureSet.of(feature, camids=torch.tensor(camids))
 
 
 def test_confidence_worked_out_by_hand() -> None:
@@ -75,8 +75,8 @@ def test_matches_are_mutual_and_cross_cameras() -> None:
     assert cross_camera_matches(found, 1) == matches[:1]
     assert cross_camera_matches(features([0, 1], [3, 3]), 5) == []
     assert cross_camera_matches(features([0, 1], [-1, -1]), 5) == []
-    found.global_feat[[0, 2]] = 0  # they could not be read
-    assert cross_camera_matches(found, 10) == matches[1:]
+    readable = replace(found, present=torch.tensor([False, True, False, True, True, True]))
+    assert cross_camera_matches(readable, 10) == matches[1:]
     with pytest.raises(ValueError, match="most: expected 1 or more, got 0"):
         cross_camera_matches(found, 0)
 

@@ -8,7 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from reid.evaluation import distances
 from reid.evaluation.ranking import rank, rank_distances
+from reid.structures import FeatureSet
+
+
+def sets(
+    q_pids: np.ndarray, g_pids: np.ndarray, q_cams: np.ndarray, g_cams: np.ndarray
+) -> list[FeatureSet]:
+    """Images whose features do not matter."""
+    return [
+        FeatureSet.of(torch.zeros(len(pids), 1), torch.from_numpy(pids), torch.from_numpy(cams))
+        for pids, cams in ((q_pids, q_cams), (g_pids, g_cams))
+    ]
 
 
 @settings(max_examples=150, deadline=None)
@@ -26,7 +38,7 @@ def test_numbers_are_those_of_sorted_lists(
     q_cams, g_cams = (rng.integers(-1, num_cameras, n) for n in (num_query, num_gallery))
     aps, inps, firsts = [], [], []
     for i in range(num_query):
-        order = np.argsort(distance[i], kind="stable")
+        order = np.lexsort((g_pids == q_pids[i], distance[i]))  # of equals, wrong ones come first
         same = g_pids[order] == q_pids[i]
         removed = same & (g_cams[order] == q_cams[i]) & (q_cams[i] >= 0)
         hits = np.flatnonzero(same[~removed & (g_pids[order] != -1)])
@@ -35,12 +47,12 @@ def test_numbers_are_those_of_sorted_lists(
             inps.append(len(hits) / (hits[-1] + 1))
             firsts.append(hits[0])
     blocks = [(s, distance[s : s + block]) for s in range(0, num_query, block)]
-    ids = [torch.from_numpy(array) for array in (q_pids, g_pids, q_cams, g_cams)]
+    both = sets(q_pids, g_pids, q_cams, g_cams)
     if not aps:  # single camera, all junk, or no positive
         with pytest.raises(ValueError, match="no query has a match"):
-            rank_distances(blocks, *ids)
+            rank_distances(blocks, *both)
         return
-    result = rank_distances(blocks, *ids, max_rank=5)
+    result = rank_distances(blocks, *both, max_rank=5)
     assert result.mAP == pytest.approx(np.mean(aps), abs=1e-12)
     assert result.mINP == pytest.approx(np.mean(inps), abs=1e-12)
     expected = [np.mean(np.array(firsts) <= k) for k in range(5)]
@@ -52,10 +64,12 @@ def test_numbers_are_those_of_sorted_lists(
 def test_features_rank_like_their_distances(seed: int, num_query: int, block: int) -> None:
     rng = np.random.default_rng(seed)
     features = torch.from_numpy(rng.normal(size=(num_query + 50, 6)).astype(np.float32))
-    query, gallery = features[:num_query], features[num_query:]
-    pids, camids = torch.arange(len(features)) % 4, torch.arange(len(features)) % 3
-    ids = (pids[:num_query], pids[num_query:], camids[:num_query], camids[num_query:])
-    exact = torch.cdist(query.double(), gallery.double()).square().numpy()
-    expected = rank_distances([(0, exact)], *ids)
-    found = rank(query, gallery, *ids, block_size=block)
+    rows = torch.arange(len(features))
+    both = FeatureSet.of(features, rows % 4, rows % 3)
+    query, gallery = both[:num_query], both[num_query:]
+    exact = torch.cdist(query.test.double(), gallery.test.double()).square().numpy()
+    expected = rank_distances([(0, exact)], query, gallery)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distances, "_BLOCK_BYTES", block * 4 * 2048)
+        found = rank(query, gallery).ranking
     np.testing.assert_allclose(found.average_precision, expected.average_precision, atol=1e-6)

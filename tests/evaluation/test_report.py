@@ -6,13 +6,19 @@ import runpy
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from reid.evaluation.report import evaluate_features, evaluate_file, load_features, report_text
+from reid.evaluation import ranking
+from reid.evaluation.feature_files import load_features
+from reid.evaluation.ranking_kernels import Distances
+from reid.evaluation.report import evaluate_features, evaluate_file, report_text
+from reid.evaluation.watchers import CameraPairRanks
 from reid.registry import ConfigError
 from reid.structures import DataError
 
@@ -57,8 +63,12 @@ def test_features_with_ids_and_features_with_a_list_are_the_same(
     write_csv(tmp_path / "list.csv", found)
     assert run(monkeypatch, tmp_path / "all.npz", "--output", tmp_path / "a.json") == 0
     text = capsys.readouterr().out
-    for word in ("mAP", "Rank-20", "TPR@FPR 0.001", "camera 2", "Hardest queries"):
-        assert word in text
+    for words in (
+        "mAP", "Rank-20", "TPR@FPR 0.001", "camera 2",
+        "Hardest queries (AP step, Euclidean distance)",
+        "Queries: 20, with a match 20, ignored 0\nGallery: 40, junk 0, distractors 0",
+    ):  # fmt: skip
+        assert words in text
     assert (
         run(monkeypatch, tmp_path / "features.npz", "--csv", tmp_path / "list.csv",
             "--output", tmp_path / "b.json") == 0
@@ -79,8 +89,9 @@ def test_a_list_may_name_images_anywhere(tmp_path: Path) -> None:
     np.savez(tmp_path / "f.npz", features=np.eye(3))
     rows = "/a/1.jpg,1,0,query\n../2.jpg,2,0,query\n3.jpg,1,1,gallery\n"
     (tmp_path / "list.csv").write_text(f"path,pid,camid,split\n{rows}")
-    paths = load_features(tmp_path / "f.npz", tmp_path / "list.csv").query_paths
-    assert paths == ["/a/1.jpg", f"{tmp_path}/../2.jpg"]
+    loaded = load_features(tmp_path / "f.npz", tmp_path / "list.csv")
+    assert loaded.query_paths == ["/a/1.jpg", f"{tmp_path}/../2.jpg"]
+    assert loaded.gallery_paths == [f"{tmp_path}/3.jpg"]
 
 
 def test_options_reach_the_evaluator(tmp_path: Path) -> None:
@@ -88,13 +99,115 @@ def test_options_reach_the_evaluator(tmp_path: Path) -> None:
     sets = load_features(tmp_path / "all.npz")
     done: list[tuple[int, int]] = []
     plain = evaluate_features(*sets, progress=lambda *counts: done.append(counts))
-    assert done == [(10, 20), (14, 20), (20, 20)]
+    assert done == [(10, 20), (20, 20)]
     trapezoid = evaluate_features(*sets, options=["AP", "trapezoid"])
     assert trapezoid["numbers"]["mAP"] < plain["numbers"]["mAP"]
+    assert trapezoid["TPR@FPR"] == plain["TPR@FPR"]
     with pytest.raises(ConfigError, match=r"evaluator\.app: .*did you mean 'ap'"):
         evaluate_features(*sets, options=["APP", "step"])
     with pytest.raises(ConfigError, match="expected KEY VALUE pairs"):
         evaluate_features(*sets, options=["AP"])
+
+
+@pytest.mark.parametrize(
+    ("options", "ap", "ranked_by"),
+    [
+        (["AP", "trapezoid"], "trapezoid", "Euclidean distance"),
+        (
+            ["RERANKING", "true", "K1", "8", "K2", "3"],
+            "step",
+            "k-reciprocal re-ranking (k1 8, k2 3, original weight 0.3)",
+        ),
+    ],
+)
+def test_every_table_is_of_the_ranking_that_the_numbers_are_of(
+    tmp_path: Path, options: list[str], ap: str, ranked_by: str
+) -> None:
+    np.savez(tmp_path / "all.npz", **arrays())
+    sets = load_features(tmp_path / "all.npz")
+    plain, found = evaluate_features(*sets), evaluate_features(*sets, options=options)
+    assert (found["ap"], found["ranked_by"]) == (ap, ranked_by)
+    assert found["numbers"]["mAP"] == pytest.approx(np.mean(found["per_query_AP"]))
+    assert found["per_query_AP"] != plain["per_query_AP"]
+    assert found["camera_pairs"]["mAP"] != plain["camera_pairs"]["mAP"]
+    worst = [found["per_query_AP"][row] for row in found["hardest_queries"]]
+    assert worst == sorted(found["per_query_AP"])[:10]
+    text = report_text(found)
+    assert f"Hardest queries (AP {ap}, {ranked_by})" in text
+    assert f"mAP from the row's camera to the column's (AP {ap}, {ranked_by})" in text
+
+
+def test_queries_without_a_match_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Case 02: ten queries, of which one has a match in another camera."""
+    found = arrays()
+    found["query_pids"] = np.arange(20) + 1
+    found["query_camids"] = np.zeros(20, int)
+    found["gallery_pids"] = np.where(np.arange(40) < 20, np.arange(40) + 1, 300)
+    found["gallery_pids"][39] = -1
+    found["gallery_camids"] = np.zeros(40, int)
+    found["gallery_camids"][4] = 1
+    np.savez(tmp_path / "all.npz", **found)
+    assert run(monkeypatch, tmp_path / "all.npz", "--output", tmp_path / "a.json") == 0
+    text = capsys.readouterr().out
+    assert "19 of 20 queries have no match in another camera and count nowhere" in text
+    assert "Queries: 20, with a match 1, ignored 19" in text
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert report["counts"] == {
+        "queries": {"all": 20, "with_match": 1, "ignored": 19},
+        "gallery": {"all": 40, "junk": 1, "distractors": 19},
+    }
+    found["gallery_camids"][4] = 0
+    np.savez(tmp_path / "none.npz", **found)
+    assert run(monkeypatch, tmp_path / "none.npz") == 2
+    assert "all images are of camera 0, and an image of the query's own" in capsys.readouterr().err
+
+
+def test_a_list_tells_that_a_query_is_in_the_gallery_too(tmp_path: Path) -> None:
+    """Without cameras nothing else tells; the query itself would be a perfect match."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(6, 4))
+    np.savez(tmp_path / "f.npz", features=np.concatenate([features[:3], features]))
+    rows = [f"{i}.jpg,{i % 3},,query" for i in range(3)]
+    rows += [f"{i}.jpg,{i % 3},,gallery" for i in range(6)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,pid,camid,split", *rows]))
+    report = evaluate_features(*load_features(tmp_path / "f.npz", tmp_path / "list.csv"))
+    expected = []
+    for i in range(3):
+        distance = np.linalg.norm(
+            features / np.linalg.norm(features, axis=1)[:, None]
+            - features[i] / np.linalg.norm(features[i]),
+            axis=1,
+        )
+        others = np.argsort(distance)[1:]  # the query itself comes first
+        expected.append(1 / (1 + list(others).index(i + 3)))
+    assert report["per_query_AP"] == pytest.approx(expected)
+
+
+def test_camera_pairs_of_too_many_cameras_are_left_out(tmp_path: Path) -> None:
+    found = arrays(900)
+    found["query_camids"], found["gallery_camids"] = np.arange(20), np.arange(880) + 20
+    np.savez(tmp_path / "all.npz", **found)
+    report = evaluate_features(*load_features(tmp_path / "all.npz"))
+    assert report["camera_pairs"] is None
+    assert "camera to the column's" not in report_text(report)
+
+
+def test_distances_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "all.npz", **arrays())
+    passes: list[int] = []
+    compute = ranking.distance_blocks
+
+    def counted(*features: Tensor) -> Iterator[tuple[int, Distances]]:
+        passes.append(1)
+        return compute(*features)
+
+    monkeypatch.setattr(ranking, "distance_blocks", counted)
+    assert run(monkeypatch, tmp_path / "all.npz") == 0
+    assert len(passes) == 1
+    assert run(monkeypatch, tmp_path / "all.npz", "AP", "trapezoid") == 0
+    assert len(passes) == 2
 
 
 @pytest.mark.parametrize(
@@ -197,7 +310,7 @@ def test_features_that_are_not_finite_are_named(tmp_path: Path, value: float) ->
 
 
 def test_more_cameras_than_a_table_holds(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    count = 201
+    count = CameraPairRanks.MOST_CAMERAS + 1
     features = np.random.default_rng(0).normal(size=(count, 8))
     found = {f"{split}_feat": features for split in ("query", "gallery")}
     found |= {f"{split}_pids": np.arange(count) for split in ("query", "gallery")}
@@ -206,7 +319,7 @@ def test_more_cameras_than_a_table_holds(tmp_path: Path, caplog: pytest.LogCaptu
     report = evaluate_file(tmp_path / "f.npz")
     assert report["camera_pairs"] is None
     assert report["numbers"]["mAP"] == 1
-    assert "201 cameras are too many for a table" in caplog.text
+    assert f"more than {count - 1} make no table" in caplog.text
     text = report_text(report)
     assert "Hardest queries" in text
     assert "camera to the column" not in text
@@ -240,8 +353,8 @@ def test_many_dimensions_take_little_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "error"), [
-    ("np.load", MemoryError("Unable to allocate 9 GiB")),
-    ("rank_with_camera_pairs", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+    ("feature_files.np.load", MemoryError("Unable to allocate 9 GiB")),
+    ("report.rank", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
 ])  # fmt: skip
 def test_short_memory_names_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
@@ -250,7 +363,7 @@ def test_short_memory_names_the_file(
         raise error
 
     np.savez(tmp_path / "f.npz", **arrays())
-    monkeypatch.setattr(f"reid.evaluation.report.{place}", fail)
+    monkeypatch.setattr(f"reid.evaluation.{place}", fail)
     with pytest.raises(DataError, match=r"f\.npz: memory does not suffice for its features"):
         evaluate_file(tmp_path / "f.npz")
 
@@ -260,7 +373,7 @@ def test_other_errors_pass_as_they_are(tmp_path: Path, monkeypatch: pytest.Monke
         raise RuntimeError("a bug")
 
     np.savez(tmp_path / "f.npz", **arrays())
-    monkeypatch.setattr("reid.evaluation.report.rank_with_camera_pairs", fail)
+    monkeypatch.setattr("reid.evaluation.report.rank", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         evaluate_file(tmp_path / "f.npz")
 

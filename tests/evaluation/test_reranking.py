@@ -12,6 +12,7 @@ from reid.evaluation import reranking
 from reid.evaluation.ranking import rank_distances
 from reid.evaluation.reranking import rerank
 from reid.neighbors import footprint as memory
+from reid.structures import FeatureSet
 
 
 def features(count: int, seed: int) -> torch.Tensor:
@@ -62,6 +63,13 @@ def test_lambda_of_one_keeps_the_order() -> None:
     assert np.array_equal(joined(query, gallery, lambda_value=1.0).argsort(1), plain)
 
 
+def test_any_scale_of_features_gives_the_same_distances() -> None:
+    query, gallery = features(10, 0), features(50, 1)
+    whole = joined(query, gallery)
+    for scale in (2.0**63, 2.0**-83):
+        np.testing.assert_array_equal(joined(query * scale, gallery * scale), whole)
+
+
 def test_sets_smaller_than_the_lists() -> None:
     assert joined(features(2, 0), features(3, 1)).shape == (2, 3)
 
@@ -94,10 +102,14 @@ def test_distances_of_the_authors(oracle_dir: Path) -> None:
         )
         found = joined(query, gallery)
         np.testing.assert_allclose(found, a["reranked_distance"], atol=1e-5, err_msg=str(path))
-        ids = [
-            torch.from_numpy(a[name]).long()
-            for name in ("query_pid", "gallery_pid", "query_camid", "gallery_camid")
+        sets = [
+            FeatureSet.of(
+                images,
+                torch.from_numpy(a[f"{split}_pid"]).long(),
+                torch.from_numpy(a[f"{split}_camid"]).long(),
+            )
+            for split, images in (("query", query), ("gallery", gallery))
         ]
-        result = rank_distances([(0, found)], *ids, max_rank=len(a["reranked_cmc"]))
+        result = rank_distances([(0, found)], *sets, max_rank=len(a["reranked_cmc"]))
         assert result.mAP == pytest.approx(float(a["reranked_mAP"]), abs=1e-6)
         np.testing.assert_allclose(result.cmc, a["reranked_cmc"], atol=1e-6)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from reid.data.datasets.csv_dataset import read_csv
 from reid.data.images import read_image
-from reid.evaluation.report import load_features
+from reid.evaluation.feature_files import load_features
 from reid.structures import DataError
 
 LISTS = (

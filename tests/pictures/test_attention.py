@@ -10,6 +10,7 @@ from reid.modeling.model import ReIDModel
 from reid.modeling.vit import ViT
 from reid.pictures.attention import attention_paths, attention_rollout, rollout_maps
 from reid.projects.tmgf import IBNViT, TMGFHead
+from reid.structures import Batch
 
 
 def layer(*heads: list[list[float]]) -> Tensor:
@@ -58,15 +59,15 @@ def plain() -> ReIDModel:
 def test_recorded_attention_is_the_models_own() -> None:
     torch.manual_seed(0)
     model = plain().train()
-    image, camid = torch.randn(2, 3, 64, 32), torch.zeros(2, dtype=torch.int64)
-    (found,) = rollout_maps(model, image, camid)
+    batch = Batch.of(torch.randn(2, 3, 64, 32), torch.zeros(2, dtype=torch.int64))
+    (found,) = rollout_maps(model, batch)
     assert model.training
     assert found.shape == (2, 4, 2)
     seen = []
     for block in model.backbone.net.blocks:
         block.attn.fused_attn = False
         block.attn.attn_drop.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0]))
-    model.eval()(image, camid)
+    model.eval()(batch)
     assert len(seen) == 3
     expected = attention_rollout([weights.detach() for weights in seen])[:, 0, 1:]
     torch.testing.assert_close(found, expected.reshape(2, 4, 2))
@@ -81,12 +82,12 @@ def test_every_branch_has_its_own_rollout() -> None:
     assert first[:2] == second[:2]
     assert first[2] is model.head.branches[0][0].attn
     assert second[2] is model.head.branches[1][0].attn
-    image, camid = torch.randn(1, 3, 64, 32), torch.zeros(1, dtype=torch.int64)
-    maps = rollout_maps(model, image, camid)
+    batch = Batch.of(torch.randn(1, 3, 64, 32), torch.zeros(1, dtype=torch.int64))
+    maps = rollout_maps(model, batch)
     torch.testing.assert_close(maps[0], maps[1])  # the branches start as copies
     with torch.no_grad():
         model.head.branches[1][0].attn.qkv.weight.mul_(3)
-    changed = rollout_maps(model, image, camid)
+    changed = rollout_maps(model, batch)
     torch.testing.assert_close(changed[0], maps[0])
     assert not torch.allclose(changed[1], maps[1])
 

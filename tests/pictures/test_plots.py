@@ -9,42 +9,13 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from reid.pictures.plots import (
-    draw_embedding,
-    draw_similarities,
-    embed,
-    similarity_histogram,
-    similarity_thresholds,
-)
-from reid.structures import FeatureSet
+from reid.evaluation.evaluation import PairSimilarities
+from reid.pictures.plots import draw_embedding, draw_similarities, embed, similarity_thresholds
 
 
-def features(vectors: list[list[float]], pids: list[int], camids: list[int]) -> FeatureSet:
-    found = F.normalize(torch.tensor(vectors, dtype=torch.float32), dim=1)
-    return FeatureSet(
-        found, torch.zeros(len(found), 0, found.shape[1]), torch.tensor(pids), torch.tensor(camids)
-    )
-
-
-def test_pairs_by_hand() -> None:
-    query = features([[1, 0]], [1], [0])
-    gallery = features([[1, 0], [0, 1], [-1, 0], [1, 0], [1, 0]], [1, 1, 2, 1, -1], [1, 2, 0, 0, 3])
-    positive, negative, edges = similarity_histogram(query, gallery, bins=4)
-    # cosines 1 and 0 are positive, -1 is negative; the own camera and junk count nowhere
-    assert positive.tolist() == [0, 0, 1, 1]
-    assert negative.tolist() == [1, 0, 0, 0]
-    assert edges.tolist() == [-1, -0.5, 0, 0.5, 1]
-
-
-def test_blocks_count_every_pair_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("reid.pictures.plots._BLOCK", 120 * 50)
-    torch.manual_seed(0)
-    pids = [i % 7 for i in range(1100)]
-    query = features(torch.randn(1100, 4).tolist(), pids, [0] * 1100)
-    gallery = features(torch.randn(50, 4).tolist(), pids[:50], [1] * 50)
-    positive, negative, _ = similarity_histogram(query, gallery)
-    same = (query.pids[:, None] == gallery.pids).sum()
-    assert (positive.sum(), negative.sum()) == (int(same), 1100 * 50 - int(same))
+def pairs(matching: list[int], others: list[int]) -> PairSimilarities:
+    """Pairs in bins of squared distances from 0 to 4."""
+    return PairSimilarities(np.array(matching), np.array(others), len(matching) / 4)
 
 
 def test_thresholds_let_few_wrong_pairs_through() -> None:
@@ -59,17 +30,16 @@ def test_thresholds_let_few_wrong_pairs_through() -> None:
 
 
 def test_histogram_is_drawn(tmp_path: Path) -> None:
-    query = features([[1, 0], [0, 1]], [1, 2], [0, 0])
-    draw_similarities(tmp_path / "s.png", query, features([[1, 0], [0, 1]], [1, 2], [1, 1]))
+    draw_similarities(tmp_path / "s.png", pairs([9, 3, 0, 0], [0, 2, 30, 4]), bins=4)
     with Image.open(tmp_path / "s.png") as picture:
         assert min(picture.size) > 400
         assert len(picture.convert("RGB").getcolors(1 << 24)) > 10
     with pytest.raises(ValueError, match="different persons, got 0 and 4"):
-        draw_similarities(tmp_path / "no.png", query, features([[1, 0]] * 2, [3, 4], [1, 1]))
-    with pytest.raises(ValueError, match="expected query and gallery images, got 2 and 0"):
-        similarity_histogram(query, query[:0])
+        draw_similarities(tmp_path / "no.png", pairs([0, 0], [1, 3]))
+    with pytest.raises(ValueError, match="different persons, got 2 and 0"):
+        draw_similarities(tmp_path / "no.png", pairs([1, 1], [0, 0]))
     with pytest.raises(ValueError, match="bins: expected 1 or more"):
-        similarity_histogram(query, query, bins=0)
+        draw_similarities(tmp_path / "no.png", pairs([1, 1], [1, 1]), bins=0)
     assert not (tmp_path / "no.png").exists()
 
 

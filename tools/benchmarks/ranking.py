@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.evaluation.ranking import rank
+from reid.structures import FeatureSet
 
 SIZES = {"market1501": (3_368, 15_913, 750, 6), "msmt17": (11_659, 82_161, 3_060, 15)}
 Problem = dict[str, Tensor]
@@ -37,9 +38,18 @@ def make_problem(size: str, dim: int, limit: int | None = None) -> Problem:
     return problem
 
 
+def feature_sets(problem: Problem) -> tuple[FeatureSet, FeatureSet]:
+    """Query and gallery as this project takes them."""
+    query, gallery = (
+        FeatureSet.of(*(problem[f"{split}_{name}"] for name in ("feat", "pids", "camids")))
+        for split in ("query", "gallery")
+    )
+    return query, gallery
+
+
 def product(problem: Problem) -> tuple[float, float, Any]:
     """mAP, Rank-1 and the queries' AP of this project."""
-    result = rank(**problem)
+    result = rank(*feature_sets(problem)).ranking
     return result.mAP, result.rank(1), result.average_precision
 
 

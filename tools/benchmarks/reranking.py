@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from measure import measure, report
-from ranking import SIZES, Problem, make_problem
+from ranking import SIZES, Problem, feature_sets, make_problem
 
 from reid.evaluation.ranking import rank_distances
 from reid.evaluation.reranking import rerank
@@ -26,18 +26,12 @@ def make_small_problem(size: str, dim: int, queries: int, gallery: int) -> Probl
     }
 
 
-def _ids(problem: Problem) -> tuple[torch.Tensor, ...]:
-    names = ("query_pids", "gallery_pids", "query_camids", "gallery_camids")
-    return tuple(problem[name] for name in names)
-
-
 def product(problem: Problem) -> float:
     """The mAP after re-ranking."""
     blocks = rerank(
         problem["query_feat"], problem["gallery_feat"], k1=K1, k2=K2, lambda_value=LAMBDA
     )
-    q_pids, g_pids, q_camids, g_camids = _ids(problem)
-    return rank_distances(blocks, q_pids, g_pids, q_camids, g_camids).mAP
+    return rank_distances(blocks, *feature_sets(problem)).mAP
 
 
 def baseline(problem: Problem) -> float:
@@ -77,9 +71,7 @@ def baseline(problem: Problem) -> float:
         for c in np.flatnonzero(v[i]):
             shared[inverted[c]] += np.minimum(v[i, c], v[inverted[c], c])
         final[i] = (1 - LAMBDA) * (1 - shared / (2 - shared)) + LAMBDA * original[i]
-    q_pids, g_pids, q_camids, g_camids = _ids(problem)
-    blocks = [(0, final[:, num_query:])]
-    return rank_distances(blocks, q_pids, g_pids, q_camids, g_camids).mAP
+    return rank_distances([(0, final[:, num_query:])], *feature_sets(problem)).mAP
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ class SaveCheckpoints(Hook):
     whole epoch is written if it was not: it is kept in memory till then.
 
     Must stand first in the list, so that the final weights are safe whatever becomes of what other
-    hooks do in `after_train`.
+    hooks do in the last `after_epoch`, such as an evaluation, and in `after_train`.
 
     Args:
         output_dir: Where to.
@@ -72,8 +72,13 @@ class SaveCheckpoints(Hook):
             except OutputError as error:  # the run has an error already, which must be told
                 logger.error("%s", error)
 
+    def after_epoch(self, trainer: Trainer) -> None:
+        """Saves the final weights after the last epoch, before anything that may fail."""
+        if trainer.epoch == trainer.max_epochs:
+            self.after_train(trainer)
+
     def after_train(self, trainer: Trainer) -> None:
-        """Saves the final weights."""
+        """Saves the final weights again: another hook may have changed them in `after_epoch`."""
         save_model(trainer, self._output_dir / FINAL_MODEL)
 
     def _write(self, state: Mapping[str, Any]) -> None:

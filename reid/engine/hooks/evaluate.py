@@ -4,30 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from reid import distributed
 from reid.engine.hooks.checkpoints import BEST_MODEL, save_model
 from reid.engine.logs import MetricWriter
-from reid.engine.testing import (
-    QueryGallery,
-    best_evaluation,
-    draw_test_pictures,
-    evaluate,
-    summary_table,
-)
+from reid.engine.testing import EvaluationError, Scores, evaluate
 from reid.engine.trainer import Trainer
+from reid.evaluation.evaluation import Details, Evaluation
 from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.query_gallery import QueryGallery
+from reid.evaluation.relevance import Counts
+from reid.evaluation.tables import best_evaluation, summary_table
 from reid.files import write_text
-from reid.registry import Hook
+from reid.pictures.ranked import draw_evaluation
+from reid.registry import ConfigError, Hook, nearest, shortened
+from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
+
+_NOTHING: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Evaluate(Hook):
     """Evaluates every `period` epochs and after the last one; keeps the best weights.
+
+    A test set that cannot be evaluated loses its figures and nothing else: the error is logged and
+    noted in results.json, and training goes on.
 
     Args:
         test_sets: Each is evaluated on its own; the best weights are chosen by the first.
@@ -40,6 +46,9 @@ class Evaluate(Hook):
         best_metric: The number that tells which weights are best; larger is better.
         ranked_lists: Queries in the picture that is drawn after training, with a histogram of
             similarities; 0 = no pictures.
+
+    Raises:
+        ConfigError: The evaluator has no number `best_metric`.
     """
 
     def __init__(
@@ -55,7 +64,13 @@ class Evaluate(Hook):
         best_metric: str = "mAP",
         ranked_lists: int = 0,
     ) -> None:
+        if evaluator.metrics and best_metric not in evaluator.metrics:
+            raise ConfigError(
+                f"test.best_metric: {best_metric!r} is not among the evaluator's numbers"
+                f"{nearest(best_metric, evaluator.metrics)}: {', '.join(evaluator.metrics)}"
+            )
         self._test_sets = test_sets
+        self._names = [test_set.name for test_set in test_sets]
         self._evaluator = evaluator
         self._writer = writer
         self._output_dir = output_dir
@@ -65,7 +80,10 @@ class Evaluate(Hook):
         self._best_metric = best_metric
         self._ranked_lists = ranked_lists
         self._history: list[dict[str, Any]] = []
-        self._details: list[dict[str, Any]] = []
+        self._failed: list[dict[str, Any]] = []
+        self._counts: dict[str, Counts] = {}
+        self._details: dict[str, dict[str, Any]] = {}
+        self._drawn: Evaluation | None = None
 
     def before_train(self, trainer: Trainer) -> None:
         """Evaluates what training starts from."""
@@ -79,96 +97,178 @@ class Evaluate(Hook):
             self._evaluate(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
-        """Prints the table, writes results.json and the picture."""
-        if not self._history:
+        """Prints the table, writes results.json and the pictures."""
+        if self._history:
+            table = summary_table(self._history, self._best_metric, self._names, self._counts)
+            logger.info("Results\n%s", table)
+        if not distributed.is_main():
             return
-        logger.info("Results\n%s", summary_table(self._history, self._best_metric))
-        if distributed.is_main():
-            write_results(
-                self._output_dir, self._history, self._details, self._best_metric, self._provenance
-            )
-        if self._ranked_lists:
-            for path in draw_test_pictures(
-                trainer.inference_model,
-                self._test_sets[0],
-                trainer.device,
-                self._ranked_lists,
-                self._output_dir,
-            ):
-                self._writer.write_image(f"pictures/{path.stem}", path, trainer.step)
+        write_results(
+            self._output_dir,
+            self._history,
+            self._best_metric,
+            self._names,
+            self._provenance,
+            epoch=trainer.epoch,
+            details=self._details,
+            failed=self._failed,
+        )
+        self._draw(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far; the last one, which alone has details, comes after any state."""
-        return {"history": self._history}
+        """The evaluations so far; details belong to the last, which follows the last checkpoint."""
+        return {"history": self._history, "failed": self._failed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the evaluations back."""
-        self._history = list(state["history"])
+        """Takes the evaluations back.
+
+        Raises:
+            ValueError: They are none; names the entry.
+        """
+        history = _checked(state, "history", numbers=_is_numbers)
+        self._failed = _checked(state, "failed", error=lambda value: isinstance(value, str))
+        self._history = history
 
     def _evaluate(self, trainer: Trainer) -> None:
-        self._details = []
-        for test_set in self._test_sets:
-            numbers, details = evaluate(
-                trainer.inference_model,
-                test_set,
-                self._evaluator,
-                trainer.device,
-                details=trainer.epoch == trainer.max_epochs,
-            )
-            self._details.append(details)
-            if self._best_metric not in numbers:
-                raise ValueError(
-                    f"test.best_metric: {self._best_metric!r} is not among the evaluator's "
-                    f"numbers: {', '.join(numbers)}"
+        for place, test_set in enumerate(self._test_sets):
+            wanted = None
+            if trainer.epoch == trainer.max_epochs:
+                lists = 0 if place else self._ranked_lists
+                wanted = Details(camera_pairs=True, similarities=lists > 0, ranked_lists=lists)
+            try:
+                scores = evaluate(
+                    trainer.inference_model, test_set, self._evaluator, trainer.device, wanted
                 )
-            self._history.append(
-                {"test_set": test_set.name, "epoch": trainer.epoch, "numbers": numbers}
-            )
-            prefixed = {f"{test_set.name}/{name}": value for name, value in numbers.items()}
-            self._writer.write("test", trainer.step, trainer.epoch, prefixed)
-            logger.info(
-                "%s after %d epochs: %s",
-                test_set.name,
-                trainer.epoch,
-                "  ".join(f"{name} {100 * value:.1f}%" for name, value in numbers.items()),
-            )
-        best = best_evaluation(self._history, self._best_metric)
-        if trainer.epoch and best["epoch"] == trainer.epoch:
+            except EvaluationError as error:
+                self._note_failure(trainer, test_set.name, error)
+            else:
+                self._note(trainer, test_set.name, scores)
+                if wanted is not None and wanted.ranked_lists:
+                    self._drawn = scores.evaluation
+        best = best_evaluation(self._history, self._best_metric, self._names)
+        if best is not None and trainer.epoch and best["epoch"] == trainer.epoch:
             save_model(trainer, self._output_dir / BEST_MODEL)
+
+    def _note(self, trainer: Trainer, name: str, scores: Scores) -> None:
+        numbers = scores.numbers
+        self._counts[name] = scores.counts
+        self._details[name] = scores.details
+        self._history.append({"test_set": name, "epoch": trainer.epoch, "numbers": numbers})
+        prefixed = {f"{name}/{key}": value for key, value in numbers.items()}
+        self._writer.write("test", trainer.step, trainer.epoch, prefixed)
+        logger.info(
+            "%s after %d epochs: %s",
+            name,
+            trainer.epoch,
+            "  ".join(f"{key} {100 * value:.1f}%" for key, value in numbers.items()),
+        )
+        if self._best_metric not in numbers:
+            logger.error(
+                "test.best_metric: %r is not among the evaluator's numbers: %s. No best weights "
+                "are chosen by %s",
+                self._best_metric,
+                ", ".join(numbers),
+                name,
+            )
+
+    def _note_failure(self, trainer: Trainer, name: str, error: EvaluationError) -> None:
+        self._failed.append({"test_set": name, "epoch": trainer.epoch, "error": str(error)})
+        if distributed.is_main():
+            logger.error(
+                "No figures after %d epochs: %s. Training goes on",
+                trainer.epoch,
+                error,
+                exc_info=not isinstance(error.__cause__, DataError | ValueError),
+            )
+
+    def _draw(self, trainer: Trainer) -> None:
+        """The pictures of the last evaluation of the first test set."""
+        if self._drawn is None:
+            return
+        try:
+            paths = draw_evaluation(self._drawn, self._names[0], self._output_dir)
+        except (DataError, ValueError) as error:
+            logger.error("%s: no pictures (%s)", self._names[0], error)
+            return
+        for path in paths:
+            self._writer.write_image(f"pictures/{path.stem}", path, trainer.step)
+
+
+def _checked(
+    state: Mapping[str, Any], name: str, **checks: Callable[[Any], bool]
+) -> list[dict[str, Any]]:
+    """The evaluations of a checkpoint, or those that failed; none where it is an older one.
+
+    Raises:
+        ValueError: An entry is not what it should be.
+    """
+    checks = {
+        "test_set": lambda value: isinstance(value, str),
+        "epoch": lambda value: type(value) is int and value >= 0,
+        **checks,
+    }
+    entries = state.get(name, [])
+    if not isinstance(entries, list):
+        raise ValueError(f"{name}: expected a list of evaluations, got {shortened(entries)}")
+    for number, entry in enumerate(entries):
+        if not isinstance(entry, dict) or not entry.keys() >= checks.keys():
+            raise ValueError(
+                f"{name}[{number}]: expected {', '.join(checks)}, got {shortened(entry)}"
+            )
+        for key, is_right in checks.items():
+            if not is_right(entry[key]):
+                raise ValueError(f"{name}[{number}].{key}: got {shortened(entry[key])}")
+    return list(entries)
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and isinstance(number, int | float) and math.isfinite(number)
+        for key, number in value.items()
+    )
 
 
 def write_results(
     output_dir: Path,
     history: Sequence[Mapping[str, Any]],
-    details: Sequence[Mapping[str, Any]],
     metric: str,
+    test_sets: Sequence[str],
     provenance: Mapping[str, Any],
+    *,
+    epoch: int,
+    details: Mapping[str, Mapping[str, Any]] = _NOTHING,
+    failed: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes results.json: every evaluation, which epoch was best, where all of it comes from.
 
     `final` are the numbers after the last epoch, to report without a choice. `best` are those of
-    the epoch chosen by a test set, which `best_chosen_on_test_set` says: they flatter.
+    the epoch chosen by a test set, which `best_chosen_on_test_set` says: they flatter. `failed`
+    tells of evaluations that gave no numbers: `test_set`, `epoch` and `error`.
 
     To keep the file small, only the last evaluation of each test set, under `final`, carries the
-    details: `per_query_AP`, `camera_pairs`, `hardest_queries` and `hardest_query_paths`, as
-    `ranking_details` describes them. `best` and `history` hold numbers alone.
+    details: `counts`, `ap`, `ranked_by`, `per_query_AP`, `camera_pairs`, `hardest_queries` and
+    `hardest_query_paths`, as `ranking_details` describes them. `best` and `history` hold numbers
+    alone.
 
     Args:
         output_dir: Where to.
-        history: `test_set`, `epoch` and `numbers` of every evaluation, the last one last.
-        details: Of the last evaluation, one for each test set in their order; empty: not known.
+        history: `test_set`, `epoch` and `numbers` of every evaluation.
         metric: Chooses the best epoch.
+        test_sets: Names in their order; see `best_evaluation`.
         provenance: See `reid.assembly.provenance`.
+        epoch: The last one.
+        details: Of the last evaluation, by test set.
+        failed: `test_set`, `epoch` and `error` of evaluations that gave no numbers.
     """
-    best = best_evaluation(history, metric)
-    final = [entry for entry in history if entry["epoch"] == history[-1]["epoch"]]
-    known: Sequence[Mapping[str, Any]] = details or [{}] * len(final)
+    best = best_evaluation(history, metric, test_sets)
+    last = [entry for entry in history if entry["epoch"] == epoch]
     results = {
-        "final": [{**entry, **more} for entry, more in zip(final, known, strict=True)],
-        "best": [entry for entry in history if entry["epoch"] == best["epoch"]],
-        "best_chosen_by": f"{metric} on the test set {best['test_set']}",
+        "final": [{**entry, **details.get(entry["test_set"], {})} for entry in last],
+        "best": [entry for entry in history if best and entry["epoch"] == best["epoch"]],
+        "best_chosen_by": f"{metric} on the test set {best['test_set']}" if best else "",
         "best_chosen_on_test_set": True,
         "history": [*history],
+        "failed": [*failed],
         "provenance": provenance,
     }
     write_text(output_dir / "results.json", json.dumps(results, indent=2) + "\n")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from reid.evaluation.ranking import rank
+from reid.structures import FeatureSet
 from reid.workflows.gpu_check.findings import Context
 from reid.workflows.gpu_check.timing import free_memory, peak_mb, synchronize
 
@@ -57,7 +58,11 @@ def run(context: Context) -> None:
 
 def mean_precision(problem: Mapping[str, Any]) -> float:
     """The mAP of what `make_ranked` gives."""
-    return rank(**problem).mAP
+    query, gallery = (
+        FeatureSet.of(*(problem[f"{split}_{name}"] for name in ("feat", "pids", "camids")))
+        for split in ("query", "gallery")
+    )
+    return rank(query, gallery).ranking.mAP
 
 
 def make_ranked(sizes: tuple[int, int, int, int], dim: int) -> dict[str, Tensor]:

@@ -1,0 +1,295 @@
+"""Which gallery images are a query's matches, which are junk, which are wrong answers.
+
+The protocol is the one of Market-1501 (Zheng et al., *Scalable Person Re-identification: A
+Benchmark*, ICCV 2015): for each query, gallery images of the same identity and the same known
+camera are left out, and so is junk (identity -1). Everything else stays, distractors as wrong
+answers. A query whose camera is unknown (-1) loses no image to its camera. An image is never its
+own match: where paths are known, gallery images of the query's path are junk for it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid.evaluation.ranking_kernels import JUNK, BoolArray, IntArray, count_matches, junk_mask
+from reid.structures import UNKNOWN_CAMERA, FeatureSet, ImageRecord
+
+Verdict = Literal["same", "other", "junk"]
+"""The same person; another; an image that the protocol leaves out."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What stands behind the figures of a test set.
+
+    Attributes:
+        queries: In all.
+        with_match: Queries that have a match. The figures are means over these.
+        gallery: Images in all.
+        junk: Gallery images without an identity, which are left out for every query.
+        distractors: Gallery images with an identity that no query has: wrong answers to all.
+    """
+
+    queries: int
+    with_match: int
+    gallery: int
+    junk: int
+    distractors: int
+
+    @property
+    def ignored(self) -> int:
+        """Queries without a match, which count nowhere."""
+        return self.queries - self.with_match
+
+    def as_dict(self) -> dict[str, dict[str, int]]:
+        """As results*.json has them."""
+        return {
+            "queries": {
+                "all": self.queries,
+                "with_match": self.with_match,
+                "ignored": self.ignored,
+            },
+            "gallery": {
+                "all": self.gallery,
+                "junk": self.junk,
+                "distractors": self.distractors,
+            },
+        }
+
+    def text(self) -> str:
+        """As a line."""
+        return (
+            f"{self.queries:,} queries: {self.with_match:,} with a match, "
+            f"{self.ignored:,} ignored; {self.gallery:,} gallery images: "
+            f"{self.junk:,} junk, {self.distractors:,} distractors"
+        )
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Identities and cameras of Q queries and G gallery images, grouped for the ranking.
+
+    Images that could not be read count as images without an identity.
+
+    Attributes:
+        query_pids: (Q,), -1 has no match.
+        gallery_pids: (G,), -1 is junk.
+        query_camids: (Q,), -1 = unknown.
+        gallery_camids: (G,), -1 = unknown.
+        by_pid: (G,) gallery indices ordered by (identity, index).
+        start: (Q,) where the query's identity starts in `by_pid`.
+        end: (Q,) where it ends; equal to start for queries of identity -1.
+        junk: Gallery indices of the images that are junk for every query.
+        own_start: (Q + 1,) where the gallery indices of a query's own image start in `own`.
+        own: Gallery indices of the queries' own images, query after query.
+    """
+
+    query_pids: IntArray
+    gallery_pids: IntArray
+    query_camids: IntArray
+    gallery_camids: IntArray
+    by_pid: IntArray
+    start: IntArray
+    end: IntArray
+    junk: IntArray
+    own_start: IntArray
+    own: IntArray
+
+    @classmethod
+    def of(
+        cls,
+        query: FeatureSet,
+        gallery: FeatureSet,
+        query_paths: Sequence[str] | None = None,
+        gallery_paths: Sequence[str] | None = None,
+    ) -> Relevance:
+        """What holds between the images of two sets of features.
+
+        Args:
+            query: Q images.
+            gallery: G images.
+            query_paths: Q paths, where they are known.
+            gallery_paths: G paths, where they are known. Without both, nothing tells that a query
+                and a gallery image are one image. Paths are compared as absolute ones; links are
+                not followed and files are not opened, so that a copy is another image.
+
+        Raises:
+            ValueError: The paths are not one for each image.
+        """
+        for name, paths, images in (
+            ("query_paths", query_paths, query),
+            ("gallery_paths", gallery_paths, gallery),
+        ):
+            if paths is not None and len(paths) != len(images):
+                raise ValueError(f"{name}: expected {len(images)} entries, got {len(paths)}")
+        own_start, own = np.zeros(len(query) + 1, np.int64), np.empty(0, np.int64)
+        if query_paths is not None and gallery_paths is not None:
+            own_start, own = _own_images(query_paths, gallery_paths)
+        return cls._grouped(
+            _identities(query), _identities(gallery),
+            _array(query.camids), _array(gallery.camids), own_start, own,
+        )  # fmt: skip
+
+    @classmethod
+    def of_records(cls, query: Sequence[ImageRecord], gallery: Sequence[ImageRecord]) -> Relevance:
+        """What holds between the images of two lists."""
+        return cls._grouped(
+            np.array([record.pid for record in query], np.int64),
+            np.array([record.pid for record in gallery], np.int64),
+            np.array([record.camid for record in query], np.int64),
+            np.array([record.camid for record in gallery], np.int64),
+            *_own_images([record.path for record in query], [record.path for record in gallery]),
+        )
+
+    @classmethod
+    def _grouped(
+        cls,
+        query_pids: IntArray,
+        gallery_pids: IntArray,
+        query_camids: IntArray,
+        gallery_camids: IntArray,
+        own_start: IntArray,
+        own: IntArray,
+    ) -> Relevance:
+        by_pid = np.argsort(gallery_pids, kind="stable")
+        start = np.searchsorted(gallery_pids, query_pids, side="left", sorter=by_pid)
+        end = np.searchsorted(gallery_pids, query_pids, side="right", sorter=by_pid)
+        end[query_pids == JUNK] = start[query_pids == JUNK]
+        junk = np.flatnonzero(gallery_pids == JUNK)
+        return cls(
+            query_pids, gallery_pids, query_camids, gallery_camids,
+            by_pid, start, end, junk, own_start, own,
+        )  # fmt: skip
+
+    def within(self, columns: IntArray) -> Relevance:
+        """The same for some of the gallery images, given by their indices in rising order."""
+        place = np.full(len(self.gallery_pids), -1, np.int64)
+        place[columns] = np.arange(len(columns))
+        inside = place[self.own] >= 0
+        own_start = np.concatenate([[0], np.cumsum(inside)])[self.own_start]
+        return self._grouped(
+            self.query_pids, self.gallery_pids[columns],
+            self.query_camids, self.gallery_camids[columns],
+            own_start, place[self.own[inside]],
+        )  # fmt: skip
+
+    def own_images(self, row: int) -> IntArray:
+        """Gallery indices of the images that are the query of this row itself."""
+        return self.own[self.own_start[row] : self.own_start[row + 1]]
+
+    def junk_of(self, row: int) -> BoolArray:
+        """(G,) whether each gallery image is junk for the query of this row."""
+        mask: BoolArray = junk_mask(
+            self.query_pids[row], self.query_camids[row],
+            self.gallery_pids, self.gallery_camids, self.own_images(row),
+        )  # fmt: skip
+        return mask
+
+    def verdicts(self, row: int, columns: Sequence[int] | IntArray) -> list[Verdict]:
+        """What some gallery images are for the query of this row."""
+        chosen = np.asarray(columns, np.int64)
+        junk = junk_mask(
+            self.query_pids[row], self.query_camids[row],
+            self.gallery_pids[chosen], self.gallery_camids[chosen],
+            np.flatnonzero(np.isin(chosen, self.own_images(row))),
+        )  # fmt: skip
+        same = self.gallery_pids[chosen] == self.query_pids[row]
+        return [
+            "junk" if is_junk else "same" if is_same else "other"
+            for is_junk, is_same in zip(junk, same, strict=True)
+        ]
+
+    def matches(self) -> IntArray:
+        """(Q,) how many matches each query has."""
+        counts: IntArray = count_matches(
+            self.query_pids, self.query_camids, self.gallery_camids,
+            self.by_pid, self.start, self.end, self.own_start, self.own,
+        )  # fmt: skip
+        return counts
+
+    def counts(self) -> Counts:
+        """Queries with and without a match, junk and distractors."""
+        asked = np.isin(self.gallery_pids, self.query_pids)
+        return Counts(
+            queries=len(self.query_pids),
+            with_match=int((self.matches() > 0).sum()),
+            gallery=len(self.gallery_pids),
+            junk=len(self.junk),
+            distractors=int((~asked & (self.gallery_pids != JUNK)).sum()),
+        )
+
+    def why_no_match(self) -> str:
+        """Why no query has a match, and what may be done about it."""
+        queries, gallery = len(self.query_pids), len(self.gallery_pids)
+        known = self.query_pids[self.query_pids != JUNK]
+        if not queries or not gallery:
+            return f"there are {queries:,} queries and {gallery:,} gallery images"
+        if not len(known):
+            return f"none of {queries:,} queries has an identity (pid)"
+        if len(self.junk) == gallery:
+            return f"none of {gallery:,} gallery images has an identity (pid)"
+        if not np.isin(known, self.gallery_pids).any():
+            return (
+                f"none of {gallery:,} gallery images has the identity of one of {queries:,} "
+                "queries; the pids of query and gallery must be numbered alike"
+            )
+        if not self._without_own().matches().any():
+            cameras = np.unique(np.concatenate((self.query_camids, self.gallery_camids)))
+            seen = (
+                f"all images are of camera {cameras[0]}"
+                if len(cameras) == 1
+                else "every gallery image of a query's identity is of the query's own camera"
+            )
+            return (
+                f"{seen}, and an image of the query's own camera is no match; leave camid empty "
+                "if cameras do not matter"
+            )
+        return "the only gallery image of a query's identity is the query itself"
+
+    def _without_own(self) -> Relevance:
+        return self._grouped(
+            self.query_pids, self.gallery_pids, self.query_camids, self.gallery_camids,
+            np.zeros_like(self.own_start), self.own[:0],
+        )  # fmt: skip
+
+    def ignored_text(self, counts: Counts) -> str:
+        """How many queries count nowhere, as a sentence."""
+        other = " in another camera" if (self.query_camids != UNKNOWN_CAMERA).any() else ""
+        verb = "has" if counts.ignored == 1 else "have"
+        rest = "counts" if counts.ignored == 1 else "count"
+        return (
+            f"{counts.ignored:,} of {counts.queries:,} queries {verb} no match{other} and {rest} "
+            "nowhere"
+        )
+
+
+def _array(ids: Tensor) -> IntArray:
+    array: IntArray = np.ascontiguousarray(ids.detach().cpu().numpy())
+    return array
+
+
+def _identities(images: FeatureSet) -> IntArray:
+    return _array(torch.where(images.present, images.pids, JUNK))
+
+
+def _own_images(
+    query_paths: Sequence[str], gallery_paths: Sequence[str]
+) -> tuple[IntArray, IntArray]:
+    """Offsets (Q + 1,) and gallery indices of the images that have the query's path."""
+    asked = [os.path.abspath(path) for path in query_paths]  # noqa: PTH100 - many, and no Path
+    places: dict[str, list[int]] = {path: [] for path in asked}
+    for place, path in enumerate(gallery_paths):
+        found = places.get(os.path.abspath(path))  # noqa: PTH100
+        if found is not None:
+            found.append(place)
+    rows = [places[path] for path in asked]
+    own_start = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=own_start[1:])
+    return own_start, np.array([place for row in rows for place in row], np.int64)

@@ -1,0 +1,93 @@
+"""The results of runs and evaluations as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from reid.evaluation.relevance import Counts
+
+_NO_COUNTS: Mapping[str, Counts] = {}
+
+
+def best_evaluation(
+    history: Sequence[Mapping[str, Any]], metric: str, test_sets: Sequence[str]
+) -> Mapping[str, Any] | None:
+    """The best evaluation of trained weights; the earliest of equals.
+
+    Args:
+        history: `test_set`, `epoch` and `numbers` of evaluations.
+        metric: The number that tells.
+        test_sets: In their order: the first of them that has this number chooses.
+
+    Returns:
+        One of the history; None where no evaluation has the number.
+    """
+    known = [entry for entry in history if metric in entry["numbers"]]
+    for name in test_sets:
+        of_set = [entry for entry in known if entry["test_set"] == name]
+        trained = [entry for entry in of_set if entry["epoch"]] or of_set
+        if trained:
+            return max(trained, key=lambda entry: entry["numbers"][metric])
+    return None
+
+
+def summary_table(
+    history: Sequence[Mapping[str, Any]],
+    metric: str,
+    test_sets: Sequence[str],
+    counts: Mapping[str, Counts] = _NO_COUNTS,
+) -> str:
+    """The results of a training run: before it, at the best epoch, and at the end.
+
+    Args:
+        history: `test_set`, `epoch` and `numbers` of evaluations, the last one last.
+        metric: As in `best_evaluation`.
+        test_sets: As in `best_evaluation`.
+        counts: Of the test sets, where they are known.
+    """
+    chosen, last = best_evaluation(history, metric, test_sets), history[-1]["epoch"]
+    best = chosen["epoch"] if chosen is not None else last
+    rows = []
+    for name in dict.fromkeys(entry["test_set"] for entry in history):
+        for entry in history:
+            epoch = entry["epoch"]
+            if entry["test_set"] == name and epoch in (0, best, last):
+                when = f"after epoch {epoch}" if epoch else "before training"
+                mark = " (best)" if epoch == best != last else ""
+                rows.append((name, when + mark, entry["numbers"]))
+    return results_table(rows, counts)
+
+
+def results_table(
+    rows: Sequence[tuple[str, str, Mapping[str, float]]], counts: Mapping[str, Counts] = _NO_COUNTS
+) -> str:
+    """A table in percent of (test set, weights, numbers), and what stands behind the figures.
+
+    Where a test set has queries that count nowhere, a column tells how many do count. Where a set
+    has such queries, junk or distractors, a line below the table counts them.
+
+    Args:
+        rows: Their numbers may have other names than those of other rows.
+        counts: Of the test sets, where they are known.
+    """
+    columns = [*dict.fromkeys(name for _, _, numbers in rows for name in numbers)]
+    differ = any(each.ignored for each in counts.values())
+    body = []
+    for name, weights, numbers in rows:
+        row = [name, weights]
+        row += [f"{100 * numbers[key]:.1f}" if key in numbers else "" for key in columns]
+        if differ:
+            known = counts.get(name)
+            row.append(f"{known.with_match:,} of {known.queries:,}" if known else "")
+        body.append(row)
+    headers = ["test set", "weights", *columns, *(["queries that count"] if differ else [])]
+    table = tabulate(body, headers=headers, tablefmt="github", disable_numparse=True)
+    lines = [
+        f"{name}: {each.text()}"
+        for name, each in counts.items()
+        if each.ignored or each.junk or each.distractors
+    ]
+    return "\n".join((table, *lines))

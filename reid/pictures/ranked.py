@@ -1,0 +1,74 @@
+"""Pictures of an evaluation: queries with their best matches, similarities of pairs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from reid.evaluation.evaluation import Evaluation, RankedLists
+from reid.pictures.plots import draw_similarities
+from reid.pictures.sheets import draw_ranked_lists
+
+logger = logging.getLogger(__name__)
+
+
+def draw_matches(
+    path: Path,
+    lists: RankedLists,
+    query_paths: Sequence[str],
+    gallery_paths: Sequence[str],
+    *,
+    keep_junk: bool = False,
+) -> None:
+    """Draws queries with their best matches.
+
+    Args:
+        path: The PNG to write.
+        lists: The queries and their matches.
+        query_paths: Paths of all queries' images.
+        gallery_paths: Paths of all gallery images.
+        keep_junk: Draw images that the protocol leaves out too, marked as such.
+
+    Raises:
+        DataError: An image cannot be read.
+    """
+    rows = lists.all if keep_junk else lists.kept
+    draw_ranked_lists(
+        path,
+        [query_paths[row] for row in lists.queries],
+        [[(gallery_paths[column], verdict) for column, verdict in row] for row in rows],
+    )
+
+
+def draw_evaluation(evaluation: Evaluation, name: str, output_dir: Path) -> list[Path]:
+    """Draws ranked_lists.png and, where there are pairs to compare, similarities.png.
+
+    Args:
+        evaluation: With paths, ranked lists and similarities.
+        name: Of the test set, for messages.
+        output_dir: Where to.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        ValueError: The evaluation has not what is drawn.
+        DataError: An image cannot be read.
+    """
+    lists, similarities = evaluation.ranked_lists, evaluation.similarities
+    if (
+        lists is None
+        or similarities is None
+        or evaluation.query_paths is None
+        or evaluation.gallery_paths is None
+    ):
+        raise ValueError("evaluation: expected one with paths, ranked lists and similarities")
+    paths = [output_dir / "ranked_lists.png"]
+    draw_matches(paths[0], lists, evaluation.query_paths, evaluation.gallery_paths)
+    try:
+        draw_similarities(output_dir / "similarities.png", similarities)
+        paths.append(output_dir / "similarities.png")
+    except ValueError as error:
+        logger.warning("%s: no histogram of similarities (%s)", name, error)
+    return paths
