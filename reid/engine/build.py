@@ -19,6 +19,7 @@ import reid.modeling.backbones
 import reid.modeling.heads
 import reid.modeling.losses
 import reid.modeling.memory_losses
+import reid.modeling.osnet
 import reid.modeling.vit  # noqa: F401  (importing the parts registers them)
 from reid import distributed
 from reid.config import Config, InputConfig
