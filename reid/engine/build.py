@@ -157,6 +157,7 @@ def build_test_sets(config: Config, train: TrainImages | None = None) -> list[Te
                 config.test.flip,
                 dataset.version,
                 cast(Precision, config.test.precision),
+                dataset.is_validation,
             )
         )
     return sets

@@ -251,7 +251,12 @@ class Evaluate(Hook):
                     f"numbers: {', '.join(numbers)}"
                 )
             self._history.append(
-                {"test_set": test_set.name, "epoch": trainer.epoch, "numbers": numbers}
+                {
+                    "test_set": test_set.name,
+                    "is_validation": test_set.is_validation,
+                    "epoch": trainer.epoch,
+                    "numbers": numbers,
+                }
             )
             prefixed = {f"{test_set.name}/{name}": value for name, value in numbers.items()}
             self._writer.write("test", trainer.step, trainer.epoch, prefixed)
@@ -276,7 +281,8 @@ def write_results(
     """Writes results.json: every evaluation, which epoch was best, where all of it comes from.
 
     `final` are the numbers after the last epoch, to report without a choice. `best` are those of
-    the epoch chosen by a test set, which `best_chosen_on_test_set` says: they flatter.
+    the epoch chosen by the first test set. They flatter, and `best_chosen_on_test_set` says so,
+    unless that one is a validation split.
 
     To keep the file small, only the last evaluation of each test set, under `final`, carries the
     details: `per_query_AP`, `camera_pairs`, `hardest_queries` and `hardest_query_paths`, as
@@ -284,7 +290,8 @@ def write_results(
 
     Args:
         output_dir: Where to.
-        history: `test_set`, `epoch` and `numbers` of every evaluation, the last one last.
+        history: `test_set`, `is_validation`, `epoch` and `numbers` of every evaluation; the last
+            one last.
         details: Of the last evaluation, one for each test set in their order; empty: not known.
         metric: Chooses the best epoch.
         provenance: See `reid.engine.provenance`.
@@ -292,11 +299,13 @@ def write_results(
     best = best_evaluation(history, metric)
     final = [entry for entry in history if entry["epoch"] == history[-1]["epoch"]]
     known: Sequence[Mapping[str, Any]] = details or [{}] * len(final)
+    is_validation = best.get("is_validation", False)  # checkpoints of older versions do not say
+    chooser = f"{'validation split' if is_validation else 'test set'} {best['test_set']}"
     results = {
         "final": [{**entry, **more} for entry, more in zip(final, known, strict=True)],
         "best": [entry for entry in history if entry["epoch"] == best["epoch"]],
-        "best_chosen_by": f"{metric} on the test set {best['test_set']}",
-        "best_chosen_on_test_set": True,
+        "best_chosen_by": f"{metric} on the {chooser}",
+        "best_chosen_on_test_set": not is_validation,
         "history": [*history],
         "provenance": provenance,
     }

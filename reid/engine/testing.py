@@ -38,6 +38,7 @@ class TestSet:
         flip: Flip-test; see `extract_features`.
         version: Which of several circulating versions was found; empty where there is one only.
         precision: Of the network; see `extract_features`.
+        is_validation: Whether it was taken out of the training images, to choose by.
     """
 
     __test__ = False  # not a pytest class
@@ -49,6 +50,7 @@ class TestSet:
     flip: bool = False
     version: str = ""
     precision: Precision = "fp32"
+    is_validation: bool = False
 
     def features(self, model: nn.Module, device: torch.device) -> tuple[FeatureSet, FeatureSet]:
         """Features of query and gallery."""

@@ -82,3 +82,23 @@ def test_an_empty_split(root: Path) -> None:
     folder.mkdir(parents=True)
     with pytest.raises(DataError, match=f"{folder}: no image found"):
         Market1501().load("query")
+
+
+def test_the_training_part_alone(plant: Callable[..., Path]) -> None:
+    folder = plant("Market-1501-v15.09.15/bounding_box_train", TRAIN).parent
+    dataset = Market1501()
+    assert dataset.has_train()
+    assert not dataset.has_test()
+    assert dataset.missing_splits() == {
+        "query": folder / "query", "gallery": folder / "bounding_box_test",
+    }  # fmt: skip
+    plant("Market-1501-v15.09.15/query", QUERY)
+    assert not dataset.has_test()
+    plant("Market-1501-v15.09.15/bounding_box_test", GALLERY)
+    assert dataset.has_test()
+    assert not dataset.missing_splits()
+
+
+def test_no_folder_at_all(root: Path) -> None:
+    with pytest.raises(DataError, match=rf"there is no folder {root}/Market-1501-v15\.09\.15"):
+        Market1501().has_test()
