@@ -119,7 +119,9 @@ class DatasetsConfig(_Section, where="datasets"):
         test: Test sets, each evaluated on its own. Empty: the training sets' query and gallery.
 
     Each dataset has the option `leave_out`, besides its own: a file with a path a line, absolute
-    or relative to the root of datasets, of images that are as if they were not there.
+    or relative to the root of datasets, of images that are as if they were not there. A labelled
+    one has `validation`: `{identities: 0.2, seed: 1}` takes a share of the training identities, or
+    a number of them, out of training and makes query and gallery of them.
     """
 
     train: Joined = None

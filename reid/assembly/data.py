@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +14,8 @@ from reid.assembly.specs import dataset_options
 from reid.config_file import read_pairs
 from reid.data.datasets.base import ReIDDataset
 from reid.data.datasets.joining import JoinedImages, LeaveOut, join_images, unique_names
-from reid.registry import DATASET, ConfigError, build
+from reid.data.datasets.validation import ValidationSplit
+from reid.registry import DATASET, ConfigError, build, check_type
 from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -23,17 +24,41 @@ logger = logging.getLogger(__name__)
 def build_dataset(spec: Any, where: str) -> ReIDDataset:
     """A dataset by name, without the images that the file of its `leave_out` lists.
 
+    With `validation`, some of its training identities are its query and gallery; see
+    `ValidationSplit`.
+
     Raises:
         ConfigError: None is named, the name is unknown, or an option is wrong.
     """
-    options, leave_out = dataset_options(spec, where)
+    options, leave_out, validation = dataset_options(spec, where)
     dataset = cast(ReIDDataset, build(DATASET, options, where))
-    if not leave_out:
-        return dataset
     try:
-        return LeaveOut(dataset, Path(leave_out))
+        if leave_out:
+            dataset = LeaveOut(dataset, Path(leave_out))
+        if validation is not None:
+            split = _validation_options(validation, f"{where}.validation")
+            dataset = ValidationSplit(dataset, **split)
+    except ConfigError:
+        raise
     except ValueError as error:
         raise ConfigError(f"{where}.{error}") from error
+    return dataset
+
+
+def _validation_options(options: Any, where: str) -> dict[str, Any]:
+    """The arguments of a `ValidationSplit`.
+
+    Raises:
+        ConfigError: There are others, one is missing, or one is of another type.
+    """
+    known: dict[str, Any] = {"identities": int | float, "seed": int}
+    unknown = set(options) - set(known) if isinstance(options, Mapping) else {"identities"}
+    if unknown or "identities" not in options:
+        raise ConfigError(
+            f"{where}: expected {{IDENTITIES: a number or a share}}, and SEED if wanted; got "
+            f"{options!r}"
+        )
+    return {key: check_type(value, known[key], f"{where}.{key}") for key, value in options.items()}
 
 
 def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
@@ -129,11 +154,48 @@ def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDatas
     """The datasets of a list of test sets, or else the training sets that have query and gallery.
 
     Raises:
-        ConfigError: A dataset is unknown or an option is wrong.
+        ConfigError: A dataset is unknown or an option is wrong, or a validation split holds images
+            that are trained on.
+        DataError: There is no folder of a training set.
     """
     if specs:
-        return build_datasets(specs, "datasets.test")
-    return [dataset for dataset in train.datasets if dataset.has_test()] if train else []
+        datasets = build_datasets(specs, "datasets.test")
+    else:
+        datasets = _with_test(train.datasets) if train else []
+    if train is not None:
+        for dataset in datasets:
+            if dataset.is_validation:
+                _check_not_trained_on(dataset, train)
+    return datasets
+
+
+def _with_test(datasets: Sequence[ReIDDataset]) -> list[ReIDDataset]:
+    """Those that have query and gallery; logs where these are missing."""
+    for dataset in datasets:
+        missing = dataset.missing_splits().items()
+        places = [f"{split} ({path})" for split, path in missing if split != "train"]
+        if places:
+            logger.warning(
+                "%s: there is no %s; it is not tested on", dataset.name, " and no ".join(places)
+            )
+    return [dataset for dataset in datasets if dataset.has_test()]
+
+
+def _check_not_trained_on(dataset: ReIDDataset, train: TrainImages) -> None:
+    """Makes sure that a validation split was left out of training.
+
+    Raises:
+        ConfigError: It was not.
+    """
+    trained = {record.path for record in train.load()}
+    tested = [record.path for split in ("query", "gallery") for record in dataset.load(split)]
+    both = [path for path in tested if path in trained]
+    if both:
+        raise ConfigError(
+            f"datasets.train: {len(both):,} of the {len(tested):,} images of {dataset.name} are "
+            f"trained on, such as {both[0]}; give each training set that has these images the same "
+            "VALIDATION"
+        )
 
 
 def _log_joined(names: Sequence[str], joined: JoinedImages) -> None:

@@ -156,7 +156,9 @@ def build_test_sets(
             flip=config.test.flip,
             precision=config.test.precision,
         )
-        sets.append(QueryGallery(name, query, gallery, images, dataset.version))
+        sets.append(
+            QueryGallery(name, query, gallery, images, dataset.version, dataset.is_validation)
+        )
     return usable_test_sets(sets) if check else sets
 
 

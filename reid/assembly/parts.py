@@ -10,4 +10,5 @@ import reid.modeling.backbones
 import reid.modeling.heads
 import reid.modeling.losses
 import reid.modeling.memory_losses
+import reid.modeling.osnet
 import reid.modeling.vit  # noqa: F401

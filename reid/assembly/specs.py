@@ -83,8 +83,8 @@ def check_specs(config: Config, *, training: bool) -> None:
         check(HOOK, spec, f"hooks[{i}]")
 
 
-def dataset_options(spec: Any, where: str) -> tuple[Any, str]:
-    """The spec of a dataset without `leave_out`, and the file that `leave_out` names, or "".
+def dataset_options(spec: Any, where: str) -> tuple[Any, str, Any]:
+    """The spec of a dataset without `leave_out` and `validation`, and these two ("", None).
 
     Raises:
         ConfigError: No dataset is named, or `leave_out` is no text.
@@ -92,12 +92,12 @@ def dataset_options(spec: Any, where: str) -> tuple[Any, str]:
     if not spec:
         raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
     if not isinstance(spec, Mapping):
-        return spec, ""
+        return spec, "", None
     options = dict(spec)
     leave_out = options.pop("leave_out", "")
     if not isinstance(leave_out, str):
         raise ConfigError(f"{where}.leave_out: expected a file, got {leave_out!r}")
-    return options, leave_out
+    return options, leave_out, options.pop("validation", None)
 
 
 def loss_options(spec: Any, where: str) -> tuple[Any, float, str]:

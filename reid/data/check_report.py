@@ -27,7 +27,7 @@ _SHOWN = 5
 
 
 def load_splits(dataset: ReIDDataset) -> Splits:
-    """Every split that a data set has.
+    """Every split that a data set has; query and gallery only together.
 
     Raises:
         DataError: Its files are not what was expected, or there is no split.
@@ -36,7 +36,11 @@ def load_splits(dataset: ReIDDataset) -> Splits:
     if dataset.has_test():
         splits += ["query", "gallery"]
     if not splits:
-        raise DataError(f"{dataset.name}: has neither training images nor query and gallery")
+        places = [f"{split} ({path})" for split, path in dataset.missing_splits().items()]
+        raise DataError(
+            f"{dataset.name}: has neither training images nor query and gallery"
+            + (f"; there is no {' and no '.join(places)}" if places else "")
+        )
     return {split: dataset.load(split) for split in splits}
 
 
@@ -60,10 +64,12 @@ def check_dataset(
         progress: Called with the number of images read since the last call.
 
     Returns:
-        `name`, `version`, `root`, `counts` (for each split `identities`, `images` and `cameras`,
-        each with `found`, `published` and `verdict`: "as published", "differs", or None where
-        nothing is published), `images_by_camera`, `images_read`, `findings` (dicts of `Finding`),
-        `wrong` (kinds of what is wrong with their numbers, `counts` among them), and `ok`.
+        `name`, `version`, `root`, `missing` (splits that a whole copy has and this one has not, and
+        where they belong; no fault, since training may be all that is wanted), `counts` (for each
+        split `identities`, `images` and `cameras`, each with `found`, `published` and `verdict`:
+        "as published", "differs", or None where nothing is published), `images_by_camera`,
+        `images_read`, `findings` (dicts of `Finding`), `wrong` (kinds of what is wrong with their
+        numbers, `counts` among them), and `ok`.
     """
     published = dataset.published()
     counts: dict[str, Any] = {}
@@ -88,6 +94,7 @@ def check_dataset(
         "name": dataset.name,
         "version": dataset.version,
         "root": str(dataset.root),
+        "missing": {split: str(path) for split, path in dataset.missing_splits().items()},
         "counts": counts,
         "images_by_camera": {
             str(camid): dict(row) for camid, row in count_by_camera(splits).items()
@@ -102,7 +109,12 @@ def check_dataset(
 def report_text(report: Mapping[str, Any], shown: int = _SHOWN) -> str:
     """The report in words and tables, with the first `shown` findings of each kind."""
     version = f" ({report['version']})" if report["version"] else ""
-    parts = [f"{report['name']}{version} below {report['root']}", _count_table(report["counts"])]
+    parts = [f"{report['name']}{version} below {report['root']}"]
+    if report["missing"]:
+        lines = [f"  {split}  {path}" for split, path in report["missing"].items()]
+        checked = " and ".join(report["counts"])
+        parts.append("\n".join([f"NOT THERE  what follows is about {checked} alone", *lines]))
+    parts.append(_count_table(report["counts"]))
     cameras = report["images_by_camera"]
     rows = [
         ["unknown" if camid == "-1" else camid, *(row.get(split, 0) for split in report["counts"])]

@@ -30,6 +30,7 @@ class QueryGallery:
         gallery: Images to look in.
         images: Both together, query first.
         version: Which of several circulating versions was found; empty where there is one only.
+        is_validation: Whether it was taken out of the training images, to choose by.
     """
 
     name: str
@@ -37,6 +38,7 @@ class QueryGallery:
     gallery: Sequence[ImageRecord]
     images: ImageSet
     version: str = ""
+    is_validation: bool = False
 
     @cached_property
     def query_paths(self) -> list[str]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reid.modeling.formats import FORMATS, Format, Statistics, find_format, translate
+from reid.modeling.osnet import WIDTHS, Norm, OSNet
 from reid.modeling.weights import WeightsError, read_tensors, save_weights
 from reid.registry import nearest
 
@@ -151,7 +152,8 @@ def missing_names(state: Mapping[str, Tensor]) -> list[str]:
     """Names that must be there by the look of the others.
 
     Layers of a stage are numbered without gaps and are built alike; ViTs and ResNets have names
-    of their own besides. An architecture that is neither is checked by its stages alone.
+    of their own besides, and the names of an OSNet are all known. An architecture that is none of
+    these is checked by its stages alone.
 
     Args:
         state: Tensors under our names.
@@ -161,6 +163,8 @@ def missing_names(state: Mapping[str, Tensor]) -> list[str]:
         expected |= {f"backbone.net.{name}" for name in _VIT_NAMES}
     elif "backbone.net.layer1.0.conv1.weight" in state:
         expected |= {f"backbone.net.{name}" for name in _RESNET_NAMES}
+    elif "backbone.net.stages.0.0.reduce.conv.weight" in state:
+        expected |= {f"backbone.{name}" for name in _osnet_names(state)}
     stages: dict[str, dict[int, set[str]]] = {}
     for name in state:
         stage = re.match(r"(.+\.(?:blocks|layer\d|branches|part_necks))\.(\d+)\.(.+)", name)
@@ -195,6 +199,16 @@ _RESNET_NAMES = (
     *(f"bn1.{kind}" for kind in ("weight", "bias", "running_mean", "running_var")),
     *(f"layer{stage}.0.conv{conv}.weight" for stage in (1, 2, 3, 4) for conv in (1, 2)),
 )
+
+
+def _osnet_names(state: Mapping[str, Tensor]) -> Iterable[str]:
+    """Names of the tensors of the OSNet that some of them belong to."""
+    if "backbone.net.stages.1.1.expand.norm.running_mean" not in state:
+        norm: Norm = "ain"
+    else:
+        norm = "ibn" if "backbone.net.stages.0.0.norm.weight" in state else "batch"
+    with torch.device("meta"):
+        return OSNet(min(WIDTHS), norm).state_dict()
 
 
 def _format(source: Path, state: Mapping[str, Tensor], name: str | None) -> Format:

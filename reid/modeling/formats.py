@@ -93,6 +93,43 @@ class Translation:
 _CLASSIFIER = "classifier of the training identities"
 _IMAGENET_CLASSIFIER = "classifier of the pre-training"
 _STATISTICS = "counted in as the statistics of the pixels"
+_OSNET = "for MODEL.BACKBONE {NAME: OSNet, WIDTH: W}, where the first convolution has 64 W channels"
+
+
+def _osnet_rules(
+    transition: str, streams: Mapping[str, str], instance_norm: str
+) -> tuple[Rule, ...]:
+    """Rules for torchreid's OSNets, which call the stages conv2 to conv4.
+
+    Args:
+        transition: Pattern of the layer behind stage N, `N` for the number in `convN`.
+        streams: Patterns of the light convolutions of a block, and their names here.
+        instance_norm: What a block's InstanceNorm is here.
+    """
+    kind = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
+    layers = {"conv1": "stem", "conv5": "last"}
+    within = {}
+    for number, stage in (("2", 0), ("3", 1), ("4", 2)):
+        block, ours = rf"conv{number}\.(?P<block>[01])", rf"stages.{stage}.\g<block>"
+        layers[transition.replace("N", number)] = f"transitions.{stage}"
+        for theirs, layer in (("conv1", "reduce"), ("conv3", "expand"), ("downsample", "shortcut")):
+            layers[rf"{block}\.{theirs}"] = f"{ours}.{layer}"
+        within[rf"{block}\.gate\.fc1\."] = f"{ours}.gate.squeeze."
+        within[rf"{block}\.gate\.fc2\."] = f"{ours}.gate.excite."
+        within[rf"{block}\.IN\."] = f"{ours}.{instance_norm}."
+        for theirs, stream in streams.items():
+            within[rf"{block}\.{theirs}\.conv1\."] = f"{ours}.{stream}.pointwise."
+            within[rf"{block}\.{theirs}\.conv2\."] = f"{ours}.{stream}.depthwise."
+            within[rf"{block}\.{theirs}\.bn\."] = f"{ours}.{stream}.norm."
+    for theirs, layer in layers.items():
+        within[rf"{theirs}\.conv\."] = f"{layer}.conv."
+        within[rf"{theirs}\.bn\."] = f"{layer}.norm."
+    within |= {r"fc\.0\.": "fc.", r"fc\.1\.": "fc_norm."}
+    return (
+        *(Rule(f"{old}{kind}", rf"backbone.net.{new}\g<kind>") for old, new in within.items()),
+        Rule(r"classifier\..+", reason=_CLASSIFIER),
+    )
+
 
 FORMATS: list[Format] = [
     Format(
@@ -205,6 +242,31 @@ FORMATS: list[Format] = [
         ),
         has=(r"conv1\.weight$", r"layer1\.0\.conv1\.weight$"),
         statistics=_IMAGENET,
+    ),
+    Format(
+        "osnet",
+        "torchreid's OSNets, plain or IBN",
+        _osnet_rules(
+            r"convN\.2\.0",
+            {
+                "conv2a": "streams.0.0",
+                r"conv2b\.(\d)": r"streams.1.\2",
+                r"conv2c\.(\d)": r"streams.2.\2",
+                r"conv2d\.(\d)": r"streams.3.\2",
+            },
+            "norm",
+        ),
+        has=(r"conv1\.conv\.weight$", r"conv2\.0\.conv2a\."),
+        statistics=_IMAGENET,
+        note=f"{_OSNET}, with NORM: ibn if there are InstanceNorms (IN)",
+    ),
+    Format(
+        "osnet-ain",
+        "torchreid's OSNet-AIN",
+        _osnet_rules(r"poolN\.0", {r"conv2\.(\d)\.layers\.(\d)": r"streams.\2.\3"}, "expand.norm"),
+        has=(r"conv1\.conv\.weight$", r"conv2\.0\.conv2\.0\.layers\."),
+        statistics=_IMAGENET,
+        note=f"{_OSNET}, with NORM: ain",
     ),
 ]
 """The known formats; a plug-in adds its own with `register_format`."""

@@ -121,10 +121,96 @@ def test_left_out_images(root: Path) -> None:
     (root / "fix.txt").write_text("a/1.png\n")
     dataset = build_dataset({**spec("a"), "leave_out": str(root / "fix.txt")}, "datasets.train")
     assert [record.pid for record in dataset.load("train")] == [0, 2]
-    with pytest.raises(ConfigError, match=r"datasets\.train\.leave_out: '.*gone' cannot be read"):
+    with pytest.raises(
+        ConfigError, match=r"datasets\.train\.leave_out: .*gone: there is no such"
+    ):
         build_dataset({**spec("a"), "leave_out": str(root / "gone")}, "datasets.train")
     with pytest.raises(ConfigError, match=r"datasets\.train\.leave_out: expected a file, got 3"):
         build_dataset({**spec("a"), "leave_out": 3}, "datasets.train")
+
+
+def plant_market(root: Path) -> None:
+    """The training part of Market-1501 with five identities, seen by two cameras or one."""
+    folder = root / "Market-1501-v15.09.15" / "bounding_box_train"
+    folder.mkdir(parents=True)
+    for number in range(18):
+        pid, camera = number // 4, 1 + number % 2 * (number < 16)
+        Image.new("RGB", (8, 16), (number * 40 % 256, number * 70 % 256, 90)).save(
+            folder / f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"
+        )
+
+
+def test_market_trains_and_validates_without_its_test(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plant_market(root)
+    assert not run(root, "DATASETS.TRAIN", "Market1501")
+    log = (root / "out" / "log.txt").read_text()
+    market = root / "Market-1501-v15.09.15"
+    assert (
+        f"Market1501: there is no query ({market / 'query'}) and no gallery "
+        f"({market / 'bounding_box_test'}); it is not tested on"
+    ) in log
+    assert "nothing will be evaluated" in log
+
+    pairs = ("DATASETS.TRAIN", "{NAME: Market1501, VALIDATION: {IDENTITIES: 0.5, SEED: 3}}")
+    results = run(root, *pairs, "OUTPUT_DIR", str(root / "validated"), "SOLVER.MAX_EPOCHS", "2")
+    results = json.loads((root / "validated" / "results.json").read_text())
+    name = "Market1501-validation-0.5-seed3"
+    assert [entry["test_set"] for entry in results["history"]] == [name, name]
+    assert results["best_chosen_on_test_set"] is False
+    assert results["best_chosen_by"] == f"mAP on the validation split {name}"
+    log = (root / "validated" / "log.txt").read_text()
+    assert "2 of 5 identities are set aside for validation (seed 3): 4 queries, 4 gallery" in log
+    assert "costs training 8 of its 18 images (44.4 %)" in log
+    assert "there is no query" not in log
+    assert re.search(rf"{name} +train +10 +3 +2\n{name} +query +4 +2", log)
+
+
+def test_a_validation_split_beside_a_test_set(root: Path) -> None:
+    plant_market(root)
+    write(root, "a", ["3,0,train", "1,0,query", "1,2,gallery"])
+    split = "{NAME: Market1501, VALIDATION: {IDENTITIES: 2}}"
+    tests = f"[{split}, {{NAME: CSV, PATH: a/list.csv}}]"
+    results = run(root, "DATASETS.TRAIN", split, "DATASETS.TEST", tests)
+    assert [entry.get("is_validation", False) for entry in results["final"]] == [True, False]
+    assert results["best_chosen_on_test_set"] is False
+
+    for train_set in ("Market1501", f"[{split}, Market1501]", split.replace("2}", "3}")):
+        config = load_config(root / "config.yaml", ["DATASETS.TRAIN", train_set])
+        if train_set.startswith("{"):  # three identities hold the two
+            assert len(build_test_sets(config)) == 1
+        config.datasets.test = [yaml.safe_load(split.lower().replace("market", "Market"))]
+        if train_set.startswith("{"):
+            assert len(build_test_sets(config)) == 1
+        else:
+            with pytest.raises(
+                ConfigError, match=r"datasets\.train: 8 of the 8 images of Market150"
+            ):
+                build_test_sets(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"identities": "many"}, r"datasets\.train\.validation\.identities: expected int | float"),
+        (
+            {"identities": 1.5},
+            r"datasets\.train\.validation\.identities: expected a number of ident",
+        ),
+        ({"identities": True}, r"validation\.identities: expected"),
+        (
+            {"identities": 2, "seed": 0.5},
+            r"datasets\.train\.validation\.seed: expected int, got 0\.5",
+        ),
+        ({"seed": 1}, r"datasets\.train\.validation: expected {IDENTITIES: a number or a share}"),
+        ({"identities": 2, "sed": 1}, r"datasets\.train\.validation: expected .* got .*'sed': 1"),
+        (0.2, r"datasets\.train\.validation: expected .* got 0\.2"),
+    ],
+)
+def test_wrong_options_of_a_validation_split(options: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_dataset({"name": "Market1501", "validation": options}, "datasets.train")
 
 
 def test_specs() -> None:
@@ -278,7 +364,7 @@ def test_real_images_through_all_three(omniglot: Path) -> None:
 def test_snippets_of_the_page_on_datasets(root: Path) -> None:
     page = (ROOT / "datasets" / "README.md").read_text("utf-8")
     snippets = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    assert len(snippets) == 5  # all of the page
+    assert len(snippets) == 7  # all of the page
     (root / "wrong.txt").touch()
     used = set()
     for snippet in snippets:
@@ -289,4 +375,4 @@ def test_snippets_of_the_page_on_datasets(root: Path) -> None:
             if isinstance(one, dict) and "leave_out" in one:
                 one["leave_out"] = str(root / one["leave_out"])
             used.add(type(build_dataset(one, "datasets")).__name__)
-    assert {"CSV", "Folder", "Pattern", "LeaveOut"} <= used
+    assert {"CSV", "Folder", "Pattern", "LeaveOut", "ValidationSplit"} <= used

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -403,3 +404,34 @@ def test_names_that_a_terminal_would_obey_are_escaped(
     out = capsys.readouterr().out
     assert "\x1b" not in out
     assert r"door/\x1b[2J1.png: " in out
+
+
+def test_training_images_alone_are_checked_and_the_rest_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    market = root / "Market-1501-v15.09.15"
+    market.mkdir()
+    (root / "bounding_box_train").rename(market / "bounding_box_train")
+    (root / "query").rename(market / "query")  # of no use without the gallery
+    monkeypatch.setenv("REID_DATASETS", str(root))
+    assert run(monkeypatch, "Market1501", "--json", root / "report.json") == 1
+    text = capsys.readouterr().out
+    gallery = market / "bounding_box_test"
+    assert f"NOT THERE  what follows is about train alone\n  gallery  {gallery}\n" in text
+    assert re.search(r"train +images +6 +12,936 +WRONG, by -12,930", text)
+    (report,) = json.loads((root / "report.json").read_text())
+    assert report["missing"] == {"gallery": str(gallery)}
+    assert report["wrong"] == {"counts": 3}
+    assert report["counts"].keys() == {"train"}
+
+    validation = ("VALIDATION", "{IDENTITIES: 1}")
+    assert run(monkeypatch, "Market1501", *validation) == 0  # published counts are of the whole
+    text = capsys.readouterr().out
+    assert "NOT THERE" not in text
+    assert re.search(r"query +images +1 +-", text)
+
+    shutil.rmtree(market / "bounding_box_train")
+    assert run(monkeypatch, "Market1501") == 1
+    assert f"there is no train ({market / 'bounding_box_train'}) and no gallery" in (
+        capsys.readouterr().err
+    )

@@ -129,7 +129,8 @@ def test_only_the_last_evaluation_carries_details(finished: Path, folder: Path) 
         for value, other in zip(row, pairs["gallery_cameras"], strict=True):
             assert (value is None) == (camid == other)
     for entry in (*results["best"], *results["history"]):
-        assert entry.keys() == {"test_set", "epoch", "numbers"}
+        assert entry.keys() == {"test_set", "is_validation", "epoch", "numbers"}
+    assert results["best_chosen_on_test_set"]
 
 
 def test_details_of_several_test_sets_and_of_a_reranking_evaluator(folder: Path) -> None:
@@ -187,7 +188,7 @@ def test_eval_only_gives_the_numbers_of_the_run(finished: Path, folder: Path) ->
     written = json.loads((folder / "eval" / "results_eval_only.json").read_text())
     (final,) = results["final"]
     details = written["SyntheticPersons"]
-    assert details.keys() == final.keys() - {"test_set", "epoch"}
+    assert details.keys() == final.keys() - {"test_set", "is_validation", "epoch"}
     assert written["provenance"].keys() == results["provenance"].keys()
     assert details["numbers"] == found["SyntheticPersons"]
     assert details["hardest_query_paths"] == final["hardest_query_paths"]

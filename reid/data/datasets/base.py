@@ -71,12 +71,15 @@ class ReIDDataset(ABC):
             number that both have is of different persons.
         cameras: Names of the cameras in the order of their numbers, once images are loaded; empty
             where they have none.
+        is_validation: Whether query and gallery were taken out of the training images: they are
+            there to choose by, and are no test set.
     """
 
     name: str
     version: str = ""
     same_numbers: bool = True
     cameras: tuple[str, ...] = ()
+    is_validation: bool = False
 
     def __init__(self, root: str = "") -> None:
         self.root = Path(root or os.environ.get("REID_DATASETS", "datasets"))
@@ -112,6 +115,14 @@ class ReIDDataset(ABC):
     def has_test(self) -> bool:
         """Whether there are query and gallery; the benchmarks have them."""
         return True
+
+    def missing_splits(self) -> Mapping[Split, Path]:
+        """Splits that a whole copy of the data set has and this one has not, and where they belong.
+
+        Raises:
+            DataError: There is no folder of the data set at all.
+        """
+        return {}
 
     def published(self) -> Mapping[Split, SplitCounts]:
         """The counts that a paper or an official page states; empty where there are none."""
@@ -156,6 +167,32 @@ class MarketLike(ReIDDataset):
         """Images of a split, in the order of their names."""
         folder = self.find_folder(self.candidates, self.layout)
         return scan_market_folder(folder / self.folders[split], self.layout)
+
+    def has_train(self) -> bool:
+        """Whether the folder of the training images is there.
+
+        Raises:
+            DataError: There is no folder of the data set at all.
+        """
+        return "train" not in self.missing_splits()
+
+    def has_test(self) -> bool:
+        """Whether the folders of query and gallery are there.
+
+        Raises:
+            DataError: There is no folder of the data set at all.
+        """
+        return not self.missing_splits().keys() & {"query", "gallery"}
+
+    def missing_splits(self) -> Mapping[Split, Path]:
+        """Splits whose folder is not there, and its path.
+
+        Raises:
+            DataError: There is no folder of the data set at all.
+        """
+        folder = self.find_folder(self.candidates, self.layout)
+        places = {split: folder / name for split, name in self.folders.items()}
+        return {split: place for split, place in places.items() if not place.is_dir()}
 
 
 def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:

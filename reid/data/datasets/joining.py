@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,33 +76,16 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return found
 
 
-class LeaveOut(ReIDDataset):
-    """A dataset without the images that a file lists.
+class PartOfDataset(ReIDDataset):
+    """A dataset without some of its images; all else is the dataset's.
 
     Args:
         dataset: All images.
-        file: A path a line, absolute or relative to the root of datasets. Empty lines and lines
-            that start with `#` say nothing (`./#1.jpg` is a path).
-
-    Raises:
-        ValueError: The file is missing or is not text.
     """
 
-    def __init__(self, dataset: ReIDDataset, file: Path) -> None:
+    def __init__(self, dataset: ReIDDataset) -> None:
         super().__init__(str(dataset.root))
         self._dataset = dataset
-        self._file = file
-        self._left_out = frozenset(_read_list(file, dataset.root))
-        missing = sorted(path for path in self._left_out if not os.path.lexists(path))
-        if missing:
-            logger.warning(
-                "%s: %s of %s paths are no files, the first is %r%s",
-                file,
-                f"{len(missing):,}",
-                f"{len(self._left_out):,}",
-                missing[0],
-                backslash_hint(missing[0]),
-            )
 
     @property
     def name(self) -> str:  # type: ignore[override]  # a dataset's own may be set when it is built
@@ -134,6 +117,46 @@ class LeaveOut(ReIDDataset):
         """The dataset's."""
         return self._dataset.cameras
 
+    def has_train(self) -> bool:
+        """The dataset's answer."""
+        return self._dataset.has_train()
+
+    def has_test(self) -> bool:
+        """The dataset's answer."""
+        return self._dataset.has_test()
+
+    def missing_splits(self) -> Mapping[Split, Path]:
+        """The dataset's answer."""
+        return self._dataset.missing_splits()
+
+
+class LeaveOut(PartOfDataset):
+    """A dataset without the images that a file lists.
+
+    Args:
+        dataset: All images.
+        file: A path a line, absolute or relative to the root of datasets. Empty lines and lines
+            that start with `#` say nothing (`./#1.jpg` is a path).
+
+    Raises:
+        ValueError: The file is missing or is not text.
+    """
+
+    def __init__(self, dataset: ReIDDataset, file: Path) -> None:
+        super().__init__(dataset)
+        self._file = file
+        self._left_out = frozenset(_read_list(file, dataset.root))
+        missing = sorted(path for path in self._left_out if not os.path.lexists(path))
+        if missing:
+            logger.warning(
+                "%s: %s of %s paths are no files, the first is %r%s",
+                file,
+                f"{len(missing):,}",
+                f"{len(self._left_out):,}",
+                missing[0],
+                backslash_hint(missing[0]),
+            )
+
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split that are not left out, in the dataset's order.
 
@@ -153,14 +176,6 @@ class LeaveOut(ReIDDataset):
         if not kept:
             raise DataError(f"{self._file}: leaves out every image of {self.name} {split}")
         return kept
-
-    def has_train(self) -> bool:
-        """The dataset's answer."""
-        return self._dataset.has_train()
-
-    def has_test(self) -> bool:
-        """The dataset's answer."""
-        return self._dataset.has_test()
 
 
 def _origins(

@@ -153,7 +153,10 @@ class Evaluate(Hook):
         numbers = scores.numbers
         self._counts[name] = scores.counts
         self._details[name] = scores.details
-        self._history.append({"test_set": name, "epoch": trainer.epoch, "numbers": numbers})
+        entry: dict[str, Any] = {"test_set": name, "epoch": trainer.epoch, "numbers": numbers}
+        if any(test.is_validation for test in self._test_sets if test.name == name):
+            entry["is_validation"] = True
+        self._history.append(entry)
         prefixed = {f"{name}/{key}": value for key, value in numbers.items()}
         self._writer.write("test", trainer.step, trainer.epoch, prefixed)
         logger.info(
@@ -242,8 +245,9 @@ def write_results(
     """Writes results.json: every evaluation, which epoch was best, where all of it comes from.
 
     `final` are the numbers after the last epoch, to report without a choice. `best` are those of
-    the epoch chosen by a test set, which `best_chosen_on_test_set` says: they flatter. `failed`
-    tells of evaluations that gave no numbers: `test_set`, `epoch` and `error`.
+    the epoch chosen by the first test set: they flatter, and `best_chosen_on_test_set` says so,
+    unless that is a validation split. `failed` tells of evaluations that gave no numbers:
+    `test_set`, `epoch` and `error`.
 
     To keep the file small, only the last evaluation of each test set, under `final`, carries the
     details: `counts`, `ap`, `ranked_by`, `per_query_AP`, `camera_pairs`, `hardest_queries` and
@@ -262,11 +266,13 @@ def write_results(
     """
     best = best_evaluation(history, metric, test_sets)
     last = [entry for entry in history if entry["epoch"] == epoch]
+    is_validation = bool(best and best.get("is_validation"))
+    chooser = "validation split" if is_validation else "test set"
     results = {
         "final": [{**entry, **details.get(entry["test_set"], {})} for entry in last],
         "best": [entry for entry in history if best and entry["epoch"] == best["epoch"]],
-        "best_chosen_by": f"{metric} on the test set {best['test_set']}" if best else "",
-        "best_chosen_on_test_set": True,
+        "best_chosen_by": f"{metric} on the {chooser} {best['test_set']}" if best else "",
+        "best_chosen_on_test_set": not is_validation,
         "history": [*history],
         "failed": [*failed],
         "provenance": provenance,

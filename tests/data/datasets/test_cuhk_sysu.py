@@ -9,7 +9,7 @@ import torch
 
 from reid.data.datasets import CUHKSYSU, SplitCounts
 from reid.evaluation.ranking import rank
-from reid.structures import DataError
+from reid.structures import DataError, FeatureSet
 
 
 @pytest.mark.parametrize("folder", ["cuhksysu4reid", "cuhk_sysu/cuhksysu4reid"])
@@ -28,7 +28,8 @@ def test_the_form_with_a_split(plant: Callable[..., Path], folder: str) -> None:
     # No camera is known, so nothing is removed: every query has its match.
     pids = torch.tensor([r.pid for r in query])
     camids = torch.tensor([r.camid for r in query])
-    result = rank(torch.eye(2), torch.eye(2), pids, pids, camids, camids)
+    features = FeatureSet.of(torch.eye(2), pids, camids)
+    result = rank(features, features).ranking
     assert np.array_equal(result.average_precision, [1.0, 1.0])
 
 

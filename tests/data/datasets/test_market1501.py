@@ -107,3 +107,23 @@ def test_a_pipe_among_the_images_is_told_when_it_is_read(market: Path) -> None:
     last = Market1501().load("train")[-1]
     with pytest.raises(DataError, match=r"0009_c1s1_1\.jpg: is not .* \(is a pipe, expected a"):
         read_image(last.path)
+
+
+def test_the_training_part_alone(plant: Callable[..., Path]) -> None:
+    folder = plant("Market-1501-v15.09.15/bounding_box_train", TRAIN).parent
+    dataset = Market1501()
+    assert dataset.has_train()
+    assert not dataset.has_test()
+    assert dataset.missing_splits() == {
+        "query": folder / "query", "gallery": folder / "bounding_box_test",
+    }  # fmt: skip
+    plant("Market-1501-v15.09.15/query", QUERY)
+    assert not dataset.has_test()
+    plant("Market-1501-v15.09.15/bounding_box_test", GALLERY)
+    assert dataset.has_test()
+    assert not dataset.missing_splits()
+
+
+def test_no_folder_at_all(root: Path) -> None:
+    with pytest.raises(DataError, match=rf"there is no folder {root}/Market-1501-v15\.09\.15"):
+        Market1501().has_test()
