@@ -188,12 +188,8 @@ _BY_CONTENT: tuple[tuple[re.Pattern[bytes], FileKind], ...] = tuple(
         (rb"(?:ptrt|ftrt)", _model("TensorRT")),
         (rb"GGUF", _model("GGUF")),
         (rb"7767517\n", _model("ncnn")),
-        (rb"\x93NUMPY", FileKind(
-            "NumPy", "data", "an array of NumPy (.npy)", "save what is asked for in its format",
-        )),
-        (rb"MATLAB \d\.\d MAT-file", FileKind(
-            "MATLAB", "data", "a MATLAB file", "save what is asked for in its format",
-        )),
+        (rb"\x93NUMPY", FileKind("NumPy", "data", "an array of NumPy (.npy)")),
+        (rb"MATLAB \d\.\d MAT-file", FileKind("MATLAB", "data", "a MATLAB file")),
         (rb"%PDF-", FileKind("PDF", "data", "a PDF document")),
         (rb"PK(?:\x03\x04|\x05\x06|\x07\x08)", _archive("zip")),
         (rb"\x1f\x8b", _archive("gzip")),

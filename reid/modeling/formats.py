@@ -92,6 +92,8 @@ class Translation:
 
 _CLASSIFIER = "classifier of the training identities"
 _IMAGENET_CLASSIFIER = "classifier of the pre-training"
+_PROJECTION = "projection head of the pre-training"
+_ENCODER = r"(?:encoder_q|base_encoder|encoder|backbone)\."
 _STATISTICS = "counted in as the statistics of the pixels"
 _OSNET = "for MODEL.BACKBONE {NAME: OSNet, WIDTH: W}, where the first convolution has 64 W channels"
 
@@ -146,7 +148,7 @@ FORMATS: list[Format] = [
         "DINO pre-training of TransReID-SSL and others: teacher with backbone and projection head",
         (
             Rule(rf"backbone\.{_VIT}", r"backbone.net.\1"),
-            Rule(r"head\..+", reason="projection head of the pre-training"),
+            Rule(r"head\..+", reason=_PROJECTION),
             Rule(r"backbone\.(fc|head)\..+", reason=_IMAGENET_CLASSIFIER),
         ),
         has=(r"backbone\.cls_token$",),
@@ -233,12 +235,30 @@ FORMATS: list[Format] = [
         " a little from fast-reid's own",
     ),
     Format(
+        "self-supervised",
+        "MoCo (v1 to v3), SimSiam, Barlow Twins and others: an encoder with its projection head",
+        (
+            Rule(_ENCODER + _RESNET, r"backbone.net.\1"),
+            Rule(_ENCODER + _VIT, r"backbone.net.\1"),
+            Rule(_ENCODER + r"(?:fc|head)\..+", reason=_PROJECTION),
+            Rule(r"(?:projector|predictor|projection_head|prototypes|bn)\..+", reason=_PROJECTION),
+            Rule(
+                r"(?:encoder_k|momentum_encoder)\..+",
+                reason="the averaged encoder of the pre-training",
+            ),
+            Rule(r"queue(?:_ptr)?", reason="the queue of the pre-training"),
+        ),
+        has=(_ENCODER + r"(?:conv1\.weight|cls_token)$", _ENCODER + r"(?:layer1|blocks)\."),
+        lacks=(r"heads\.", r"bottleneck\."),
+    ),
+    Format(
         "resnet",
         "a plain ResNet: torchreid, torchvision, timm, IBN-Net",
         (
             Rule(_RESNET, r"backbone.net.\1"),
             Rule(r"classifier\..+", reason=_CLASSIFIER),
             Rule(r"fc\.(?:weight|bias)", reason=_IMAGENET_CLASSIFIER),
+            Rule(r"(?:projection_head|prototypes)\..+", reason=_PROJECTION),  # of SwAV
         ),
         has=(r"conv1\.weight$", r"layer1\.0\.conv1\.weight$"),
         statistics=_IMAGENET,
@@ -319,11 +339,30 @@ def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
     return Translation(translated, renamed, left_out, tuple(unmapped))
 
 
-def use_our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a file of a known format under our names, all others as they are."""
+class NamedTensors(dict[str, Tensor]):
+    """Tensors of a file by our names, or by their own where no format knows them.
+
+    Args:
+        state: The tensors.
+        left_out: Names among them that a format leaves out, and why.
+    """
+
+    def __init__(
+        self, state: Mapping[str, Tensor], left_out: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(state)
+        self.left_out: dict[str, str] = dict(left_out or {})
+
+
+def use_our_names(state: Mapping[str, Tensor]) -> NamedTensors:
+    """The tensors of a file of a known format under our names, all others as they are.
+
+    Raises:
+        ValueError: Two tensors get the same name.
+    """
     written = find_format(state)
     if written is None:
-        return dict(state)
+        return NamedTensors(state)
     found = translate(state, written)
     others = {name: state[name] for name in (*found.left_out, *found.unmapped)}
-    return found.state | others
+    return NamedTensors(found.state | others, found.left_out)

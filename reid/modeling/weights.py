@@ -21,9 +21,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from reid.files import replacing
-from reid.modeling.formats import use_our_names
-from reid.modeling.screening import check_pickle_file, check_tensors
+from reid.file_kinds import read_head
+from reid.files import InputError, open_regular, replacing
+from reid.modeling.foreign import name_foreign_file
+from reid.modeling.formats import NamedTensors, use_our_names
+from reid.modeling.screening import (
+    RefusedError,
+    check_pickle_file,
+    check_safetensors_file,
+    check_tensors,
+    is_safetensors,
+)
 
 _WRAPPERS = ("model", "state_dict", "teacher")
 # Narrower floats mean nothing without scales that their writers keep elsewhere.
@@ -73,6 +81,7 @@ class LoadReport:
         missing: Names in the model that the file does not have; they keep their values.
         unexpected: Names in the file that the model does not have.
         skipped: Names in the file that belong to its own data set, such as camera embeddings.
+        left_out: Names in the file that its format leaves out, and why.
         metadata: Of the file.
     """
 
@@ -81,18 +90,26 @@ class LoadReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     skipped: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
+        titles = ("resized", "missing", "unexpected", "skipped")
         lines = [f"  loaded      {len(self.loaded)} tensors"]
-        for title in ("resized", "missing", "unexpected", "skipped"):
-            names = getattr(self, title)
-            shown = ", ".join(names[:6]) + (f", ... ({len(names) - 6} more)" if names[6:] else "")
-            lines.append(f"  {title:<11} {len(names)}{': ' + shown if names else ''}")
+        lines += [_listed(title, getattr(self, title)) for title in titles]
+        reasons: dict[str, list[str]] = {}
+        for name, reason in self.left_out.items():
+            reasons.setdefault(reason, []).append(name)
+        lines += [f"{_listed('left out', names)} ({reason})" for reason, names in reasons.items()]
         return "\n".join(lines)
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _listed(title: str, names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6]) + (f", ... ({len(names) - 6} more)" if names[6:] else "")
+    return f"  {title:<11} {len(names)}{': ' + shown if names else ''}"
+
+
+def read_checkpoint(path: Path) -> tuple[NamedTensors, dict[str, str]]:
     """Tensors under our names, if the file's format is known, and its metadata.
 
     See `read_tensors` and `reid.modeling.formats`.
@@ -129,15 +146,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Tensors may lie at the top or under `model`, `state_dict` or `teacher`; a `module.` before the
     names is dropped. What is no tensor is passed over; so are numbers of NumPy and the arguments of
-    a command line, which published files hold besides: they are not even built.
+    a command line, which published files hold besides: they are not even built. Whether a file is
+    safetensors or what `torch.save` wrote is told by its content, whatever it is called.
 
     Raises:
-        WeightsError: The file is missing, broken, or would run code when read; or a tensor has
-            numbers that no network here has: complex ones, or floats of 8 bits.
+        WeightsError: The file is missing, broken, no checkpoint but something else, which is named,
+            or would run code when read; it has more than 50,000 tensors; or a tensor has numbers
+            that no network here has: complex ones, or floats of 8 bits.
     """
     metadata: dict[str, str] = {}
     content: Mapping[str, Any]
-    if path.suffix == ".safetensors":
+    if path.is_file() and is_safetensors(read_head(path)):
         content, metadata = _read(path, _read_safetensors)
     else:
         content = _load_pickle(path, passed_over=_PASSED_OVER)
@@ -171,6 +190,7 @@ def load_weights(
     source: str = "checkpoint",
     allow_missing: Sequence[str] = (),
     skip: Sequence[str] = (),
+    left_out: Mapping[str, str] | None = None,
 ) -> LoadReport:
     """Loads tensors by name, all or none of them.
 
@@ -183,6 +203,8 @@ def load_weights(
         source: For messages.
         allow_missing: Patterns of names that the file need not have.
         skip: Patterns of names that are not taken from the file, and that it need not have.
+        left_out: Names that the file's format leaves out, and why, for the report; None: those
+            that `state` brings, if it is of `read_checkpoint`.
 
     Raises:
         WeightsError: A shape does not fit, a tensor is missing, not finite in the module's
@@ -195,11 +217,14 @@ def load_weights(
     )
     taken: dict[str, Tensor] = {}
     loaded, resized, unexpected, skipped, wrong = [], [], [], [], []
+    if left_out is None:
+        left_out = state.left_out if isinstance(state, NamedTensors) else {}
     for name, tensor in state.items():
         if any(fnmatch(name, pattern) for pattern in skip):
             skipped.append(name)
         elif name not in target:
-            unexpected.append(name)
+            if name not in left_out:
+                unexpected.append(name)
         else:
             try:
                 taken[name] = _fit(name, tensor, target[name], resize)
@@ -240,8 +265,9 @@ def load_weights(
             + (f"; the file's own: {', '.join(unexpected[:4])}, ..." if unexpected else "")
         )
     module.load_state_dict(taken, strict=False)
+    reasons = {name: why for name, why in left_out.items() if name in state and name not in taken}
     return LoadReport(
-        tuple(loaded), tuple(resized), tuple(missing), tuple(unexpected), tuple(skipped)
+        tuple(loaded), tuple(resized), tuple(missing), tuple(unexpected), tuple(skipped), reasons
     )
 
 
@@ -276,7 +302,11 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
         inner[f"net.{plain}" if plain not in ours and f"net.{plain}" in ours else plain] = tensor
     tell_trained_size(backbone, metadata)
     report = load_weights(
-        backbone, inner, source=str(path), skip=getattr(backbone, "dataset_specific", ())
+        backbone,
+        inner,
+        source=str(path),
+        skip=getattr(backbone, "dataset_specific", ()),
+        left_out=state.left_out,
     )
     return replace(report, metadata=metadata)
 
@@ -354,8 +384,10 @@ def _load_pickle(path: Path, passed_over: Sequence[str] = ()) -> dict[str, Any]:
 
     def load(name: str) -> Any:
         check_pickle_file(Path(name))
-        with torch.serialization.safe_globals(stand_ins):
-            content = torch.load(name, map_location="cpu", weights_only=True)
+        # opened here, since torch takes a name in .safetensors for such a file, whatever it holds
+        with open_regular(name) as file, torch.serialization.safe_globals(stand_ins):
+            source: Any = file if name.endswith(".safetensors") else name
+            content = torch.load(source, map_location="cpu", weights_only=True)
         check_tensors(content, Path(name).stat().st_size)
         return content
 
@@ -373,8 +405,14 @@ def _verify(name: str) -> None:
 
 
 def _read(path: Path, reader: Callable[[str], Any]) -> Any:
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"{path}: there is no such checkpoint file")
+    try:
+        foreign = name_foreign_file(path)
+    except InputError as error:
+        raise WeightsError(f"{error}; expected a checkpoint") from error
+    if foreign:
+        raise WeightsError(f"{path}: is {foreign}")
     try:
         return reader(str(path))
     except pickle.UnpicklingError as error:
@@ -383,6 +421,8 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
             f"{path}: cannot be read as plain tensors, and is not read in any other way since "
             f"that could run code ({reason}); convert it to safetensors where you trust it"
         ) from error
+    except RefusedError as error:
+        raise WeightsError(f"{path}: is refused: {error}") from error
     except _BROKEN as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
@@ -391,5 +431,6 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
 
 
 def _read_safetensors(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_safetensors_file(Path(name))
     with safe_open(name, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

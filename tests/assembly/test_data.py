@@ -121,9 +121,7 @@ def test_left_out_images(root: Path) -> None:
     (root / "fix.txt").write_text("a/1.png\n")
     dataset = build_dataset({**spec("a"), "leave_out": str(root / "fix.txt")}, "datasets.train")
     assert [record.pid for record in dataset.load("train")] == [0, 2]
-    with pytest.raises(
-        ConfigError, match=r"datasets\.train\.leave_out: .*gone: there is no such"
-    ):
+    with pytest.raises(ConfigError, match=r"datasets\.train\.leave_out: .*gone: there is no such"):
         build_dataset({**spec("a"), "leave_out": str(root / "gone")}, "datasets.train")
     with pytest.raises(ConfigError, match=r"datasets\.train\.leave_out: expected a file, got 3"):
         build_dataset({**spec("a"), "leave_out": 3}, "datasets.train")

@@ -10,7 +10,14 @@ from torch import Tensor
 
 from reid.modeling import formats
 from reid.modeling.backbones import TimmBackbone
-from reid.modeling.formats import Format, Rule, find_format, register_format, translate
+from reid.modeling.formats import (
+    Format,
+    Rule,
+    find_format,
+    register_format,
+    translate,
+    use_our_names,
+)
 from reid.modeling.heads import BNNeckHead
 from reid.modeling.model import ReIDModel
 from reid.modeling.vit import ViT
@@ -143,11 +150,33 @@ def test_a_whole_model_gives_the_same_features(name: str) -> None:
         ("resnet", "", {"fc.weight": torch.ones(5, 512), "fc.bias": torch.ones(5)}),
         ("resnet", "", {"classifier.weight": torch.ones(5, 512), "classifier.bias":
                         torch.ones(5)}),
+        ("resnet", "", {"projection_head.0.weight": torch.ones(1), "prototypes.weight":
+                        torch.ones(1)}),
+        ("self-supervised", "encoder_q.", {
+            "encoder_q.fc.0.weight": torch.ones(1), "encoder_k.conv1.weight": torch.ones(1),
+            "queue": torch.ones(1), "queue_ptr": torch.zeros(1),
+        }),
+        ("self-supervised", "base_encoder.", {
+            "base_encoder.fc.1.running_mean": torch.ones(1), "predictor.0.weight": torch.ones(1),
+            "momentum_encoder.conv1.weight": torch.ones(1),
+        }),
+        ("self-supervised vit", "base_encoder.", {
+            "base_encoder.head.0.weight": torch.ones(1), "momentum_encoder.cls_token":
+            torch.ones(1),
+        }),
+        ("self-supervised", "encoder.", {
+            "encoder.fc.0.weight": torch.ones(1), "predictor.0.weight": torch.ones(1),
+        }),
+        ("self-supervised", "backbone.", {"projector.0.weight": torch.ones(1), "bn.running_mean":
+                                          torch.ones(1)}),
     ],
-    ids=["TransReID-SSL", "timm", "DINO", "torchvision", "torchreid"],
+    ids=["TransReID-SSL", "timm", "DINO", "torchvision", "torchreid", "SwAV", "MoCo", "MoCo v3",
+         "MoCo v3 ViT", "SimSiam", "Barlow Twins"],
 )  # fmt: skip
 def test_a_backbone_comes_over_whole(name: str, prefix: str, more: State) -> None:
-    backbone = (resnet() if name == "resnet" else vit()).backbone
+    name, _, network = name.partition(" ")
+    transformer = name in ("vit", "dino") or network
+    backbone = (vit() if transformer else resnet()).backbone
     state = {prefix + n.removeprefix("net."): v for n, v in backbone.state_dict().items()} | more
     found = find_format(state)
     assert found is not None
@@ -179,3 +208,17 @@ def test_a_plug_in_adds_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
     register_format(added)
     assert [known.name for known in formats.FORMATS].count("mine") == 1
     assert find_format({"my.net.x": torch.ones(1)}) is added
+
+
+def test_what_a_format_leaves_out_is_told_with_its_reason() -> None:
+    source = vit("patches", camera_embedding=True)
+    state = use_our_names(local_features(source))
+    report = load_weights(source, state)
+    assert not report.unexpected
+    copied = [name for name in report.left_out if name.startswith(("base.blocks.2.", "base.norm."))]
+    assert len(copied) == 14
+    text = str(report)
+    assert "left out    14: base.blocks.2.norm1.weight, " in text
+    assert text.count("(the branches' copies replace it)") == 1
+    assert "(classifier of the training identities)" in text
+    assert "unexpected  0" in text

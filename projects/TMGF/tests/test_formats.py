@@ -38,11 +38,12 @@ def test_conversion_gives_the_same_features(tmp_path: Path, copies: bool) -> Non
         ours, theirs = next(pair for pair in names.items() if name.startswith(pair[0]))
         state[theirs + name.removeprefix(ours)] = value
     if copies:  # the authors' file holds the layer that the branches have copied too
-        state |= {
-            name.replace("b1.0.", "base.blocks.2."): torch.zeros_like(value)
-            for name, value in state.items()
-            if name.startswith("b1.0.")
-        }
+        for branch, old in (("b1.0.", "base.blocks.2."), ("b1.1.", "base.norm.")):
+            state |= {
+                name.replace(branch, old): torch.zeros_like(value)
+                for name, value in state.items()
+                if name.startswith(branch)
+            }
     torch.save({"state_dict": state}, tmp_path / "authors.pth")
     report = convert_weights(tmp_path / "authors.pth", tmp_path / "ours.safetensors")
     assert report.written.name == ("tmgf" if copies else "tmgf-one-branch")
@@ -53,6 +54,10 @@ def test_conversion_gives_the_same_features(tmp_path: Path, copies: bool) -> Non
     batch = Batch.of(image, camid)
     for ours, theirs in zip(target(batch)[:4], source(batch)[:4], strict=True):
         assert torch.equal(ours, theirs)
+    report = load_weights(model(copies), read_checkpoint(tmp_path / "authors.pth")[0])
+    assert not report.unexpected + report.missing
+    # twelve tensors of the last layer and two of the norm
+    assert [*report.left_out.values()] == ["the branches' copies replace it"] * (14 * copies)
 
 
 @pytest.mark.oracle
