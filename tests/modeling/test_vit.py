@@ -28,7 +28,7 @@ def test_plain_patches_are_timms_vit(tmp_path: Path) -> None:
     save_weights(tmp_path / "timm.safetensors", source.state_dict(), {})
     backbone = ViT((256, 128)).eval()
     report = load_backbone_weights(backbone, tmp_path / "timm.safetensors")
-    assert set(report.unexpected) == {"head.weight", "head.bias"}
+    assert {*report.unexpected, *report.left_out} == {"head.weight", "head.bias"}
     assert not report.missing
     assert [entry.split()[0] for entry in report.resized] == ["net.pos_embed"]
     whole = timm.create_model("vit_small_patch16_224", num_classes=0, img_size=(256, 128)).eval()

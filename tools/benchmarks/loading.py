@@ -27,7 +27,7 @@ from reid.data.cache import PixelCache, size_text
 from reid.data.images import read_image
 from reid.data.loaders import train_loader
 from reid.data.samplers import PKSampler
-from reid.data.synthetic import draw_image, sample_camera, sample_person
+from reid.data.synthetic import draw_image, synthesise_camera, synthesise_person
 from reid.data.transforms import ImageTransform
 from reid.structures import ImageRecord, PseudoLabels
 
@@ -47,9 +47,9 @@ def draw(source: str, number: int, folder: str) -> str:
     128x64 for `market`; for `msmt` around 300x120, as the boxes of a detector come out.
     """
     rng = np.random.default_rng((7, number))
-    camera = sample_camera(np.random.default_rng((8, number % 4)))
+    camera = synthesise_camera(np.random.default_rng((8, number % 4)))
     height, width = (128, 64) if source == "market" else (300, 120)
-    picture = Image.fromarray(draw_image(sample_person(rng), camera, rng, height, width))
+    picture = Image.fromarray(draw_image(synthesise_person(rng), camera, rng, height, width))
     if source == "msmt":
         scale, stretch = math.exp(rng.normal(0, 0.3)), math.exp(rng.normal(0, 0.1))
         picture = picture.resize((round(width * scale * stretch), round(height * scale)))

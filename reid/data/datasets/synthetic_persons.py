@@ -7,7 +7,7 @@ import logging
 from reid import distributed
 from reid.data.datasets.base import MARKET_FOLDERS, ReIDDataset, Split, scan_market_folder
 from reid.data.datasets.market1501 import MARKET_LAYOUT
-from reid.data.synthetic import check_range, draw_persons
+from reid.data.synthetic import PersonSet, draw_persons
 from reid.registry import DATASET
 from reid.structures import ImageRecord
 
@@ -51,17 +51,16 @@ class SyntheticPersons(ReIDDataset):
         root: str = "",
     ) -> None:
         super().__init__(root)
-        self._options = {
-            "seed": seed,
-            "num_train": num_train,
-            "num_test": num_test,
-            "num_cameras": num_cameras,
-            "images_per_camera": images_per_camera,
-            "num_distractors": num_distractors,
-            "height": height,
-            "width": width,
-        }
-        check_range(**self._options)
+        self._persons = PersonSet(
+            seed=seed,
+            num_train=num_train,
+            num_test=num_test,
+            num_cameras=num_cameras,
+            images_per_camera=images_per_camera,
+            num_distractors=num_distractors,
+            height=height,
+            width=width,
+        )
         self.folder = self.root / "synthetic_persons" / (
             f"seed{seed}_train{num_train}_test{num_test}_cameras{num_cameras}"
             f"_images{images_per_camera}_distractors{num_distractors}_{height}x{width}"
@@ -76,6 +75,6 @@ class SyntheticPersons(ReIDDataset):
         """Images of a split, drawn first if they are not there yet."""
         if distributed.is_main() and not self.folder.exists():
             logger.info("Drawing persons into %s", self.folder)
-            draw_persons(self.folder, **self._options)
+            draw_persons(self.folder, self._persons)
         distributed.barrier()
         return scan_market_folder(self.folder / MARKET_FOLDERS[split], MARKET_LAYOUT)

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reid.data import synthetic
-from reid.data.synthetic import (
-    Camera,
-    CameraStyle,
-    Person,
-    draw_image,
-    draw_persons,
-    sample_camera,
-    sample_person,
-)
+from reid.data.synthetic import ImageChain, PersonSet, draw_persons
 
 FOLDERS = ("bounding_box_train", "query", "bounding_box_test")
 NAME = re.compile(r"(-1|\d{4})_c([1-9])s1_(\d{6})_00\.jpg")
@@ -34,35 +25,30 @@ def _contents(root: Path) -> dict[str, bytes]:
 
 
 def _labels(folder: Path) -> list[tuple[int, int]]:
-    found = [NAME.fullmatch(path.name) for path in sorted(folder.iterdir())]
-    assert all(found)
-    return [(int(match[1]), int(match[2])) for match in found if match]
+    matches = [NAME.fullmatch(path.name) for path in sorted(folder.iterdir())]
+    assert all(matches)
+    return [(int(match[1]), int(match[2])) for match in matches if match]
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("synthetic") / "persons"
-    draw_persons(
-        root,
-        seed=3,
-        num_train=4,
-        num_test=24,
-        num_cameras=4,
-        images_per_camera=3,
-        num_distractors=20,
+    persons = PersonSet(
+        seed=3, num_train=4, num_test=24, num_cameras=4, images_per_camera=3, num_distractors=20
     )
+    draw_persons(root, persons)
     return root
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        draw_persons(tmp_path / name, seed=5, **TINY)
+        draw_persons(tmp_path / name, PersonSet(seed=5, **TINY))
     assert _contents(tmp_path / "a") == _contents(tmp_path / "b")
 
 
 def test_another_seed_gives_other_persons_and_cameras(tmp_path: Path) -> None:
-    draw_persons(tmp_path / "a", seed=5, **TINY)
-    draw_persons(tmp_path / "b", seed=6, **TINY)
+    draw_persons(tmp_path / "a", PersonSet(seed=5, **TINY))
+    draw_persons(tmp_path / "b", PersonSet(seed=6, **TINY))
     pictures = [
         {data for name, data in _contents(tmp_path / root).items() if name.endswith("jpg")}
         for root in "ab"
@@ -70,22 +56,9 @@ def test_another_seed_gives_other_persons_and_cameras(tmp_path: Path) -> None:
     assert not pictures[0] & pictures[1]
 
 
-def test_pixels_do_not_depend_on_what_was_drawn_before() -> None:
-    def one(pid: int, cam: int) -> np.ndarray:
-        person = sample_person(np.random.default_rng(pid))
-        camera = sample_camera(np.random.default_rng(cam))
-        return draw_image(person, camera, np.random.default_rng((pid, cam)), 64, 32)
-
-    pairs = [(pid, cam) for pid in range(3) for cam in range(3)]
-    forward = {pair: one(*pair) for pair in pairs}
-    synthetic._panorama.cache_clear()
-    for pair in reversed(pairs):
-        np.testing.assert_array_equal(one(*pair), forward[pair])
-
-
 def test_persons_from_passes_over_persons_and_keeps_the_cameras(tmp_path: Path) -> None:
-    draw_persons(tmp_path / "all", seed=5, **TINY)
-    draw_persons(tmp_path / "rest", seed=5, persons_from=1, **TINY)
+    draw_persons(tmp_path / "all", PersonSet(seed=5, **TINY))
+    draw_persons(tmp_path / "rest", PersonSet(seed=5, persons_from=1, **TINY))
     everybody, rest = (_contents(tmp_path / name) for name in ("all", "rest"))
 
     def train(contents: dict[str, bytes], pid: int) -> dict[str, bytes]:
@@ -127,7 +100,7 @@ def test_pictures_are_jpeg_of_the_size_asked(drawn: Path) -> None:
 @pytest.mark.parametrize("images_per_camera", [1, 3])
 def test_every_query_has_a_match_in_another_camera(tmp_path: Path, images_per_camera: int) -> None:
     options = {**TINY, "num_test": 12, "images_per_camera": images_per_camera}
-    draw_persons(tmp_path / "set", seed=1, **options)
+    draw_persons(tmp_path / "set", PersonSet(seed=1, **options))
     query, gallery = (_labels(tmp_path / "set" / name) for name in FOLDERS[1:])
     for pid, cam in query:
         assert any(other == pid and camera != cam for other, camera in gallery)
@@ -139,13 +112,13 @@ def _mean_average_precision(
     query_labels: list[tuple[int, int]],
     gallery_labels: list[tuple[int, int]],
 ) -> float:
-    found = []
+    precisions = []
     for feature, (pid, cam) in zip(query, query_labels, strict=True):
         keep = [i for i, (p, c) in enumerate(gallery_labels) if p >= 0 and (p, c) != (pid, cam)]
         order = np.argsort(-(gallery[keep] @ feature), kind="stable")
         hits = np.flatnonzero([gallery_labels[keep[i]][0] == pid for i in order])
-        found.append(np.mean((np.arange(len(hits)) + 1) / (hits + 1)))
-    return float(np.mean(found))
+        precisions.append(np.mean((np.arange(len(hits)) + 1) / (hits + 1)))
+    return float(np.mean(precisions))
 
 
 def _pixels(image: Image.Image) -> np.ndarray:
@@ -168,72 +141,6 @@ def test_neither_pixels_nor_histograms_find_persons(drawn: Path) -> None:
         assert _mean_average_precision(*features, *labels) < 0.35
 
 
-def test_cameras_differ_more_than_persons_in_colour() -> None:
-    cameras = [sample_camera(np.random.default_rng(cam)) for cam in range(8)]
-    persons = [sample_person(np.random.default_rng(100 + pid)) for pid in range(8)]
-    means = np.array(
-        [
-            [
-                draw_image(person, camera, np.random.default_rng((p, c)), 64, 32).mean((0, 1))
-                for c, camera in enumerate(cameras)
-            ]
-            for p, person in enumerate(persons)
-        ]
-    )
-    assert means.mean(0).std(0).mean() > 2 * means.mean(1).std(0).mean()
-
-
-def test_persons_survive_in_the_picture() -> None:
-    """Without the nuisances, another picture of a person is nearer than another person."""
-    calm = CameraStyle(
-        **dict.fromkeys(("cast", "exposure", "haze", "blur", "noise", "pitch"), (0.0, 0.0)),
-        **dict.fromkeys(("gamma", "saturation", "resolution"), (1.0, 1.0)),
-        **dict.fromkeys(("turn", "flicker", "shift", "zoom", "pole", "crowd", "shade"), 0.0),
-    )
-    camera = sample_camera(np.random.default_rng(0), calm)
-    features = np.array(
-        [
-            [
-                draw_image(
-                    sample_person(np.random.default_rng(pid)),
-                    camera,
-                    np.random.default_rng((pid, k)),
-                    64,
-                    32,
-                )[16:48, 10:22].mean((0, 1))
-                for k in range(4)
-            ]
-            for pid in range(12)
-        ]
-    )
-    within = features.std(1).mean()
-    assert features.mean(1).std(0).mean() > 2 * within
-
-
-@pytest.mark.parametrize("size", [(16, 8), (96, 32), (64, 64), (256, 128)])
-def test_draw_image_has_the_size_asked(size: tuple[int, int]) -> None:
-    for seed in range(12):
-        rng = np.random.default_rng(seed)
-        image = draw_image(sample_person(rng), sample_camera(rng), rng, *size)
-        assert image.shape == (*size, 3)
-        assert image.dtype == np.uint8
-        assert image.std() > 3
-
-
-def test_samplers_return_values_in_their_ranges() -> None:
-    style = CameraStyle(gamma=(2.0, 3.0))
-    for seed in range(50):
-        camera = sample_camera(np.random.default_rng(seed), style)
-        person = sample_person(np.random.default_rng(seed))
-        assert isinstance(camera, Camera)
-        assert 2.0 <= camera.gamma <= 3.0
-        assert camera.style is style
-        assert isinstance(person, Person)
-        assert person.side in (-1, 1)
-        for colour in (person.skin, *person.colours, person.lower_colour, person.bag_colour):
-            assert all(0 <= part <= 255 for part in colour)
-
-
 @pytest.mark.parametrize(
     ("name", "value", "expected"),
     [
@@ -247,27 +154,25 @@ def test_samplers_return_values_in_their_ranges() -> None:
         ("num_distractors", -1, "num_distractors: expected"),
         ("height", 8, "height: expected"),
         ("width", 4, "width: expected"),
-        ("quality", 0, "quality: expected an integer of at least 1, got 0"),
-        ("quality", 96, "quality: expected an integer of at most 95, got 96"),
         ("persons_from", -1, "persons_from: expected"),
     ],
 )
-def test_wrong_arguments_are_named(tmp_path: Path, name: str, value: object, expected: str) -> None:
+def test_a_wrong_number_is_named(name: str, value: object, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
-        draw_persons(tmp_path / "set", **{"seed": 0, **TINY, name: value})
+        PersonSet(**{"seed": 0, **TINY, name: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("quality", "bound"), [(0, "at least 1"), (96, "at most 95")])
+def test_a_wrong_quality_is_named(tmp_path: Path, quality: int, bound: str) -> None:
+    with pytest.raises(ValueError, match=f"quality: expected an integer of {bound}, got {quality}"):
+        draw_persons(tmp_path / "set", PersonSet(seed=0, **TINY), quality)
     assert not list(tmp_path.iterdir())
-
-
-def test_draw_image_refuses_a_size_too_small() -> None:
-    rng = np.random.default_rng(0)
-    with pytest.raises(ValueError, match="height: expected an integer of at least 16, got 4"):
-        draw_image(sample_person(rng), sample_camera(rng), rng, 4, 8)
 
 
 def test_an_interrupted_drawing_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    develop, drawn = synthetic._develop, []
+    develop, drawn = ImageChain.develop, []
 
     def interrupt(*args: object) -> object:
         drawn.append(args)
@@ -275,9 +180,9 @@ def test_an_interrupted_drawing_leaves_nothing(
             raise KeyboardInterrupt
         return develop(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(synthetic, "_develop", interrupt)
+    monkeypatch.setattr(ImageChain, "develop", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        draw_persons(tmp_path / "set", seed=0, **TINY)
+        draw_persons(tmp_path / "set", PersonSet(seed=0, **TINY))
     assert len(drawn) == 11
     assert not list(tmp_path.iterdir())
 
@@ -285,13 +190,13 @@ def test_an_interrupted_drawing_leaves_nothing(
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x", encoding="utf-8")
     with pytest.raises(FileExistsError, match="expected nothing or an empty folder"):
-        draw_persons(tmp_path, seed=0, **TINY)
+        draw_persons(tmp_path, PersonSet(seed=0, **TINY))
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
-    draw_persons(tmp_path / "set", seed=0, **TINY)
+    draw_persons(tmp_path / "set", PersonSet(seed=0, **TINY))
     assert (tmp_path / "set" / "README.txt").is_file()
 
 
@@ -304,13 +209,13 @@ def test_a_folder_that_appears_meanwhile(
 
     def late(self: Path, target: Path) -> Path:
         monkeypatch.setattr(Path, "rename", rename)
-        draw_persons(root, seed=0 if same else 1, **TINY)
+        draw_persons(root, PersonSet(seed=0 if same else 1, **TINY))
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", late)
     if same:
-        draw_persons(root, seed=0, **TINY)
+        draw_persons(root, PersonSet(seed=0, **TINY))
     else:
         with pytest.raises(OSError, match="set"):
-            draw_persons(root, seed=0, **TINY)
+            draw_persons(root, PersonSet(seed=0, **TINY))
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
