@@ -156,6 +156,7 @@ class RefreshPseudoLabels(Hook):
     ) -> None:
         last = None if self._last is None else self._last.cluster
         numbers = cluster_statistics(labels, self._pids, features, last)
+        numbers |= getattr(self._clusterer, "choices", {})
         if kept:
             numbers["kept"] = 1
         extraction, labelling = times
