@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from typing import Literal
+
 import scipy.sparse
 import torch
 from torch import Tensor
 
 from reid.labelling.base import FeatureClusterer, Outliers, at_least_one
+from reid.labelling.epsilon import choose_eps
 from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
 from reid.registry import CLUSTERER
 from reid.structures import ProgressBar
+
+logger = logging.getLogger(__name__)
 
 # All distances that DBSCAN needs, those a rounding above eps among them.
 _SLACK = 1e-5
@@ -27,7 +34,8 @@ class JaccardDBSCAN(FeatureClusterer):
     Args:
         k1: Length of the neighbour lists, the image itself included.
         k2: Rows averaged in the local query expansion.
-        eps: Largest Jaccard distance of neighbours, from 0 to below 1.
+        eps: Largest Jaccard distance of neighbours, from 0 to below 1; or `auto`: chosen anew for
+            each set of features, by the silhouette of the clusters (see `choose_eps`).
         min_samples: Neighbours that make a core point, the image itself included.
         outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
         search: `exact`, or `ivf` or `hnsw` for more images than the exact search can take.
@@ -40,20 +48,26 @@ class JaccardDBSCAN(FeatureClusterer):
         self,
         k1: int = 20,
         k2: int = 6,
-        eps: float = 0.5,
+        eps: float | Literal["auto"] = 0.5,
         min_samples: int = 4,
         outliers: Outliers = "drop",
         search: Search = "exact",
     ) -> None:
         super().__init__(outliers)
         at_least_one(k1=k1, k2=k2, min_samples=min_samples)
-        if not 0 < eps < 1:
-            raise ValueError(f"eps: expected 0 < eps < 1, got {eps}")
+        if eps != "auto" and not 0 < eps < 1:
+            raise ValueError(f"eps: expected 0 < eps < 1, or auto, got {eps}")
         self._k1 = k1
         self._k2 = k2
         self._eps = eps
+        self._chosen: float | None = None
         self._min_samples = min_samples
         self._search: Search = search
+
+    @property
+    def choices(self) -> Mapping[str, float]:
+        """The eps that `auto` chose for the last clusters; empty before, and with an eps given."""
+        return {} if self._chosen is None else {"eps": self._chosen}
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
@@ -61,7 +75,7 @@ class JaccardDBSCAN(FeatureClusterer):
             features,
             self._k1,
             self._k2,
-            max_distance=self._eps + _SLACK,
+            max_distance=1.0 if self._eps == "auto" else self._eps + _SLACK,
             search=self._search,
             progress=progress,
         )
@@ -69,7 +83,16 @@ class JaccardDBSCAN(FeatureClusterer):
 
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) clusters, -1 = outlier."""
-        return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
+        if self._eps != "auto":
+            return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
+        found = choose_eps(distances, self._min_samples)
+        self._chosen = found.eps
+        logger.info(
+            "eps %g was chosen by the mean silhouette: %s",
+            found.eps,
+            ", ".join(f"{eps:g} {value:.3f}" for eps, value in found.silhouettes.items()),
+        )
+        return torch.from_numpy(found.clusters)
 
     def memory_mb(self, count: int, dim: int) -> float:
         """That of the Jaccard distances."""
@@ -78,10 +101,13 @@ class JaccardDBSCAN(FeatureClusterer):
     def how_to_loosen(self) -> str:
         """What to change for fewer outliers."""
         return (
-            f"raise clusterer.eps ({self._eps}) or lower clusterer.min_samples "
+            f"raise clusterer.eps ({self._shown_eps()}) or lower clusterer.min_samples "
             f"({self._min_samples})"
         )
 
     def how_to_tighten(self) -> str:
         """What to change for smaller clusters."""
-        return f"lower clusterer.eps ({self._eps})"
+        return f"lower clusterer.eps ({self._shown_eps()})"
+
+    def _shown_eps(self) -> str:
+        return str(self._eps) if self._chosen is None else f"auto chose {self._chosen:g}"

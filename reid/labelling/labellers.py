@@ -41,6 +41,11 @@ class Labeller(ABC):
             ClusteringError: There is no cluster.
         """
 
+    @property
+    def choices(self) -> Mapping[str, float]:
+        """What was chosen for the last labels, by option, for logs; most choose nothing."""
+        return {}
+
     def count_classes(self, records: Sequence[ImageRecord]) -> int:
         """Classes that a classifier can be built for before training; 0: not known before."""
         return 0
@@ -108,6 +113,11 @@ class Clusters(Labeller):
         if self._split_by_camera:
             labels = PseudoLabels.from_clusters(labels.cluster, features.camids.cpu())
         return labels
+
+    @property
+    def choices(self) -> Mapping[str, float]:
+        """The clusterer's, such as the eps that `auto` chose."""
+        return getattr(self._clusterer, "choices", {})
 
     def state_dict(self) -> dict[str, Any]:
         """The clusterer's, if it has one."""

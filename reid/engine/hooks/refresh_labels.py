@@ -138,6 +138,7 @@ class RefreshPseudoLabels(Hook):
     ) -> None:
         last = None if self._last is None else self._last.cluster
         numbers = cluster_statistics(labels, self._pids, features, last)
+        numbers |= self._labeller.choices
         if repeated:
             numbers["kept"] = 1
         extraction, labelling = times
