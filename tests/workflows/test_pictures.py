@@ -185,7 +185,7 @@ def test_each_model_is_shown_the_cameras_that_it_knows(runs: Path, tmp_path: Pat
     for trained, camid in ((at_home, -1), (abroad, -1), (both, 3)):
         assert trained.batch(*foreigners).camid.tolist() == [camid]
         if trained is abroad:
-            assert next(iter(trained.test_set().loader)).camid.tolist() == [-1, -1]
+            assert next(iter(trained.test_set().images.loader)).camid.tolist() == [-1, -1]
 
 
 def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from reid.data.datasets import CUHKSYSU, SplitCounts
 from reid.evaluation.ranking import rank
-from reid.structures import DataError
+from reid.structures import DataError, FeatureSet
 
 
 @pytest.mark.parametrize("folder", ["cuhksysu4reid", "cuhk_sysu/cuhksysu4reid"])
@@ -26,10 +26,9 @@ def test_the_form_with_a_split(plant: Callable[..., Path], folder: str) -> None:
     query, gallery = dataset.load("query"), dataset.load("gallery")
     assert [r.pid for r in query] == [r.pid for r in gallery] == [5600, 5601]
     # No camera is known, so nothing is removed: every query has its match.
-    pids = torch.tensor([r.pid for r in query])
-    camids = torch.tensor([r.camid for r in query])
-    result = rank(torch.eye(2), torch.eye(2), pids, pids, camids, camids)
-    assert np.array_equal(result.average_precision, [1.0, 1.0])
+    pids, camids = (torch.tensor([getattr(r, name) for r in query]) for name in ("pid", "camid"))
+    images = FeatureSet.of(torch.eye(2), pids, camids)
+    assert np.array_equal(rank(images, images).ranking.average_precision, [1.0, 1.0])
 
 
 def test_the_form_without_a_split(plant: Callable[..., Path]) -> None:
