@@ -1,1 +1,1 @@
-"""Features of test sets, rankings, numbers, pictures."""
+"""Test sets, features of images, rankings, numbers and tables."""

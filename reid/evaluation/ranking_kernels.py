@@ -108,6 +108,26 @@ def _num_nearer(values: Distances, padded: int, distance: np.float32) -> int:
     return position
 
 
+@njit(cache=True)
+def _take_back(
+    distance: Distances,
+    indices: IntArray,
+    values: Distances,
+    padded: int,
+    last: np.float32,
+    counts: IntArray,
+) -> int:
+    """Takes images out of the counts between hits; returns how many of them tie with a hit."""
+    tied = 0
+    for index in indices:
+        value = distance[index]
+        if value <= last:
+            place = _num_nearer(values, padded, value)
+            counts[place] -= 1
+            tied += values[place] == value
+    return tied
+
+
 @njit(parallel=True, cache=True)
 def rank_rows(
     start: int,
@@ -157,24 +177,11 @@ def rank_rows(
                 counts[place] += 1
                 tied += values[place] == value
         # That counted everything: hits, which are ranked below, and junk, which is left out.
-        for index in group:
-            value = distance[index]
-            if value <= last:
-                place = _num_nearer(values, padded, value)
-                counts[place] -= 1
-                tied -= values[place] == value
-        for index in junk:
-            value = distance[index]
-            if value <= last:
-                place = _num_nearer(values, padded, value)
-                counts[place] -= 1
-                tied -= values[place] == value
-        for index in mine:
-            value = distance[index]
-            if value <= last and gallery_pids[index] != pid and gallery_pids[index] != JUNK:
-                place = _num_nearer(values, padded, value)
-                counts[place] -= 1
-                tied -= values[place] == value
+        tied -= _take_back(distance, group, values, padded, last, counts)
+        tied -= _take_back(distance, junk, values, padded, last, counts)
+        for place in range(len(mine)):
+            if gallery_pids[mine[place]] != pid and gallery_pids[mine[place]] != JUNK:
+                tied -= _take_back(distance, mine[place : place + 1], values, padded, last, counts)
 
         total = 0.0
         wrong = 0

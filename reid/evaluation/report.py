@@ -72,14 +72,7 @@ def evaluate_features(
         ConfigError: The evaluator or an option is unknown or wrong.
         ValueError: No query has a match, or features are not finite.
     """
-    if len(options) % 2:
-        raise ConfigError(f"expected KEY VALUE pairs, got {' '.join(options)!r}")
-    spec: dict[str, Any] = {"name": evaluator}
-    for key, value in zip(options[::2], options[1::2], strict=True):
-        try:
-            spec[key.lower()] = parse_yaml(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: {value!r} is not a YAML value") from error
+    spec = _evaluator_spec(evaluator, options)
     scorer = cast(Evaluator, build(EVALUATOR, spec, "evaluator"))
     ranking, scoring = (
         part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 1))
@@ -111,6 +104,18 @@ def evaluate_features(
         },
         **ranking_details(evaluation),
     }
+
+
+def _evaluator_spec(name: str, options: Sequence[str]) -> dict[str, Any]:
+    if len(options) % 2:
+        raise ConfigError(f"expected KEY VALUE pairs, got {' '.join(options)!r}")
+    spec: dict[str, Any] = {"name": name}
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        try:
+            spec[key.lower()] = parse_yaml(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{key}: {value!r} is not a YAML value") from error
+    return spec
 
 
 def ranking_details(evaluation: Evaluation) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from reid import distributed
 from reid.assembly.hooks import build_evaluator
@@ -65,32 +65,30 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
             lists = 0 if place else config.test.ranked_lists
             wanted = Details(camera_pairs=True, similarities=lists > 0, ranked_lists=lists)
             try:
-                scores[test_set.name] = evaluate_model(model, test_set, evaluator, device, wanted)
+                found = evaluate_model(model, test_set, evaluator, device, wanted)
             except EvaluationError as error:
                 failed[test_set.name] = error
                 if distributed.is_main():
                     logger.error("No figures: %s", error)
+            else:  # the features of the first set alone are needed yet, for pictures
+                scores[test_set.name] = replace(found, evaluation=None) if place else found
         if scores:
             weights = config.model.weights or config.model.backbone_weights
-            rows = [(name, weights, found.numbers) for name, found in scores.items()]
-            counts = {name: found.counts for name, found in scores.items()}
+            rows = [(name, weights, each.numbers) for name, each in scores.items()]
+            counts = {name: each.counts for name, each in scores.items()}
             logger.info("Results\n%s", results_table(rows, counts))
         if distributed.is_main() and scores:
-            content: dict[str, Any] = {
+            content = {
                 "weights": weights,
-                **{
-                    name: {"numbers": found.numbers, **found.details}
-                    for name, found in scores.items()
-                },
+                **{n: {"numbers": each.numbers, **each.details} for n, each in scores.items()},
                 "provenance": provenance(config, device, splits),
+                **({"failed": {n: str(error) for n, error in failed.items()}} if failed else {}),
             }
-            if failed:
-                content["failed"] = {name: str(error) for name, error in failed.items()}
-            path = output_dir / "results_eval_only.json"
-            write_text(path, json.dumps(content, indent=2) + "\n")
+            text = json.dumps(content, indent=2) + "\n"
+            write_text(output_dir / "results_eval_only.json", text)
             first = scores.get(test_sets[0].name)
             if config.test.ranked_lists and first is not None and first.evaluation is not None:
                 draw_evaluation(first.evaluation, test_sets[0].name, output_dir)
         if failed:
             raise EvaluationError("; ".join(map(str, failed.values())))
-    return {name: found.numbers for name, found in scores.items()}
+    return {name: each.numbers for name, each in scores.items()}
