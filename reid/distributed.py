@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
+
+from reid.structures import ProgressBar
 
 T = TypeVar("T")
 
@@ -111,18 +116,18 @@ def largest(*numbers: int) -> tuple[int, ...]:
     """The largest of each number over the processes, on every process; waits for no GPU."""
     if not is_distributed():
         return numbers
-    found = torch.tensor(numbers)
-    dist.all_reduce(found, dist.ReduceOp.MAX, group=_control)
-    return tuple(found.tolist())
+    maximum = torch.tensor(numbers)
+    dist.all_reduce(maximum, dist.ReduceOp.MAX, group=_control)
+    return tuple(maximum.tolist())
 
 
 def gather_counts(count: int) -> list[int]:
     """Every process's number in rank order, on every process; waits for no GPU."""
     if not is_distributed():
         return [count]
-    found = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
-    dist.all_gather(found, torch.tensor([count]), group=_control)
-    return [int(number) for number in found]
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([count]), group=_control)
+    return [int(number) for number in counts]
 
 
 def gather_objects(value: T) -> list[T]:
@@ -157,9 +162,9 @@ def gather_with_gradient(rows: Tensor) -> Tensor:
     """
     if not is_distributed():
         return rows
-    counts, own = gather_counts(len(rows)), rank()
-    others = (0, 0) * (rows.ndim - 1) + (sum(counts[:own]), sum(counts[own + 1 :]))
-    return sum_with_gradient(F.pad(rows, others))
+    counts, number = gather_counts(len(rows)), rank()
+    before, behind = sum(counts[:number]), sum(counts[number + 1 :])
+    return sum_with_gradient(F.pad(rows, (0, 0) * (rows.ndim - 1) + (before, behind)))
 
 
 def sum_with_gradient(value: Tensor) -> Tensor:
@@ -172,6 +177,113 @@ def sum_with_gradient(value: Tensor) -> Tensor:
         return value
     total: Tensor = _Sum.apply(value)
     return total
+
+
+class PartError(RuntimeError):
+    """A process failed in its part of `run_together`."""
+
+
+Part = Callable[[Tensor, ProgressBar | None], T]
+"""One process's part of a work on rows; only the main process has a bar to tell."""
+
+
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    """A part to take, and the shape of the rows that it takes."""
+
+    part: Part[T]
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class _Outcome(Generic[T]):
+    """How the main process's work ended."""
+
+    value: T | None
+    error: Exception | None
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process says of the error in its part."""
+
+    message: str
+
+
+_others_wait = ContextVar("others_wait", default=False)
+
+
+def others_wait() -> bool:
+    """Whether the other processes wait in `run_on_main`, ready for `run_together`."""
+    return _others_wait.get()
+
+
+def run_on_main(work: Callable[[], T]) -> T:
+    """Runs `work` on the main process; the others wait, and take their parts of `run_together`.
+
+    Every process must call it.
+
+    Returns:
+        What `work` returned on the main process, on every process; must be picklable.
+
+    Raises:
+        Exception: What `work` raised on the main process, on every process.
+    """
+    if not is_distributed():
+        return work()
+    outcome: _Call[Any] | _Outcome[T]
+    if not is_main():
+        while isinstance(outcome := broadcast_object(None), _Call):
+            with contextlib.suppress(PartError):  # the main process tells how its work ends
+                _take_part(outcome, torch.empty(outcome.shape, dtype=outcome.dtype), None)
+    else:
+        token = _others_wait.set(True)
+        try:
+            outcome = _Outcome(work(), None)
+        except Exception as error:  # noqa: BLE001 - raised below, on every process
+            outcome = _Outcome(None, error)
+        finally:
+            _others_wait.reset(token)
+        broadcast_object(outcome)
+    if outcome.error is not None:
+        raise outcome.error
+    return outcome.value  # type: ignore[return-value]
+
+
+def run_together(part: Part[T], rows: Tensor, progress: ProgressBar | None = None) -> list[T]:
+    """Runs `part` on every process, called by the main one inside `run_on_main`.
+
+    Args:
+        part: Called with the rows; must be picklable, and so must what it returns.
+        rows: (N, ...) of the main process. They are sent raw: a million vectors are gigabytes,
+            which pickling would double.
+        progress: Told of the main process's part.
+
+    Returns:
+        What the processes returned, in rank order.
+
+    Raises:
+        PartError: Some process failed.
+    """
+    call = _Call(part, tuple(rows.shape), rows.dtype)
+    broadcast_object(call)
+    return _take_part(call, rows, progress)
+
+
+def _take_part(call: _Call[T], rows: Tensor, progress: ProgressBar | None) -> list[T]:
+    rows = broadcast_rows(rows)
+    result: T | _Failure
+    try:
+        result = call.part(rows, progress)
+    except Exception as error:  # noqa: BLE001 - told to every process
+        result = _Failure(f"process {rank()}: {type(error).__name__}: {error}")
+    results: list[T] = []
+    for other in gather_objects(result):
+        if isinstance(other, _Failure):
+            raise PartError(other.message)
+        results.append(other)
+    return results
 
 
 class _Sum(torch.autograd.Function):

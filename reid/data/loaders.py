@@ -108,9 +108,9 @@ class ImageDataset(Dataset[Loaded]):
         return sides[0]
 
     def _pixels(self, index: int) -> Pixels:
-        known = self._cache.get(index) if self._cache is not None else None
-        if known is not None:
-            return known
+        cached = self._cache.get(index) if self._cache is not None else None
+        if cached is not None:
+            return cached
         pixels = self._transform.resize(read_image(self._records[index].path))
         if self._cache is not None:
             self._cache.put(index, pixels)

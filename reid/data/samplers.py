@@ -156,10 +156,11 @@ class PKSampler(LabelledSampler):
     Args:
         batch_size: P * K, over all processes.
         images_per_identity: K.
-        steps_per_epoch: See `LabelledSampler`, as for the rest.
-        seed: See there.
-        rank: See there.
-        world_size: See there.
+        steps_per_epoch: Batches in an epoch; 0: as many as one pass fills; None: as many as hold
+            all labelled images. At least one.
+        seed: Of everything drawn.
+        rank: This process.
+        world_size: All processes; each takes `batch_size / world_size` images of a batch.
 
     Raises:
         ValueError: The numbers do not fit each other.
@@ -219,10 +220,11 @@ class ProxyBalancedSampler(LabelledSampler):
     Args:
         batch_size: Images in a batch, over all processes.
         images_per_proxy: Z, images of one proxy in a batch.
-        steps_per_epoch: See `LabelledSampler`, as for the rest.
-        seed: See there.
-        rank: See there.
-        world_size: See there.
+        steps_per_epoch: Batches in an epoch; 0: as many as one pass fills; None: as many as hold
+            all labelled images. At least one.
+        seed: Of everything drawn.
+        rank: This process.
+        world_size: All processes; each takes `batch_size / world_size` images of a batch.
 
     Raises:
         ValueError: The numbers do not fit each other.
@@ -345,16 +347,16 @@ class RandomIdentitySampler(LabelledSampler):
         rng = np.random.default_rng((self._seed, number, 0))
         left = [self._cut(group, rng) for group in self._groups]
         at_once = min(self._groups_per_batch, len(left))
-        found: list[IntArray] = []
+        groups: list[IntArray] = []
         while len(left) >= at_once:
             chosen = rng.choice(len(left), at_once, replace=False)
-            found += [left[place].pop() for place in chosen]
+            groups += [left[place].pop() for place in chosen]
             for place in sorted(chosen, reverse=True):
                 if not left[place]:  # the last one takes its place
                     left[place] = left[-1]
                     left.pop()
-        self._last_round = (number, found)
-        return found
+        self._last_round = (number, groups)
+        return groups
 
     def _cut(self, group: IntArray, rng: np.random.Generator) -> list[IntArray]:
         size = self._images_per_group

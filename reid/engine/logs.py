@@ -29,6 +29,7 @@ from torch.utils.tensorboard import summary
 from tqdm import tqdm
 
 from reid import distributed
+from reid.engine.progress import ProgressLines
 from reid.files import (
     MOST_TEXT,
     OutputError,
@@ -171,20 +172,26 @@ def device_name(device: torch.device) -> str:
 
 @contextmanager
 def progress_bar(title: str, unit: str = "it") -> Iterator[ProgressBar]:
-    """A bar with ETA on a terminal, nothing in a pipe; yields a function of (done, total)."""
-    # disable=None is tqdm's "only on a terminal"
-    with tqdm(
-        desc=printable(title),
-        unit=unit,
-        leave=False,
-        disable=None if distributed.is_main() else True,
-    ) as bar:
+    """Shows how far a job is; yields a function of (done, total).
+
+    On a terminal a bar with ETA; where the console is redirected, lines in the log, of which a job
+    of some seconds has none (`ProgressLines`). A job that fails tells no end.
+    """
+    bar_shown = distributed.is_main() and sys.stderr.isatty()
+    lines = None
+    if distributed.is_main() and not (bar_shown and sys.stdout.isatty()):
+        lines = ProgressLines(title, unit)
+    with tqdm(desc=printable(title), unit=unit, leave=False, disable=not bar_shown) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
+            if lines is not None:
+                lines(done, total)
 
         yield show
+    if lines is not None:
+        lines.finish()
 
 
 class _EventFile:

@@ -16,7 +16,6 @@ from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.query_gallery import QueryGallery
 from reid.evaluation.relevance import Counts
 from reid.evaluation.report import ranking_details
-from reid.neighbors import run_on_main
 from reid.structures import FeatureSet, part_of_progress
 
 
@@ -78,7 +77,7 @@ def evaluate(
         evaluation.append(ranked)
         return result
 
-    result = run_on_main(work)
+    result = distributed.run_on_main(work)
     if evaluation:
         return Scores(result.numbers, result.counts, result.details, evaluation[0])
     return result

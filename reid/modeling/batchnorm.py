@@ -52,7 +52,7 @@ class GroupedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        groups = _Groups(len(input), self._group_size)
+        groups = _SampleGroups(len(input), self._group_size)
         # (B, C, values of a sample), in single precision
         rows = input.float().reshape(len(input), self.num_features, -1)
         sums = groups.sum(torch.cat((rows.sum(2), rows.new_ones(len(rows), 1)), 1))
@@ -88,7 +88,7 @@ class GroupedBatchNorm(_BatchNorm):
         self.running_var.lerp_(unbiased, share)
 
 
-class _Groups:
+class _SampleGroups:
     """Groups of consecutive samples of the whole batch, and which of them this process has.
 
     Args:
@@ -98,22 +98,22 @@ class _Groups:
 
     def __init__(self, count: int, size: int) -> None:
         counts, rank = [count], 0
-        if size:  # where the samples of a group are matters only if there may be another group
+        if size:  # with a single group, positions do not matter
             counts, rank = distributed.gather_counts(count), distributed.rank()
         before = sum(counts[:rank])
         self._size = size or count
-        self._own = slice(before, before + count)
+        self._local = slice(before, before + count)
         self._padding = (0, 0, before, -sum(counts) % self._size + sum(counts[rank + 1 :]))
 
     def sum(self, samples: Tensor) -> Tensor:
-        """(G, D) sums over the samples of each group, those elsewhere among them, of (B, D)."""
+        """(G, D) sums over each group, samples of other processes included, of (B, D)."""
         padded = F.pad(samples, self._padding)
         sums = padded.reshape(-1, self._size, samples.shape[1]).sum(1)
         return distributed.sum_with_gradient(sums)
 
     def of_samples(self, groups: Tensor) -> Tensor:
         """(B, D) of each sample's group, of (G, D)."""
-        return groups.repeat_interleave(self._size, 0)[self._own]
+        return groups.repeat_interleave(self._size, 0)[self._local]
 
 
 class GroupedNeck(GroupedBatchNorm):
@@ -164,5 +164,5 @@ def group_batch_norms(model: nn.Module, group_size: int) -> None:
                 f"model: {name} is a {type(module).__name__}, which does more than BatchNorm; its "
                 "statistics cannot be taken over groups of samples or over several processes"
             )
-        parent, _, own = name.rpartition(".")
-        setattr(model.get_submodule(parent), own, grouped(module, group_size))
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, grouped(module, group_size))

@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     valid: Tensor
 
 
-class Groups(nn.Module):
+class ProxyGroups(nn.Module):
     """Proxies by cluster or by camera, as slices of one list.
 
     Args:
@@ -63,16 +63,16 @@ def info_nce(logits: Tensor, row: Tensor, rival: Tensor | None = None) -> Tensor
 
     Args:
         logits: (M, B, P) similarities divided by the temperature.
-        row: (B,) each sample's own.
-        rival: (B, P) bool, the rows that the sum runs over, the own one among them; None: all.
+        row: (B,) the row of each sample, y.
+        rival: (B, P) bool, the rows that the sum runs over, y among them; None: all.
 
     Returns:
         (M, B).
     """
-    own = logits.gather(2, row.expand(len(logits), -1)[..., None])[..., 0]
+    positive = logits.gather(2, row.expand(len(logits), -1)[..., None])[..., 0]
     if rival is not None:
         logits = logits.masked_fill(~rival, -torch.inf)
-    return logits.logsumexp(2) - own
+    return logits.logsumexp(2) - positive
 
 
 def even_nce(logits: Tensor, choice: Choice) -> Tensor:
@@ -93,7 +93,9 @@ def even_nce(logits: Tensor, choice: Choice) -> Tensor:
 
 
 @torch.no_grad()
-def choose_offline(similarity: Tensor, cluster: Tensor, clusters: Groups, count: int) -> Choice:
+def choose_offline(
+    similarity: Tensor, cluster: Tensor, clusters: ProxyGroups, count: int
+) -> Choice:
     """All proxies of a sample's cluster, and the most similar others (CAP, O2CAP).
 
     Args:
@@ -113,7 +115,9 @@ def choose_offline(similarity: Tensor, cluster: Tensor, clusters: Groups, count:
 
 
 @torch.no_grad()
-def choose_online(similarity: Tensor, cameras: Groups, num_positives: int, count: int) -> Choice:
+def choose_online(
+    similarity: Tensor, cameras: ProxyGroups, num_positives: int, count: int
+) -> Choice:
     """The best of each camera's best proxies, and the most similar others (O2CAP).
 
     Args:
@@ -131,21 +135,21 @@ def choose_online(similarity: Tensor, cameras: Groups, num_positives: int, count
     return _with_hardest(similarity, proxies, torch.ones_like(proxies, dtype=torch.bool), count)
 
 
-def sample_weights(kept: Tensor, camera: Tensor, average: Average) -> Tensor:
+def sample_weights(has_loss: Tensor, camera: Tensor, average: Average) -> Tensor:
     """What a sample's loss counts in the batch.
 
     Args:
-        kept: (B,) bool, whether a sample has a loss.
+        has_loss: (B,) bool, whether a sample has a loss: others have no row in the memory.
         camera: (B,) of the samples.
         average: `batch`: the mean of all. `camera`: the mean of each camera's samples, added up
             over the cameras of the batch, so that an image of a rare camera counts more (CAP,
             O2CAP).
 
     Returns:
-        (B,), 0 where a sample is not kept.
+        (B,), 0 where a sample has no loss.
     """
-    together = camera[:, None] == camera if average == "camera" else torch.ones_like(kept)
-    return kept / (together & kept).sum(-1).clamp(min=1)
+    together = camera[:, None] == camera if average == "camera" else torch.ones_like(has_loss)
+    return has_loss / (together & has_loss).sum(-1).clamp(min=1)
 
 
 def _with_hardest(similarity: Tensor, positives: Tensor, valid: Tensor, count: int) -> Choice:

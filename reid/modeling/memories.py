@@ -125,12 +125,12 @@ class ProxyMemory(nn.Module):
 
     def _hardest(self, row: Tensor, moving: Tensor, feature: Tensor) -> Tensor:
         """(1 + K, B, D), for each sample its row after the batch."""
-        own = self.rows[:, row]
-        score = (own * feature).sum(2).masked_fill(~moving, torch.inf)
+        current = self.rows[:, row]
+        score = (current * feature).sum(2).masked_fill(~moving, torch.inf)
         candidates = torch.where(row[:, None] == row, score[:, None], torch.inf)  # (1 + K, B, B)
         hardest = candidates.argmin(2)
-        moved = self._move(own, feature.gather(1, hardest[..., None].expand_as(feature)))
-        return torch.where(moving[hardest][..., None], moved, own)
+        moved = self._move(current, feature.gather(1, hardest[..., None].expand_as(feature)))
+        return torch.where(moving[hardest][..., None], moved, current)
 
     def _move(self, old: Tensor, feature: Tensor) -> Tensor:
         return F.normalize(self._momentum * old + (1 - self._momentum) * feature, dim=2)

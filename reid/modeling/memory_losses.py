@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from reid.modeling.contrastive import (
     Average,
     Choice,
-    Groups,
+    ProxyGroups,
     choose_offline,
     even_nce,
     sample_weights,
@@ -158,7 +158,7 @@ class ProxyLoss(MemoryLoss):
         if num_negatives < 1:
             raise ValueError(f"num_negatives: expected 1 or more, got {num_negatives}")
         self._num_negatives = num_negatives
-        self._clusters = Groups(torch.zeros(0, dtype=torch.int64))
+        self._clusters = ProxyGroups(torch.zeros(0, dtype=torch.int64))
         self.register_buffer(
             "proxy_to_cluster", torch.zeros(0, dtype=torch.int64), persistent=False
         )
@@ -171,7 +171,7 @@ class ProxyLoss(MemoryLoss):
         """
         super().set_labels(labels, features)
         self.proxy_to_cluster = labels.proxy_to_cluster
-        self._clusters = Groups(labels.proxy_to_cluster)
+        self._clusters = ProxyGroups(labels.proxy_to_cluster)
 
     def offline_losses(self, feature: Tensor, similarity: Tensor, row: Tensor) -> Tensor:
         """(1 + K, B) against all proxies of a sample's cluster and the hardest of the others.

@@ -1,4 +1,8 @@
-"""timm's VisionTransformer with a choice of stems, and embeddings of the camera."""
+"""timm's VisionTransformer with a choice of stems, and embeddings of the camera.
+
+`ViT` takes 13 arguments: ten options, each a key of its own in configs, and three facts about the
+data. A type in between would put a level into every config.
+"""
 
 from __future__ import annotations
 

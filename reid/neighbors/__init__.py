@@ -24,7 +24,7 @@ from reid.neighbors.jaccard import (
     jaccard_rows,
 )
 from reid.neighbors.kernels import Labels, all_finite, as_rows, run_in_pieces
-from reid.neighbors.processes import SearchError, run_on_main
+from reid.neighbors.processes import SearchError
 from reid.neighbors.search import (
     Search,
     approximate_neighbors,
@@ -54,5 +54,4 @@ __all__ = [
     "nearest_neighbors",
     "neighbors_memory_mb",
     "run_in_pieces",
-    "run_on_main",
 ]

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid import distributed
 from reid.neighbors.exact import (
     BLOCK_SIZE,
     MARGIN,
@@ -22,7 +23,7 @@ from reid.neighbors.kernels import (
     rescore,
     search_exactly,
 )
-from reid.neighbors.processes import helped, search_together
+from reid.neighbors.processes import search_together
 from reid.structures import ProgressBar
 
 Search = Literal["exact", "ivf", "hnsw"]
@@ -62,9 +63,9 @@ def nearest_neighbors(
     if block_size < 1:
         raise ValueError(f"block_size: expected 1 or more, got {block_size}")
     task = SearchTask(rows, k, block_size, half_precision, features.device.type)
-    if not helped.get():
-        return neighbors_of(task, 0, count, progress)
-    return search_together(task, progress)
+    if distributed.others_wait():
+        return search_together(task, progress)
+    return neighbors_of(task, 0, count, progress)
 
 
 def farthest_distances(

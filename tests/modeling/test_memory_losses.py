@@ -264,12 +264,12 @@ def test_a_step_does_not_wait_for_a_gpu() -> None:
 
 
 def test_means_camera_by_camera() -> None:
-    kept = torch.tensor([True, True, True, False, True])
+    has_loss = torch.tensor([True, True, True, False, True])
     camera = torch.tensor([0, 0, 5, 5, 9])
-    by_camera = sample_weights(kept, camera, "camera")
+    by_camera = sample_weights(has_loss, camera, "camera")
     torch.testing.assert_close(by_camera, torch.tensor([0.5, 0.5, 1, 0, 1]))
-    batch = sample_weights(kept, camera, "batch")
+    batch = sample_weights(has_loss, camera, "batch")
     torch.testing.assert_close(batch, torch.tensor([0.25, 0.25, 0.25, 0, 0.25]))
-    assert not bool(sample_weights(~torch.ones_like(kept), camera, "batch").any())
+    assert not bool(sample_weights(~torch.ones_like(has_loss), camera, "batch").any())
     with pytest.raises(ValueError, match="average: expected batch or camera, got 'sum'"):
         O2CAPLoss(average="sum")  # type: ignore[arg-type]

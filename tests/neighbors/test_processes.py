@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from reid import distributed
 from reid.labelling import Clusterer, ClusteringError, JaccardDBSCAN, KMeans
-from reid.neighbors import exact, nearest_neighbors, processes, run_on_main
+from reid.neighbors import exact, nearest_neighbors, processes
 from reid.structures import FeatureSet
 
 COUNTS = (301, 2, 1)
@@ -50,7 +50,7 @@ def results() -> dict[str, Any]:
         for half in (False, True):
             for block_size in (40, 2048):
                 name = f"{count} lists, half={half}, blocks of {block_size}"
-                found[name] = run_on_main(
+                found[name] = distributed.run_on_main(
                     lambda rows=features.test, size=block_size, half=half: torch.from_numpy(
                         nearest_neighbors(
                             rows, min(15, len(rows)), block_size=size, half_precision=half
@@ -58,7 +58,7 @@ def results() -> dict[str, Any]:
                     )
                 )
         for number, clusterer in enumerate(clusterers(count)):
-            found[f"{count} labels {number}"] = run_on_main(
+            found[f"{count} labels {number}"] = distributed.run_on_main(
                 lambda clusterer=clusterer, features=features: clusterer(features).cluster
             )
     return found
@@ -66,7 +66,7 @@ def results() -> dict[str, Any]:
 
 def error_of(work: Any) -> str:
     try:
-        run_on_main(work)
+        distributed.run_on_main(work)
     except (ValueError, RuntimeError) as error:
         return f"{type(error).__name__}: {error}"
     return "no error"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from reid.modeling.contrastive import Average, Groups, choose_online
+from reid.modeling.contrastive import Average, ProxyGroups, choose_online
 from reid.modeling.memory_losses import ProxyLoss
 from reid.registry import LOSS
 from reid.structures import FeatureSet, PseudoLabels
@@ -57,7 +57,7 @@ class O2CAPLoss(ProxyLoss):
             raise ValueError(f"num_positives: expected 1 or more, got {num_positives}")
         self._balance = balance
         self._num_positives = num_positives
-        self._cameras = Groups(torch.zeros(0, dtype=torch.int64))
+        self._cameras = ProxyGroups(torch.zeros(0, dtype=torch.int64))
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the labels of an epoch and fills the memory.
@@ -67,7 +67,7 @@ class O2CAPLoss(ProxyLoss):
         """
         super().set_labels(labels, features)
         # Cameras that have a proxy; a camera whose images are all outliers plays no part.
-        self._cameras = Groups(labels.proxy_to_camera)
+        self._cameras = ProxyGroups(labels.proxy_to_camera)
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`offline` and `online` (1 + K, B)."""

@@ -19,7 +19,6 @@ from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.losses import Criterion
-from reid.neighbors import run_on_main
 from reid.registry import Hook
 from reid.structures import FeatureSet, PseudoLabels
 
@@ -189,7 +188,7 @@ class RefreshPseudoLabels(Hook):
             raise ClusteringError(problem)
 
         with distributed.torch_threads_kept():
-            return run_on_main(work)
+            return distributed.run_on_main(work)
 
 
 def number_text(value: float) -> str:

@@ -23,7 +23,6 @@ from reid.evaluation.matches import (
     write_matches,
 )
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
-from reid.neighbors import run_on_main
 from reid.pictures.sheets import draw_clusters, draw_pairs
 from reid.registry import HOOK, ConfigError, Hook
 from reid.structures import OUTLIER, FeatureSet, PseudoLabels
@@ -84,7 +83,7 @@ class WriteClusters(Hook):
         with progress_bar("Extracting", "img") as progress:
             features = self._images.features(trainer.inference_model, trainer.device, progress)
         with distributed.torch_threads_kept():
-            labels = run_on_main(lambda: self._cluster(features))
+            labels = distributed.run_on_main(lambda: self._cluster(features))
         if not distributed.is_main():
             return
         confidence = cluster_confidence(features.test, labels.cluster)
