@@ -365,13 +365,12 @@ def test_jaccard_distance_of_torch_is_that_of_the_cpu(
         expected = jaccard_distance(features, k1, k2, max_distance=max_distance)
         lists = torch.from_numpy(nearest_neighbors(features, min(max(k1, k2), count)))
         lengths = min(k1, count), half_length(k1, count), k2
-        rows = jaccard_on_device(features, lists, *lengths, max_distance, pairs=pairs)
-        found = rows.csr()
+        found = jaccard_on_device(features, lists, *lengths, max_distance, pairs=pairs).csr()
         assert found.has_canonical_format
         assert np.array_equal(found.indptr, expected.indptr)
         assert np.array_equal(found.indices, expected.indices)
         np.testing.assert_allclose(found.data, expected.data, rtol=0, atol=2e-7)
-        assert np.array_equal(dbscan(rows, 0.5, 4), dbscan(expected, 0.5, 4))
+        assert np.array_equal(dbscan(found, 0.5, 4), dbscan(expected, 0.5, 4))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -8,10 +8,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -124,16 +122,9 @@ def _put_together(
     return ReIDModel(made, build(HEAD, head, "gpu_check.head", backbone=made)).to(device)
 
 
-def compiled(network: nn.Module, mode: CompileMode, device: torch.device) -> None:
-    """Has the network compiled from its next call on.
-
-    On a CPU its graph is captured but not compiled: the C++ compiler would take minutes.
-    """
-    if device.type == "cuda":
-        compile_network(network, mode)
-        return
-    with mock.patch.object(torch, "compile", partial(torch.compile, backend="eager")):
-        compile_network(network, mode)
+def compiled(network: nn.Module, mode: CompileMode) -> None:
+    """Has the network compiled from its next call on."""
+    compile_network(network, mode)
 
 
 def share_statistics(network: nn.Module) -> None:

@@ -7,6 +7,7 @@ import time
 import torch
 
 from reid.workflows.gpu_check import parts
+from reid.workflows.gpu_check.capture import compile_or_capture
 from reid.workflows.gpu_check.fast.step import (
     OutOfMemory,
     flops_per_image,
@@ -58,7 +59,7 @@ def _compiled(
     torch._dynamo.reset()
     try:
         prepared = prepare(context, "bf16" if precision == "bf16" else "off", size)
-        parts.compiled(prepared.network, mode, context.device)
+        compile_or_capture(prepared.network, mode, context.device)
 
         def step() -> None:
             prepared.trainer.run_step(prepared.batch)

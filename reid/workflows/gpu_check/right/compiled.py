@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.workflows.gpu_check import parts
+from reid.workflows.gpu_check.capture import compile_or_capture
 from reid.workflows.gpu_check.exact import exact_products
 from reid.workflows.gpu_check.findings import Context
 from reid.workflows.gpu_check.timing import free_memory
@@ -54,7 +55,7 @@ def _compare(context: Context, mode: parts.CompileMode, precision: str) -> None:
     told = Warnings()
     logging.getLogger("reid").addHandler(told)
     try:
-        parts.compiled(network, mode, device)
+        compile_or_capture(network, mode, device)
         labelled = parts.make_labelled(sizes.rows[0], 1 + plain.num_parts, sizes.dim, device)
         batch = parts.make_batch(labelled, sizes.small_batch, sizes.image, device)
         reference = _outcome(plain, batch, "off")
