@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if not arguments.minutes > 0:
         parser.error(f"--minutes: expected a number above 0, got {arguments.minutes:g}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: ends every process
     try:
         if arguments.docs is not None:
             write_docs(arguments.docs, BENCHMARKS)

@@ -48,6 +48,9 @@ def fails(context):
 def hangs(context):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     context.found.number("child", child.pid)
+    with open("child.part", "w") as file:
+        file.write(str(child.pid))
+    os.rename("child.part", "child")
     time.sleep(600)
 
 def dies(context):
@@ -88,6 +91,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     (folder / "fake_sections.py").write_text(FAKES)
     (folder / "torch.py").write_text(TORCH)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
     return Settings("cpu", 5.0, tmp_path / "out", "toy")
 
 
@@ -183,6 +188,30 @@ def test_an_interrupted_run_leaves_what_it_has(settings: Settings) -> None:
         check([fake("good"), fake("wrong")], settings, stop)
     stored = json.loads((settings.folder / runner.JSON).read_text())
     assert [found["status"] for found in stored["sections"]] == ["done"]
+
+
+def test_nothing_outlives_a_runner_that_is_killed(settings: Settings, tmp_path: Path) -> None:
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path[:] = {sys.path!r}\n"
+        "from pathlib import Path\n"
+        "from reid.workflows.gpu_check.runner import Settings, check\n"
+        "from reid.workflows.gpu_check.sections import Section\n"
+        "hangs = Section('hangs', '', 'right', 'fake_sections:hangs', 1, ())\n"
+        f"check([hangs], Settings('cpu', 5.0, Path({str(settings.folder)!r}), 'toy'), print)\n"
+    )
+    with subprocess.Popen([sys.executable, str(script)], env=dict(os.environ)) as process:
+        file = settings.folder / "child"
+        until = time.monotonic() + 60
+        while not file.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        process.kill()
+    child = int(file.read_text())
+    until = time.monotonic() + 10
+    while is_alive(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not is_alive(child)
 
 
 def test_numbers_that_json_lacks_are_words() -> None:

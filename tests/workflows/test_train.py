@@ -129,7 +129,7 @@ def test_only_the_last_evaluation_carries_details(finished: Path, folder: Path) 
         for value, other in zip(row, pairs["gallery_cameras"], strict=True):
             assert (value is None) == (camid == other)
     for entry in (*results["best"], *results["history"]):
-        assert entry.keys() == {"test_set", "is_validation", "epoch", "numbers"}
+        assert entry.keys() == {"test_set", "epoch", "numbers"}
     assert results["best_chosen_on_test_set"]
 
 

@@ -6,11 +6,15 @@ on OUT is a message: `ready`, what `Findings` sends, and in the end `done` or `e
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import queue
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from typing import Any, TextIO
@@ -30,18 +34,36 @@ class NoDeviceError(RuntimeError):
 
 
 def main() -> None:
-    """Runs sections until IN ends."""
+    """Runs sections until IN ends, which ends everything."""
     orders, answers = (int(argument) for argument in sys.argv[1:3])
     os.set_inheritable(answers, False)  # or children that live on would keep the pipe open
-    with os.fdopen(orders) as asked, os.fdopen(answers, "w") as told:
+    asked: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(orders, asked), daemon=True).start()
+    # What takes seconds is done before a section's time runs. A module that is missing or broken
+    # is told by the first section that needs it.
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"{__package__}.parts").import_parts()
+    with os.fdopen(answers, "w") as told:
         send(told, {"kind": "ready"})
-        for text in asked:
+        while True:
+            order = json.loads(asked.get())
             try:
-                run(json.loads(text), lambda message: send(told, message))
+                run(order, lambda message: send(told, message))
             except Exception as error:  # noqa: BLE001 - told to the runner, which writes it down
                 send(told, explained(error))
             else:
                 send(told, {"kind": "done"})
+
+
+def _listen(orders: int, asked: queue.SimpleQueue[str]) -> None:
+    """Hands lines on; when they end, ends this process and all that it has started.
+
+    So nothing goes on, not even a section that hangs, where the runner itself was killed.
+    """
+    with os.fdopen(orders) as lines:
+        for text in lines:
+            asked.put(text)
+    os.killpg(0, signal.SIGKILL)
 
 
 def run(order: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> None:

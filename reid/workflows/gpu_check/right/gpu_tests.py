@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
-import re
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 from reid.workflows.gpu_check.findings import Context
 
 ROOT = Path(__file__).parents[4]
 TESTS = ROOT / "tests" / "gpu"
-_RESULT = re.compile(r"^(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+_OPTIONS = (
+    "-q", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", "-o", "filterwarnings=default",
+    "-o", "addopts=--import-mode=importlib",
+    # the suite's fixtures need packages that a bare machine lacks; these tests need none of them
+    "--noconftest",
+)  # fmt: skip
+
+
+class _Recorder:
+    """Tells the outcome of each test as it ends."""
+
+    def __init__(self, context: Context) -> None:
+        self._found = context.found
+        self.ran, self.skipped = 0, 0
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Called by pytest at the end of a test's set-up, body and tear-down."""
+        if report.skipped:
+            self.skipped += 1
+        elif report.failed or report.when == "call":
+            self.ran += 1
+            name = report.nodeid.rpartition("/")[2]
+            lines = str(report.longrepr).strip().splitlines() if report.failed else [""]
+            self._found.check(f"{name} passes", not report.failed, lines[-1])
+
+    def pytest_collectreport(self, report: Any) -> None:
+        """Called by pytest for each file of tests that it has read."""
+        if report.failed:
+            last = str(report.longrepr).strip().splitlines()[-1]
+            self._found.check(f"{report.nodeid} can be read", False, last)
 
 
 def run(context: Context) -> None:
-    """Runs them in a process of their own; what they print goes to gpu_check.log."""
-    found = context.found
+    """Runs them in this process; what pytest prints goes to gpu_check.log."""
+    import pytest
+
     if not TESTS.is_dir():
-        found.cut(f"the tests: {TESTS} does not exist, since the package alone is installed")
+        context.found.cut(
+            f"the tests: {TESTS} does not exist, since the package alone is installed"
+        )
         return
-    command = [
-        sys.executable, "-m", "pytest", "-v", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider",
-        "--rootdir", str(ROOT), "-o", "addopts=--import-mode=importlib",
-        "-o", "filterwarnings=default",
-        # the suite's fixtures need packages that a bare machine lacks; these tests need none
-        "--noconftest", str(TESTS),
-    ]  # fmt: skip
-    skipped, ran = 0, 0
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            sys.stdout.write(line)
-            result = _RESULT.match(line)
-            if result is None:
-                continue
-            name, word = result[1].rpartition("/")[2], result[2]
-            if word in ("SKIPPED", "XFAIL"):
-                skipped += 1
-                continue
-            ran += 1
-            seen = "" if word == "PASSED" else "the log tells more"
-            found.check(f"{name} passes", word == "PASSED", seen)
-        sys.stdout.flush()
-    found.number("tests", ran)
-    found.number("skipped", skipped)
-    # 5: no test was selected, which is as wrong here as one that fails.
-    found.check(
-        "pytest ran to its end", process.returncode in (0, 1), f"exit code {process.returncode}"
-    )
-    if skipped:
-        found.cut(f"{skipped} tests, which were skipped: they need a GPU")
+    recorder = _Recorder(context)
+    code = pytest.main([*_OPTIONS, "--rootdir", str(ROOT), str(TESTS)], plugins=[recorder])
+    context.found.number("tests", recorder.ran)
+    context.found.number("skipped", recorder.skipped)
+    context.found.check(
+        "pytest comes to its end", code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+        f"exit code {int(code)}, {recorder.ran} tests",
+    )  # fmt: skip
+    if recorder.skipped:
+        context.found.cut(f"{recorder.skipped} tests, which were skipped: they need a GPU")
