@@ -178,13 +178,13 @@ class RankedLists:
 
     Attributes:
         queries: Rows of the queries.
-        kept: For each query (gallery index, verdict), best first, without junk.
-        all: For each query (gallery index, verdict), best first, with junk.
+        without_junk: For each query (gallery index, verdict), best first.
+        with_junk: For each query (gallery index, verdict), best first.
     """
 
     queries: list[int]
-    kept: list[list[tuple[int, Verdict]]]
-    all: list[list[tuple[int, Verdict]]]
+    without_junk: list[list[tuple[int, Verdict]]]
+    with_junk: list[list[tuple[int, Verdict]]]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ def is_junk(pid: int, camid: int, other_pid: int, other_camid: int) -> bool:
     """Whether the protocol leaves a gallery image out for a query. Nothing else decides this.
 
     An image is junk if it has no identity, or if it has the query's identity and was taken by the
-    query's camera, where this camera is known. (The query's own image is junk too: see
-    `Relevance.own`, since identities and cameras do not tell.)
+    query's camera, where this camera is known. (The query itself is junk too: see
+    `Relevance.itself`, since identities and cameras do not tell.)
 
     Args:
         pid: Identity of the query.
@@ -38,13 +38,13 @@ def is_junk(pid: int, camid: int, other_pid: int, other_camid: int) -> bool:
 
 @njit(cache=True)
 def junk_mask(
-    pid: int, camid: int, gallery_pids: IntArray, gallery_camids: IntArray, own: IntArray
+    pid: int, camid: int, gallery_pids: IntArray, gallery_camids: IntArray, itself: IntArray
 ) -> BoolArray:
-    """(G,) whether each gallery image is junk for a query; `own` are the query's own images."""
+    """(G,) whether each gallery image is junk for a query; `itself`: images that are the query."""
     junk = np.empty(len(gallery_pids), np.bool_)
     for index in range(len(gallery_pids)):
         junk[index] = is_junk(pid, camid, gallery_pids[index], gallery_camids[index])
-    for index in own:
+    for index in itself:
         junk[index] = True
     return junk
 
@@ -59,13 +59,13 @@ def _contains(indices: IntArray, index: int) -> bool:
 
 @njit(cache=True)
 def _find_matches(
-    pid: int, camid: int, gallery_camids: IntArray, group: IntArray, own: IntArray
+    pid: int, camid: int, gallery_camids: IntArray, group: IntArray, itself: IntArray
 ) -> IntArray:
     """The images of a query's identity (`group`) that are not junk, in the group's order."""
     matches = np.empty(len(group), np.int64)
     count = 0
     for index in group:
-        if not is_junk(pid, camid, pid, gallery_camids[index]) and not _contains(own, index):
+        if not is_junk(pid, camid, pid, gallery_camids[index]) and not _contains(itself, index):
             matches[count] = index
             count += 1
     return matches[:count]
@@ -79,15 +79,15 @@ def count_matches(
     by_pid: IntArray,
     starts: IntArray,
     ends: IntArray,
-    own_starts: IntArray,
-    own: IntArray,
+    itself_starts: IntArray,
+    itself: IntArray,
 ) -> IntArray:
     """(Q,) matches of each query; the arguments are those of `Relevance`."""
     counts = np.empty(len(query_pids), np.int64)
     for row in range(len(query_pids)):
         group = by_pid[starts[row] : ends[row]]
-        mine = own[own_starts[row] : own_starts[row + 1]]
-        found = _find_matches(query_pids[row], query_camids[row], gallery_camids, group, mine)
+        same_image = itself[itself_starts[row] : itself_starts[row + 1]]
+        found = _find_matches(query_pids[row], query_camids[row], gallery_camids, group, same_image)
         counts[row] = len(found)
     return counts
 
@@ -141,8 +141,8 @@ def rank_rows(
     starts: IntArray,
     ends: IntArray,
     junk: IntArray,
-    own_starts: IntArray,
-    own: IntArray,
+    itself_starts: IntArray,
+    itself: IntArray,
     trapezoid: bool,
     average_precision: FloatArray,
     inverse_negative_penalty: FloatArray,
@@ -155,8 +155,8 @@ def rank_rows(
         distance = distances[row]
         pid = query_pids[row]
         group = by_pid[starts[row] : ends[row]]
-        mine = own[own_starts[row] : own_starts[row + 1]]
-        hits = _find_matches(pid, query_camids[row], gallery_camids, group, mine)
+        same_image = itself[itself_starts[row] : itself_starts[row + 1]]
+        hits = _find_matches(pid, query_camids[row], gallery_camids, group, same_image)
         num_hits = len(hits)
         if num_hits == 0:
             continue
@@ -179,9 +179,11 @@ def rank_rows(
         # That counted everything: hits, which are ranked below, and junk, which is left out.
         tied -= _take_back(distance, group, values, padded, last, counts)
         tied -= _take_back(distance, junk, values, padded, last, counts)
-        for place in range(len(mine)):
-            if gallery_pids[mine[place]] != pid and gallery_pids[mine[place]] != JUNK:
-                tied -= _take_back(distance, mine[place : place + 1], values, padded, last, counts)
+        for i in range(len(same_image)):
+            other = gallery_pids[same_image[i]]
+            if other != pid and other != JUNK:  # in neither of the two
+                rest = same_image[i : i + 1]
+                tied -= _take_back(distance, rest, values, padded, last, counts)
 
         total = 0.0
         wrong = 0
@@ -214,8 +216,8 @@ def count_pairs(
     query_camids: IntArray,
     gallery_pids: IntArray,
     gallery_camids: IntArray,
-    own_starts: IntArray,
-    own: IntArray,
+    itself_starts: IntArray,
+    itself: IntArray,
     scale: float,
     matching: IntArray,
     others: IntArray,
@@ -234,8 +236,8 @@ def count_pairs(
                     matching[worker, place] += 1
                 else:
                     others[worker, place] += 1
-            # The query's own image was counted, unless it is junk for its labels already.
-            for index in own[own_starts[row] : own_starts[row + 1]]:
+            # The query itself was counted, unless it is junk for its labels already.
+            for index in itself[itself_starts[row] : itself_starts[row + 1]]:
                 other = gallery_pids[index]
                 if is_junk(pid, camid, other, gallery_camids[index]):
                     continue

@@ -87,8 +87,8 @@ class Relevance:
         start: (Q,) where the query's identity starts in `by_pid`.
         end: (Q,) where it ends; equal to start for queries of identity -1.
         junk: Gallery indices of the images that are junk for every query.
-        own_start: (Q + 1,) where the gallery indices of a query's own image start in `own`.
-        own: Gallery indices of the queries' own images, query after query.
+        itself_start: (Q + 1,) where the gallery indices of a query start in `itself`.
+        itself: Gallery indices of the images that are the query itself, query after query.
     """
 
     query_pids: IntArray
@@ -99,8 +99,8 @@ class Relevance:
     start: IntArray
     end: IntArray
     junk: IntArray
-    own_start: IntArray
-    own: IntArray
+    itself_start: IntArray
+    itself: IntArray
 
     @classmethod
     def of(
@@ -129,12 +129,12 @@ class Relevance:
         ):
             if paths is not None and len(paths) != len(images):
                 raise ValueError(f"{name}: expected {len(images)} entries, got {len(paths)}")
-        own_start, own = np.zeros(len(query) + 1, np.int64), np.empty(0, np.int64)
+        itself_start, itself = np.zeros(len(query) + 1, np.int64), np.empty(0, np.int64)
         if query_paths is not None and gallery_paths is not None:
-            own_start, own = _own_images(query_paths, gallery_paths)
+            itself_start, itself = _find_itself(query_paths, gallery_paths)
         return cls._grouped(
             _identities(query), _identities(gallery),
-            _array(query.camids), _array(gallery.camids), own_start, own,
+            _array(query.camids), _array(gallery.camids), itself_start, itself,
         )  # fmt: skip
 
     @classmethod
@@ -145,7 +145,7 @@ class Relevance:
             np.array([record.pid for record in gallery], np.int64),
             np.array([record.camid for record in query], np.int64),
             np.array([record.camid for record in gallery], np.int64),
-            *_own_images([record.path for record in query], [record.path for record in gallery]),
+            *_find_itself([record.path for record in query], [record.path for record in gallery]),
         )
 
     @classmethod
@@ -155,8 +155,8 @@ class Relevance:
         gallery_pids: IntArray,
         query_camids: IntArray,
         gallery_camids: IntArray,
-        own_start: IntArray,
-        own: IntArray,
+        itself_start: IntArray,
+        itself: IntArray,
     ) -> Relevance:
         by_pid = np.argsort(gallery_pids, kind="stable")
         start = np.searchsorted(gallery_pids, query_pids, side="left", sorter=by_pid)
@@ -165,30 +165,30 @@ class Relevance:
         junk = np.flatnonzero(gallery_pids == JUNK)
         return cls(
             query_pids, gallery_pids, query_camids, gallery_camids,
-            by_pid, start, end, junk, own_start, own,
+            by_pid, start, end, junk, itself_start, itself,
         )  # fmt: skip
 
     def within(self, columns: IntArray) -> Relevance:
         """The same for some of the gallery images, given by their indices in rising order."""
         place = np.full(len(self.gallery_pids), -1, np.int64)
         place[columns] = np.arange(len(columns))
-        inside = place[self.own] >= 0
-        own_start = np.concatenate([[0], np.cumsum(inside)])[self.own_start]
+        inside = place[self.itself] >= 0
+        itself_start = np.concatenate([[0], np.cumsum(inside)])[self.itself_start]
         return self._grouped(
             self.query_pids, self.gallery_pids[columns],
             self.query_camids, self.gallery_camids[columns],
-            own_start, place[self.own[inside]],
+            itself_start, place[self.itself[inside]],
         )  # fmt: skip
 
-    def own_images(self, row: int) -> IntArray:
+    def images_of_itself(self, row: int) -> IntArray:
         """Gallery indices of the images that are the query of this row itself."""
-        return self.own[self.own_start[row] : self.own_start[row + 1]]
+        return self.itself[self.itself_start[row] : self.itself_start[row + 1]]
 
     def junk_of(self, row: int) -> BoolArray:
         """(G,) whether each gallery image is junk for the query of this row."""
         mask: BoolArray = junk_mask(
             self.query_pids[row], self.query_camids[row],
-            self.gallery_pids, self.gallery_camids, self.own_images(row),
+            self.gallery_pids, self.gallery_camids, self.images_of_itself(row),
         )  # fmt: skip
         return mask
 
@@ -198,7 +198,7 @@ class Relevance:
         junk = junk_mask(
             self.query_pids[row], self.query_camids[row],
             self.gallery_pids[chosen], self.gallery_camids[chosen],
-            np.flatnonzero(np.isin(chosen, self.own_images(row))),
+            np.flatnonzero(np.isin(chosen, self.images_of_itself(row))),
         )  # fmt: skip
         same = self.gallery_pids[chosen] == self.query_pids[row]
         return [
@@ -210,7 +210,7 @@ class Relevance:
         """(Q,) how many matches each query has."""
         counts: IntArray = count_matches(
             self.query_pids, self.query_camids, self.gallery_camids,
-            self.by_pid, self.start, self.end, self.own_start, self.own,
+            self.by_pid, self.start, self.end, self.itself_start, self.itself,
         )  # fmt: skip
         return counts
 
@@ -240,7 +240,7 @@ class Relevance:
                 f"none of {gallery:,} gallery images has the identity of one of {queries:,} "
                 "queries; the pids of query and gallery must be numbered alike"
             )
-        if not self._without_own().matches().any():
+        if not self._with_itself().matches().any():
             cameras = np.unique(np.concatenate((self.query_camids, self.gallery_camids)))
             seen = (
                 f"all images are of camera {cameras[0]}"
@@ -253,10 +253,10 @@ class Relevance:
             )
         return "the only gallery image of a query's identity is the query itself"
 
-    def _without_own(self) -> Relevance:
+    def _with_itself(self) -> Relevance:
         return self._grouped(
             self.query_pids, self.gallery_pids, self.query_camids, self.gallery_camids,
-            np.zeros_like(self.own_start), self.own[:0],
+            np.zeros_like(self.itself_start), self.itself[:0],
         )  # fmt: skip
 
     def ignored_text(self, counts: Counts) -> str:
@@ -279,10 +279,10 @@ def _identities(images: FeatureSet) -> IntArray:
     return _array(torch.where(images.present, images.pids, JUNK))
 
 
-def _own_images(
+def _find_itself(
     query_paths: Sequence[str], gallery_paths: Sequence[str]
 ) -> tuple[IntArray, IntArray]:
-    """Offsets (Q + 1,) and gallery indices of the images that have the query's path."""
+    """Offsets (Q + 1,) and gallery indices of the images that have a query's path."""
     asked = [os.path.abspath(path) for path in query_paths]  # noqa: PTH100 - many, and no Path
     places: dict[str, list[int]] = {path: [] for path in asked}
     for place, path in enumerate(gallery_paths):
@@ -290,6 +290,6 @@ def _own_images(
         if found is not None:
             found.append(place)
     rows = [places[path] for path in asked]
-    own_start = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=own_start[1:])
-    return own_start, np.array([place for row in rows for place in row], np.int64)
+    itself_start = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=itself_start[1:])
+    return itself_start, np.array([place for row in rows for place in row], np.int64)

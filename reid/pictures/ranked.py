@@ -33,7 +33,7 @@ def draw_matches(
     Raises:
         DataError: An image cannot be read.
     """
-    rows = lists.all if keep_junk else lists.kept
+    rows = lists.with_junk if keep_junk else lists.without_junk
     draw_ranked_lists(
         path,
         [query_paths[row] for row in lists.queries],

@@ -164,7 +164,10 @@ def test_an_image_is_never_its_own_match() -> None:
     assert found.similarities.matching.sum() == 12 * 4
     assert found.similarities.others.sum() == 12 * 25
     for row, kept, everything in zip(
-        found.ranked_lists.queries, found.ranked_lists.kept, found.ranked_lists.all, strict=True
+        found.ranked_lists.queries,
+        found.ranked_lists.without_junk,
+        found.ranked_lists.with_junk,
+        strict=True,
     ):
         assert row not in [column for column, _ in kept]
         assert everything[0] == (row, "junk")
@@ -245,7 +248,9 @@ def test_lists_tell_what_each_image_is() -> None:
     assert lists.queries == spread(40, 5).tolist() == [0, 9, 19, 29, 39]
     best = top_matches(query, gallery, k=60)
     removed = left_out(query, gallery)
-    for row, kept, everything in zip(lists.queries, lists.kept, lists.all, strict=True):
+    for row, kept, everything in zip(
+        lists.queries, lists.without_junk, lists.with_junk, strict=True
+    ):
         assert [column for column, _ in kept] == best[row][best[row] >= 0].tolist()
         assert len(everything) == 60
         for column, verdict in everything:

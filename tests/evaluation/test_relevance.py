@@ -40,12 +40,12 @@ def test_an_image_is_the_same_whatever_its_path_is_called_by() -> None:
     query = [ImageRecord("a/../b.jpg", 1), ImageRecord("c.jpg", 2), ImageRecord("d.jpg", 1)]
     gallery = [ImageRecord(path, 1) for path in ("b.jpg", "e.jpg", "b.jpg", "./c.jpg")]
     found = Relevance.of_records(query, gallery)
-    assert [found.own_images(row).tolist() for row in range(3)] == [[0, 2], [3], []]
+    assert [found.images_of_itself(row).tolist() for row in range(3)] == [[0, 2], [3], []]
     assert found.verdicts(0, [3, 2, 1, 0]) == ["same", "junk", "same", "junk"]
     assert found.verdicts(1, [3, 0]) == ["junk", "other"]
     assert found.matches().tolist() == [2, 0, 4]
     some = found.within(np.array([1, 2, 3]))
-    assert [some.own_images(row).tolist() for row in range(3)] == [[1], [2], []]
+    assert [some.images_of_itself(row).tolist() for row in range(3)] == [[1], [2], []]
     assert some.matches().tolist() == [2, 0, 3]
 
 
