@@ -1,5 +1,7 @@
 """The typed config: dataclasses whose annotations say what each setting may be.
 
+All settings stand in this one file, which is why it is long.
+
 YAML and command line use upper-case keys (`SOLVER.BASE_LR 1e-3`); they are lower-cased once, as
 they are read. A part is a mapping with `NAME` and its options; the signature of the part says what
 these may be (`reid.registry.check_spec`).

@@ -21,7 +21,8 @@ from reid.structures import ProgressBar
 T = TypeVar("T")
 
 _control: Any = None
-"""For `largest` and `gather_counts`; on CPUs, so that asking waits for no GPU. None: all are."""
+"""A gloo group for `largest` and `gather_counts`, so that these never synchronise a GPU; None: the
+default group is gloo."""
 
 
 def init_process_group(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:

@@ -37,7 +37,7 @@ _FREE_ON_RESUME = (
 )  # fmt: skip
 """Settings that leave the course of training as it was, so that a run may go on with others."""
 _BOUND_ON_RESUME = ("test.precision",)
-"""Settings below those that do not leave it: clusters are made of the features."""
+"""Exceptions to the list above: clusters depend on them."""
 
 
 def provenance(

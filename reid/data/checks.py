@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -79,6 +79,17 @@ class _Facts:
     blank: bool = False
     hash: bytes = b""
     thumbnail: npt.NDArray[np.uint8] | None = None
+
+    def findings(self, split: Split, path: str) -> Iterator[Finding]:
+        """What is wrong or odd about the file by itself."""
+        if self.finding is not None:
+            yield Finding(self.finding[0], split, path, self.finding[1], leave_out=True)
+        if self.complaint:
+            yield Finding("damaged", split, path, self.complaint)
+        if self.grey:
+            yield Finding("grey", split, path, KINDS["grey"])
+        if self.blank:
+            yield Finding("blank", split, path, KINDS["blank"])
 
 
 def check_labels(splits: Splits, *, same_numbers: bool = True) -> list[Finding]:
@@ -167,32 +178,10 @@ def check_images(
         Findings, by kind in the order of `KINDS`, then split, then path.
     """
     places = _places(splits)
-    facts: dict[str, _Facts] = {}
-
-    def look(path: str) -> tuple[str, _Facts]:
-        return path, _look_at(path, min_side)
-
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for path, seen in pool.map(look, places):
-                facts[path] = seen
-                if progress is not None:
-                    progress(1)
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
-
+    facts = _look_at_all([*places], min_side, workers, progress)
     found: list[Finding] = []
     for path, seen in facts.items():
-        split = places[path][0][0]
-        if seen.finding is not None:
-            found.append(Finding(seen.finding[0], split, path, seen.finding[1], leave_out=True))
-        if seen.complaint:
-            found.append(Finding("damaged", split, path, seen.complaint))
-        if seen.grey:
-            found.append(Finding("grey", split, path, KINDS["grey"]))
-        if seen.blank:
-            found.append(Finding("blank", split, path, KINDS["blank"]))
+        found.extend(seen.findings(places[path][0][0], path))
     first_of: dict[bytes, list[str]] = defaultdict(list)
     for path, seen in facts.items():
         if seen.digest is not None:
@@ -210,6 +199,24 @@ def check_images(
             detail += f", which is in {before}"
         found.append(Finding("near-duplicate", split, different[other], detail))
     return sort_findings(found)
+
+
+def _look_at_all(
+    paths: Sequence[str], min_side: int, workers: int, progress: Callable[[int], None] | None
+) -> dict[str, _Facts]:
+    """What is seen of each image, in the order of the paths."""
+    facts = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            looks = pool.map(lambda path: _look_at(path, min_side), paths)
+            for path, seen in zip(paths, looks, strict=True):
+                facts[path] = seen
+                if progress is not None:
+                    progress(1)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return facts
 
 
 def _places(splits: Splits) -> dict[str, list[tuple[Split, ImageRecord]]]:

@@ -8,7 +8,7 @@ import random
 import shutil
 from pathlib import Path
 
-from reid.data.datasets.base import ReIDDataset
+from reid.data.datasets.base import ReIDDataset, Split
 from reid.files import open_regular, write_text, writing
 from reid.structures import UNKNOWN_CAMERA, DataError
 
@@ -40,10 +40,8 @@ def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) 
         raise DataError(f"{folder}: is there already; expected the name of a new folder")
     if labelled and not dataset.has_test():
         raise DataError(f"{dataset.name}: has no query and gallery to label")
-    images = [(record, "train") for record in dataset.load("train")]
-    if labelled:
-        images += [(record, "query") for record in dataset.load("query")]
-        images += [(record, "gallery") for record in dataset.load("gallery")]
+    splits: tuple[Split, ...] = ("train", "query", "gallery") if labelled else ("train",)
+    images = [(record, split) for split in splits for record in dataset.load(split)]
     cameras = sorted({record.camid for record, _ in images})
     if UNKNOWN_CAMERA in cameras and len(cameras) > 1:
         raise DataError(f"{dataset.name}: some cameras are known and others not")

@@ -398,6 +398,6 @@ def _read_lines(path: Path) -> list[_Line]:
         except (ValueError, RecursionError) as error:
             dropped.append(f"line {number} ({error})")
     if dropped:
-        more = f" and {len(dropped) - 1:,} more" if dropped[1:] else ""
-        logger.warning("%s: dropped what is no line of metrics: %s%s", path, dropped[0], more)
+        text = f"{dropped[0]} and {len(dropped) - 1:,} more" if dropped[1:] else dropped[0]
+        logger.warning("%s: dropped what is no line of metrics: %s", path, text)
     return lines

@@ -85,8 +85,7 @@ def extract_features(
             `torch.autocast`. The features are float32 in any.
 
     Raises:
-        ValueError: There is no image, an image was not in any batch, a feature is not finite, or
-            the precision is unknown.
+        ValueError: No image, one in no batch, a feature not finite, or an unknown precision.
         RuntimeError: Another process failed.
     """
     if not records:

@@ -109,6 +109,22 @@ def _num_nearer(values: Distances, padded: int, distance: np.float32) -> int:
 
 
 @njit(cache=True)
+def _average_precision(counts: IntArray, num_hits: int, trapezoid: bool) -> tuple[float, int]:
+    """And how many wrong answers are nearer than the last hit."""
+    total = 0.0
+    wrong = 0
+    for i in range(num_hits):
+        wrong += counts[i]
+        before = wrong + i
+        precision = (i + 1) / (before + 1)
+        if trapezoid:
+            previous = i / before if before else 1.0
+            precision = (previous + precision) / 2
+        total += precision
+    return total / num_hits, wrong
+
+
+@njit(cache=True)
 def _take_back(
     distance: Distances,
     indices: IntArray,
@@ -185,17 +201,7 @@ def rank_rows(
                 rest = same_image[i : i + 1]
                 tied -= _take_back(distance, rest, values, padded, last, counts)
 
-        total = 0.0
-        wrong = 0
-        for i in range(num_hits):
-            wrong += counts[i]
-            before = wrong + i
-            precision = (i + 1) / (before + 1)
-            if trapezoid:
-                previous = i / before if before else 1.0
-                precision = (previous + precision) / 2
-            total += precision
-        average_precision[row] = total / num_hits
+        average_precision[row], wrong = _average_precision(counts, num_hits, trapezoid)
         inverse_negative_penalty[row] = num_hits / (wrong + num_hits)
         first_match_rank[row] = counts[0]
         ties[row] = tied

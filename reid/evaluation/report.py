@@ -74,9 +74,8 @@ def evaluate_features(
     """
     spec = _evaluator_spec(evaluator, options)
     scorer = cast(Evaluator, build(EVALUATOR, spec, "evaluator"))
-    ranking, scoring = (
-        part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 1))
-    )
+    ranking = part_of_progress(progress, len(query), 0, 0.5)
+    scoring = part_of_progress(progress, len(query), 0.5, 1)
     evaluation = rank(
         query,
         gallery,

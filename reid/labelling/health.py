@@ -58,13 +58,9 @@ def cluster_statistics(
         "cross-camera": int((cameras > 1).sum()) / max(labels.num_clusters, 1),
     }
     if features is not None:
-        sample = kept.nonzero()[:, 0]
-        generator = torch.Generator().manual_seed(0)
-        sample = sample[torch.randperm(len(sample), generator=generator)[:_SILHOUETTE_SAMPLE]]
-        chosen = cluster[sample].numpy()
-        if 1 < len(np.unique(chosen)) < len(chosen):
-            rows = features.test[sample.to(features.test.device)]
-            numbers["silhouette"] = float(silhouette_score(rows.cpu().numpy(), chosen))
+        silhouette = _silhouette(cluster, features)
+        if silhouette is not None:
+            numbers["silhouette"] = silhouette
     if last_clusters is not None:
         before = last_clusters.cpu()
         both = kept & (before != OUTLIER)
@@ -83,6 +79,18 @@ def cluster_statistics(
             normalized_mutual_info_score(pids[known].numpy(), cluster[known].numpy())
         )
     return numbers
+
+
+def _silhouette(cluster: Tensor, features: FeatureSet) -> float | None:
+    """Mean silhouette of a sample of the clustered images; None where it is not defined."""
+    sample = (cluster != OUTLIER).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(0)
+    sample = sample[torch.randperm(len(sample), generator=generator)[:_SILHOUETTE_SAMPLE]]
+    chosen = cluster[sample].numpy()
+    if not 1 < len(np.unique(chosen)) < len(chosen):
+        return None
+    rows = features.test[sample.to(features.test.device)]
+    return float(silhouette_score(rows.cpu().numpy(), chosen))
 
 
 def _rand(one: Tensor, other: Tensor) -> float:

@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from reid.modeling.formats import FORMATS, Format, Statistics, find_format, translate
 from reid.modeling.osnet import WIDTHS, Norm, OSNet
-from reid.modeling.weights import WeightsError, read_tensors, save_weights
+from reid.modeling.weights import WeightsError, fits_any, read_tensors, save_weights
 from reid.registry import nearest
 
 _SHOWN = 12
@@ -107,20 +106,12 @@ def convert_weights(
         found = translate(state, written)
     except ValueError as error:
         raise WeightsError(f"{source}: {error}") from error
-    kept, left_out = {}, dict(found.left_out)
     patterns = (*drop, "head.*", "backbone.camera_embed") if part == "backbone" else tuple(drop)
-    renamed = {}
-    for old, ours in found.renamed.items():
-        if any(fnmatch(ours, pattern) for pattern in patterns):
-            left_out[old] = "not wanted"
-        else:
-            kept[ours] = found.state[ours]
-            renamed[old] = ours
-    missing = tuple(
-        name
-        for name in missing_names(kept)
-        if not any(fnmatch(name, pattern) for pattern in patterns)
-    )
+    unwanted = [old for old, ours in found.renamed.items() if fits_any(ours, patterns)]
+    left_out = {**found.left_out, **dict.fromkeys(unwanted, "not wanted")}
+    renamed = {old: ours for old, ours in found.renamed.items() if old not in left_out}
+    kept = {ours: found.state[ours] for ours in renamed.values()}
+    missing = tuple(name for name in missing_names(kept) if not fits_any(name, patterns))
     if not kept:
         raise WeightsError(f"{source}: nothing to write; the file has {_listed(state)}")
     if (found.unmapped or missing) and not partial:
@@ -132,10 +123,7 @@ def convert_weights(
         )
     if half:
         kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
-    broken = [name for name, tensor in kept.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        precision = " in half precision" if half else ""
-        raise WeightsError(f"{source}: values are not finite{precision}: {_listed(broken)}")
+    _check_finite(source, kept, " in half precision" if half else "")
     metadata = {key: value for key, value in old_metadata.items() if key != "num_cameras"}
     metadata |= _metadata(source, state, kept, written, statistics)
     metadata["part"] = part
@@ -146,6 +134,12 @@ def convert_weights(
     save_weights(output, kept, metadata)
     parameters = sum(tensor.numel() for tensor in kept.values())
     return Conversion(written, renamed, left_out, found.unmapped, missing, metadata, parameters)
+
+
+def _check_finite(source: Path, tensors: Mapping[str, Tensor], precision: str) -> None:
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise WeightsError(f"{source}: values are not finite{precision}: {_listed(broken)}")
 
 
 def missing_names(state: Mapping[str, Tensor]) -> list[str]:

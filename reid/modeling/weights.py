@@ -1,4 +1,7 @@
-"""Checkpoints in, checkpoints out; loading never runs code from a file."""
+"""Checkpoints in, checkpoints out; loading never runs code from a file.
+
+Longer than other files: reading, fitting and writing share what they refuse and how they tell it.
+"""
 
 from __future__ import annotations
 
@@ -215,30 +218,19 @@ def load_weights(
     resize: Callable[[str, Tensor], Tensor | None] = getattr(
         module, "resize_tensor", lambda name, tensor: None
     )
-    taken: dict[str, Tensor] = {}
-    loaded, resized, unexpected, skipped, wrong = [], [], [], [], []
     if left_out is None:
         left_out = state.left_out if isinstance(state, NamedTensors) else {}
-    for name, tensor in state.items():
-        if any(fnmatch(name, pattern) for pattern in skip):
-            skipped.append(name)
-        elif name not in target:
-            if name not in left_out:
-                unexpected.append(name)
-        else:
-            try:
-                taken[name] = _fit(name, tensor, target[name], resize)
-            except ValueError as error:
-                wrong.append(f"{name}: {error}")
-                continue
-            if tensor.shape == taken[name].shape:
-                loaded.append(name)
-            else:
-                resized.append(f"{name} {tuple(tensor.shape)} to {tuple(taken[name].shape)}")
-    if wrong:
-        raise WeightsError(
-            f"{source}: tensors do not fit, nothing was loaded:\n  " + "\n  ".join(wrong)
-        )
+    skipped = [name for name in state if fits_any(name, skip)]
+    wanted = [name for name in state if not fits_any(name, skip)]
+    unexpected = [name for name in wanted if name not in target and name not in left_out]
+    fitting = {name: state[name] for name in wanted if name in target}
+    taken = _fit_all(fitting, target, resize, source)
+    loaded = [name for name, tensor in taken.items() if tensor.shape == state[name].shape]
+    resized = [
+        f"{name} {tuple(state[name].shape)} to {tuple(tensor.shape)}"
+        for name, tensor in taken.items()
+        if tensor.shape != state[name].shape
+    ]
     if not taken:
         raise WeightsError(
             f"{source}: no name fits the model, nothing was loaded; the file has "
@@ -253,11 +245,7 @@ def load_weights(
         # a counter that checkpoints of old versions do not have; nothing here depends on it
         if name not in taken and not name.endswith("num_batches_tracked")
     ]
-    needed = [
-        name
-        for name in missing
-        if not any(fnmatch(name, pattern) for pattern in (*allow_missing, *skip))
-    ]
+    needed = [name for name in missing if not fits_any(name, (*allow_missing, *skip))]
     if needed:
         raise WeightsError(
             f"{source}: {len(needed)} of the model's {len(target)} tensors are not in the file, "
@@ -269,6 +257,35 @@ def load_weights(
     return LoadReport(
         tuple(loaded), tuple(resized), tuple(missing), tuple(unexpected), tuple(skipped), reasons
     )
+
+
+def fits_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether one of the patterns (`*`, `?`) is that of the name."""
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _fit_all(
+    state: Mapping[str, Tensor],
+    target: Mapping[str, Tensor],
+    resize: Callable[[str, Tensor], Tensor | None],
+    source: str,
+) -> dict[str, Tensor]:
+    """Tensors of the shapes of `target`.
+
+    Raises:
+        WeightsError: Some do not fit; names all of them.
+    """
+    fitted, wrong = {}, []
+    for name, tensor in state.items():
+        try:
+            fitted[name] = _fit(name, tensor, target[name], resize)
+        except ValueError as error:
+            wrong.append(f"{name}: {error}")
+    if wrong:
+        raise WeightsError(
+            f"{source}: tensors do not fit, nothing was loaded:\n  " + "\n  ".join(wrong)
+        )
+    return fitted
 
 
 def _fit(
@@ -301,13 +318,18 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
         # what the formats do not know may be a timm model's own name
         inner[f"net.{plain}" if plain not in ours and f"net.{plain}" in ours else plain] = tensor
     tell_trained_size(backbone, metadata)
-    report = load_weights(
-        backbone,
-        inner,
-        source=str(path),
-        skip=getattr(backbone, "dataset_specific", ()),
-        left_out=state.left_out,
-    )
+    try:
+        report = load_weights(
+            backbone,
+            inner,
+            source=str(path),
+            skip=getattr(backbone, "dataset_specific", ()),
+            left_out=state.left_out,
+        )
+    except WeightsError as error:
+        if not any(name.startswith("head.") for name in state):
+            raise
+        raise WeightsError(f"{error}\nThis is a whole model: model.weights takes it") from error
     return replace(report, metadata=metadata)
 
 

@@ -122,26 +122,11 @@ def approximate_neighbors(
     Raises:
         ValueError: An argument is out of its range, or a feature is not finite.
     """
-    import faiss  # here, since the exact search needs none, and it is 18 MB
-
     rows = as_rows(features)
-    count, dim = rows.shape
+    count = len(rows)
     if not 1 <= k <= count:
         raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
-    index: Any
-    if search == "ivf":
-        lists = max(1, min(round(4 * count**0.5), count // 39))
-        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
-        index.nprobe = max(1, lists // 16)
-        if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
-            gpu = features.device.index or 0
-            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)
-        index.train(rows[:: max(1, count // (256 * lists))])
-    elif search == "hnsw":
-        index = faiss.IndexHNSWFlat(dim, 32)
-        index.hnsw.efConstruction, index.hnsw.efSearch = 100, max(100, 2 * k)
-    else:
-        raise ValueError(f"search: expected exact, ivf or hnsw, got {search!r}")
+    index = _faiss_index(rows, k, search, features.device.index or 0)
     found = np.empty((count, min(k + MARGIN, count)), np.int64)
     for start in range(0, count, _FAISS_ROWS):
         index.add(rows[start : start + _FAISS_ROWS])
@@ -161,3 +146,28 @@ def approximate_neighbors(
     too_few = (found < 0).any(1)
     neighbors[too_few] = search_exactly(rows, half_norms, everyone[too_few], k)
     return neighbors
+
+
+def _faiss_index(rows: Floats, k: int, search: Search, gpu: int) -> Any:
+    """An empty index, trained on a part of the rows where it needs that.
+
+    Raises:
+        ValueError: The search is unknown.
+    """
+    import faiss  # here, since the exact search needs none, and it is 18 MB
+
+    count, dim = rows.shape
+    index: Any
+    if search == "ivf":
+        lists = max(1, min(round(4 * count**0.5), count // 39))
+        index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dim), dim, lists)
+        index.nprobe = max(1, lists // 16)
+        if hasattr(faiss, "StandardGpuResources") and faiss.get_num_gpus():
+            index = faiss.index_cpu_to_gpu(faiss.StandardGpuResources(), gpu, index)
+        index.train(rows[:: max(1, count // (256 * lists))])
+    elif search == "hnsw":
+        index = faiss.IndexHNSWFlat(dim, 32)
+        index.hnsw.efConstruction, index.hnsw.efSearch = 100, max(100, 2 * k)
+    else:
+        raise ValueError(f"search: expected exact, ivf or hnsw, got {search!r}")
+    return index

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ from reid.pictures.canvas import (
     text_width,
 )
 from reid.structures import OUTLIER, ImageRecord
+
+T = TypeVar("T")
 
 _QUERY = Style("query", INK)
 _VERDICTS: dict[Verdict, Style] = {
@@ -123,12 +126,7 @@ def draw_clusters(
     members: dict[int, list[ImageRecord]] = {}
     for label, record in zip(labels, records, strict=True):
         members.setdefault(label, []).append(record)
-    if chosen is None:
-        known = sorted(members.keys() - {OUTLIER}, key=lambda label: (-len(members[label]), label))
-        if not known:
-            raise ValueError("clusters: there is none to draw, all images are outliers")
-        picked = np.unique(np.linspace(0, len(known) - 1, min(rows, len(known))).round())
-        chosen = [known[int(i)] for i in picked]
+    chosen = _from_large_to_small(members, rows) if chosen is None else chosen
     unknown = [label for label in chosen if label not in members]
     if unknown or not chosen:
         raise ValueError(f"chosen: expected clusters that have images, got {unknown or 'none'}")
@@ -149,9 +147,7 @@ def draw_clusters(
         inside = sorted(members[label], key=lambda record: (record.camid, record.path))
         _caption(draw, (MARGIN, top), label, inside)
         main = Counter(record.pid for record in inside if record.pid >= 0).most_common(1)
-        shown = np.unique(np.linspace(0, len(inside) - 1, min(columns, len(inside))).round())
-        for column, place in enumerate(shown):
-            record = inside[int(place)]
+        for column, record in enumerate(_spread(inside, columns)):
             left = MARGIN + side + column * (cell[0] + GAP)
             wrong = bool(main) and record.pid >= 0 and record.pid != main[0][0]
             style = mixed if wrong and label != OUTLIER else Style("", GREY)
@@ -161,6 +157,24 @@ def draw_clusters(
         canvas.draw_legend(draw, MARGIN, height - MARGIN - _LEGEND // 2 + 8, legend)
     canvas.save(picture, path)
     return list(chosen)
+
+
+def _from_large_to_small(members: Mapping[int, Sequence[ImageRecord]], count: int) -> list[int]:
+    """At most `count` clusters, spread evenly from the largest to the smallest.
+
+    Raises:
+        ValueError: All images are outliers.
+    """
+    known = sorted(members.keys() - {OUTLIER}, key=lambda label: (-len(members[label]), label))
+    if not known:
+        raise ValueError("clusters: there is none to draw, all images are outliers")
+    return _spread(known, count)
+
+
+def _spread(items: Sequence[T], count: int) -> list[T]:
+    """At most `count` of the items, spread evenly, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round())
+    return [items[int(place)] for place in places]
 
 
 def draw_pairs(path: Path, pairs: Sequence[tuple[str, str, str]], *, columns: int = 4) -> None:

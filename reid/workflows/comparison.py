@@ -187,20 +187,6 @@ def compare_results(
                         f"table {number}, {row}: expected {metric} among the evaluator's numbers, "
                         f"got {', '.join(numbers)}"
                     )
-        metrics: dict[str, dict[str, Any]] = {}
-        for metric in table.metrics:
-            values = [100 * numbers[metric] for numbers in found.values()]
-            mean = statistics.fmean(values) if values else None
-            published = paper.published(row, dataset, metric)
-            metrics[metric] = {
-                "values": values,
-                "mean": mean,
-                "std": statistics.stdev(values) if len(values) > 1 else None,
-                "paper": published,
-                "difference": None
-                if mean is None or published is None or beside
-                else mean - published,
-            }
         body.append(
             {
                 "row": row,
@@ -208,7 +194,14 @@ def compare_results(
                 "seeds": [*results.get(row, {})],
                 "finished_seeds": [*found],
                 "note": notes.get(row, ""),
-                "metrics": metrics,
+                "metrics": {
+                    metric: _compare_values(
+                        [100 * numbers[metric] for numbers in found.values()],
+                        paper.published(row, dataset, metric),
+                        same_dataset=not beside,
+                    )
+                    for metric in table.metrics
+                },
             }
         )
     return {
@@ -219,6 +212,22 @@ def compare_results(
         "published_on": paper.datasets[beside or dataset].label,
         "rows": body,
         "order": {metric: _compare_order(body, metric) for metric in table.metrics},
+    }
+
+
+def _compare_values(
+    values: Sequence[float], published: float | None, *, same_dataset: bool
+) -> dict[str, Any]:
+    """One metric of a row; a difference only from a number on the same data set."""
+    mean = statistics.fmean(values) if values else None
+    return {
+        "values": values,
+        "mean": mean,
+        "std": statistics.stdev(values) if len(values) > 1 else None,
+        "paper": published,
+        "difference": None
+        if mean is None or published is None or not same_dataset
+        else mean - published,
     }
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from reid import distributed
 from reid.assembly.hooks import build_evaluator
@@ -80,9 +82,8 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         if distributed.is_main() and scores:
             content = {
                 "weights": weights,
-                **{n: {"numbers": each.numbers, **each.details} for n, each in scores.items()},
+                **_described(scores, failed),
                 "provenance": provenance(config, device, splits),
-                **({"failed": {n: str(error) for n, error in failed.items()}} if failed else {}),
             }
             text = json.dumps(content, indent=2) + "\n"
             write_text(output_dir / "results_eval_only.json", text)
@@ -92,3 +93,12 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         if failed:
             raise EvaluationError("; ".join(map(str, failed.values())))
     return {name: each.numbers for name, each in scores.items()}
+
+
+def _described(
+    scores: Mapping[str, Scores], failed: Mapping[str, EvaluationError]
+) -> dict[str, dict[str, Any]]:
+    """Numbers and details by test set, and under `failed` why others have none."""
+    sets = {name: {"numbers": each.numbers, **each.details} for name, each in scores.items()}
+    why = {name: str(error) for name, error in failed.items()}
+    return sets | ({"failed": why} if why else {})

@@ -101,30 +101,11 @@ def reproduce(
             found before anything is trained.
     """
     table = paper.table(number)
-    if dataset not in paper.datasets:
-        known = [*paper.datasets]
-        raise ConfigError(
-            f"dataset: expected one of {', '.join(known)}, got {dataset!r}{nearest(dataset, known)}"
-        )
-    if seeds < 1:
-        raise ConfigError(f"seeds: expected 1 or more, got {seeds}")
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise ConfigError(
-            "a table is trained by one process; with several GPUs start one for each share of the "
-            "rows (--rows, DEVICE cuda:N), then --report-only"
-        )
+    _check_arguments(paper, dataset, seeds)
     report = output_dir / dataset / f"table_{number}"
     if not table.rows:
         return _report_counts(paper, number, dataset, overrides, report, say)
-    for row in rows:
-        if row not in table.rows:
-            known = [*table.rows]
-            raise ConfigError(
-                f"rows: table {number} has {', '.join(known)}, got {row!r}{nearest(row, known)}"
-            )
-        files, why_not = _config_files(paper, row, dataset)
-        if not files:
-            raise ConfigError(f"rows: {row} cannot be trained: {why_not}")
+    _check_rows(paper, number, dataset, rows)
     shown = [row for row in table.rows if not rows or row in rows]
     runs, notes = plan_runs(paper, shown, dataset, output_dir / dataset, seeds, overrides)
     failures: list[tuple[Run, str]] = []
@@ -141,6 +122,35 @@ def reproduce(
     for run, failure in failures:
         say(f"{run.folder} failed: {failure}")
     return not failures
+
+
+def _check_arguments(paper: Paper, dataset: str, seeds: int) -> None:
+    """Raises ConfigError where `reproduce` cannot begin."""
+    if dataset not in paper.datasets:
+        known = [*paper.datasets]
+        raise ConfigError(
+            f"dataset: expected one of {', '.join(known)}, got {dataset!r}{nearest(dataset, known)}"
+        )
+    if seeds < 1:
+        raise ConfigError(f"seeds: expected 1 or more, got {seeds}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError(
+            "a table is trained by one process; with several GPUs start one for each share of the "
+            "rows (--rows, DEVICE cuda:N), then --report-only"
+        )
+
+
+def _check_rows(paper: Paper, number: int, dataset: str, rows: Sequence[str]) -> None:
+    """Raises ConfigError where a row that was asked for is not in the table or has no config."""
+    known = [*paper.table(number).rows]
+    for row in rows:
+        if row not in known:
+            raise ConfigError(
+                f"rows: table {number} has {', '.join(known)}, got {row!r}{nearest(row, known)}"
+            )
+        files, why_not = _config_files(paper, row, dataset)
+        if not files:
+            raise ConfigError(f"rows: {row} cannot be trained: {why_not}")
 
 
 def plan_runs(

@@ -1,6 +1,7 @@
 """All that the sections ask of the rest of the framework: networks, losses, batches, trainers.
 
-Only torch, timm and the registries are imported here. What needs more stands in the sections.
+Only torch, timm and the registries are imported here. What needs more stands in the sections. One
+file, though a long one, so that there is one place to look when the framework changes.
 """
 
 from __future__ import annotations
