@@ -32,6 +32,7 @@ class Clusterer(Protocol):
 
         Raises:
             ClusteringError: There is no cluster.
+            ValueError: These features and its options do not go together.
         """
 
 
@@ -41,15 +42,29 @@ def cluster_readable(
     """Labels of the N images, on the CPU; those that could not be read are outliers.
 
     Raises:
-        ClusteringError: There is no cluster, or no feature that is not 0.
+        ClusteringError: There is no cluster, no feature that is not 0, a feature is not finite, or
+            the clusterer cannot work with these features, as it says.
     """
+    finite = torch.isfinite(features.global_feat).all(1)
+    if not bool(finite.all()):
+        raise ClusteringError(
+            f"the features of {int((~finite).sum()):,} of {len(features):,} images are not finite: "
+            "the model's weights are broken; lower solver.base_lr, or start from other weights"
+        )
     rows = features.readable.nonzero()[:, 0]
     if not len(rows):
         raise ClusteringError(
             f"the features of all {len(features):,} images are 0: the model's weights are broken"
         )
     whole = len(rows) == len(features)
-    labels = clusterer(features if whole else features[rows], progress=progress)
+    try:
+        labels = clusterer(features if whole else features[rows], progress=progress)
+    except ClusteringError:
+        raise
+    except ValueError as error:
+        raise ClusteringError(
+            f"{type(clusterer).__name__} cannot cluster {len(rows):,} images: {error}"
+        ) from error
     if not isinstance(clusterer, FeatureClusterer):  # those have warned in words of their own
         other = f"other options of {type(clusterer).__name__} may help"
         _warn_of_illness(labels.cluster, other, other)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from scipy.stats import kendalltau
 from tabulate import tabulate
 
-from reid.registry import ConfigError, nearest
+from reid.files import InputError
+from reid.registry import ConfigError, check_type, nearest, shortened
 from reid.yaml_text import read_yaml
 
 
@@ -113,12 +113,11 @@ def load_paper(path: Path) -> Paper:
         ConfigError: The file is missing or is not what `Paper` describes.
     """
     try:
-        raw = OmegaConf.create(read_yaml(path) or {})
-        paper = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Paper), raw))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        paper = _parse(read_yaml(path), Paper, "")
+    except (InputError, yaml.YAMLError) as error:
         raise ConfigError(f"tables file {str(path)!r} cannot be read: {error}") from error
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {error.full_key}: {error.msg or error}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None
     assert isinstance(paper, Paper)
     paper.folder = str(path.parent)
     known, metrics = [*paper.datasets], len(paper.metrics)
@@ -139,6 +138,47 @@ def load_paper(path: Path) -> Paper:
         _check_known(f"{path}: tables.{number}.metrics", table.metrics, paper.metrics)
         _check_known(f"{path}: tables.{number}.rows", table.rows, [*paper.methods])
     return paper
+
+
+def _parse(value: object, schema: Any, where: str) -> Any:
+    """YAML values as the dataclass `schema`; `where` is their place, for messages.
+
+    Raises:
+        ConfigError: A value is of another type, or a key is missing or unknown.
+    """
+    if get_origin(schema) is dict:
+        key_type, item_type = get_args(schema)
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: expected KEY: VALUE lines, got {shortened(value)}")
+        for key in value:
+            check_type(key, key_type, f"{where}: the key {shortened(key)}")
+        return {key: _parse(item, item_type, f"{where}.{key}") for key, item in value.items()}
+    if not is_dataclass(schema):
+        found = check_type(value, schema, where)
+        if isinstance(found, list) and not all(map(_is_plain, found)):
+            raise ConfigError(f"{where}: expected finite numbers, got {shortened(found)}")
+        return found
+    place = where or "the file"
+    if not isinstance(value, dict):
+        raise ConfigError(f"{place}: expected KEY: VALUE lines, got {shortened(value)}")
+    hints = {field.name: field for field in fields(schema) if field.name != "folder"}
+    types = get_type_hints(schema)
+    for key in value:
+        if key not in hints:
+            raise ConfigError(
+                f"{place}: unknown key {shortened(key)}{nearest(str(key), hints)}; known: "
+                f"{', '.join(hints)}"
+            )
+    for name, known in hints.items():
+        if name not in value and known.default is known.default_factory is MISSING:
+            raise ConfigError(f"{place}: {name} is missing")
+    below = f"{where}." if where else ""
+    make: Any = schema
+    return make(**{key: _parse(value[key], types[key], below + key) for key in value})
+
+
+def _is_plain(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _check_known(

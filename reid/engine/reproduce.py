@@ -19,7 +19,7 @@ from reid.engine.datasets import build_dataset
 from reid.engine.errors import USER_ERRORS
 from reid.engine.provenance import BOOKKEEPING
 from reid.engine.run import train
-from reid.files import write_text
+from reid.files import InputError, read_json, write_text
 from reid.registry import ConfigError, nearest
 from reid.structures import DataError
 
@@ -53,13 +53,13 @@ class Run:
             ConfigError: results.json is no results file.
         """
         path = self.folder / "results.json"
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            final = json.loads(path.read_text("utf-8"))["final"][0]
+            final = read_json(path)["final"][0]
             numbers = {str(name): float(value) for name, value in final["numbers"].items()}
             return numbers if final["epoch"] == self.config.solver.max_epochs else None
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (InputError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: not the results of a run ({error!r}); remove it") from error
 
 

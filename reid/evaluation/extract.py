@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid import distributed
-from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, ProgressBar
+from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecord, ProgressBar
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -45,8 +45,9 @@ def extract_features(
             `torch.autocast`. The features are float32 in any.
 
     Raises:
-        ValueError: There is no image, an image was not in any batch, a feature is not finite, or
-            the precision is unknown.
+        DataError: None of the images could be read.
+        FloatingPointError: A feature is not finite.
+        ValueError: There is no image, an image was not in any batch, or the precision is unknown.
     """
     if not records:
         raise ValueError("records: expected one image or more, got none")
@@ -75,7 +76,10 @@ def extract_features(
     finally:
         model.train(was_training)
     if not rows:
-        raise ValueError(f"loader: none of {len(records)} images was in a batch")
+        raise DataError(
+            f"none of {len(records):,} images could be read, the first is {records[0].path}; is "
+            "the disk still there? tools/check_data.py tells what is wrong with each"
+        )
     index = distributed.gather_rows(torch.cat(rows))
     global_feat = _place(distributed.gather_rows(torch.cat(global_feats)), index, len(records))
     parts = _place(distributed.gather_rows(torch.cat(part_feats)), index, len(records))
@@ -85,7 +89,7 @@ def extract_features(
     finite = torch.isfinite(global_feat).all(1) & torch.isfinite(parts).all(2).all(1)
     if not bool(finite.all()):
         first = records[int((~finite).nonzero()[0])].path
-        raise ValueError(
+        raise FloatingPointError(
             f"{int((~finite).sum())} of {len(records)} images have features that are not finite, "
             f"the first is {first}; the model's weights are broken or the image is"
             + (", or values are too large for fp16" if precision == "fp16" else "")
