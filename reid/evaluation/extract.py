@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid import distributed
-from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, ProgressBar
+from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecord, ProgressBar
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -85,7 +85,9 @@ def extract_features(
             `torch.autocast`. The features are float32 in any.
 
     Raises:
-        ValueError: No image, one in no batch, a feature not finite, or an unknown precision.
+        DataError: No image could be read.
+        FloatingPointError: A feature is not finite.
+        ValueError: No image, one in no batch, or an unknown precision.
         RuntimeError: Another process failed.
     """
     if not records:
@@ -95,7 +97,7 @@ def extract_features(
     failed: Exception | None = None
     try:
         rows, tests, units = _extract_share(
-            model, loader, len(records), device, progress, flip, precision
+            model, loader, records, device, progress, flip, precision
         )
     except Exception as error:
         if not distributed.is_distributed():
@@ -120,7 +122,7 @@ def extract_features(
 def _extract_share(
     model: nn.Module,
     loader: Iterable[Batch],
-    count: int,
+    records: Sequence[ImageRecord],
     device: torch.device,
     progress: ProgressBar | None,
     flip: bool,
@@ -152,11 +154,14 @@ def _extract_share(
                 tests.append(test)
             done += len(moved.index) * distributed.world_size()
             if progress is not None:
-                progress(min(done, count), count)
+                progress(min(done, len(records)), len(records))
     finally:
         model.train(was_training)
     if not rows:
-        raise ValueError(f"loader: none of {count} images was in a batch")
+        raise DataError(
+            f"none of {len(records):,} images could be read, the first is {records[0].path}; is "
+            "the disk still there? tools/check_data.py tells what is wrong with each"
+        )
     return rows, tests, units
 
 
@@ -181,7 +186,7 @@ def _check(
     finite = torch.isfinite(features.test).all(1) & torch.isfinite(features.unit).all(2).all(1)
     if not bool(finite.all()):
         first = records[int((~finite).nonzero()[0])].path
-        raise ValueError(
+        raise FloatingPointError(
             f"{int((~finite).sum())} of {len(records)} images have features that are not finite, "
             f"the first is {first}; the model's weights are broken or the image is"
             + (", or values are too large for fp16" if precision == "fp16" else "")

@@ -33,6 +33,7 @@ class Clusterer(Protocol):
 
         Raises:
             ClusteringError: There is no cluster.
+            ValueError: These features and its options do not go together.
         """
 
 
@@ -45,15 +46,29 @@ def cluster_present(
     """Labels of the N images, on the CPU; those that could not be read are outliers.
 
     Raises:
-        ClusteringError: There is no cluster, or no feature that is not 0.
+        ClusteringError: There is no cluster, no feature that is not 0, a feature is not finite, or
+            the clusterer cannot work with these features, as it says.
     """
+    finite = torch.isfinite(features.test).all(1)
+    if not bool(finite.all()):
+        raise ClusteringError(
+            f"the features of {int((~finite).sum()):,} of {len(features):,} images are not finite: "
+            "the model's weights are broken; lower solver.base_lr, or start from other weights"
+        )
     rows = features.present.nonzero()[:, 0]
     if not bool(features.test.any()):
         raise ClusteringError(
             f"the features of all {len(features):,} images are 0: the model's weights are broken"
         )
     whole = len(rows) == len(features)
-    labels = clusterer(features if whole else features[rows], progress=progress)
+    try:
+        labels = clusterer(features if whole else features[rows], progress=progress)
+    except ClusteringError:
+        raise
+    except ValueError as error:
+        raise ClusteringError(
+            f"{type(clusterer).__name__} cannot cluster {len(rows):,} images: {error}"
+        ) from error
     if not isinstance(clusterer, FeatureClusterer):  # those have warned in words of their own
         other = f"other options of {type(clusterer).__name__} may help"
         _warn_of_illness(labels.cluster, other, other)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reid.labelling.base import FeatureClusterer, at_least_one
+from reid.labelling.base import ClusteringError, FeatureClusterer, at_least_one
 from reid.registry import CLUSTERER
 from reid.structures import ProgressBar
 
@@ -19,7 +19,7 @@ class KMeans(FeatureClusterer):
     It knows no outliers; every image is in a cluster.
 
     Args:
-        num_clusters: k; at most N.
+        num_clusters: k; at most N, the images that can be read.
         iterations: Of Lloyd's algorithm.
         seed: Of the first centres.
 
@@ -38,12 +38,12 @@ class KMeans(FeatureClusterer):
         """(N,) clusters.
 
         Raises:
-            ValueError: There are fewer images than clusters.
+            ClusteringError: There are fewer images than clusters.
         """
         if len(features) < self._num_clusters:
-            raise ValueError(
-                f"num_clusters: expected at most the number of images, {len(features)}, got "
-                f"{self._num_clusters}"
+            raise ClusteringError(
+                f"{len(features):,} images are too few for {self._num_clusters:,} clusters: "
+                f"{self.how_to_loosen()}"
             )
         rows = np.ascontiguousarray(features.cpu().numpy())
         kmeans = faiss.Kmeans(

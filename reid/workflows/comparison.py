@@ -111,7 +111,10 @@ def load_paper(path: Path) -> Paper:
         ConfigError: The file is missing or is not what `Paper` describes.
     """
     try:
-        paper = from_mapping(Paper, read_yaml(path) or {}, "")
+        content = read_yaml(path)
+        if not isinstance(content, dict):
+            raise ConfigError(f"expected KEY: VALUE lines, got {content!r:.60}")
+        paper = from_mapping(Paper, content, "")
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"tables file {str(path)!r} cannot be read: {error}") from error
     except ConfigError as error:

@@ -16,7 +16,7 @@ from reid.assembly.provenance import BOOKKEEPING
 from reid.config import Config, config_differences, load_config
 from reid.data.datasets.base import Split, SplitCounts
 from reid.engine.hooks.checkpoints import checkpoint_paths
-from reid.files import write_text
+from reid.files import InputError, read_json, write_text
 from reid.registry import ConfigError, nearest
 from reid.structures import DataError
 from reid.workflows.comparison import Paper, compare_results, counts_text, results_text
@@ -53,13 +53,13 @@ class Run:
             ConfigError: results.json is no results file.
         """
         path = self.folder / "results.json"
-        if not path.is_file():
+        if not path.exists():
             return None
         try:
-            final = json.loads(path.read_text("utf-8"))["final"][0]
+            final = read_json(path)["final"][0]
             numbers = {str(name): float(value) for name, value in final["numbers"].items()}
             return numbers if final["epoch"] == self.config.solver.max_epochs else None
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        except (InputError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ConfigError(f"{path}: not the results of a run ({error!r}); remove it") from error
 
 

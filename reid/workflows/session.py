@@ -94,6 +94,12 @@ def explained(signals: StopSignals) -> Iterator[None]:
                 "shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the main "
                 "process. --resume goes on from the last checkpoint"
             ) from error
+        if "Expected more than 1 value per channel" in str(error):
+            raise ConfigError(
+                "dataloader.sampler.batch_size: a batch of one image, whose map has shrunk to one "
+                f"place, has no variance for BatchNorm ({error}); take larger batches, or a larger "
+                "input.size"
+            ) from error
         if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
             # torch puts a traceback before what a reading process says
             raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error

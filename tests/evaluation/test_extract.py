@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from reid import distributed
 from reid.evaluation.extract import Precision, extract_features
-from reid.structures import Batch, Embeddings, ImageRecord
+from reid.structures import Batch, DataError, Embeddings, ImageRecord
 
 RECORDS = [ImageRecord(f"{i}.jpg", i, i % 2) for i in range(5)]
 CPU = torch.device("cpu")
@@ -79,14 +79,14 @@ def test_images_that_could_not_be_read_are_not_present() -> None:
     assert found.present.tolist() == [False, True, False, True, True]
     assert not found.test[[0, 2]].any()
     assert not found.unit[[0, 2]].any()
-    with pytest.raises(ValueError, match="none of 5 images was in a batch"):
+    with pytest.raises(DataError, match=r"none of 5 images could be read, the first is 0\.jpg"):
         extract_features(Echo(), [], RECORDS, CPU, allow_missing=True)
 
 
 def test_errors() -> None:
     with pytest.raises(ValueError, match="1 of 5 images were in no batch"):
         extract_features(Echo(), [batch([0, 1, 2, 3])], RECORDS, CPU)
-    with pytest.raises(ValueError, match=r"not finite, the first is 3\.jpg"):
+    with pytest.raises(FloatingPointError, match=r"not finite, the first is 3\.jpg"):
         extract_features(Echo(), [batch([0, 1, 2]), batch([3, 4], torch.nan)], RECORDS, CPU)
     with pytest.raises(ValueError, match="one image or more"):
         extract_features(Echo(), [], [], CPU)

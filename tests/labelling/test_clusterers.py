@@ -125,8 +125,50 @@ def test_k_means() -> None:
     labels = KMeans(num_clusters=4, iterations=50)(features[torch.arange(80)])
     assert cluster_statistics(labels, group[:80])["purity"] > 0.7
     assert labels.num_outliers == 0
-    with pytest.raises(ValueError, match="num_clusters: expected at most the number of images, 85"):
+    with pytest.raises(
+        ClusteringError,
+        match=r"85 images are too few for 86 clusters: lower clusterer\.num_clusters \(86\)",
+    ):
         KMeans(num_clusters=86)(features)
+    assert KMeans(num_clusters=85)(features).num_clusters == 85
+
+
+@pytest.mark.parametrize("clusterer", [
+    HDBSCAN(), HDBSCAN(2, 1), Agglomerative(), JaccardDBSCAN(), JaccardDBSCAN(min_samples=1),
+    JaccardDBSCAN(search="hnsw"), JaccardDBSCAN(search="ivf"), KMeans(1), KMeans(3), KMeans(1000),
+    Infomap(), CameraProxyClusterer(),
+], ids=lambda clusterer: type(clusterer).__name__)  # fmt: skip
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("alike", [True, False])
+def test_few_images_are_clustered_or_told(
+    clusterer: FeatureClusterer, count: int, alike: bool
+) -> None:
+    features = torch.ones(count, 4) / 2 if alike else torch.eye(4)[:count]
+    told = ""
+    try:
+        labels = cluster_present(clusterer, feature_set(features))
+    except ClusteringError as error:
+        told = str(error)
+    assert "clusterer." in told or "cannot cluster" in told if told else len(labels) == count
+
+
+def test_features_that_are_not_finite_are_told() -> None:
+    features, _ = grouped()
+    for value in (torch.nan, torch.inf):
+        features.test[[3, 7], 1] = value
+        with pytest.raises(ClusteringError, match="features of 2 of 85 images are not finite: the"):
+            cluster_present(KMeans(4), features)
+
+
+def test_what_a_clusterer_of_others_refuses_is_told() -> None:
+    class Means:
+        def __call__(self, features: FeatureSet, progress: object = None) -> PseudoLabels:
+            means = sklearn.cluster.KMeans(1000).fit(features.test.numpy())
+            return PseudoLabels.from_clusters(torch.from_numpy(means.labels_).long())
+
+    features, _ = grouped()
+    with pytest.raises(ClusteringError, match=r"Means cannot cluster 85 images: n_samples=85 shou"):
+        cluster_present(Means(), features)
 
 
 def test_outliers() -> None:

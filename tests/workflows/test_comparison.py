@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,42 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str
 def test_unknown_table(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="has the tables 2, got 7"):
         load(tmp_path).table(7)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (TABLES, "[a, b]", r"tables\.yaml: expected KEY: VALUE lines, got \['a', 'b'\]"),
+        (TABLES, "", r"yaml: expected KEY: VALUE lines, got None"),
+        ("{small: {label: Small}, large", "[small]\nx: {large", "x: unknown key; known: paper, "),
+        ("{label: Small}", "[Small]", r"datasets\.small: expected KEY: VALUE lines, got \['Small'"),
+        ("published: {small: [10, 20]}", "published: [10, 20]", r"a\.published: expected dict"),
+        ("[mAP, Rank-1]\n", "{mAP: 1}\n", r"metrics: expected list\[str\], got {'mAP': 1}"),
+        ("[mAP, Rank-1]\n", "[[mAP]]\n", r"metrics\[0\]: expected str, got \['mAP'\]"),
+        ("small: [10, 20]", "small: [10, .nan]", r"small\[1\]: expected a finite number"),
+        ("  2: {", "  two: {", r"tables, key: expected int, got 'two'"),
+        ("label: A, ", "", r"methods\.a\.label: is missing"),
+    ],
+)  # fmt: skip
+def test_other_shapes_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    assert old in TABLES
+    with pytest.raises(ConfigError, match=message):
+        load(tmp_path, TABLES.replace(old, new, 1))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+def test_only_regular_files_are_tables(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "zero.yaml").symlink_to("/dev/zero")
+    with (tmp_path / "sparse.yaml").open("wb") as file:
+        file.truncate(2**33)
+    for name, message in (
+        ("pipe", "is a pipe, expected a regular file"),
+        ("zero", "is a device, expected a regular file"),
+        ("sparse", "8,589,934,592 bytes are too many for a text"),
+        ("gone", "there is no such file"),
+    ):
+        with pytest.raises(
+            ConfigError, match=rf"tables file '.*{name}\.yaml' cannot be .*{message}"
+        ):
+            load_paper(tmp_path / f"{name}.yaml")
