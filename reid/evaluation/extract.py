@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid import distributed
-from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, ProgressBar
+from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecord, ProgressBar
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,7 +87,8 @@ def extract_features(
     Raises:
         ValueError: There is no image, an image was not in any batch, a feature is not finite, or
             the precision is unknown.
-        RuntimeError: Another process failed.
+        DataError: An image of another process cannot be read.
+        RuntimeError: Another process failed otherwise.
     """
     if not records:
         raise ValueError("records: expected one image or more, got none")
@@ -165,11 +166,15 @@ def _raise_together(failed: Exception | None) -> None:
     """Raises an error on every process where one has failed, which the others would wait for."""
     if not any(distributed.largest(failed is not None)):
         return
-    told = distributed.gather_objects(f"{type(failed).__name__}: {failed}" if failed else "")
+    kind = "" if failed is None else type(failed).__name__
+    told = distributed.gather_objects((kind, isinstance(failed, DataError), str(failed)))
     if failed is not None:
         raise failed
-    first = next(rank for rank, text in enumerate(told) if text)
-    raise RuntimeError(f"process {first} failed: {told[first]}")
+    for process, (name, is_data_error, text) in enumerate(told):
+        if is_data_error:
+            raise DataError(text)
+        if name:
+            raise RuntimeError(f"process {process} failed: {name}: {text}")
 
 
 def _check(
