@@ -91,27 +91,27 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def run_logging(output_dir: Path) -> Iterator[None]:
-    """Sends what `logging` gets from the project to the console and to `output_dir`/log.txt.
+def run_logging(output_dir: Path, name: str = "log.txt") -> Iterator[None]:
+    """Sends what `logging` gets from the project to the console and to `output_dir`/`name`.
 
     Only the main process writes; the others show warnings alone.
 
     Raises:
-        OutputError: The folder or log.txt cannot be made.
+        OutputError: The folder or the file cannot be made.
     """
     console = _make_console()
     handlers = [console]
     if distributed.is_main():
         with writing(output_dir):
             output_dir.mkdir(parents=True, exist_ok=True)
-            path = output_dir / "log.txt"
+            path = output_dir / name
             handlers.append(_LogFile(path, encoding="utf-8", errors="backslashreplace"))
         handlers[-1].setFormatter(_Formatter(colour=False))
     with _sent_to(handlers, logging.INFO if distributed.is_main() else logging.WARNING) as logger:
         try:
             yield
         except BaseException as error:
-            # whoever catches it tells the user; log.txt must know too
+            # whoever catches it tells the user; the file must know too
             logger.removeHandler(console)
             logger.error("stopped by %s: %s", type(error).__name__, error)
             raise

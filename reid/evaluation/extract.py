@@ -85,10 +85,10 @@ def extract_features(
             `torch.autocast`. The features are float32 in any.
 
     Raises:
-        DataError: No image could be read.
+        DataError: No image could be read, or not one of another process.
         FloatingPointError: A feature is not finite.
         ValueError: No image, one in no batch, or an unknown precision.
-        RuntimeError: Another process failed.
+        RuntimeError: Another process failed otherwise.
     """
     if not records:
         raise ValueError("records: expected one image or more, got none")
@@ -169,11 +169,15 @@ def _raise_together(failed: Exception | None) -> None:
     """Raises an error on every process where one has failed, which the others would wait for."""
     if not any(distributed.largest(failed is not None)):
         return
-    told = distributed.gather_objects(f"{type(failed).__name__}: {failed}" if failed else "")
+    kind = "" if failed is None else type(failed).__name__
+    told = distributed.gather_objects((kind, isinstance(failed, DataError), str(failed)))
     if failed is not None:
         raise failed
-    first = next(rank for rank, text in enumerate(told) if text)
-    raise RuntimeError(f"process {first} failed: {told[first]}")
+    for process, (name, is_data_error, text) in enumerate(told):
+        if is_data_error:
+            raise DataError(text)
+        if name:
+            raise RuntimeError(f"process {process} failed: {name}: {text}")
 
 
 def _check(

@@ -41,13 +41,16 @@ def draw_matches(
     )
 
 
-def draw_evaluation(evaluation: Evaluation, name: str, output_dir: Path) -> list[Path]:
+def draw_evaluation(
+    evaluation: Evaluation, name: str, output_dir: Path, suffix: str = ""
+) -> list[Path]:
     """Draws ranked_lists.png and, where there are pairs to compare, similarities.png.
 
     Args:
         evaluation: With paths, ranked lists and similarities.
         name: Of the test set, for messages.
         output_dir: Where to.
+        suffix: Added to the names of the files.
 
     Returns:
         The pictures.
@@ -64,11 +67,12 @@ def draw_evaluation(evaluation: Evaluation, name: str, output_dir: Path) -> list
         or evaluation.gallery_paths is None
     ):
         raise ValueError("evaluation: expected one with paths, ranked lists and similarities")
-    paths = [output_dir / "ranked_lists.png"]
+    paths = [output_dir / f"ranked_lists{suffix}.png"]
     draw_matches(paths[0], lists, evaluation.query_paths, evaluation.gallery_paths)
     try:
-        draw_similarities(output_dir / "similarities.png", similarities)
-        paths.append(output_dir / "similarities.png")
+        histogram = output_dir / f"similarities{suffix}.png"
+        draw_similarities(histogram, similarities)
+        paths.append(histogram)
     except ValueError as error:
         logger.warning("%s: no histogram of similarities (%s)", name, error)
     return paths

@@ -34,9 +34,10 @@ logger = logging.getLogger(__name__)
 def evaluate(config: Config) -> dict[str, dict[str, float]]:
     """Evaluates `config.model.weights` on the test sets.
 
-    Leaves results_eval_only.json in `config.output_dir`: `weights`, `provenance`, by test set the
-    `numbers` with the details that `ranking_details` describes, and `failed`: why others have none,
-    if there are such.
+    Leaves in `config.output_dir`, under names that no training has, log_eval_only.txt, the pictures
+    that `test.ranked_lists` asks for, and results_eval_only.json: `weights`, `provenance`, by test
+    set the `numbers` with the details that `ranking_details` describes, and `failed`: why others
+    have none, if there are such.
 
     Returns:
         Numbers by test set.
@@ -48,7 +49,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         EvaluationError: A test set could not be evaluated; those that could are written first.
     """
     output_dir = Path(config.output_dir)
-    with started(config) as (device, _):
+    with started(config, "log_eval_only.txt") as (device, _):
         adopt_training(config)
         register_parts(config)
         check_specs(config, training=False)
@@ -87,9 +88,10 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
             }
             text = json.dumps(content, indent=2) + "\n"
             write_text(output_dir / "results_eval_only.json", text)
-            first = scores.get(test_sets[0].name)
+            first_name = test_sets[0].name
+            first = scores.get(first_name)
             if config.test.ranked_lists and first is not None and first.evaluation is not None:
-                draw_evaluation(first.evaluation, test_sets[0].name, output_dir)
+                draw_evaluation(first.evaluation, first_name, output_dir, "_eval_only")
         if failed:
             raise EvaluationError("; ".join(map(str, failed.values())))
     return {name: each.numbers for name, each in scores.items()}

@@ -49,7 +49,7 @@ def alone_in(output_dir: Path) -> Iterator[None]:
 
 
 @contextmanager
-def started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
+def started(config: Config, log: str = "log.txt") -> Iterator[tuple[torch.device, StopSignals]]:
     """What every run stands in: its device, group of processes, logs and signals."""
     _end_with_launcher()
     device = pick_device(config.device)
@@ -57,7 +57,7 @@ def started(config: Config) -> Iterator[tuple[torch.device, StopSignals]]:
     with StopSignals() as signals, explained(signals):
         distributed.init_process_group(device, timedelta(minutes=config.process_timeout))
         try:
-            with run_logging(Path(config.output_dir)), explained(signals):
+            with run_logging(Path(config.output_dir), log), explained(signals):
                 logger.info("Environment\n%s", environment(device))
                 yield device, signals
         finally:

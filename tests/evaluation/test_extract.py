@@ -157,15 +157,17 @@ def test_test_features_of_another_size_than_the_banks() -> None:
 
 
 def test_a_process_tells_the_others_of_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: list[list[str]] = []
+    Told = tuple[str, bool, str]
+    others: list[Told] = [("", False, ""), ("OSError", False, "no space")]
+    told: list[Told] = []
 
     class Broken(nn.Module):
         def forward(self, batch: Batch) -> Embeddings:
             raise OSError("no space")
 
-    def gather(text: str) -> list[str]:
-        told.append([text])
-        return ["", "OSError: no space", text]
+    def gather(value: Told) -> list[Told]:
+        told.append(value)
+        return [*others, value]
 
     monkeypatch.setattr(distributed, "is_distributed", lambda: True)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
@@ -175,4 +177,7 @@ def test_a_process_tells_the_others_of_its_failure(monkeypatch: pytest.MonkeyPat
         extract_features(Broken(), [batch([0])], RECORDS, CPU)
     with pytest.raises(RuntimeError, match="process 1 failed: OSError: no space"):
         extract_features(Echo(), [batch([0])], RECORDS, CPU)
-    assert told == [["OSError: no space"], [""]]
+    assert told == [("OSError", False, "no space"), ("", False, "None")]
+    others[1] = ("DataError", True, "7.png: is cut off")
+    with pytest.raises(DataError, match=r"^7\.png: is cut off"):
+        extract_features(Echo(), [batch([0])], RECORDS, CPU)

@@ -138,8 +138,8 @@ def test_eval_only_with_pictures_extracts_and_ranks_once(
     weights = ("MODEL.WEIGHTS", finished / "model_final.safetensors")
     found = evaluate(config(root, "eval", *weights))
     assert counted == {"extractions": 1, "passes": 1}
-    assert (root / "eval" / "ranked_lists.png").is_file()
-    assert (root / "eval" / "similarities.png").is_file()
+    assert (root / "eval" / "ranked_lists_eval_only.png").is_file()
+    assert (root / "eval" / "similarities_eval_only.png").is_file()
     written = json.loads((root / "eval" / "results_eval_only.json").read_text())
     assert written["SyntheticPersons"]["numbers"] == found["SyntheticPersons"]
     assert "failed" not in written
@@ -183,7 +183,7 @@ def test_eval_only_of_a_set_without_a_match(root: Path, finished: Path) -> None:
 def test_queries_that_count_nowhere_are_counted(root: Path, finished: Path) -> None:
     weights = ("MODEL.WEIGHTS", finished / "model_final.safetensors")
     evaluate(config(root, "eval4", *weights, "DATASETS.TEST", f"[{few_matches(root)}]"))
-    log = (root / "eval4" / "log.txt").read_text()
+    log = (root / "eval4" / "log_eval_only.txt").read_text()
     assert "few_matches: 9 of 10 queries have no match in another camera and count nowhere" in log
     assert "| queries that count" in log
     assert "| 1 of 10" in log

@@ -59,7 +59,8 @@ def go_on(root: Path, name: str, *pairs: str) -> dict[str, torch.Tensor]:
 
 
 def log_of(root: Path, name: str) -> list[str]:
-    lines = (root / name / "log.txt").read_text().splitlines()
+    (log,) = (root / name).glob("log*.txt")
+    lines = log.read_text().splitlines()
     return [line.partition("  ")[2] for line in lines]
 
 

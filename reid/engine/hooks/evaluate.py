@@ -177,11 +177,12 @@ class Evaluate(Hook):
     def _note_failure(self, trainer: Trainer, name: str, error: EvaluationError) -> None:
         self._failed.append({"test_set": name, "epoch": trainer.epoch, "error": str(error)})
         if distributed.is_main():
+            cause = error.__cause__  # of a plug-in's error, its author needs the traceback
             logger.error(
                 "No figures after %d epochs: %s. Training goes on",
                 trainer.epoch,
                 error,
-                exc_info=not isinstance(error.__cause__, DataError | ValueError),
+                exc_info=None if isinstance(cause, DataError | ValueError) else cause,
             )
 
     def _draw(self, trainer: Trainer) -> None:
