@@ -1,4 +1,7 @@
-"""Where a run's words and numbers go: console, log.txt, metrics.json, TensorBoard."""
+"""Where a run's words and numbers go: console, log.txt, metrics.json, TensorBoard.
+
+All four stand in this file, since they agree on what is written once and what a full disk does.
+"""
 
 from __future__ import annotations
 
@@ -69,9 +72,8 @@ class _Formatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (logging's name)
         record.message = printable(record.message)
         if record.levelno >= logging.WARNING:
-            level = record.levelname
-            if self._colour:
-                level = colored(level, "red" if record.levelno >= logging.ERROR else "yellow")
+            colour = "red" if record.levelno >= logging.ERROR else "yellow"
+            level = colored(record.levelname, colour) if self._colour else record.levelname
             record.message = f"{level}: {record.message}"
         return super().formatMessage(record)
 

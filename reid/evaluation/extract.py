@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,8 @@ from torch.nn import functional as F
 
 from reid import distributed
 from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecord, ProgressBar
+
+T = TypeVar("T")
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -94,16 +97,8 @@ def extract_features(
         raise ValueError("records: expected one image or more, got none")
     if precision not in _DTYPES:
         raise ValueError(f"precision: expected one of {', '.join(_DTYPES)}, got {precision!r}")
-    failed: Exception | None = None
-    try:
-        rows, tests, units = _extract_share(
-            model, loader, records, device, progress, flip, precision
-        )
-    except Exception as error:
-        if not distributed.is_distributed():
-            raise
-        failed = error
-    _raise_together(failed)
+    share = partial(_extract_share, model, loader, records, device, progress, flip, precision)
+    rows, tests, units = _together(share)
     index = distributed.gather_rows(torch.cat(rows))
     # Banks lie one after another in memory, each contiguous.
     unit = _place(units, index, len(records), dim=1).transpose(0, 1)
@@ -163,6 +158,22 @@ def _extract_share(
             "the disk still there? tools/check_data.py tells what is wrong with each"
         )
     return rows, tests, units
+
+
+def _together(work: Callable[[], T]) -> T:
+    """Does this process's work; raises on every process where one has failed.
+
+    The others would wait for it.
+    """
+    failed: Exception | None = None
+    try:
+        done = work()
+    except Exception as error:
+        if not distributed.is_distributed():
+            raise
+        failed = error
+    _raise_together(failed)
+    return done
 
 
 def _raise_together(failed: Exception | None) -> None:

@@ -68,17 +68,20 @@ def cluster_statistics(
             numbers["agreement"] = _rand(before[both], cluster[both])
     known = kept & (pids != UNLABELLED)
     if bool(known.any()):
-        pairs, counts = torch.unique(
-            torch.stack((cluster[known], pids[known])), dim=1, return_counts=True
-        )
-        largest = torch.zeros(labels.num_clusters, dtype=counts.dtype)
-        largest.scatter_reduce_(0, pairs[0], counts, "amax")
-        numbers["purity"] = int(largest.sum()) / int(known.sum())
-        numbers["ARI"] = _rand(pids[known], cluster[known])
-        numbers["NMI"] = float(
-            normalized_mutual_info_score(pids[known].numpy(), cluster[known].numpy())
-        )
+        numbers |= _against_identities(cluster[known], pids[known])
     return numbers
+
+
+def _against_identities(cluster: Tensor, pids: Tensor) -> dict[str, float]:
+    """`purity`, `ARI` and `NMI` of clusters (M,) against identities (M,)."""
+    pairs, counts = torch.unique(torch.stack((cluster, pids)), dim=1, return_counts=True)
+    largest = torch.zeros(int(cluster.max()) + 1, dtype=counts.dtype)
+    largest.scatter_reduce_(0, pairs[0], counts, "amax")
+    return {
+        "purity": int(largest.sum()) / len(cluster),
+        "ARI": _rand(pids, cluster),
+        "NMI": float(normalized_mutual_info_score(pids.numpy(), cluster.numpy())),
+    }
 
 
 def _silhouette(cluster: Tensor, features: FeatureSet) -> float | None:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from reid.modeling.formats import FORMATS, Format, Statistics, find_format, translate
+from reid.modeling.formats import FORMATS, Format, Statistics, Translation, find_format, translate
 from reid.modeling.osnet import WIDTHS, Norm, OSNet
 from reid.modeling.weights import WeightsError, fits_any, read_tensors, save_weights
 from reid.registry import nearest
@@ -102,10 +102,7 @@ def convert_weights(
     """
     state, old_metadata = read_tensors(source)
     written = _format(source, state, written_as)
-    try:
-        found = translate(state, written)
-    except ValueError as error:
-        raise WeightsError(f"{source}: {error}") from error
+    found = _translate(source, state, written)
     patterns = (*drop, "head.*", "backbone.camera_embed") if part == "backbone" else tuple(drop)
     unwanted = [old for old, ours in found.renamed.items() if fits_any(ours, patterns)]
     left_out = {**found.left_out, **dict.fromkeys(unwanted, "not wanted")}
@@ -115,25 +112,35 @@ def convert_weights(
     if not kept:
         raise WeightsError(f"{source}: nothing to write; the file has {_listed(state)}")
     if (found.unmapped or missing) and not partial:
-        raise WeightsError(
-            f"{source}: not mapped completely as {written.name} ({written.project}): "
-            f"{len(found.unmapped)} unmapped ({_listed(found.unmapped) or 'none'}), "
-            f"{len(missing)} missing ({_listed(missing) or 'none'}). Name another --format, or a "
-            "package that knows it with --plugins, or write what there is with --partial"
-        )
+        raise _incomplete(source, written, found.unmapped, missing)
     if half:
         kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
     _check_finite(source, kept, " in half precision" if half else "")
     metadata = {key: value for key, value in old_metadata.items() if key != "num_cameras"}
     metadata |= _metadata(source, state, kept, written, statistics)
-    metadata["part"] = part
-    if url:
-        metadata["url"] = url
-    if image_size is not None:
-        metadata["image_size"] = json.dumps(list(image_size))
+    size = {} if image_size is None else {"image_size": json.dumps(list(image_size))}
+    metadata |= {"part": part, **({"url": url} if url else {}), **size}
     save_weights(output, kept, metadata)
     parameters = sum(tensor.numel() for tensor in kept.values())
     return Conversion(written, renamed, left_out, found.unmapped, missing, metadata, parameters)
+
+
+def _translate(source: Path, state: Mapping[str, Tensor], written: Format) -> Translation:
+    try:
+        return translate(state, written)
+    except ValueError as error:
+        raise WeightsError(f"{source}: {error}") from error
+
+
+def _incomplete(
+    source: Path, written: Format, unmapped: Sequence[str], missing: Sequence[str]
+) -> WeightsError:
+    return WeightsError(
+        f"{source}: not mapped completely as {written.name} ({written.project}): "
+        f"{len(unmapped)} unmapped ({_listed(unmapped) or 'none'}), "
+        f"{len(missing)} missing ({_listed(missing) or 'none'}). Name another --format, or a "
+        "package that knows it with --plugins, or write what there is with --partial"
+    )
 
 
 def _check_finite(source: Path, tensors: Mapping[str, Tensor], precision: str) -> None:

@@ -225,33 +225,22 @@ def load_weights(
     unexpected = [name for name in wanted if name not in target and name not in left_out]
     fitting = {name: state[name] for name in wanted if name in target}
     taken = _fit_all(fitting, target, resize, source)
-    loaded = [name for name, tensor in taken.items() if tensor.shape == state[name].shape]
-    resized = [
-        f"{name} {tuple(state[name].shape)} to {tuple(tensor.shape)}"
-        for name, tensor in taken.items()
-        if tensor.shape != state[name].shape
-    ]
+    changed = [name for name in taken if taken[name].shape != state[name].shape]
+    loaded = [name for name in taken if name not in changed]
+    shapes = {name: (tuple(state[name].shape), tuple(taken[name].shape)) for name in changed}
+    resized = [f"{name} {before} to {after}" for name, (before, after) in shapes.items()]
     if not taken:
         raise WeightsError(
             f"{source}: no name fits the model, nothing was loaded; the file has "
             f"{', '.join(unexpected[:4])}, ...; the model has {', '.join(list(target)[:4])}, ..."
         )
-    broken = [name for name, tensor in taken.items() if not bool(torch.isfinite(tensor).all())]
-    if broken:
-        raise WeightsError(f"{source}: values are not finite, nothing was loaded: {broken}")
-    missing = [
-        name
-        for name in target
-        # a counter that checkpoints of old versions do not have; nothing here depends on it
-        if name not in taken and not name.endswith("num_batches_tracked")
-    ]
+    _check_finite(source, taken)
+    # old checkpoints lack this counter; nothing here depends on it
+    expected = [name for name in target if not name.endswith("num_batches_tracked")]
+    missing = [name for name in expected if name not in taken]
     needed = [name for name in missing if not fits_any(name, (*allow_missing, *skip))]
     if needed:
-        raise WeightsError(
-            f"{source}: {len(needed)} of the model's {len(target)} tensors are not in the file, "
-            f"nothing was loaded: {', '.join(needed[:8])}{', ...' if needed[8:] else ''}"
-            + (f"; the file's own: {', '.join(unexpected[:4])}, ..." if unexpected else "")
-        )
+        raise _too_few(source, needed, len(target), unexpected)
     module.load_state_dict(taken, strict=False)
     reasons = {name: why for name, why in left_out.items() if name in state and name not in taken}
     return LoadReport(
@@ -262,6 +251,22 @@ def load_weights(
 def fits_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether one of the patterns (`*`, `?`) is that of the name."""
     return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def _check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise WeightsError(f"{source}: values are not finite, nothing was loaded: {broken}")
+
+
+def _too_few(
+    source: str, needed: Sequence[str], wanted: int, unexpected: Sequence[str]
+) -> WeightsError:
+    return WeightsError(
+        f"{source}: {len(needed)} of the model's {wanted} tensors are not in the file, "
+        f"nothing was loaded: {', '.join(needed[:8])}{', ...' if needed[8:] else ''}"
+        + (f"; the file's own: {', '.join(unexpected[:4])}, ..." if unexpected else "")
+    )
 
 
 def _fit_all(

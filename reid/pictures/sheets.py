@@ -118,18 +118,10 @@ def draw_clusters(
         ValueError: Lengths do not fit, a number is below 1, or there is no such cluster.
         DataError: An image cannot be read.
     """
-    labels = torch.as_tensor(clusters).tolist()
-    if len(labels) != len(records):
-        raise ValueError(f"clusters: expected {len(records)}, one per image, got {len(labels)}")
     if min(rows, columns) < 1:
         raise ValueError(f"expected rows and columns of 1 or more, got {rows}, {columns}")
-    members: dict[int, list[ImageRecord]] = {}
-    for label, record in zip(labels, records, strict=True):
-        members.setdefault(label, []).append(record)
-    chosen = _from_large_to_small(members, rows) if chosen is None else chosen
-    unknown = [label for label in chosen if label not in members]
-    if unknown or not chosen:
-        raise ValueError(f"chosen: expected clusters that have images, got {unknown or 'none'}")
+    members = _members(torch.as_tensor(clusters).tolist(), records)
+    chosen = _from_large_to_small(members, rows) if chosen is None else _known(members, chosen)
     widest = min(columns, max(len(members[label]) for label in chosen))
     mixed = Style("not the cluster's main person", RED, "cross")
     side = 190
@@ -157,6 +149,22 @@ def draw_clusters(
         canvas.draw_legend(draw, MARGIN, height - MARGIN - _LEGEND // 2 + 8, legend)
     canvas.save(picture, path)
     return list(chosen)
+
+
+def _members(labels: Sequence[int], records: Sequence[ImageRecord]) -> dict[int, list[ImageRecord]]:
+    if len(labels) != len(records):
+        raise ValueError(f"clusters: expected {len(records)}, one per image, got {len(labels)}")
+    members: dict[int, list[ImageRecord]] = {}
+    for label, record in zip(labels, records, strict=True):
+        members.setdefault(label, []).append(record)
+    return members
+
+
+def _known(members: Mapping[int, Sequence[ImageRecord]], chosen: Sequence[int]) -> Sequence[int]:
+    unknown = [label for label in chosen if label not in members]
+    if unknown or not chosen:
+        raise ValueError(f"chosen: expected clusters that have images, got {unknown or 'none'}")
+    return chosen
 
 
 def _from_large_to_small(members: Mapping[int, Sequence[ImageRecord]], count: int) -> list[int]:

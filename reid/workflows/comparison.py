@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -183,13 +183,7 @@ def compare_results(
     body = []
     for row in rows:
         found = {seed: numbers for seed, numbers in results.get(row, {}).items() if numbers}
-        for numbers in found.values():
-            for metric in table.metrics:
-                if metric not in numbers:
-                    raise ConfigError(
-                        f"table {number}, {row}: expected {metric} among the evaluator's numbers, "
-                        f"got {', '.join(numbers)}"
-                    )
+        _check_metrics(f"table {number}, {row}", table.metrics, found.values())
         body.append(
             {
                 "row": row,
@@ -216,6 +210,18 @@ def compare_results(
         "rows": body,
         "order": {metric: _compare_order(body, metric) for metric in table.metrics},
     }
+
+
+def _check_metrics(
+    where: str, metrics: Sequence[str], found: Iterable[Mapping[str, float]]
+) -> None:
+    for numbers in found:
+        for metric in metrics:
+            if metric not in numbers:
+                raise ConfigError(
+                    f"{where}: expected {metric} among the evaluator's numbers, "
+                    f"got {', '.join(numbers)}"
+                )
 
 
 def _compare_values(

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from reid import distributed
 from reid.assembly.hooks import build_evaluator
@@ -22,8 +24,11 @@ from reid.config import Config
 from reid.engine.testing import EvaluationError, Scores
 from reid.engine.testing import evaluate as evaluate_model
 from reid.evaluation.evaluation import Details
+from reid.evaluation.evaluators import Evaluator
+from reid.evaluation.query_gallery import QueryGallery
 from reid.evaluation.tables import results_table
 from reid.files import write_text
+from reid.modeling.model import ReIDModel
 from reid.pictures.ranked import draw_evaluation
 from reid.registry import ConfigError
 from reid.workflows.session import started
@@ -61,20 +66,8 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         log_dataset(splits)
         model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
         place_model(model, config, device)
-        evaluator = build_evaluator(config)
-        scores: dict[str, Scores] = {}
-        failed: dict[str, EvaluationError] = {}
-        for place, test_set in enumerate(test_sets):
-            lists = 0 if place else config.test.ranked_lists
-            wanted = Details(camera_pairs=True, similarities=lists > 0, ranked_lists=lists)
-            try:
-                found = evaluate_model(model, test_set, evaluator, device, wanted)
-            except EvaluationError as error:
-                failed[test_set.name] = error
-                if distributed.is_main():
-                    logger.error("No figures: %s", error)
-            else:  # the features of the first set alone are needed yet, for pictures
-                scores[test_set.name] = replace(found, evaluation=None) if place else found
+        lists = config.test.ranked_lists
+        scores, failed = _evaluate_each(model, test_sets, build_evaluator(config), device, lists)
         if scores:
             weights = config.model.weights or config.model.backbone_weights
             rows = [(name, weights, each.numbers) for name, each in scores.items()]
@@ -95,6 +88,30 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         if failed:
             raise EvaluationError("; ".join(map(str, failed.values())))
     return {name: each.numbers for name, each in scores.items()}
+
+
+def _evaluate_each(
+    model: ReIDModel,
+    test_sets: Sequence[QueryGallery],
+    evaluator: Evaluator,
+    device: torch.device,
+    ranked_lists: int,
+) -> tuple[dict[str, Scores], dict[str, EvaluationError]]:
+    """Scores by test set, with lists and features of the first alone; and why others have none."""
+    scores: dict[str, Scores] = {}
+    failed: dict[str, EvaluationError] = {}
+    for place, test_set in enumerate(test_sets):
+        lists = 0 if place else ranked_lists
+        wanted = Details(camera_pairs=True, similarities=lists > 0, ranked_lists=lists)
+        try:
+            found = evaluate_model(model, test_set, evaluator, device, wanted)
+        except EvaluationError as error:
+            failed[test_set.name] = error
+            if distributed.is_main():
+                logger.error("No figures: %s", error)
+        else:  # the features of the first set alone are needed yet, for pictures
+            scores[test_set.name] = replace(found, evaluation=None) if place else found
+    return scores, failed
 
 
 def _described(
