@@ -63,7 +63,9 @@ def test_links_lead_somewhere() -> None:
 
 def test_the_page_on_datasets_tells_names_and_published_counts() -> None:
     page = (ROOT / "datasets" / "README.md").read_text("utf-8")
-    for name, _ in DATASET:
+    for name, made_by in DATASET:
+        if not made_by.__module__.startswith("reid."):
+            continue  # one that another test has registered
         assert f"{{NAME: {name}" in page, f"datasets/README.md does not tell of {name}"
     withdrawn = {"accept_withdrawn": True}
     variants: dict[str, tuple[str, dict[str, Any]]] = {
