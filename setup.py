@@ -8,6 +8,13 @@ PROJECTS = {
     f"reid.projects.{init.parent.name}": init.parent.as_posix()
     for init in sorted(Path("projects").glob("*/*/__init__.py"))
 }
+# Files that `reid/shipped.py` finds, in the layout of the repository.
+SHIPPED = {
+    f"reid.shipped.{folder.as_posix().replace('/', '.')}": folder.as_posix()
+    for pattern in ("tools/*.py", "configs/**/*.yaml", "projects/*/tables.yaml",
+                    "projects/*/configs/**/*.yaml", "projects/*/weights/*.safetensors")
+    for folder in sorted({file.parent for file in Path().glob(pattern)})
+}  # fmt: skip
 
 setup(
     packages=[
@@ -18,11 +25,13 @@ setup(
             for name, folder in PROJECTS.items()
             for sub in find_packages(where=folder)
         ),
+        *SHIPPED,
     ],
-    package_dir=PROJECTS,
+    package_dir={**PROJECTS, **SHIPPED},
     package_data={
         "reid": ["py.typed"],
         "reid.workflows.report": ["*.j2"],
         **{name: ["py.typed"] for name in PROJECTS},
+        **{name: ["*.yaml", "*.safetensors"] for name in SHIPPED},
     },
 )

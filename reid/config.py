@@ -19,6 +19,7 @@ import yaml
 from reid.checking import ConfigError, Range, Rule, check_fields, from_mapping
 from reid.config_file import lower_keys as lower_keys
 from reid.config_file import merge, read_pairs, read_settings, set_key, upper_keys
+from reid.shipped import find_config
 
 Spec: TypeAlias = Annotated[
     dict[str, Any], Rule(prepare=lambda part: {"name": part} if isinstance(part, str) else part)
@@ -356,10 +357,12 @@ def load_config(
     """Reads a YAML file with its `_BASE_` files, then applies `KEY VALUE KEY VALUE`.
 
     Args:
-        file: None: the defaults. `_BASE_: other.yaml`, relative to the file, names a file whose
-            settings count where this one has none. A part with another NAME than in the base
-            replaces it with all its options. Of several files each lies over those before it, as
-            over a `_BASE_`: what a method does in one, on which data in another.
+        file: A path, or the short name of a shipped config (`tmgf/demo.yaml`, see
+            `reid.shipped.find_config`). None: the defaults. `_BASE_: other.yaml`, relative to the
+            file, names a file whose settings count where this one has none. A part with another
+            NAME than in the base replaces it with all its options. Of several files each lies
+            over those before it, as over a `_BASE_`: what a method does in one, on which data in
+            another.
         overrides: Dotted upper-case keys, each followed by a YAML value. A mapping as a value
             replaces what stood there: `CLUSTERER "{NAME: JaccardDBSCAN, EPS: 0.45}"`.
 
@@ -367,11 +370,12 @@ def load_config(
         ConfigError: The file is missing or is not YAML, a key is unknown, or a value has a wrong
             type or range. Says whether a file or the command line has it.
     """
-    files = [file] if isinstance(file, str | Path) else list(file or ())
+    named = [file] if isinstance(file, str | Path) else list(file or ())
+    files = [find_config(path) for path in named]
     settings = asdict(Config())
     given: set[str] = set()
     for path in files:
-        own = read_settings(Path(path))
+        own = read_settings(path)
         given.update(key for key, _ in _leaves(own))
         settings = merge(settings, own)
     changed = settings
@@ -380,7 +384,7 @@ def load_config(
         for key, value in pairs:
             changed = set_key(changed, key, value)
         config = _from_settings(changed)
-        vars(config)["sources"] = tuple(Path(path) for path in files)
+        vars(config)["sources"] = tuple(files)
         vars(config)["given"] = frozenset((*given, *(key.lower() for key, _ in pairs)))
         return config
     except ConfigError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from reid.checking import ConfigError, shortened
+from reid.shipped import config_hint
 from reid.yaml_text import parse_yaml, read_yaml
 
 _MOST_LEVELS = 50
@@ -28,7 +29,7 @@ def read_settings(file: Path) -> dict[str, Any]:
             reader = next(reversed(readers.values()), None)
             raise ConfigError(
                 f"config file {str(path)!r} does not exist"
-                + (f", but {str(reader)!r} names it as _BASE_" if reader else "")
+                + (f", but {str(reader)!r} names it as _BASE_" if reader else config_hint(path))
             )
         if path.resolve() in readers:
             raise ConfigError(f"config file {str(path)!r} is its own _BASE_")

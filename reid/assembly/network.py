@@ -28,6 +28,7 @@ from reid.modeling.weights import (
     tell_trained_size,
 )
 from reid.registry import BACKBONE, HEAD, ConfigError, build
+from reid.shipped import find_shipped
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def build_model(
     )
     if config.model.backbone_weights and not config.model.weights:
         path = config.model.backbone_weights
-        report = load_backbone_weights(backbone, Path(path))
+        report = load_backbone_weights(backbone, find_shipped(path))
         logger.info("Backbone weights from %s\n%s", path, report)
         _warn_of_other_statistics(config.input, report.metadata, path)
     head = build(HEAD, config.model.head, "model.head", backbone=backbone)

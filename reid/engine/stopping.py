@@ -136,10 +136,13 @@ def resume_command(arguments: Sequence[str]) -> str:
     """The command that goes on with the run that `arguments` (a `sys.argv`) has started."""
     script, *options = arguments
     kept = [option for option in options if option not in ("--resume", "--overwrite")]
-    program = [Path(sys.executable).name]
+    installed = script.startswith("reid ")  # the command of that name
+    program = [] if installed else [Path(sys.executable).name]
+    words = script.split() if installed else [script]
     if "TORCHELASTIC_RUN_ID" in os.environ:
+        words = ["-m", *words] if installed else words
         program = ["torchrun", "--nproc-per-node", str(distributed.local_world_size())]
         nodes = int(os.environ["WORLD_SIZE"]) // distributed.local_world_size()
         if nodes > 1:
             program += ["--nnodes", str(nodes)]
-    return shlex.join([*program, script, "--resume", *kept])
+    return shlex.join([*program, *words, "--resume", *kept])

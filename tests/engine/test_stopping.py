@@ -94,6 +94,12 @@ def test_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert resume_command(arguments) == f"torchrun --nproc-per-node 2 --nnodes 2 {expected}"
+    installed = ["reid train", "--config-file", "tmgf/demo.yaml"]
+    expected = "--resume --config-file tmgf/demo.yaml"
+    several = f"torchrun --nproc-per-node 2 --nnodes 2 -m reid train {expected}"
+    assert resume_command(installed) == several
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    assert resume_command(installed) == f"reid train {expected}"
 
 
 class Batches(list[Batch]):

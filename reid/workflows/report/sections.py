@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from reid.shipped import command
 from reid.workflows.report import course, health
 from reid.workflows.report.charts import number_text, percent_text
 from reid.workflows.report.comparison import commit_text
@@ -320,12 +321,9 @@ def _repeat(run: RunFiles) -> str:
 
 def _train_command(run: RunFiles, output: str | Path, *options: str) -> str:
     processes = whole_number(run.provenance.get("processes")) or 1
-    program = ["python"]
-    if processes > 1:
-        program = ["torchrun", "--nproc-per-node", str(processes)]
+    program = command("train_net", processes)
     config = str(run.folder / "config.yaml")
-    command = [*program, "tools/train_net.py", "--config-file", config, *options]
-    return shlex.join([*command, "OUTPUT_DIR", str(output)])
+    return shlex.join([*program, "--config-file", config, *options, "OUTPUT_DIR", str(output)])
 
 
 def _notes(run: RunFiles, budget: PictureBudget, cut: bool) -> dict[str, str]:

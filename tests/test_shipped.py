@@ -1,0 +1,148 @@
+"""The command `reid`, short names of configs, and a wheel that works without the repository."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import reid
+from reid import __main__ as program
+from reid import shipped
+from reid.config import load_config
+from reid.registry import ConfigError
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["DATASETS.TRAIN.NUM_TRAIN", "8", "DATASETS.TRAIN.NUM_TEST", "4",
+         "DATASETS.TRAIN.NUM_CAMERAS", "3", "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2",
+         "SOLVER.MAX_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0", "SOLVER.MILESTONES", "[]"]  # fmt: skip
+Run = Callable[..., int]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs the command in this process; gives its exit code."""
+
+    def called(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["reid", *words])
+        return program.main()
+
+    return called
+
+
+def test_every_tool_is_a_command_and_help_says_what_each_does(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tools = {file.stem for file in (ROOT / "tools").glob("*.py")} - {"submit"}  # runs the checkout
+    assert set(shipped.COMMANDS.values()) == tools
+    assert run("--help") == 0
+    shown = capsys.readouterr().out
+    for word in shipped.COMMANDS:
+        assert re.search(rf"^  {word} +[A-Z].*\.$", shown, re.MULTILINE)
+
+
+def test_an_unknown_command_is_told_with_a_hint(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("trian") == 2
+    assert "there is no command 'trian' (did you mean 'train'?)" in capsys.readouterr().err
+
+
+def test_the_version(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"reid {reid.__version__}\n"
+
+
+def test_a_command_is_its_tool(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("evaluate", "--help")
+    assert capsys.readouterr().out.startswith("usage: reid evaluate ")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("tmgf/demo.yaml", "projects/TMGF/configs/demo.yaml"),
+        ("TMGF/demo.yaml", "projects/TMGF/configs/demo.yaml"),
+        ("transreid_ssl/usl_msmt.yaml", "projects/TransReID_SSL/configs/usl_msmt.yaml"),
+        ("own_cameras.yaml", "configs/own_cameras.yaml"),
+        ("configs/comparison/o2cap.yaml", "configs/comparison/o2cap.yaml"),
+    ],
+)
+def test_short_names_are_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, file: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert shipped.find_config(name) == ROOT / file
+    assert load_config(name).sources == (ROOT / file,)
+
+
+def test_a_file_of_the_working_directory_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tmgf").mkdir()
+    (tmp_path / "tmgf" / "demo.yaml").write_text("SEED: 77")
+    assert load_config("tmgf/demo.yaml").seed == 77
+
+
+def test_a_short_name_that_is_none_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"'tmgf/dem.yaml' does not exist .*'tmgf/demo.yaml'"):
+        load_config("tmgf/dem.yaml")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "../../setup.py"])
+def test_names_that_no_file_has_are_left_as_they_are(name: str) -> None:
+    assert shipped.find_config(name) == Path(name)
+
+
+def test_commands_that_are_printed_fit_where_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert shipped.command("train_net") == ["python", "tools/train_net.py"]
+    monkeypatch.setattr(shipped, "_CHECKOUT", Path("/nowhere"))
+    assert shipped.command("train_net") == ["reid", "train"]
+    several = ["torchrun", "--nproc-per-node", "2", "-m", "reid", "train"]
+    assert shipped.command("train_net", 2) == several
+
+
+def test_a_wheel_trains_without_the_repository(tmp_path: Path) -> None:
+    build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
+    copy = tmp_path / "copy"  # building leaves files behind
+    names = subprocess.run(
+        ["git", "ls-files", "-zco", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=False,
+    )
+    if names.returncode:
+        pytest.skip("the tests are not in a git repository")
+    for name in filter(None, names.stdout.decode().split("\0")):
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", *build, str(tmp_path), str(copy)], check=True, capture_output=True
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    work = tmp_path / "work"
+    work.mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"),
+                   "REID_DATASETS": str(tmp_path / "data")}  # fmt: skip
+    trained = subprocess.run(
+        [sys.executable, "-m", "reid", "train", "--config-file", "tmgf/demo.yaml", *SMALL],
+        cwd=work, env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    assert (work / "logs" / "demo" / "model_final.safetensors").is_file()
+    page = (work / "logs" / "demo" / "report.html").read_text()
+    assert "reid train --config-file" in page
+    assert "tools/train_net.py" not in page
