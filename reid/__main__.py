@@ -24,9 +24,8 @@ def main() -> int:
         sys.stdout.write(f"reid {__version__}\n")
         return 0
     if word not in COMMANDS:
-        sys.stderr.write(
-            f"reid: there is no command {word!r}{nearest(word, COMMANDS)}\n\n{_help()}"
-        )
+        hint = nearest(word, COMMANDS)
+        sys.stderr.write(f"reid: there is no command {word!r}{hint}\n\n{_help()}")
         return 2
     sys.argv[:2] = [f"reid {word}"]
     return _tool(COMMANDS[word])()
