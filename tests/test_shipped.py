@@ -21,7 +21,8 @@ from reid.registry import ConfigError
 ROOT = Path(__file__).parents[1]
 SMALL = ["DATASETS.TRAIN.NUM_TRAIN", "8", "DATASETS.TRAIN.NUM_TEST", "4",
          "DATASETS.TRAIN.NUM_CAMERAS", "3", "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2",
-         "SOLVER.MAX_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0", "SOLVER.MILESTONES", "[]"]  # fmt: skip
+         "SOLVER.MAX_EPOCHS", "1", "SOLVER.WARMUP_EPOCHS", "0",
+         "SOLVER.MILESTONES", "[]"]  # fmt: skip
 Run = Callable[..., int]
 
 

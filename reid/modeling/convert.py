@@ -86,7 +86,7 @@ def convert_weights(
             as weights to start from.
         half: Write in half precision.
         partial: Write even if names are unmapped or missing.
-        drop: Patterns (`*` and `?`) of our names that are left out as well.
+        drop: Patterns (`*` and `?`) of names, ours or the source's, that are left out as well.
         url: Where the source came from, for the metadata.
         statistics: Mean and standard deviation of the pixels in training; None: those that the
             file has or that its project always uses, if any.
@@ -104,15 +104,21 @@ def convert_weights(
     written = _format(source, state, written_as)
     found = _translate(source, state, written)
     patterns = (*drop, "head.*", "backbone.camera_embed") if part == "backbone" else tuple(drop)
-    unwanted = [old for old, ours in found.renamed.items() if fits_any(ours, patterns)]
+    unwanted = [
+        old
+        for old, ours in found.renamed.items()
+        if fits_any(ours, patterns) or fits_any(old, drop)
+    ]
+    unwanted += [name for name in found.unmapped if fits_any(name, drop)]
+    unmapped = tuple(name for name in found.unmapped if name not in unwanted)
     left_out = {**found.left_out, **dict.fromkeys(unwanted, "not wanted")}
     renamed = {old: ours for old, ours in found.renamed.items() if old not in left_out}
     kept = {ours: found.state[ours] for ours in renamed.values()}
     missing = tuple(name for name in missing_names(kept) if not fits_any(name, patterns))
     if not kept:
         raise WeightsError(f"{source}: nothing to write; the file has {_listed(state)}")
-    if (found.unmapped or missing) and not partial:
-        raise _incomplete(source, written, found.unmapped, missing)
+    if (unmapped or missing) and not partial:
+        raise _incomplete(source, written, unmapped, missing)
     if half:
         kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
     _check_finite(source, kept, " in half precision" if half else "")
@@ -122,7 +128,7 @@ def convert_weights(
     metadata |= {"part": part, **({"url": url} if url else {}), **size}
     save_weights(output, kept, metadata)
     parameters = sum(tensor.numel() for tensor in kept.values())
-    return Conversion(written, renamed, left_out, found.unmapped, missing, metadata, parameters)
+    return Conversion(written, renamed, left_out, unmapped, missing, metadata, parameters)
 
 
 def _translate(source: Path, state: Mapping[str, Tensor], written: Format) -> Translation:
@@ -139,7 +145,8 @@ def _incomplete(
         f"{source}: not mapped completely as {written.name} ({written.project}): "
         f"{len(unmapped)} unmapped ({_listed(unmapped) or 'none'}), "
         f"{len(missing)} missing ({_listed(missing) or 'none'}). Name another --format, or a "
-        "package that knows it with --plugins, or write what there is with --partial"
+        "package that knows it with --plugins, leave names out with --drop, or write what there is "
+        "with --partial"
     )
 
 

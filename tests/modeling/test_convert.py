@@ -175,3 +175,14 @@ def test_numbered_layers_have_no_gaps() -> None:
 def test_missing_names_of_a_layer_with_a_huge_number() -> None:
     state = {f"backbone.net.blocks.{10**15}.norm1.weight": torch.zeros(2)}
     assert "backbone.net.blocks.3.norm1.weight" in missing_names(state)
+
+
+def test_names_that_no_format_knows_can_be_dropped(source: Path, tmp_path: Path) -> None:
+    state = transreid(model())
+    torch.save(state | {"1047": torch.ones(1)}, source)
+    output = tmp_path / "ours.safetensors"
+    with pytest.raises(WeightsError, match=r"1 unmapped \(1047\).*leave names out with --drop"):
+        convert_weights(source, output)
+    report = convert_weights(source, output, drop=["1047"])
+    assert report.left_out["1047"] == "not wanted"
+    assert not report.unmapped
