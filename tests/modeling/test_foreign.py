@@ -46,7 +46,7 @@ def numpy_file(save: object) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("m.pth", b"", r"is empty \(0 bytes\); its copy or download has failed"),
+    ("m.pth", b"", r"is empty \(0 bytes\); a copy or download failed"),
     ("m.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
      "is a Git LFS pointer, not the file that it stands for; run `git lfs pull`"),
     ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
@@ -57,8 +57,8 @@ def numpy_file(save: object) -> bytes:
     ("m.pth", b'{"error": "Not found"}', "is the error message of a server"),
     ("m.pth", b"Invalid username or password.", "is text that starts with 'Invalid username"),
     ("m.pth", b'{"metadata": {}, "weight_map": {"a": "1.safetensors"}}', "the index of a check"),
-    ("m.onnx", b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff", "is an ONNX model; it is for running"),
-    ("m.pth", b"\x08\x07:\xff\x01\n", "is an ONNX model; .* take the checkpoint that it was made"),
+    ("m.onnx", b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff", "is an ONNX model; it is made for inference"),
+    ("m.pth", b"\x08\x07:\xff\x01\n", "is an ONNX model; .* use the checkpoint that it was made"),
     ("m.xml", b'<?xml version="1.0"?>\n<net name="m" version="11">', "is an OpenVINO model"),
     ("saved.pb", b"\x08\x01\x12\xb4\x80\x01\x0a\x10", "is a TensorFlow model"),
     ("frozen.pb", b"\x0a\x1e\x0a\x05input\x12\x0b", "is a TensorFlow model by its name"),
