@@ -246,7 +246,7 @@ def test_a_package_or_a_feature_that_is_missing_is_named(
     (b"outs:\n- md5: 0\n  path: a.jpg\n", "run `dvc pull` on it"),
     (b"<!DOCTYPE html>\n<html>", "it is a web page, not the file that its address promised"),
     (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code>', "the error message of a server"),
-    (b"", r"empty \(0 bytes\); its copy or download has failed"),
+    (b"", r"empty \(0 bytes\); a copy or download failed"),
     (b"PK\3\4" + bytes(99), "it is a zip archive; unpack it"),
     (b"8BPS\0\1" + bytes(99), "it is a PSD picture; convert to JPEG or PNG"),
     (b"\0\0\0\x18ftypmp42" + bytes(99), "it is a video"),

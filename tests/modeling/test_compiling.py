@@ -44,7 +44,7 @@ def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(
         call(network, 5)
     messages = [r.getMessage() for r in caplog.records if r.name == "reid.modeling.compiling"]
     assert len(messages) == 1
-    assert messages[0].startswith("The network cannot be compiled and runs as it is: ")
+    assert messages[0].startswith("The network cannot be compiled and runs uncompiled: ")
     assert "no_compiler_of_this_name" in messages[0] or "compiler" in messages[0].lower()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
