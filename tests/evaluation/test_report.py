@@ -364,7 +364,7 @@ def test_short_memory_names_the_file(
 
     np.savez(tmp_path / "f.npz", **arrays())
     monkeypatch.setattr(f"reid.evaluation.{place}", fail)
-    with pytest.raises(DataError, match=r"f\.npz: memory does not suffice for its features"):
+    with pytest.raises(DataError, match=r"f\.npz: memory is too small for its features"):
         evaluate_file(tmp_path / "f.npz")
 
 
