@@ -28,7 +28,7 @@ class IBN(nn.Module):
         second = feature[:, self._half :].contiguous(memory_format=layout)
         if last and feature.device.type == "cpu":
             # GroupNorm with groups of one channel equals InstanceNorm, and keeps channels last. On
-            # a GPU neither does, and autocast runs GroupNorm in single precision.
+            # a GPU neither keeps them, and autocast runs GroupNorm in single precision.
             first = F.group_norm(first, self._half, self.IN.weight, self.IN.bias, self.IN.eps)
         else:
             first = self.IN(first)
