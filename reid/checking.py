@@ -17,9 +17,9 @@ from reid.other_frameworks import our_key
 
 T = TypeVar("T")
 Inner = Mapping[type, Callable[[object, str], Any]]
-"""Interface of a part -> what takes the spec of such a part, and the key of the spec."""
+"""Interface of a part -> a function of the part's spec and the spec's key."""
 
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no file name and no encoding takes these
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # no encoding and no file name has these
 
 
 class ConfigError(ValueError):
@@ -27,12 +27,12 @@ class ConfigError(ValueError):
 
 
 class Rule:
-    """What `Annotated[T, Rule(...)]` asks of a value beyond its type.
+    """A condition that `Annotated[T, Rule(...)]` puts on a value of type T.
 
     Args:
-        expected: For messages: `expected ..., got 3`.
-        accepts: Whether a value of type T is right; is not asked about None.
-        prepare: Turns a shorter way of writing the value into a T, before its type is checked.
+        expected: Completes the message `expected ..., got 3`.
+        accepts: Whether a value of type T is right; never called with None.
+        prepare: Turns a short way of writing the value into a T, before the type is checked.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ _FLOAT = Rule("a finite number", math.isfinite)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint such as ` (did you mean 'DBSCAN'?)`, or nothing if nothing is near.
+    """A hint such as ` (did you mean 'DBSCAN'?)`, or an empty string.
 
     >>> nearest("smapler", ["sampler", "loss"])
     " (did you mean 'sampler'?)"
@@ -109,7 +109,7 @@ def check_type(
         annotation: A type, union, `Literal`, dataclass, interface in `inner`, list, tuple or
             mapping of these, or `Annotated` with a `Rule`.
         where: The key, for messages.
-        inner: Takes specs where the annotation is the interface of a part.
+        inner: Functions for the specs of parts inside the value.
 
     Raises:
         ConfigError: The value is of another type, or outside its bounds.
@@ -199,13 +199,13 @@ def _check_items(value: object, annotation: object, where: str, inner: Inner) ->
 
 def _check_scalar(value: object, annotation: object, where: str) -> Any:
     if isinstance(value, str) and _NO_TEXT.search(value):
-        raise ConfigError(f"{where}: no text has such characters: {shortened(value)}")
+        raise ConfigError(f"{where}: text must not hold NUL or surrogates, got {shortened(value)}")
     if annotation in (Any, object, inspect.Parameter.empty):
         return value
     if annotation is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)
-        except (ValueError, OverflowError):  # no number, or one of hundreds of digits
+        except (ValueError, OverflowError):  # not a number, or too large for a float
             raise _wrong(value, annotation, where) from None
     if annotation is None and value is None:
         return None
@@ -251,7 +251,7 @@ def from_mapping(schema: type[T], tree: object, where: str = "") -> T:
 
 
 def check_fields(instance: object, where: str = "") -> None:
-    """Checks each field of a dataclass, and puts in what `check_type` makes of it.
+    """Checks each field of a dataclass and replaces it with what `check_type` returns.
 
     Raises:
         ConfigError: A value is wrong.

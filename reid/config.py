@@ -102,7 +102,7 @@ Package: TypeAlias = Annotated[
 
 
 class _Section:
-    """Fields are checked however a section is made."""
+    """A section; its fields are checked whether a file or code makes it."""
 
     _where = ""
 
@@ -121,10 +121,10 @@ class DatasetsConfig(_Section, where="datasets"):
         train: The training set (DATASET registry), or a list of several that are joined.
         test: Test sets, each evaluated on its own. Empty: the training sets' query and gallery.
 
-    Each dataset has the option `leave_out`, besides its own: a file with a path a line, absolute
-    or relative to the root of datasets, of images that are as if they were not there. A labelled
-    one has `validation`: `{identities: 0.2, seed: 1}` takes a share of the training identities, or
-    a number of them, out of training and makes query and gallery of them.
+    Beside its own options each dataset has `leave_out`: a text file that lists images to ignore,
+    one path a line, absolute or relative to the root of datasets. A labelled dataset also has
+    `validation`: `{identities: 0.2, seed: 1}` takes a share of the training identities (or a number
+    of them) out of training and makes a query and a gallery from their images.
     """
 
     train: Joined = None
@@ -139,10 +139,10 @@ class InputConfig(_Section, where="input"):
         size: Height and width in pixels.
         pixel_mean: Per channel, for RGB in [0, 1].
         pixel_std: Per channel, for RGB in [0, 1].
-        interpolation: Of the resize.
-        test_interpolation: The same in extraction and in tests.
+        interpolation: How training images are resized.
+        test_interpolation: How images are resized in extraction and in tests.
         transforms: Augmentations in training, in their order (TRANSFORM registry); those on pixels
-            stand before those on the normalised image.
+            come before those on the normalised image.
     """
 
     size: tuple[Side, Side] = (256, 128)
@@ -167,10 +167,10 @@ class DataloaderConfig(_Section, where="dataloader"):
         sampler: Which images come, and how long an epoch is (SAMPLER registry).
         num_workers: Processes that read images, no more than CPUs; 0 reads in the main process.
         cache: `ram` keeps the resized training images in memory, shared by the reading processes;
-            the log states the size before it starts. `off`: every image is read anew.
-        on_error: What a training image that cannot be read does: `stop` ends the run, `skip` leaves
-            it out of its batch and of the clusters, and counts it in the log. In tests it ends the
-            run.
+            the log states the size before it starts. `off` reads each image anew every time.
+        on_error: What to do about a training image that cannot be read: `stop` ends the run,
+            `skip` leaves it out of its batch and of the clusters, and counts it in the log. A test
+            image that cannot be read always ends the run.
     """
 
     sampler: Spec = field(default_factory=dict)
@@ -190,7 +190,7 @@ class ModelConfig(_Section, where="model"):
         weights: Checkpoint of the whole model, in place of `backbone_weights`, or empty.
         bn_samples_per_group: Samples over which BatchNorm takes its statistics in training, a
             divisor of the batch; 0 = the whole batch, over all processes. A method that was
-            published with four GPU replicas and a batch of 256 had 64: results depend on it (see
+            published with four GPU replicas and a batch of 256 had 64; results depend on it (see
             `GroupedBatchNorm`).
         compile: `off`, or how `torch.compile` runs the network: `default`, `reduce-overhead` or
             `max-autotune`, the last two with CUDA graphs on a GPU (see `compile_network`).
@@ -212,7 +212,7 @@ class SolverConfig(_Section, where="solver"):
         optimizer: `SGD`, `Adam` or `AdamW`.
         base_lr: Learning rate after the warm-up.
         bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
-        momentum: Of SGD.
+        momentum: SGD's momentum.
         weight_decay: On every parameter.
         max_epochs: Epochs in all.
         schedule: `multistep` or `cosine`; stepped once an epoch.
@@ -228,9 +228,9 @@ class SolverConfig(_Section, where="solver"):
         clip_grad_norm: Largest norm of the gradient of all parameters; 0 = no clipping.
         accumulation_steps: Batches whose gradients are averaged before one optimizer step.
         amp: `off`, `fp16` (with loss scaling) or `bf16`.
-        on_nonfinite: What a loss does that is not finite: `stop` ends the run, `skip` passes over
-            the batch. Either way nonfinite_stepN.json in the output folder tells of it.
-        max_skipped: Batches that `skip` passes over in a run; the next one ends it.
+        on_nonfinite: What to do about a loss that is not finite: `stop` ends the run, `skip` drops
+            the batch. Either way nonfinite_stepN.json in the output folder has the details.
+        max_skipped: How many batches `skip` may drop in a run; one more ends the run.
     """
 
     optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
@@ -268,16 +268,17 @@ class EvaluationConfig(_Section, where="test"):
 
     Attributes:
         batch_size: Images per batch in extraction, for clustering and for tests.
-        precision: Of the network in extraction, for clustering and for tests: `fp32`, `bf16` or
-            `fp16`, whatever training has (`solver.amp`). Features are kept in fp32. A CPU without
+        precision: The network's precision in extraction, for clustering and for tests: `fp32`,
+            `bf16` or `fp16`, whatever `solver.amp` says. Features are stored in fp32. A CPU without
             instructions for bf16 or fp16 is slower with them.
         eval_period: Epochs between evaluations; 0 = after the last epoch only.
         eval_at_start: Evaluate before the first epoch too.
-        flip: Flip-test: features of an image and of its mirror image are averaged, in tests only.
+        flip: Average the features of an image and of its mirror image, in tests only.
         evaluator: EVALUATOR registry.
         best_metric: The number by which `model_best` is chosen.
-        ranked_lists: Queries drawn with their first ten matches after the last evaluation, and as
-            many clusters, and a histogram of similarities; 0 = no pictures.
+        ranked_lists: How many queries are drawn with their first ten matches after the last
+            evaluation; as many clusters and a histogram of similarities are drawn too. 0 = no
+            pictures.
     """
 
     batch_size: Annotated[int, Range(1, 65_536)] = 128
@@ -300,24 +301,24 @@ class Config(_Section):
         dataloader: See `DataloaderConfig`.
         model: See `ModelConfig`.
         criterion: Losses (LOSS registry); their values are added up.
-        labeller: Where the labels of an epoch come from (LABELLER registry). Null: the labeller
-            `Clusters` with `clusterer`, or the identities where that is null too.
-        clusterer: What the labeller `Clusters` takes (CLUSTERER registry).
-        on_collapse: What happens where an epoch gives no cluster, or a single one: `warn` trains on
-            a single one, but cannot on none; `keep` takes the last epoch's labels once more; `stop`
-            ends the run.
+        labeller: Gives the labels of each epoch (LABELLER registry). Null: the labeller `Clusters`
+            with `clusterer`, or `Identities` if that is null too.
+        clusterer: The clusterer of the labeller `Clusters` (CLUSTERER registry).
+        on_collapse: What to do if an epoch gives no cluster, or a single one. `warn` trains on a
+            single one, but ends the run if there is none; `keep` uses the last epoch's labels once
+            more; `stop` ends the run.
         solver: See `SolverConfig`.
         test: See `EvaluationConfig`.
         hooks: More hooks (HOOK registry), called after the trainer's own.
         plugins: Packages to import, so that they register their parts.
-        seed: Of everything random.
+        seed: Seed of everything random.
         device: `auto` (CUDA if there is one), `cpu`, `cuda` or `cuda:N`.
         process_timeout: Minutes that a process waits for the others before it ends with an error.
-        output_dir: Where all that a run writes goes.
+        output_dir: The folder that all files of a run go to.
         log_period: Iterations between two lines of the log.
         checkpoint_period: Epochs between checkpoints.
-        checkpoint_keep: Newest checkpoints that are kept, besides the best and the final weights;
-            0 = all.
+        checkpoint_keep: How many of the newest checkpoints stay, besides the best and the final
+            weights; 0 = all.
     """
 
     datasets: DatasetsConfig = field(default_factory=DatasetsConfig)
@@ -343,7 +344,7 @@ class Config(_Section):
     sources: ClassVar[tuple[Path, ...]] = ()
     """The files that `load_config` read, without their `_BASE_` files."""
     given: ClassVar[frozenset[str] | None] = None
-    """Dotted keys that files and command line set; None: it was made in code, all count as set."""
+    """Dotted keys that files or the command line set; None: made in code, all keys count as set."""
 
     def is_given(self, key: str) -> bool:
         """Whether a setting, or one below it, was set."""
@@ -359,16 +360,15 @@ def load_config(
     Args:
         file: A path, or the short name of a shipped config (`tmgf/demo.yaml`, see
             `reid.shipped.find_config`). None: the defaults. `_BASE_: other.yaml`, relative to the
-            file, names a file whose settings count where this one has none. A part with another
-            NAME than in the base replaces it with all its options. Of several files each lies
-            over those before it, as over a `_BASE_`: what a method does in one, on which data in
-            another.
-        overrides: Dotted upper-case keys, each followed by a YAML value. A mapping as a value
-            replaces what stood there: `CLUSTERER "{NAME: JaccardDBSCAN, EPS: 0.45}"`.
+            file, names a file that gives the settings which this one lacks. A part with another
+            NAME than in the base replaces it with all its options. Of several files, each
+            overrides those before it: a method may be in one, its data in another.
+        overrides: Dotted upper-case keys, each followed by a YAML value. A mapping
+            replaces the whole old value: `CLUSTERER "{NAME: JaccardDBSCAN, EPS: 0.45}"`.
 
     Raises:
         ConfigError: The file is missing or is not YAML, a key is unknown, or a value has a wrong
-            type or range. Says whether a file or the command line has it.
+            type or range. The message says whether a file or the command line has it.
     """
     named = [file] if isinstance(file, str | Path) else list(file or ())
     files = [find_config(path) for path in named]
@@ -392,13 +392,13 @@ def load_config(
         try:
             _from_settings(settings)
         except ConfigError as before:
-            if str(before) == str(error):  # the files alone have it too
+            if str(before) == str(error):  # without the command line it fails too
                 source = f"in {', '.join(map(str, files))}"
         raise ConfigError(f"{error} ({source})") from None
 
 
 def _from_settings(settings: Mapping[str, Any]) -> Config:
-    # once more over the defaults: a part set without a NAME takes that of the default
+    # Merged over the defaults, so that a part without a NAME takes the default's NAME.
     return from_mapping(Config, merge(asdict(Config()), settings))
 
 

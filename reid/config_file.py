@@ -1,4 +1,4 @@
-"""Settings as plain mappings: read from YAML with `_BASE_`, laid over each other, set by key."""
+"""Settings as plain mappings: read from YAML with `_BASE_`, merged, set by key."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _MOST_LEVELS = 50
 
 
 def read_settings(file: Path) -> dict[str, Any]:
-    """The settings of a file laid over those of its `_BASE_` files, with lower-case keys.
+    """The settings of a file merged over those of its `_BASE_` files, with lower-case keys.
 
     Raises:
-        ConfigError: A file is missing, is no YAML, or is its own `_BASE_`.
+        ConfigError: A file is missing, is not YAML, or is its own `_BASE_`.
     """
     layers: list[dict[str, Any]] = []
     readers: dict[Path, Path] = {}  # resolved -> as written
@@ -48,7 +48,7 @@ def read_settings(file: Path) -> dict[str, Any]:
             raise ConfigError(f"config file {str(path)!r}: {error}") from None
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from error
-        except RuntimeError as error:  # of expanduser: there is no such user
+        except RuntimeError as error:  # expanduser raises it: there is no such user
             raise ConfigError(f"config file {str(path)!r}: _BASE_ {base!r}: {error}") from error
     settings: dict[str, Any] = {}
     for layer in reversed(layers):
@@ -59,19 +59,19 @@ def read_settings(file: Path) -> dict[str, Any]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # a name that is too long, or has characters that no name has
+    except (OSError, ValueError):  # the name is too long, or has a NUL
         return False
 
 
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of both; `above` wins. A part with another name replaces the whole part."""
+    """The settings of both mappings; `above` wins, and its part of another name as a whole."""
     if {"name"} <= below.keys() & above.keys() and below["name"] != above["name"]:
         return dict(above)
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
         if isinstance(value, str) and isinstance(old, dict):
-            value = {"name": value}  # a part without options
+            value = {"name": value}  # a bare name: a part without options
         if isinstance(value, dict) and isinstance(old, dict):
             value = merge(old, value)
         merged[key] = value
@@ -82,7 +82,7 @@ def read_pairs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Keys and values of `KEY VALUE KEY VALUE`; a value is YAML, its keys in lower case.
 
     Raises:
-        ConfigError: A key has no value, is written as `KEY=VALUE`, or its value is no YAML.
+        ConfigError: A key has no value, is written as `KEY=VALUE`, or its value is not YAML.
     """
     for word in words[::2]:
         if "=" in word:
@@ -103,7 +103,7 @@ def set_key(settings: dict[str, Any], dotted: str, value: object) -> dict[str, A
     """The settings with one key set; items of lists have numbers: `CRITERION.0.SMOOTHING`.
 
     Raises:
-        ConfigError: The key leads below a value that has no options, or to no item of a list.
+        ConfigError: The key goes below a value that has no options, or names no item of a list.
     """
     keys = dotted.lower().split(".")
     if len(keys) > _MOST_LEVELS:
@@ -134,7 +134,7 @@ def _set(node: Any, keys: Sequence[str], value: object, dotted: str) -> Any:
         where = ".".join(dotted.lower().split(".")[: -len(keys)])
         raise ConfigError(f"{dotted}: {where} is {node!r}, which has no options")
     if keys == ["name"] and node.get("name") != value:
-        return {"name": value}  # options belong to the part that had them
+        return {"name": value}  # the old part's options would not fit the new one
     return {**node, key: _set(node.get(key), deeper, value, dotted)}
 
 
@@ -146,15 +146,15 @@ def lower_keys(value: Any, where: str = "") -> Any:
         where: The key of the value, for messages.
 
     Raises:
-        ConfigError: There is another kind of value, such as a date, a reference `${...}`, or a key
-            twice, in capitals and small letters.
+        ConfigError: A value is of another kind (a date, a reference `${...}`), or a key appears
+            twice, in capitals and in small letters.
     """
     if isinstance(value, Mapping):
         lowered: dict[str, Any] = {}
         for key, item in value.items():
             name = str(key).lower()
             if name in lowered:
-                raise ConfigError(f"{name}: the key stands twice, in capitals and small letters")
+                raise ConfigError(f"{name}: the key appears twice, in capitals and small letters")
             lowered[name] = lower_keys(item, f"{where}.{name}" if where else name)
         return lowered
     if isinstance(value, list):
@@ -164,7 +164,8 @@ def lower_keys(value: Any, where: str = "") -> Any:
                           f"({type(value).__name__})")  # fmt: skip
     if isinstance(value, str) and "${" in value:
         raise ConfigError(
-            f"{where}: ${{...}} is not filled in, write the value itself; got {shortened(value)}"
+            f"{where}: references ${{...}} are not supported, write the value itself; "
+            f"got {shortened(value)}"
         )
     return value
 

@@ -26,7 +26,7 @@ default group is gloo."""
 
 
 def init_process_group(device: torch.device, timeout: timedelta = timedelta(minutes=30)) -> None:
-    """Joins the processes that torchrun started; does nothing where it did not start this one."""
+    """Joins the processes that torchrun started; does nothing if this one was started alone."""
     global _control
     if "WORLD_SIZE" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
@@ -89,7 +89,7 @@ def broadcast_object(value: T | None) -> T:
 
 
 def broadcast_rows(rows: Tensor) -> Tensor:
-    """The main process's `rows`, on every process; elsewhere only their shape and type count."""
+    """The main process's `rows`, on every process; those of others give shape and type only."""
     if not is_distributed():
         return rows
     through_gpu = dist.get_backend() == "nccl"
@@ -100,10 +100,10 @@ def broadcast_rows(rows: Tensor) -> Tensor:
 
 @contextmanager
 def torch_threads_kept() -> Iterator[None]:
-    """Gives torch back the number of threads that it had, on which the last bits of a sum depend.
+    """Restores torch's number of threads at the end of the block.
 
-    Numba's OpenMP layer sets torch's number together with its own, so that an epoch would depend on
-    whether numba had been at work in this process before.
+    Numba's OpenMP layer sets torch's number of threads together with its own. The last bits of a
+    sum depend on that number: without this, an epoch would depend on whether numba ran before it.
     """
     threads = torch.get_num_threads()
     try:
@@ -114,7 +114,7 @@ def torch_threads_kept() -> Iterator[None]:
 
 
 def largest(*numbers: int) -> tuple[int, ...]:
-    """The largest of each number over the processes, on every process; waits for no GPU."""
+    """The largest of each number over the processes, on every process; never synchronises a GPU."""
     if not is_distributed():
         return numbers
     maximum = torch.tensor(numbers)
@@ -123,7 +123,7 @@ def largest(*numbers: int) -> tuple[int, ...]:
 
 
 def gather_counts(count: int) -> list[int]:
-    """Every process's number in rank order, on every process; waits for no GPU."""
+    """Every process's number in rank order, on every process; never synchronises a GPU."""
     if not is_distributed():
         return [count]
     counts = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
@@ -158,8 +158,8 @@ def gather_rows(rows: Tensor) -> Tensor:
 def gather_with_gradient(rows: Tensor) -> Tensor:
     """Rows (n, ...) of all processes in rank order, (sum n, ...), on every process.
 
-    As `gather_rows`, but what every process does with the result flows back: the gradient of a
-    process's own rows is the sum of those that the processes have for them.
+    Like `gather_rows`, but with gradients: the rows of a process get the sum of the gradients that
+    all processes have for them.
     """
     if not is_distributed():
         return rows
@@ -185,12 +185,12 @@ class PartError(RuntimeError):
 
 
 Part = Callable[[Tensor, ProgressBar | None], T]
-"""One process's part of a work on rows; only the main process has a bar to tell."""
+"""What each process does with the rows; only the main process gets a progress bar."""
 
 
 @dataclass(frozen=True)
 class _Call(Generic[T]):
-    """A part to take, and the shape of the rows that it takes."""
+    """What the other processes are to run, and the shape of the rows that follow."""
 
     part: Part[T]
     shape: tuple[int, ...]
@@ -207,7 +207,7 @@ class _Outcome(Generic[T]):
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process says of the error in its part."""
+    """The text of an error in a process's part."""
 
     message: str
 
@@ -236,7 +236,7 @@ def run_on_main(work: Callable[[], T]) -> T:
     outcome: _Call[Any] | _Outcome[T]
     if not is_main():
         while isinstance(outcome := broadcast_object(None), _Call):
-            with contextlib.suppress(PartError):  # the main process tells how its work ends
+            with contextlib.suppress(PartError):  # the main process reports its own outcome
                 _take_part(outcome, torch.empty(outcome.shape, dtype=outcome.dtype), None)
     else:
         token = _others_wait.set(True)
@@ -253,13 +253,13 @@ def run_on_main(work: Callable[[], T]) -> T:
 
 
 def run_together(part: Part[T], rows: Tensor, progress: ProgressBar | None = None) -> list[T]:
-    """Runs `part` on every process, called by the main one inside `run_on_main`.
+    """Runs `part` on every process; only the main one calls this, inside `run_on_main`.
 
     Args:
         part: Called with the rows; must be picklable, and so must what it returns.
         rows: (N, ...) of the main process. They are sent raw: a million vectors are gigabytes,
             which pickling would double.
-        progress: Told of the main process's part.
+        progress: Follows the main process's part.
 
     Returns:
         What the processes returned, in rank order.
@@ -288,7 +288,7 @@ def _take_part(call: _Call[T], rows: Tensor, progress: ProgressBar | None) -> li
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the processes; its gradient is that of the gradients."""
+    """The sum over the processes; its gradient is the sum of their gradients."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:

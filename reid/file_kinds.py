@@ -1,7 +1,7 @@
-"""What a file is, told from its first bytes, whatever it is called.
+"""What a file is, by its first bytes, whatever its name.
 
-Pictures, weights and lists are loaded from the web, copied and renamed on their way; what then does
-not read as expected is most often one of these.
+Pictures, weights and lists are downloaded, copied and renamed; a file that then cannot be read is
+most often one of these kinds.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 from reid.files import open_regular
 
 HEAD = 1024
-"""Bytes that tell the kind of a file."""
+"""How many of its first bytes tell the kind of a file."""
 
 Group = Literal["picture", "video", "pointer", "message", "archive", "model", "data"]
 
@@ -39,9 +39,9 @@ class FileKind:
 
 
 def find_kind(head: bytes) -> FileKind | None:
-    """The kind of a file that starts with these bytes (`HEAD` of them, or all it has).
+    """The kind of a file that starts with these bytes (`HEAD` of them, or the whole file).
 
-    None where no kind fits. Pickles, safetensors and tables of numbers are not among the kinds.
+    None if no kind fits. Pickles, safetensors and tables of numbers are not among the kinds.
     """
     if not head:
         return _EMPTY
@@ -55,7 +55,7 @@ def kind_of_file(path: str | Path) -> FileKind | None:
     """The kind of a regular file by its content.
 
     Raises:
-        InputError: It cannot be read, or is no regular file.
+        InputError: The file cannot be read, or is not a regular file.
     """
     return find_kind(read_head(path))
 
@@ -64,7 +64,7 @@ def read_head(path: str | Path) -> bytes:
     """The first bytes of a regular file.
 
     Raises:
-        InputError: It cannot be read, or is no regular file.
+        InputError: The file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
         return file.read(HEAD)
@@ -91,17 +91,15 @@ def _words(text: str) -> frozenset[str]:
 
 
 _OTHER_LIBRARY = (
-    "it is for running, and its tensors have lost their names; take the checkpoint that it was "
+    "it is made for inference and has lost its tensors' names; use the checkpoint that it was "
     "made from (.pth, .pt, .safetensors)"
 )
-_EMPTY = FileKind(
-    "empty", "pointer", "empty (0 bytes)", "its copy or download has failed; get it again"
-)
+_EMPTY = FileKind("empty", "pointer", "empty (0 bytes)", "a copy or download failed; get it again")
 _LFS = FileKind(
     "Git LFS pointer",
     "pointer",
     "a Git LFS pointer, not the file that it stands for",
-    "run `git lfs pull` in its repository, or load the file itself from the project's page",
+    "run `git lfs pull` in its repository, or download the file itself from the project's page",
 )
 _ANNEX = FileKind(
     "git-annex pointer",
@@ -119,21 +117,21 @@ _PAGE = FileKind(
     "web page",
     "message",
     "a web page, not the file that its address promised",
-    "open the address in a browser: a log-in, a question or an error stands there; load the file "
-    "itself",
+    "open the address in a browser: it shows a log-in, a question or an error; download the file "
+    "itself from there",
 )
 _SERVER_ERROR = FileKind(
     "error message",
     "message",
     "the error message of a server, not the file that its address promised",
-    "read it, and load the file again",
+    "read it, then download the file again",
 )
 _HEIC = _picture("HEIC")
 _SAVED_MODEL = _model("TensorFlow")
 
 _XML = rb"(?:\xef\xbb\xbf)?\s*(?:<\?xml[^>]*>\s*)?(?:<!--(?:(?!-->).)*-->\s*)*"
-# In this order: the first that fits counts. A signature of two or three bytes is joined by what
-# must follow, since text may start with the same letters.
+# The first pattern that fits counts. Signatures of two or three bytes include the bytes that must
+# follow, since text may start with the same letters.
 _BY_CONTENT: tuple[tuple[re.Pattern[bytes], FileKind], ...] = tuple(
     (re.compile(pattern, re.DOTALL), kind)
     for pattern, kind in (
@@ -177,7 +175,7 @@ _BY_CONTENT: tuple[tuple[re.Pattern[bytes], FileKind], ...] = tuple(
             "convert each of the parts that it names, or join them where they come from",
         )),
         (rb"\x08\x01\x12.{1,5}\x0a", _SAVED_MODEL),
-        # field 1 of a protocol buffer, the version, and then the name of who wrote it or the graph
+        # a protocol buffer: field 1 is the version, then come the writer's name or the graph
         (rb"\x08[\x02-\x14](?:\x12[\0-\x40][ -~]|\x12\0|\x3a|\x42[\x02-\x40])", _model("ONNX")),
         (rb"\x08[\x01-\x14]\x12.{1,5}\x0a", _model("Core ML")),
         (rb"....TFL3", _model("TensorFlow Lite")),
@@ -228,7 +226,7 @@ PICTURE_SUFFIXES: Mapping[str, str] = {
         "Targa": ".tga",
         "PCX": ".pcx",
         "PAM or PFM": ".pam .pfm",
-        # most are TIFF files that hold a small preview beside what the sensor saw
+        # most are TIFF files with a small preview beside the sensor's data
         "camera raw": ".dng .nef .nrw .cr2 .cr3 .crw .arw .srf .sr2 .orf .rw2 .raf .pef .srw",
     }.items()
     for suffix in suffixes.split()
@@ -248,4 +246,4 @@ OTHER_SUFFIXES = _words("""
     .zst .sh .bat .exe .dll .so .lnk .url .wav .mp3 .srt .vtt .part .tmp .crdownload .dvc .c .cpp .h
     .js .css
 """)
-"""Suffixes of files that are no pictures; nobody looks into these."""
+"""Suffixes of files that are not pictures; these files are never opened."""

@@ -1,4 +1,4 @@
-"""Files that are read within bounds and written whole or not at all; a console that takes all."""
+"""Reads files within bounds, writes them whole or not at all, and prints any text safely."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TextIO, cast
 
 MOST_TEXT = 2**28
-"""Bytes of the largest text that is read: a list of some million images."""
+"""The largest text that is read, in bytes: a list of some million images fits."""
 _LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}\.part")
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -28,9 +28,9 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
-# What moves a terminal's cursor, clears it or turns its text around, but for tab and line feed.
+# Characters that move a terminal's cursor, clear it or reverse its text; not tab and line feed.
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # Windows has no pipes among its files
+_NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # Windows has none, nor pipes among its files
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d+)")
 _MOST_LINKS = 40
 
@@ -49,7 +49,7 @@ def open_regular(path: str | Path) -> BinaryIO:
     Never waits, as opening a pipe would, and never opens a device.
 
     Raises:
-        InputError: There is no such file, it is no regular one, or it may not be read.
+        InputError: The file does not exist, is not a regular file, or may not be read.
     """
     try:
         _check_regular(path, os.stat(path).st_mode)  # noqa: PTH116  (a Path takes twice the time)
@@ -75,16 +75,16 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytearray:
     Args:
         path: The file, or a link to it.
         most: Of bytes; a larger file is not read.
-        what: It should be, for messages: picture, text.
+        what: What the file should be, for messages: picture, text.
 
     Raises:
-        InputError: There is no such file, it is no regular one, has more bytes, or memory or the
+        InputError: The file does not exist, is not a regular file, is too large, or memory or the
             disk fails.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > most:
-            raise InputError(f"{path}: {size:,} bytes are too many for a {what}, {most:,} the most")
+            raise InputError(f"{path}: {size:,} bytes are too many for a {what}, at most {most:,}")
         try:
             data = bytearray(size)
             view, done = memoryview(data), 0
@@ -95,7 +95,7 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytearray:
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
         except MemoryError as error:
-            raise InputError(f"{path}: memory does not suffice for its {size:,} bytes") from error
+            raise InputError(f"{path}: memory is too small for its {size:,} bytes") from error
     return data
 
 
@@ -105,12 +105,12 @@ def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -
     Args:
         path: The file, or a link to it.
         most: Of bytes; a larger file is not read.
-        errors: Python's word for what becomes of bytes that are not UTF-8: `strict` refuses them,
+        errors: Python's handler for bytes that are not UTF-8: `strict` refuses them,
             `surrogateescape` passes them on.
 
     Raises:
-        InputError: There is no such file, it is no regular one, is larger, or is no such text;
-            names the file, and the line where one is to blame.
+        InputError: The file does not exist, is not a regular file, is too large, or is not UTF-8
+            text. The message names the file, and the line if there is one to blame.
     """
     data = read_bytes(path, most, "text")
     if data[:2] in _UTF16:
@@ -129,10 +129,10 @@ def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -
 
 
 def read_json(path: str | Path, most: int = MOST_TEXT) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        InputError: See `read_text`; or it is not JSON, or lists in lists lie too deep.
+        InputError: As in `read_text`; or the file is not JSON, or is nested too deeply.
     """
     try:
         return json.loads(read_text(path, most))
@@ -160,14 +160,14 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a temporary name beside `path` to write to, which then takes the place of `path`.
+    """Yields a temporary path to write to; at the end that file replaces `path`.
 
-    The folder is made. After an error `path` is as it was, and the temporary file is gone; after
-    the death of the process it may be left (`remove_leftovers`). Once this has ended, not even a
-    power cut takes the new file away.
+    A missing folder is made. After an error `path` is as it was, and the temporary file is gone;
+    a killed process may leave one behind (see `remove_leftovers`). Once the block has ended, the
+    new file survives a power cut.
 
-    A link stays, and what it leads to is replaced. A pipe or a character device (`/dev/null`,
-    `/dev/stdout`) stays too, and gets what was written to the temporary file in the end.
+    If `path` is a link, the file behind the link is replaced. A pipe or a character device
+    (`/dev/null`, `/dev/stdout`) is not replaced: it gets a copy of the temporary file at the end.
 
     Raises:
         OutputError: The file cannot be written, or is a folder, a socket or a disk.
@@ -186,7 +186,7 @@ def replacing(path: Path) -> Iterator[Path]:
         try:
             yield temporary
             _flush_to_disk(temporary)
-            # mkstemp gives only the owner access; the file gets what a plain open would give
+            # mkstemp gives access to the owner alone; a plain open would obey the umask
             umask = os.umask(0)
             os.umask(umask)
             temporary.chmod(0o666 & ~umask)
@@ -206,7 +206,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file in UTF-8; bytes of a file's name that are none stay what they are.
+    """Writes a UTF-8 text file; surrogate escapes (of odd file names) become their bytes again.
 
     Raises:
         OutputError: The file cannot be written.
@@ -216,12 +216,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def open_to_append(path: Path, errors: str = "strict") -> TextIO:
-    """Opens a regular file, or a link to one, to write UTF-8 text behind what it holds.
+    """Opens a regular file, or a link to one, to append UTF-8 text.
 
-    The file is made where there is none.
+    The file is made if it does not exist.
 
     Raises:
-        OutputError: It is no regular file, or cannot be written.
+        OutputError: The file is not a regular file, or cannot be written.
     """
     with writing(path):
         mode = _mode(path)
@@ -237,16 +237,16 @@ def open_to_append(path: Path, errors: str = "strict") -> TextIO:
 
 
 def escape_output() -> None:
-    """Has stdout escape what its encoding lacks, as stderr does, and not stop with an error."""
+    """Makes stdout escape characters that its encoding lacks, as stderr does, not fail."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def printable(text: str) -> str:
-    r"""Text that a terminal shows and does not obey: control characters are escaped.
+    r"""Text that is safe in a terminal: control characters are escaped.
 
-    Names of files and tensors come from others: they may clear a screen or turn its text around.
-    Tabs and line feeds stay.
+    Names of files and tensors come from strangers: printed raw, they could clear the screen or
+    reverse its text. Tabs and line feeds stay.
 
     >>> printable("\x1b[2J.jpg")
     '\\x1b[2J.jpg'
@@ -255,16 +255,16 @@ def printable(text: str) -> str:
 
 
 def say(text: str) -> None:
-    """Writes a line of a tool's own to stdout, made `printable`."""
+    """Prints a line to stdout, made `printable`."""
     sys.stdout.write(printable(text) + "\n")
 
 
 def _kind(mode: int) -> str:
-    return next((word for test, word in _KINDS if test(mode)), "no regular file")
+    return next((word for test, word in _KINDS if test(mode)), "not a regular file")
 
 
 def _mode(path: Path) -> int | None:
-    """What `path` or the link's target is, as the system says; None: nothing is there."""
+    """The mode of the file at `path`, or of a link's target; None: nothing is there."""
     try:
         return path.stat().st_mode
     except FileNotFoundError:
@@ -281,14 +281,14 @@ def _open_without_waiting(path: str, flags: int) -> int:
 
 
 def _open_stream(path: Path) -> BinaryIO | None:
-    """What takes bytes at `path` and cannot be replaced, open to write; None: a regular file.
+    """The pipe or device at `path`, opened to write; None: a regular file, or nothing.
 
     Raises:
-        OutputError: Something stands there that is neither.
-        OSError: Nobody reads the pipe, or the system refuses otherwise.
+        OutputError: `path` is a folder, a socket or a disk, or a pipe that nobody reads.
+        OSError: The system refuses for another reason.
     """
     number = _descriptor_number(path)
-    if number is not None:  # a file that the shell has opened has a place to go on from
+    if number is not None:  # the shell opened this file: go on at its position
         sys.stdout.flush()
         sys.stderr.flush()
         return os.fdopen(os.dup(number), "wb")
@@ -322,7 +322,7 @@ def _descriptor_number(path: Path) -> int | None:
 
 @contextmanager
 def _passed_on(stream: BinaryIO) -> Iterator[Path]:
-    """Yields a temporary name to write to; the stream gets what was written."""
+    """Yields a temporary path to write to, and at the end copies that file to the stream."""
     with tempfile.TemporaryDirectory() as folder:
         temporary = Path(folder) / "output"
         temporary.touch()

@@ -20,10 +20,10 @@ class FolderInUse(RuntimeError):  # noqa: N818  (what it says, not what went wro
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the system lets it go when the process ends, however.
+    """Holds the folder for this process; the system frees it however the process ends.
 
-    The folder is made if it is not there. Its file `run.lock` names the holder. It is removed at
-    the end; one that a killed process has left locks nothing.
+    The folder is made if it is not there. Its file `run.lock` names the holder, and is removed
+    at the end. A file that a killed process left behind locks nothing.
 
     Raises:
         FolderInUse: Another process holds it.
@@ -45,7 +45,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _acquire(path: Path) -> int:
-    """A descriptor of the file that stands at `path`, locked."""
+    """A descriptor of the file at `path`, locked."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
         try:
@@ -55,7 +55,7 @@ def _acquire(path: Path) -> int:
             os.close(descriptor)
             raise FolderInUse(
                 f"{path.parent} is in use by {holder or 'another process'}; wait for it to end, "
-                "stop it, or take another folder"
+                "stop it, or choose another folder"
             ) from None
         if path.exists() and path.stat().st_ino == os.fstat(descriptor).st_ino:
             return descriptor

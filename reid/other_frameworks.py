@@ -85,7 +85,7 @@ OUR_KEYS: Mapping[str, str] = {
     "test.rerank.k2": "test.evaluator.k2",
     "test.rerank.lambda": "test.evaluator.original_weight",
     "test.flip_enabled": "test.flip",
-    # TransReID and the reid-strong-baseline that it goes back to
+    # TransReID, and reid-strong-baseline on which it builds
     "model.name": "model.backbone",
     "model.transformer_type": "model.backbone",
     "model.pretrain_choice": "model.backbone_weights",
@@ -221,7 +221,7 @@ OUR_KEYS: Mapping[str, str] = {
 
 
 def our_key(key: str, value: object = None) -> str:
-    """A hint such as ` (here it is device)`, or nothing for a key that no table has.
+    """A hint such as ` (here it is device)`, or an empty string for an unknown key.
 
     Args:
         key: Dotted, in lower case.

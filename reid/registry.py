@@ -32,7 +32,7 @@ TRANSFORM = Registry("TRANSFORM")
 PART_OF: dict[type, Registry] = {}
 """Interface of a part -> the registry that builds it, filled where the interface is defined.
 
-An option with such an annotation takes a spec, which is built or checked like any other.
+An option annotated with such an interface takes a spec, which is checked and built like any other.
 """
 
 
@@ -69,13 +69,13 @@ class Hook:
         """Before each epoch; the sampler's epoch is set, its labels may be changed here."""
 
     def after_step(self, trainer: Any) -> None:
-        """After each batch; `trainer.losses` holds its losses, nothing if it was skipped."""
+        """After each batch; `trainer.losses` holds its losses, and is empty if it was skipped."""
 
     def save(self, trainer: Any) -> None:
-        """After the last step of each epoch, in one piece with it: no signal comes between."""
+        """Right after the last step of each epoch; no signal is handled between the two."""
 
     def after_epoch(self, trainer: Any) -> None:
-        """After each epoch, and once more where a run is resumed after it."""
+        """After each epoch, and again when a run resumes after that epoch."""
 
     def after_train(self, trainer: Any) -> None:
         """Once, after the last epoch; not called when training ends in an error."""
@@ -83,7 +83,7 @@ class Hook:
     def on_break(self, trainer: Any) -> None:
         """Once, when a signal or an error ends training, perhaps in the middle of a hook.
 
-        Other processes may be gone: nothing may be asked of them here.
+        Other processes may be gone: call no collective here.
         """
 
     def state_dict(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Hook:
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
 
 def build(registry: Registry, spec: object, where: str, **runtime: object) -> Any:
@@ -135,7 +135,7 @@ def check_spec(
         runtime: Names of the facts that `build` will be given.
 
     Returns:
-        The names of those facts that the part takes, or a part in its options.
+        The names of the facts that the part, or a part in its options, takes.
 
     Raises:
         ConfigError: An unknown name, an unknown or missing option, or a wrong type.
@@ -201,8 +201,8 @@ def _resolve(
 def _parameters(part: Callable[..., object]) -> dict[str, tuple[object, bool]]:
     """Option name -> (type, required) of a class or function.
 
-    The options of a class whose constructor takes `**options` are its own and those of its base,
-    without the base's that it sets itself (`fixed_options`).
+    A class whose constructor takes `**options` has the options of its base too, except those that
+    it sets itself (`fixed_options`).
     """
     function = part.__init__ if inspect.isclass(part) else part
     hints = typing.get_type_hints(function, include_extras=True)

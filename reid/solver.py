@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 LR_FACTOR = "lr_factor"
-"""Key of a parameter group: its learning rate as a multiple of the base rate; 1 if not there."""
+"""Key of a parameter group: its learning rate as a multiple of the base rate; 1 if missing."""
 
 
 def build_optimizer(
@@ -26,15 +26,15 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over the parameters that are trained, weight decay on every one of them.
 
-    It is torch's fused one, which takes a step in one pass over the parameters. Its numbers are the
-    plain one's but for rounding. SGD's momentum starts as zeros: torch would make room for it in
-    the first step, and leave what lies there as it is if that step overflows in fp16.
+    torch's fused optimizers take a step in one pass over the parameters; their numbers equal the
+    plain ones' up to rounding. SGD's momentum starts as zeros here: torch would allocate it in the
+    first step, and leave it uninitialised if that step overflows in fp16.
 
     Args:
-        parameters: With their names, or alone where `bias_lr_factor` is 1.
-        name: Of the optimizer.
+        parameters: With their names; if `bias_lr_factor` is 1, names may be missing.
+        name: `SGD`, `Adam` or `AdamW`.
         lr: Learning rate.
-        momentum: Of SGD.
+        momentum: SGD's momentum.
         weight_decay: On every parameter, biases and norms included.
         bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name;
             these make a second group.
@@ -69,9 +69,9 @@ def build_optimizer(
 
 
 def start_momentum(optimizer: Optimizer) -> None:
-    """Gives parameters that were frozen so far a momentum of 0, as their first step would.
+    """Gives parameters that were frozen until now a momentum of 0.
 
-    torch's fused SGD takes parameters with a momentum or without, but not both in one step.
+    torch's fused SGD fails if, in one step, some parameters have a momentum and others none.
     """
     if not isinstance(optimizer, SGD):
         return
@@ -84,16 +84,16 @@ def start_momentum(optimizer: Optimizer) -> None:
 
 
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
-    """Takes a state back; learning rate, weight decay and the like stay those as built.
+    """Restores a state, except learning rate, weight decay and the like, which stay as built.
 
     Args:
         optimizer: Fresh from `build_optimizer`.
         state: Of an optimizer with the same groups of parameters.
 
     Raises:
-        ValueError: The groups are others.
+        ValueError: The groups differ.
     """
-    # With the groups as built, since the state goes where a fused optimizer wants it.
+    # torch looks at `fused` of the loaded groups to place the state: so these must be as built.
     groups = [
         {**stored, **{key: value for key, value in built.items() if key != "params"}}
         for stored, built in zip(state["param_groups"], optimizer.param_groups, strict=True)
@@ -158,7 +158,7 @@ class LearningRate:
 
         Args:
             epoch: Of the step, from 0.
-            step: Steps of the whole run before it.
+            step: Number of steps that the run took before it.
             lr_factor: Of the parameter group; see `LR_FACTOR`.
         """
         start = self.warmup_start / lr_factor

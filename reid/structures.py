@@ -57,13 +57,13 @@ class ImageRecord:
 class Batch(NamedTuple):
     """Images as they reach the model; torch's pin_memory keeps the type.
 
-    There are no identities here: whoever wants labels has them by `index` from the labeller, so
-    nothing unsupervised can see an identity.
+    A batch has no identities: losses look labels up by `index`, so unsupervised code cannot see an
+    identity.
 
     Attributes:
         image: Normalised pixels (B, 3, H, W).
         camid: Cameras (B,), -1 = unknown.
-        domain: Which training set each image is of (B,), from 0.
+        domain: Number of each image's training set (B,), from 0.
         index: Rows of the images in their dataset (B,).
         side: What datasets and transforms add, by name, (B, ...) each.
         views: Further augmentations of the same images, (B, 3, H, W) each.
@@ -78,7 +78,7 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, image: Tensor, camid: Tensor | None = None, index: Tensor | None = None) -> Batch:
-        """Images (B, 3, H, W) about which less is known.
+        """A batch of images (B, 3, H, W), with defaults for what is not known.
 
         Args:
             image: Normalised pixels.
@@ -105,7 +105,7 @@ class Batch(NamedTuple):
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def without_pixels(self) -> Batch:
-        """The same batch with images and views of no pixels, (B, 0): what losses need of it."""
+        """The same batch with empty images and views, (B, 0): losses need no pixels."""
         return self._replace(
             image=self.image.new_empty((len(self.image), 0)),
             views=tuple(view.new_empty((len(view), 0)) for view in self.views),
@@ -163,7 +163,7 @@ class FeatureSet:
         unit: (N, 1 + K, D), L2-normalised float32: the banks that memories are filled from.
         pids: (N,) int64, -1 = unlabelled.
         camids: (N,) int64, -1 = unknown.
-        domains: (N,) int64, which training set each image is of.
+        domains: (N,) int64, number of each image's training set.
         frames: (N,) int64, time inside the camera, -1 = unknown.
         present: (N,) bool, whether the image could be read; features of the others are 0.
 
@@ -205,7 +205,7 @@ class FeatureSet:
         frames: Tensor | None = None,
         present: Tensor | None = None,
     ) -> FeatureSet:
-        """A set of features about whose images less is known.
+        """A set of features, with defaults for what is not known of the images.
 
         Args:
             test: (N, D').
@@ -234,7 +234,7 @@ class FeatureSet:
         return len(self.test)
 
     def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
-        """The same for some of the images."""
+        """The features of some of the images."""
         return FeatureSet(*(getattr(self, column.name)[rows] for column in fields(self)))
 
 
@@ -263,14 +263,14 @@ class PseudoLabels:
         _check_ids("proxy", self.proxy, n)
         _check_ids("proxy_to_cluster", self.proxy_to_cluster, p)
         _check_ids("proxy_to_camera", self.proxy_to_camera, p)
-        kept = self.proxy != OUTLIER
-        if not torch.equal(kept, self.cluster != OUTLIER):
+        clustered = self.proxy != OUTLIER
+        if not torch.equal(clustered, self.cluster != OUTLIER):
             raise ValueError("an image is an outlier in `cluster` or in `proxy`, but not in both")
         if not torch.equal(
-            torch.unique(self.proxy[kept]), torch.arange(p, device=self.proxy.device)
+            torch.unique(self.proxy[clustered]), torch.arange(p, device=self.proxy.device)
         ):
             raise ValueError(f"`proxy` must use each of 0..{p - 1}, as proxy_to_cluster does")
-        if not torch.equal(self.proxy_to_cluster[self.proxy[kept]], self.cluster[kept]):
+        if not torch.equal(self.proxy_to_cluster[self.proxy[clustered]], self.cluster[clustered]):
             raise ValueError("proxy_to_cluster[proxy] must be the image's cluster")
 
     @classmethod
@@ -291,22 +291,22 @@ class PseudoLabels:
         if camids is None:
             camids = torch.full_like(cluster, UNKNOWN_CAMERA)
         _check_ids("camids", camids, len(cluster))
-        kept = cluster != OUTLIER
+        clustered = cluster != OUTLIER
         dense = torch.full_like(cluster, OUTLIER)
-        dense[kept] = torch.unique(cluster[kept], return_inverse=True)[1]
+        dense[clustered] = torch.unique(cluster[clustered], return_inverse=True)[1]
         pairs, inverse = torch.unique(
-            torch.stack((dense[kept], camids[kept]), 1), dim=0, return_inverse=True
+            torch.stack((dense[clustered], camids[clustered]), 1), dim=0, return_inverse=True
         )
         proxy = torch.full_like(cluster, OUTLIER)
-        proxy[kept] = inverse
+        proxy[clustered] = inverse
         return cls(dense, proxy, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
     def scatter(self, rows: Tensor, count: int) -> PseudoLabels:
-        """These labels as those of some of `count` images; the others are outliers.
+        """These labels spread over `count` images, where the other images are outliers.
 
         Args:
-            rows: (N,) int64, where each image of these labels stands among the `count`.
-            count: All images.
+            rows: (N,) int64, the index of each of these N images among the `count`.
+            count: Number of all images.
         """
         cluster = self.cluster.new_full((count,), OUTLIER)
         proxy = cluster.clone()
@@ -318,12 +318,12 @@ class PseudoLabels:
 
     @property
     def num_clusters(self) -> int:
-        """C."""
+        """C, the number of clusters."""
         return int(self.proxy_to_cluster.max()) + 1 if self.num_proxies else 0
 
     @property
     def num_proxies(self) -> int:
-        """P."""
+        """P, the number of proxies."""
         return len(self.proxy_to_cluster)
 
     @property
@@ -342,17 +342,17 @@ class PseudoLabels:
 
 
 ProgressBar = Callable[[int, int], None]
-"""Called with (done, total) as a long job goes on."""
+"""A function that a long job calls with (done, total) as it goes on."""
 
 
 def part_of_progress(
     progress: ProgressBar | None, total: int, start: float, stop: float
 ) -> ProgressBar | None:
-    """The bar of a part of a job.
+    """A progress bar for one part of a job.
 
     Args:
         progress: The bar of the job.
-        total: Of the job.
+        total: What the job's bar calls its total.
         start: Share of the job that is done before the part, from 0 to 1.
         stop: Share of the job that is done after it.
     """

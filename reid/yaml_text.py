@@ -33,7 +33,7 @@ class _Loader(yaml.SafeLoader):
 
     def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
         if len(node.value) > _MOST_DIGITS:  # 1:1:1:... takes time by the square of its length
-            raise yaml.YAMLError(f"{node.value[:_MOST_DIGITS]}... is no number of this world")
+            raise yaml.YAMLError(f"{node.value[:_MOST_DIGITS]}... has too many digits for a number")
         return int(super().construct_yaml_int(node))
 
 
@@ -43,14 +43,14 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 def parse_yaml(text: str) -> Any:
     """The values that YAML text stands for: mappings, lists, words, numbers, dates.
 
-    Unlike `yaml.safe_load`, no small text becomes a giant (aliases of aliases), and a key that
-    stands twice in a mapping is an error, since one of the two would be lost.
+    Unlike in `yaml.safe_load`, a small text cannot become huge values (aliases of aliases), and a
+    key that appears twice in a mapping is an error, since one of the two would be lost.
 
     Raises:
-        yaml.YAMLError: The text is no YAML, has a tag that is no plain value, a key twice, more
-            than a MiB, 50 levels or 100,000 values with aliases written out, or contains itself.
+        yaml.YAMLError: The text is not YAML, has a tag for values that are not plain, a key twice,
+            more than a MiB, 50 levels or 100,000 values (aliases written out), or contains itself.
     """
-    if text.startswith("\ufeff"):  # PyYAML drops one; the file's own is gone already
+    if text.startswith("\ufeff"):  # the file's first mark is gone; PyYAML would drop another
         raise yaml.YAMLError("it begins with a second byte order mark")
     if len(text) > _MOST_CHARACTERS:
         raise yaml.YAMLError(f"it has more than {_MOST_CHARACTERS:,} characters")
@@ -62,14 +62,14 @@ def parse_yaml(text: str) -> Any:
         _count(node, {})
         return loader.construct_document(node)
     except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        # of values that their tag does not fit: `!!int x`, `!!bool x`, 2024-13-45
+        # PyYAML raises these if a value does not fit its tag: `!!int x`, `!!bool x`, 2024-13-45
         raise yaml.YAMLError(f"a value is not what its tag or form says ({error})") from error
     finally:
         loader.dispose()
 
 
 def read_yaml(path: Path) -> Any:
-    """What `parse_yaml` gives for a file.
+    """The values in a YAML file, as `parse_yaml` gives them.
 
     Raises:
         InputError: The file cannot be read, is too large, or is not UTF-8 text.
@@ -79,12 +79,12 @@ def read_yaml(path: Path) -> Any:
 
 
 def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
-    """Values in a node, with aliases written out; each node is looked into once."""
+    """Number of values in a node, with aliases written out; each node is visited once."""
     place = id(node)
     if place in known:
         count = known[place]
         if count is None:
-            raise yaml.YAMLError(f"an alias stands inside what it names{node.start_mark}")
+            raise yaml.YAMLError(f"an alias names a value that contains it{node.start_mark}")
         return count
     known[place] = None
     inner: list[yaml.Node] = []
@@ -94,7 +94,7 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
             inner += (key, value)
             if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
                 if (key.tag, key.value) in keys:
-                    raise yaml.YAMLError(f"the key {key.value!r} stands twice{key.start_mark}")
+                    raise yaml.YAMLError(f"the key {key.value!r} appears twice{key.start_mark}")
                 keys.add((key.tag, key.value))
     elif isinstance(node, yaml.SequenceNode):
         inner = node.value

@@ -248,10 +248,10 @@ def test_differences_of_two_configs_are_named():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("SEED: 1\nseed: 2\n", "seed: the key stands twice"),
+        ("SEED: 1\nseed: 2\n", "seed: the key appears twice"),
         ("_BASE_: ~nobody_of_this_name/x.yaml\n", "home directory"),
         (f"_BASE_: {'x' * 5000}\n", "does not exist"),
-        ("OUTPUT_DIR: ${device}\n", r"output_dir: \$\{...\} is not filled in"),
+        ("OUTPUT_DIR: ${device}\n", r"output_dir: references \$\{...\} are not supported"),
         ("DATASETS: {TRAIN: 2024-01-01}\n", r"datasets\.train: expected text.*\(date\)"),
         ("DATASETS: {TRAIN: 3}\n", r"datasets\.train: expected a dataset, or a list"),
     ],

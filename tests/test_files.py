@@ -139,7 +139,7 @@ def test_a_large_file_is_not_read(tmp_path: Path) -> None:
         read_text(path)
     path.write_bytes(b"12345")
     assert read_bytes(path, 5) == b"12345"
-    with pytest.raises(InputError, match="5 bytes are too many for a file, 4 the most"):
+    with pytest.raises(InputError, match="5 bytes are too many for a file, at most 4"):
         read_bytes(path, 4)
 
 

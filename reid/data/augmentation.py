@@ -1,7 +1,7 @@
 """Augmentations by name, for `INPUT.TRANSFORMS`: the TRANSFORM registry.
 
-All that they draw comes from a generator that the image brings, so that it depends neither on the
-process that reads the image nor on what was read before.
+Their random numbers come from a generator that is seeded for each image, so the result depends
+neither on the process that reads the image nor on the images read before.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RandomFlip(MoveTransform):
 
 @TRANSFORM.register()
 class PadCrop(MoveTransform):
-    """A black border, and a crop of the old size from an even place: a shift.
+    """A black border, then a crop of the old size at a uniformly random place: a shift.
 
     Args:
         pad: Border in pixels, on each side; black before normalisation.
@@ -83,11 +83,10 @@ class RandomErasing(NormalizedTransform):
         prob: Probability that an image is erased.
         area: Smallest and largest share of the image that is erased.
         aspect: Smallest and largest aspect ratio.
-        fill: What is filled in. `raw_mean`: the numbers of `mean` as they are, as the field's code
-            does, which on the normalised image is not the mean's value. `mean`: the mean's value
-            there, zero; the same as erasing with the mean pixel before normalisation (BoT).
-            `noise`: a number for each value, from the normal distribution (TransReID). Or three
-            numbers, per channel, in normalised units.
+        fill: What the rectangle is filled with. `raw_mean`: the numbers of `mean`, written into
+            the normalised image as the field's code does, although the mean is 0 there. `mean`: 0,
+            the same as erasing with the mean pixel before normalisation (BoT). `noise`: normally
+            distributed numbers (TransReID). Or three numbers, one a channel, in normalised units.
         mean: The mean that normalisation subtracts, per channel.
 
     Raises:
@@ -170,10 +169,10 @@ class LocalGrayscale(PixelTransform):
 class RandomPatch(PixelTransform):
     """A rectangle of another training image is pasted in, as torchreid does (Zhou et al. 2019).
 
-    torchreid takes the patch from a pool of those of earlier images; here the other image is drawn
-    from the whole training set, since a pool would hold other patches in each worker. The patch
-    is cut, mirrored, turned by up to 10 degrees about its middle (black corners), and pasted at an
-    even place.
+    torchreid takes the patch from a pool of patches of earlier images; here the other image is any
+    of the training set, since pools would differ from worker to worker. The patch is cut, mirrored,
+    turned by up to 10 degrees about its middle (black corners), and pasted at a uniformly random
+    place.
 
     Args:
         prob: Probability that an image gets a patch.
@@ -301,7 +300,7 @@ class AutoAugment(PixelTransform):
         """Changed by the policy, or as it is."""
         if rng.random() >= self._prob:
             return pixels
-        # torchvision draws from torch's generator, which is left as it was.
+        # torchvision uses torch's generator, whose state must not change here.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(_integer(rng, 2**53))
             return np.array(self._augment(Image.fromarray(pixels)))
@@ -341,7 +340,7 @@ class _Boxes:
     """Random rectangles: share of the area and aspect ratio (height / width) are drawn evenly.
 
     Raises:
-        ValueError: A range is not one.
+        ValueError: A range is empty or out of its bounds.
     """
 
     def __init__(self, area: tuple[float, float], aspect: tuple[float, float]) -> None:
@@ -358,7 +357,7 @@ class _Boxes:
         self._aspect = aspect
 
     def draw(self, size: Sequence[int], rng: np.random.Generator) -> Box | None:
-        """A rectangle at an even place in an image of `size` (H, W); None: none has fitted."""
+        """A rectangle at a random place in an image of `size` (H, W); None: none fitted."""
         for _ in range(_TRIES):
             area = _between(rng, self._area) * size[0] * size[1]
             aspect = _between(rng, self._aspect)

@@ -15,17 +15,17 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 class PixelCache:
-    """Resized images in memory that the reading processes share; it fills as images are read.
+    """Resized images in memory that all reading processes share; each is stored when first read.
 
     Args:
         count: Images.
         size: (H, W) of each.
         num_workers: Reading processes; with 0 the memory is not shared.
-        copies: Caches of this size on this machine, such as of other training processes.
+        copies: Caches of this size on this machine; other training processes have their own.
 
     Attributes:
-        num_bytes: Its size when it is full, which is known before it starts.
-        available: Bytes that were free for it.
+        num_bytes: The size of the full cache.
+        available: Bytes that were free when it was made.
 
     Raises:
         ValueError: There is too little memory.
@@ -50,28 +50,28 @@ class PixelCache:
             self._known.share_memory_()  # type: ignore[no-untyped-call]
 
     def get(self, index: int) -> Pixels | None:
-        """The pixels (H, W, 3) of an image, not to be written to; None: not known yet."""
+        """The pixels (H, W, 3) of an image, which must not be written to; None: not stored yet."""
         if not self._known[index]:
             return None
         pixels: Pixels = self._pixels[index].numpy()
         return pixels
 
     def put(self, index: int, pixels: Pixels) -> None:
-        """Takes the pixels (H, W, 3) of an image."""
+        """Stores the pixels (H, W, 3) of an image."""
         self._pixels[index] = torch.from_numpy(pixels)
-        self._known[index] = 1  # after the pixels, for the other processes
+        self._known[index] = 1  # last: other processes then read the pixels
 
 
 def cache_bytes(count: int, size: tuple[int, int]) -> int:
-    """What `PixelCache` takes when it is full."""
+    """The size of a full `PixelCache` in bytes."""
     return count * math.prod(size) * 3 + count
 
 
 def available_bytes(*, shared: bool) -> int:
-    """Memory that this machine can still give.
+    """Free memory of this machine in bytes.
 
     Args:
-        shared: Counts only what processes can share, which containers often limit.
+        shared: Count only memory that processes can share, which containers often limit.
     """
     free = _available_memory()
     if shared and _SHARED_MEMORY.is_dir():

@@ -58,14 +58,14 @@ def check_dataset(
     Args:
         dataset: For its name, root, published counts and numbering.
         splits: Its images (see `load_splits`).
-        images: Read the images too; else copies are told by their paths alone.
+        images: Read the images too; else copies are recognised by their paths alone.
         min_side: Shortest side in pixels that is not `tiny`.
         workers: Threads that read.
         progress: Called with the number of images read since the last call.
 
     Returns:
-        `name`, `version`, `root`, `missing` (splits that a whole copy has and this one has not, and
-        where they belong; no fault, since training may be all that is wanted), `counts` (for each
+        `name`, `version`, `root`, `missing` (splits that this copy lacks, and where they
+        belong; no fault, since some users only train), `counts` (for each
         split `identities`, `images` and `cameras`, each with `found`, `published` and `verdict`:
         "as published", "differs", or None where nothing is published), `images_by_camera`,
         `images_read`, `findings` (dicts of `Finding`), `wrong` (kinds of what is wrong with their
@@ -141,7 +141,7 @@ def report_text(report: Mapping[str, Any], shown: int = _SHOWN) -> str:
 
 
 def fix_list(report: Mapping[str, Any]) -> str:
-    """Text of a list for `LEAVE_OUT`: the images that the data set is better off without.
+    """Text of a list for `LEAVE_OUT`: the images that should be left out of the data set.
 
     Paths are relative to the root of data sets where they lie below it. An image with a line break
     in its path cannot be listed.

@@ -1,4 +1,4 @@
-"""Is it the data set that one thinks it is, and are its images any good."""
+"""Checks of a data set: whether its labels can be right, and whether its images are usable."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ KINDS: Mapping[str, str] = {
     "one-camera": "an identity that one camera alone has seen",
     "shared-identity": "an identity of training that the test has too",
 }
-"""What can be found, and what it means."""
+"""Kinds of findings, and what they mean."""
 
 WRONG = ("unreadable", "zero-size", "tiny", "duplicate", "no-match")
-"""Kinds that make a data set wrong; the others are worth knowing and may well be as they should."""
+"""Kinds that make a data set wrong; the others are worth a look but may be as intended."""
 
 _THUMBNAIL = (16, 8)
 _HASH = (9, 8)  # columns, rows: 8 differences in each of 8 rows
@@ -54,11 +54,11 @@ class Finding:
     """Something found about an image or an identity.
 
     Attributes:
-        kind: Of `KINDS`.
-        split: Where.
+        kind: A key of `KINDS`.
+        split: The split that it is in.
         subject: Path of the image, or the identity.
         detail: What exactly, in words.
-        leave_out: Whether the data set is better off without the image.
+        leave_out: Whether the image should be left out of the data set.
     """
 
     kind: str
@@ -70,7 +70,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class _Facts:
-    """What one image file tells; `digest` is None where it cannot be read."""
+    """What is known of one image file; `digest` is None if it cannot be read."""
 
     finding: tuple[str, str] | None
     digest: bytes | None
@@ -134,10 +134,9 @@ def check_labels(splits: Splits, *, same_numbers: bool = True) -> list[Finding]:
 
 
 def check_paths(splits: Splits) -> list[Finding]:
-    """Images that are listed more than once, told by their paths alone: none is opened.
+    """Images that are listed more than once, by their paths alone: no file is opened.
 
-    What is wrong with them is the same as in `check_images`, which tells copies under other names
-    too.
+    The findings are those of `check_images`, which also recognises copies under other names.
     """
     return sort_findings(
         finding
@@ -154,19 +153,19 @@ def check_images(
     workers: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> list[Finding]:
-    """Reads every image once and tells which are broken, odd, or there twice.
+    """Reads every image once; finds those that are broken, odd, or present twice.
 
-    Files are the same if their bytes are. An identical file is left out of training where the test
-    has it too, and where copies have different identities or cameras all of them are; otherwise all
-    but the first. A file that a split lists twice with the same labels is a duplicate too, but is
-    not left out: a list of paths would take both. A query that is also in the gallery under its own
-    identity and known camera is no fault, but noted: the protocol removes it there (so do VeRi-776
-    and CUHK03).
+    Files are the same if their bytes are. Of copies with different identities or cameras, all
+    should be left out; of an image that the test has too, the copy in training; of other copies,
+    all but the first. A file that a split lists twice with the same labels is a duplicate too, but
+    is not to be left out: a list of paths would drop both. A query that is also in the gallery,
+    under the same identity and a known camera, is noted but no fault: the protocol removes it there
+    (VeRi-776 and CUHK03 have some).
 
     Pictures are nearly the same if 61 of the 64 bits of their difference hash agree (is a pixel
     brighter than its right neighbour, at 9 x 8 pixels) and their thumbnails of 8 x 16 pixels differ
-    by at most 3 grey levels on average. Frames of one track are often that; across identities they
-    are worth a look.
+    by at most 3 grey levels on average. Frames of one track often are; across identities they are
+    worth a look.
 
     Args:
         splits: Images of each split; a file in several of them is read once.
@@ -204,7 +203,7 @@ def check_images(
 def _look_at_all(
     paths: Sequence[str], min_side: int, workers: int, progress: Callable[[int], None] | None
 ) -> dict[str, _Facts]:
-    """What is seen of each image, in the order of the paths."""
+    """The facts of each image, in the order of the paths."""
     facts = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
@@ -248,7 +247,7 @@ def _look_at(path: str, min_side: int) -> _Facts:
         with open_regular(path) as file:
             if not os.fstat(file.fileno()).st_size:
                 return _Facts(("zero-size", KINDS["zero-size"]), None)
-        pixels, complaint = read_image_noting(path)  # refuses what is too large to be read
+        pixels, complaint = read_image_noting(path)  # too large a picture raises an error
         with open_regular(path) as file:
             digest = hashlib.sha256(file.read()).digest()
     except (OSError, DataError) as error:
@@ -268,7 +267,7 @@ def _look_at(path: str, min_side: int) -> _Facts:
 
 
 def _duplicates(copies: Sequence[tuple[Split, ImageRecord]]) -> list[Finding]:
-    """What is wrong with several records of the same bytes, be they of one file or of several."""
+    """What is wrong with several records of the same bytes, of one file or of several."""
     tested = [one for one in copies if one[0] != "train"]
     asked = [record.path for split, record in tested if split == "query"]
     by_labels: dict[tuple[int, int], tuple[Split, ImageRecord]] = {}
@@ -290,7 +289,7 @@ def _duplicates(copies: Sequence[tuple[Split, ImageRecord]]) -> list[Finding]:
             )
             leave_out = True
         elif split in first:
-            leave_out = path != first[split]  # a path alone cannot tell two lines of one file apart
+            leave_out = path != first[split]  # a path cannot leave out one of two lines
             detail = f"the same file as {first[split]}" if leave_out else "is listed again"
         else:
             first[split] = path
@@ -309,18 +308,18 @@ def _unlike(record: ImageRecord, other: ImageRecord) -> str:
 
 
 def _near_pairs(facts: Sequence[_Facts]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) of pictures that look the same, each later one in one pair."""
+    """Pairs (earlier, later) of pictures that look alike; a picture is `later` at most once."""
     if len(facts) < 2:
         return []
     hashes = np.frombuffer(b"".join(one.hash for one in facts), np.uint8).reshape(-1, _BITS // 8)
     thumbnails = np.stack([one.thumbnail for one in facts if one.thumbnail is not None])
-    # Two hashes that differ in three bits agree in one of four quarters.
+    # Hashes that differ in at most three bits agree in at least one of their four quarters.
     index = faiss.IndexBinaryMultiHash(_BITS, _HASH_DISTANCE + 1, _BITS // (_HASH_DISTANCE + 1))
     index.add(hashes)
     pairs: list[tuple[int, int]] = []
     for start in range(0, len(facts), 4096):
         part = hashes[start : start + 4096]
-        limits, _, found = index.range_search(part, _HASH_DISTANCE + 1)  # below, not up to
+        limits, _, found = index.range_search(part, _HASH_DISTANCE + 1)  # faiss excludes the bound
         for row in range(len(part)):
             later = start + row
             others = np.unique(found[limits[row] : limits[row + 1]])

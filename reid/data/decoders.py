@@ -1,7 +1,7 @@
-"""What decoders complain of while they read a picture all the same, as words that can be told.
+"""Catches what decoders complain of while they still read a picture.
 
-libjpeg writes to standard error and Pillow warns, neither of which names the file. Pictures are
-read in several threads and processes, so that what is heard must be told apart.
+libjpeg writes to standard error and Pillow warns; neither names the file. Several threads and
+processes read pictures, so each complaint must be matched to its picture.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MOST_HEARD = 2000  # bytes of complaints about one picture
 
 
 def listen(decode: Callable[[], Result]) -> tuple[Result, str]:
-    """What `decode` gives, and what its decoder wrote to standard error or warned of meanwhile.
+    """The result of `decode`, and what the decoder wrote to standard error or warned of.
 
-    Where several threads decode at the same time and one of their decoders writes, those that may
-    have been it decode again one by one: only broken pictures cost that.
+    If several threads decode at once and a decoder writes, all that may have written decode again,
+    one by one. Only broken pictures cost this time.
     """
     result, heard, others = _listener.run(decode, alone=False)
     if heard and others:
@@ -32,7 +32,7 @@ def listen(decode: Callable[[], Result]) -> tuple[Result, str]:
 
 
 class _Listener:
-    """Turns standard error and Python's warnings aside while any thread decodes."""
+    """Redirects standard error and Python's warnings while any thread decodes."""
 
     def __init__(self) -> None:
         self._turn = threading.Condition()
@@ -44,10 +44,10 @@ class _Listener:
         self._alone = False
         self._warned: dict[int, list[str]] = {}
         self._error: int | None = None  # the real standard error
-        self._aside: Any = None  # a file without a name in its place
+        self._aside: Any = None  # the unnamed file that replaces it meanwhile
 
     def run(self, decode: Callable[[], Result], alone: bool) -> tuple[Result, str, bool]:
-        """The result, what was heard, and whether others decoded meanwhile."""
+        """The result, the complaints, and whether they may be another thread's."""
         start, heard, others = self._begin(alone), "", False
         try:
             result = decode()
@@ -82,7 +82,7 @@ class _Listener:
             if alone:
                 self._alone = False
             self._turn.notify_all()
-            # Warnings are this thread's own; what C code writes may be another's.
+            # Warnings are caught by thread; C code's text may come from another thread.
             others = self._together and bool(text)
             return "; ".join([*warned, *text.decode("utf-8", "replace").splitlines()]), others
 
@@ -108,22 +108,22 @@ class _Listener:
             self._error = None
 
     def hear(self, message: str) -> bool:
-        """Takes a warning of this thread's decoder; whether there is one."""
+        """Records a warning if this thread is decoding; returns whether it is."""
         warned = self._warned.get(threading.get_ident())
         if warned is not None:
             warned.append(message)
         return warned is not None
 
     def before_fork(self) -> None:
-        """No thread turns anything aside or back while the process is doubled."""
+        """Holds the lock during a fork, so that no thread is redirecting meanwhile."""
         self._turn.acquire()
 
     def after_fork(self) -> None:
-        """The parent goes on."""
+        """Releases the lock in the parent."""
         self._turn.release()
 
     def after_fork_in_child(self) -> None:
-        """The threads that decoded are not there, and the file aside is the parent's."""
+        """Resets the child: it has none of the decoding threads, and the file is the parent's."""
         self._turn_back()
         self._turn = threading.Condition()
         aside = self._aside
@@ -134,9 +134,9 @@ class _Listener:
 
 
 def _watch_warnings() -> None:
-    """Has all of Pillow's warnings come by `_show`, in this process from now on.
+    """Sends all of Pillow's warnings in this process to `_show`.
 
-    Python's own way to catch warnings is for one thread, and forgets which others were shown.
+    `warnings.catch_warnings` is not safe with threads, and forgets which warnings were shown.
     """
     if warnings.showwarning is not _show:
         _shown_by[:] = [warnings.showwarning]

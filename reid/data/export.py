@@ -1,4 +1,4 @@
-"""Images of a data set as bare crops, as they come from somebody's own cameras."""
+"""Copies images of a data set as bare crops, as a user's own cameras would give them."""
 
 from __future__ import annotations
 
@@ -18,21 +18,22 @@ LABELS = "labels.csv"
 def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) -> str:
     """Copies images into a folder for each camera, under names that tell no identity.
 
-    What `Folder` reads: `camera1/000000.jpg`, cameras counted from 1, numbers given in a shuffled
-    order, the same in every run; without folders where no camera is known.
+    The dataset `Folder` can read them: `camera1/000000.jpg`, with cameras counted from 1 and images
+    numbered in a shuffled order that is the same in every run. If no camera is known, there are no
+    camera folders.
 
     Args:
         dataset: Its training images are copied.
         folder: A new folder.
-        labelled: Copies query and gallery images too, among the others, and writes `labels.csv`
-            beside them with path, pid, camid (as `Folder` numbers the cameras) and split of these
-            alone, for the dataset `CSV`.
+        labelled: Copies query and gallery images too, mixed with the others, and writes
+            `labels.csv` with their path, pid, camid (as `Folder` numbers the cameras) and split,
+            for the dataset `CSV`.
 
     Returns:
         What was written, in a line.
 
     Raises:
-        DataError: The folder is there already, query and gallery are asked for and there are none,
+        DataError: The folder exists, query and gallery are asked for but missing,
             some cameras are known and others not, or an image cannot be copied.
         OutputError: A folder cannot be made, or the list not written.
     """

@@ -1,4 +1,4 @@
-"""Pictures on disk."""
+"""Reads pictures from disk."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ _BROKEN = (
     struct.error, Image.DecompressionBombError, MemoryError,
 )  # fmt: skip
 _BYTES_PER_PIXEL = 8  # four channels of 16 bits, not compressed
-# Pillow's name, and its feature or the package that brings it. Pillow reads more kinds, but would
-# hand PostScript, whatever its file is called, to Ghostscript to run.
+# Pillow's name of each kind, and the feature of Pillow or the package that it needs. Pillow reads
+# more kinds, but would have Ghostscript run a PostScript file, whatever the file's name.
+
 _FORMATS = {
     "JPEG": ("JPEG", "jpg"),
     "PNG": ("PNG", "zlib"),
@@ -47,29 +48,28 @@ _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive JPEG
 _LARGEST_SHORT = 0xFFFF
 _MOST_SCANS = 100  # of a JPEG file; writers of progressive ones make about ten
 _SCAN, _END, _NO_SEGMENT = b"\xff\xda", b"\xff\xd9", b"\xff\x01"
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # but for those inside a scan
-_MOST_TOLD = 5  # complaints of decoders that a process tells
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not those inside a scan
+_MOST_TOLD = 5  # complaints that a process logs
 
 
 def read_image(path: str) -> Pixels:
     """An image file as RGB pixels (height, width, 3).
 
     Grey becomes three equal channels; of 16-bit grey the upper byte counts, as Pillow does with
-    16-bit colours. Palettes and CMYK are converted. Alpha is dropped: what it hides is seen. An
-    EXIF orientation is applied, so that persons stand as a viewer shows them (most code of the
-    field ignores it; the published data sets have none). Of an animation the first frame is taken.
+    16-bit colours. Palettes and CMYK are converted. Alpha is dropped, so hidden pixels become
+    visible. An EXIF orientation is applied, so that persons stand as a viewer shows them (most code
+    of the field ignores it; the published data sets have none). An animation gives its first frame.
 
     JPEG, PNG, BMP, GIF, TIFF, WebP, PPM, JPEG 2000 and AVIF files are read, and HEIC files with
-    `pillow-heif`, all by what they hold and whatever they are called; plain JPEG ones by
-    torchvision, which gives Pillow's pixels in less time, the others by Pillow. A picture that a
-    decoder reads but complains of is told in the log, with its path.
+    `pillow-heif`, whatever their names. torchvision reads plain JPEG files, with the same
+    pixels as Pillow in less time; Pillow reads the others. If a decoder reads a picture but
+    complains, the log says so, with the path.
 
     Raises:
-        DataError: The file is missing, no regular file (it is not waited for), cut off, is of none
-            of these kinds, or is too large to be a picture: above Pillow's limit of pixels, against
-            decompression bombs, with more than 8 bytes for each of these, or a JPEG file of more
-            than 100 scans, each of which takes the time of a whole picture. Or memory does not
-            suffice.
+        DataError: The file is missing, is not a regular file, is cut off, or of none of these
+            kinds. Or it is too large: more pixels than Pillow's limit against decompression bombs,
+            more than 8 bytes for each of these pixels, or a JPEG file with more than 100 scans,
+            each of which takes the time of a whole picture. Or there is too little memory.
     """
     pixels, complaint = read_image_noting(path)
     if complaint:
@@ -78,10 +78,10 @@ def read_image(path: str) -> Pixels:
 
 
 def read_image_noting(path: str) -> tuple[Pixels, str]:
-    """What `read_image` gives, and what the decoder complained of; empty: of nothing.
+    """The pixels as `read_image` gives them, and the decoder's complaint, or an empty string.
 
     Raises:
-        DataError: See `read_image`.
+        DataError: The image cannot be read; see `read_image`.
     """
     try:
         data = read_bytes(path, _BYTES_PER_PIXEL * _largest(), "picture")
@@ -91,7 +91,7 @@ def read_image_noting(path: str) -> tuple[Pixels, str]:
                 encoded = torch.frombuffer(data, dtype=torch.uint8)
                 image, complaint = listen(lambda: decode_jpeg(encoded, ImageReadMode.UNCHANGED))
             except RuntimeError:
-                pass  # Pillow has the last word
+                pass  # Pillow decides
             else:
                 return _rgb(image.permute(1, 2, 0).numpy()), complaint
         return listen(lambda: _read_with_pillow(data, path))
@@ -99,7 +99,7 @@ def read_image_noting(path: str) -> tuple[Pixels, str]:
         reason = str(error) or type(error).__name__
         if isinstance(error, InputError):
             reason = reason.removeprefix(f"{path}: ")
-        if isinstance(error, UnidentifiedImageError):  # names an object in memory
+        if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
             reason = "its content is no picture of a kind that is read"
         raise DataError(f"{path}: is not a readable image ({reason})") from error
 
@@ -129,7 +129,7 @@ def _is_there(needs: str) -> bool:
 
 @cache
 def _pillow_formats() -> tuple[str, ...]:
-    """Pillow's names of the kinds that are read; those of other packages are made known to it."""
+    """Pillow's names of the kinds that are read; registers the kinds of other packages with it."""
     if "HEIC" in readable_kinds():
         from pillow_heif import register_heif_opener
 
@@ -138,7 +138,7 @@ def _pillow_formats() -> tuple[str, ...]:
 
 
 def _tell(path: str, complaint: str) -> None:
-    """Logs a complaint; after `_MOST_TOLD` of them the process is silent."""
+    """Logs a complaint; a process logs at most `_MOST_TOLD`."""
     _told.append(path)
     if len(_told) <= _MOST_TOLD:
         more = "; further complaints of decoders are not shown" * (len(_told) == _MOST_TOLD)
@@ -152,12 +152,12 @@ def _read_with_pillow(data: bytearray, path: str) -> Pixels:
     kind = find_kind(bytes(data[:HEAD]))
     name = "" if kind is None else kind.name
     if PICTURE_SUFFIXES.get(Path(path).suffix.lower()) == "camera raw" and name == "TIFF":
-        name = "camera raw"  # as TIFF only the preview in it would be read
+        name = "camera raw"  # read as TIFF, it would give its preview only
     if kind is not None and why_not_read(name):
         advice = why_not_read(name) if kind.group == "picture" else kind.advice
         raise ValueError(f"it is {kind.phrase if name == kind.name else name}; {advice}")
     with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
-        # Pillow itself refuses only what is two times above its limit.
+        # Pillow itself refuses pictures only from twice its limit on.
         if image.width * image.height > _largest():
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture")
         upright = ImageOps.exif_transpose(image)
@@ -190,12 +190,12 @@ def _check_scans(data: bytearray) -> None:
     Raises:
         ValueError: It has more than `_MOST_SCANS`.
     """
-    # Nearly all files are settled by the first line: what looks like a scan may also stand in a
-    # thumbnail or in a profile.
+    # This count settles nearly all files; it is too high if a thumbnail or a profile holds bytes
+    # that look like a scan.
     if data[:2] != b"\xff\xd8" or data.count(_SCAN) <= _MOST_SCANS:
         return
     at, scans = 2, 0
-    # Like libjpeg this passes over whatever stands between two segments.
+    # Like libjpeg, skip any bytes between two segments.
     while (marker := _MARKER.search(data, at)) and marker[0] != _END:
         length = data[marker.end() : marker.end() + 2]
         at = marker.end() + (int.from_bytes(length, "big") if marker[0] != _NO_SEGMENT else 0)
@@ -210,8 +210,7 @@ def _check_scans(data: bytearray) -> None:
 def _is_plain_jpeg(data: bytearray) -> bool:
     """Whether this is a grey or colour JPEG of a usual size, without EXIF data.
 
-    Looks through the segments in front of the picture, so that nothing is decoded whose size is
-    not known.
+    Reads the segments before the picture's data, so that the size is known before decoding.
     """
     limit = _largest()
     at, end = 2, len(data) - 10

@@ -26,7 +26,7 @@ _SHOWN = 5  # paths in a message
 
 
 class Loaded(NamedTuple):
-    """What a reading process gives: the images that could be read, and what failed.
+    """The images that a reading process could read, and the errors of the others.
 
     Attributes:
         batch: The images.
@@ -38,13 +38,13 @@ class Loaded(NamedTuple):
 
 
 class ImageDataset(Dataset[Loaded]):
-    """Records and how their pictures become batches.
+    """A torch dataset that reads whole batches of images.
 
     Args:
         records: The images.
         transform: Makes the model's input.
-        cache: Where resized images are kept; several datasets may share one if they have the same
-            records, size and interpolation.
+        cache: Holds resized images; datasets with the same records, size and interpolation may
+            share one.
         views: How often each image is augmented; all but the first become `Batch.views`.
 
     Raises:
@@ -71,7 +71,7 @@ class ImageDataset(Dataset[Loaded]):
     def __getitems__(self, items: Sequence[Draw]) -> Loaded:
         """Images as a batch.
 
-        A `Draw` brings the seed of its augmentation, so that it comes out the same in any process.
+        The augmentation depends only on the `Draw`'s seed, so it is the same in any process.
         """
         views = [_empty_images(len(items), self._transform.size) for _ in range(self._views)]
         rows: list[int] = []
@@ -99,7 +99,7 @@ class ImageDataset(Dataset[Loaded]):
         return Loaded(batch, errors)
 
     def _augment(self, item: Draw, views: Sequence[FloatImage]) -> dict[str, float]:
-        """Writes an image's augmentations, and gives the numbers about the first one."""
+        """Writes an image's augmentations into `views`; returns the numbers about the first one."""
         pixels = self._pixels(item.index)
         sides = []
         for number, view in enumerate(views):
@@ -121,17 +121,17 @@ class ImageDataset(Dataset[Loaded]):
 
 
 class BatchLoader(DataLoader[Batch]):
-    """Batches of images; what becomes of unreadable ones is said here.
+    """Batches of images, with rules for unreadable ones.
 
     An unreadable image is never replaced by another one. With `stop` it ends the pass. With `skip`
-    its batch is smaller by it, and the end of a pass logs how many were left out and the first
-    paths; a batch of training that loses more than half of its images ends the pass all the same,
-    since that is no longer one bad image.
+    the batch is one image smaller, and at the end of a pass the log says how many were left out,
+    with the first paths. But if a training batch loses more than half of its images, the pass ends:
+    then the disk is at fault, not a single image.
 
     Args:
         dataset: The images.
         batches: Draws, batch by batch.
-        on_error: What an unreadable image does.
+        on_error: What to do about an unreadable image.
         num_workers: Reading processes; 0: this one reads.
         pin_memory: Batches in page-locked memory, for a GPU.
         persistent: Whether the workers live on after a pass.
@@ -148,7 +148,7 @@ class BatchLoader(DataLoader[Batch]):
         persistent: bool = False,
     ) -> None:
         super().__init__(
-            dataset,  # type: ignore[arg-type]  # whole batches come from it
+            dataset,  # type: ignore[arg-type]  # it gives whole batches
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_same,  # type: ignore[arg-type]
@@ -235,10 +235,10 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> BatchLoader:
-    """This process's share of the images, in order.
+    """Batches of this process's share of the images, in order.
 
-    Shares are of equal length, so that every process has one: the last ones may repeat the first
-    images, which `Batch.index` tells. Batches without any readable image are left out.
+    All shares have the same length: the last ones may repeat the first images, as `Batch.index`
+    shows. Batches without a readable image are left out.
 
     Args:
         records: The images.
@@ -262,7 +262,7 @@ def eval_loader(
 
 
 class _Draws:
-    """A counter-based generator that takes a new seed in a tenth of the time of making one."""
+    """A counter-based generator; reseeding it takes a tenth of the time of making a new one."""
 
     def __init__(self) -> None:
         self._bits = np.random.Philox(key=0)
@@ -270,7 +270,7 @@ class _Draws:
         self._fresh = self._bits.state
 
     def seeded(self, seed: int, view: int = 0) -> np.random.Generator:
-        """The generator, as a new one with `seed` (0 to 2^64 - 1) would be, for each view."""
+        """The generator, as if made new from `seed` (0 to 2^64 - 1) and `view`."""
         key = self._fresh["state"]["key"]
         key[0], key[1] = seed, view
         self._bits.state = self._fresh
@@ -278,10 +278,10 @@ class _Draws:
 
 
 def _empty_images(count: int, size: tuple[int, int]) -> Tensor:
-    """Room for images (count, 3, H, W), in a worker where the main process can see it."""
+    """An empty tensor (count, 3, H, W); a worker takes memory shared with the main process."""
     images = torch.empty(0)
     if get_worker_info() is not None:
-        # As torch's own collate does, which saves a copy of every batch.
+        # As torch's collate does: this saves a copy of every batch.
         values = count * 3 * size[0] * size[1]
         images.set_(images.untyped_storage()._new_shared(4 * values))  # type: ignore[no-untyped-call]
     return images.resize_(count, 3, *size)

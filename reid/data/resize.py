@@ -1,7 +1,7 @@
-"""Pillow's resize, to the grey level, in a fourth of its time.
+"""Pillow's resize with exactly equal results, in a fourth of the time.
 
-The same fixed-point numbers are added up as in Pillow, but row by row over all columns, which a CPU
-does many at a time; the horizontal pass is a vertical one on the transposed picture.
+It adds up the same fixed-point numbers as Pillow, but row by row over all columns, which lets a CPU
+add many at a time. The horizontal pass is a vertical pass over the transposed picture.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _CUBIC = -0.5  # Pillow's parameter of the cubic (Keys 1981)
 def resize(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) -> Pixels:
     """Pixels of another size, the same as Pillow's `Image.resize` with the same filter.
 
-    Each direction is rounded and cut to [0, 255] on its own, so that their order matters by a few
-    grey levels at sharp edges. It is that of Pillow 13: vertical first if the height shrinks by
-    more than twice as many pixels as the width does. Earlier Pillow always goes horizontally first.
+    The result of each direction is rounded and cut to [0, 255], so their order changes a few grey
+    levels at sharp edges. The order is that of Pillow 13: vertical first if the height shrinks by
+    more than twice as many pixels as the width does. Earlier versions always start horizontally.
 
     Args:
         pixels: (height, width, 3), contiguous.
@@ -48,7 +48,7 @@ def resize(pixels: Pixels, size: tuple[int, int], interpolation: Interpolation) 
 def _weights(
     old: int, new: int, interpolation: Interpolation
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """How `new` pixels are made of `old` ones.
+    """The weights that make `new` pixels of `old` ones.
 
     Returns:
         (new,) the first old pixel that each takes, and (new, taps) the weights of that one and

@@ -1,8 +1,8 @@
 """Samplers: which images come, and how long an epoch is.
 
-A sampler yields whole batches. All it draws depends on (seed, epoch, place in the epoch), neither
-on the number of processes nor on that of reading workers: every process draws the same batches and
-takes its share of each.
+A sampler yields whole batches. Its random choices depend on (seed, epoch, place in the epoch), not
+on the number of processes or reading workers: every process makes the same batches and takes its
+share of each.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ BatchSize: TypeAlias = Annotated[int, Range(1, 65_536)]
 
 
 class Draw(NamedTuple):
-    """An image to read for training.
+    """An image to read for training, with the seed of its augmentation.
 
     Attributes:
         index: Row in the dataset.
-        seed: Of its augmentation.
+        seed: Seed of its augmentation.
     """
 
     index: int  # type: ignore[assignment]  # tuple.index is not used on a draw
@@ -36,19 +36,19 @@ class Draw(NamedTuple):
 
 
 class LabelledSampler(Sampler[list[Draw]], ABC):
-    """Batches of groups of images, a few images from each; the base of those in SAMPLER.
+    """Batches with a few images from each of some groups; the base of the samplers in SAMPLER.
 
-    A pass visits every group once in random order, and passes follow each other until the epoch
-    has its batches. Groups at the end of a pass that fill no batch are passed over; where there are
-    fewer groups than a batch takes, it holds groups more than once. Groups that are too small
-    repeat images, each about equally often.
+    A pass visits every group once in random order; passes follow each other until the epoch has its
+    batches. Groups at the end of a pass that do not fill a batch are left out. If there are fewer
+    groups than a batch takes, groups come more than once in it. Groups that are too small repeat
+    their images, each about equally often.
 
     Args:
         batch_size: Images in a batch, over all processes.
         images_per_group: Images of one group in a batch.
-        steps_per_epoch: Batches in an epoch; 0: as many as one pass fills; None: as many as hold
-            all labelled images. At least one.
-        seed: Of everything drawn.
+        steps_per_epoch: Batches in an epoch. 0: as many as one pass fills; None: enough for all
+            labelled images; at least one in both cases.
+        seed: Seed of all random choices.
         rank: This process.
         world_size: All processes; each takes `batch_size / world_size` images of a batch.
 
@@ -109,7 +109,7 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
         self._groups = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch that is drawn."""
+        """Sets the epoch whose batches come next, from 0."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -156,9 +156,9 @@ class PKSampler(LabelledSampler):
     Args:
         batch_size: P * K, over all processes.
         images_per_identity: K.
-        steps_per_epoch: Batches in an epoch; 0: as many as one pass fills; None: as many as hold
-            all labelled images. At least one.
-        seed: Of everything drawn.
+        steps_per_epoch: Batches in an epoch. 0: as many as one pass fills; None: enough for all
+            labelled images; at least one in both cases.
+        seed: Seed of all random choices.
         rank: This process.
         world_size: All processes; each takes `batch_size / world_size` images of a batch.
 
@@ -186,11 +186,11 @@ class PKSampler(LabelledSampler):
 class CrossCameraSampler(PKSampler):
     """PK batches that show a cluster across cameras (Dai et al., *Cluster Contrast*, ACCV 2022).
 
-    Of a cluster comes one image at random, then K - 1 from other cameras than its own, each image
-    with the same chance; where there are none, others from the same camera. They are drawn without
-    repetition where there are K - 1 of them. The labels tell cameras by their proxies, so clusters
-    must be split by camera, as `CameraProxyClusterer` does; with clusters that are not, no camera
-    plays a part, which is the method's camera-blind option. The arguments are those of `PKSampler`.
+    A cluster gives one image at random, then K - 1 images of other cameras, each with the same
+    chance, or of the same camera if no other camera has any. No image is repeated if there are
+    K - 1 of them. Cameras are known by the proxies of the labels, so clusters must be split by
+    camera, as `CameraProxyClusterer` does; with other clusters, cameras are ignored (the method's
+    camera-blind option). The arguments are those of `PKSampler`.
     """
 
     def set_labels(self, labels: PseudoLabels) -> None:
@@ -215,14 +215,15 @@ class CrossCameraSampler(PKSampler):
 class ProxyBalancedSampler(LabelledSampler):
     """Batches of proxies x images of each (CAP; O2CAP; TMGF, section 3).
 
-    From a proxy with too few images Z are drawn as CAP's code does: of its list Z times over.
+    A proxy with too few images repeats them as CAP's code does: Z are chosen from its list repeated
+    Z times.
 
     Args:
         batch_size: Images in a batch, over all processes.
         images_per_proxy: Z, images of one proxy in a batch.
-        steps_per_epoch: Batches in an epoch; 0: as many as one pass fills; None: as many as hold
-            all labelled images. At least one.
-        seed: Of everything drawn.
+        steps_per_epoch: Batches in an epoch. 0: as many as one pass fills; None: enough for all
+            labelled images; at least one in both cases.
+        seed: Seed of all random choices.
         rank: This process.
         world_size: All processes; each takes `batch_size / world_size` images of a batch.
 
@@ -256,19 +257,19 @@ class RandomIdentitySampler(LabelledSampler):
     """Identities x images of each, in rounds that cut every identity's images into groups once.
 
     The sampler of the supervised baselines (TransReID, fast-reid). A round shuffles the images of
-    each identity (or cluster) and cuts them into groups of `images_per_identity`, the rest left
-    out; an identity with fewer has one group, drawn with repetition. Each batch takes a group of
-    random identities that have one left; the round ends when fewer identities than a batch takes
-    have one. Where there are fewer identities at all, they come several times in a batch, and
-    rounds follow each other as batches fill.
+    each identity (or cluster) and cuts them into groups of `images_per_identity`, without the rest;
+    an identity with fewer images has one group with repetitions. Each batch takes one group from
+    each of some random identities that still have a group. The round ends when fewer identities
+    than a batch needs still have one. If there are too few identities from the start, they come
+    several times in a batch, and a batch may span rounds.
 
     Args:
         batch_size: Images in a batch, over all processes.
         images_per_identity: Images of one identity in a batch.
         epoch: `round`: an epoch is a round (TransReID), so epochs differ somewhat in length.
-            `images`: an epoch is images // batch_size batches, wherever the round is, and the next
-            epoch goes on from there (fast-reid).
-        seed: Of everything drawn.
+            `images`: an epoch is images // batch_size batches; it may end inside a round, where the
+            next epoch goes on (fast-reid).
+        seed: Seed of all random choices.
         rank: This process.
         world_size: All processes.
 
@@ -325,7 +326,7 @@ class RandomIdentitySampler(LabelledSampler):
             yield batch[self._share]
 
     def _start(self) -> tuple[int, int]:
-        """The round, and the group in it, with which the epoch starts; counted from epoch 0."""
+        """The round, counted from epoch 0, and the group in it with which the epoch starts."""
         while len(self._starts) <= self._epoch:
             number, place = self._starts[-1]
             place += len(self) * self._groups_per_batch
@@ -335,13 +336,13 @@ class RandomIdentitySampler(LabelledSampler):
         return self._starts[self._epoch]
 
     def _groups_from(self, number: int, place: int) -> Iterator[IntArray]:
-        """The groups of a round from a place on, and of all that follow."""
+        """The groups of a round from a place on, then those of all later rounds."""
         while True:
             yield from self._round(number)[place:]
             number, place = number + 1, 0
 
     def _round(self, number: int) -> list[IntArray]:
-        """The groups of a round in their order, the same whenever it is asked for."""
+        """The groups of a round in order; the same at every call."""
         if self._last_round[0] == number:
             return self._last_round[1]
         rng = np.random.default_rng((self._seed, number, 0))
@@ -352,7 +353,7 @@ class RandomIdentitySampler(LabelledSampler):
             chosen = rng.choice(len(left), at_once, replace=False)
             groups += [left[place].pop() for place in chosen]
             for place in sorted(chosen, reverse=True):
-                if not left[place]:  # the last one takes its place
+                if not left[place]:  # move the last one here
                     left[place] = left[-1]
                     left.pop()
         self._last_round = (number, groups)

@@ -1,4 +1,4 @@
-"""Images below a folder, found fast, and again without reading a large tree anew."""
+"""Finds the images below a folder; a large tree is not read again unless it changes."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from reid.structures import DataError
 logger = logging.getLogger(__name__)
 
 CACHED_FROM = 10_000  # files; a smaller tree is read in some ten milliseconds
-_FORMAT = 2  # another one where another version sorts files in another way
+_FORMAT = 2  # to be raised when files are sorted in another way
 _SHOWN = 3
 _NO_PICTURES = VIDEO_SUFFIXES | OTHER_SUFFIXES
 _UNREADABLE = "cannot be read"
-_SETTLED = 2_000_000_000  # ns; file systems tell times apart that lie further apart than this
+_SETTLED = 2_000_000_000  # ns; no file system's times are coarser than this
 
 
 @dataclass
 class Scan:
-    """What lies below a folder.
+    """The files below a folder.
 
     Attributes:
         images: Paths relative to the folder, with `/`, in the order of their names.
         unread: Paths of pictures of kinds that are not read, by kind (`FileKind.name`).
-        others: How many files are no pictures, by suffix.
-        hidden: Files and folders whose name starts with a dot; not looked into.
+        others: Numbers of files that are not pictures, by suffix.
+        hidden: Number of files and folders whose name starts with a dot; never opened.
         odd: Pipes, sockets and devices.
         dangling: Symbolic links that lead nowhere.
-        repeated: Symbolic links to folders that had been read already, such as a parent.
+        repeated: Symbolic links to folders that were read already, such as a parent.
         folders: The folder's own folders, and links to folders.
     """
 
@@ -80,7 +80,7 @@ class Scan:
 
 @dataclass
 class _Folder:
-    """One folder's own entries, sorted by name."""
+    """The entries of one folder, sorted by name."""
 
     stamp: list[int]
     images: list[str] = field(default_factory=list)
@@ -96,16 +96,16 @@ class _Folder:
 def scan_images(folder: Path) -> Scan:
     """All images below a folder.
 
-    A file is an image if its suffix says so, or if it has a suffix that says nothing and starts as
-    a picture does. So of nearly all files the name is enough.
+    A file is an image if its suffix says so, or if its suffix is unknown and its first bytes are a
+    picture's. For nearly all files the name is enough.
 
     Links to files and folders are followed. Each folder is read once: in its own place if it lies
     below `folder`, else under the first link to it; so links in a circle come to an end.
 
     A tree of `CACHED_FROM` images or more is remembered in `$XDG_CACHE_HOME/reid` or
-    `~/.cache/reid`. A folder that has not changed since, by its times and its inode, is not read
-    again; one with links in it always is, since a link's target may come and go unseen, and one
-    with files whose content was looked at, which may change unseen too.
+    `~/.cache/reid`. A folder whose times and inode have not changed is not read again, unless it
+    has links, or files that were recognised by their content: their changes do not show in the
+    folder's times.
 
     Raises:
         DataError: `folder` is missing, or a folder cannot be read.
@@ -124,8 +124,8 @@ def scan_images(folder: Path) -> Scan:
 def scan_folder(folder: Path) -> Scan:
     """The images of a folder alone, without those of the folders in it.
 
-    Names are trusted more than by `scan_images`: nobody asks the system what an entry is whose
-    suffix is a picture's. A pipe or a link that leads nowhere are told when they are read.
+    Unlike `scan_images`, this trusts the suffix of a picture without asking the system whether the
+    entry is a file. A pipe or a dangling link raises an error only when it is read.
 
     Raises:
         DataError: `folder` is missing, or cannot be read.
@@ -153,7 +153,7 @@ def scan_folder(folder: Path) -> Scan:
 
 
 def _cache_file(folder: Path) -> Path | None:
-    """In `$XDG_CACHE_HOME/reid`, or else in `~/.cache/reid`; None for a user without a home."""
+    """The cache file of a folder; None if the user has no home."""
     name = f"scan-{hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()}.json"
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "reid", name)
@@ -162,7 +162,7 @@ def _cache_file(folder: Path) -> Path | None:
 
 
 def natural_key(text: str) -> tuple[list[str | int], str]:
-    """A key that sorts as people do: numbers by their value, capitals among the small letters.
+    """A key that sorts as people do: numbers by value, capitals and small letters alike.
 
     >>> sorted(["cam10", "Cam2", "cam1"], key=natural_key)
     ['cam1', 'Cam2', 'cam10']
@@ -172,7 +172,7 @@ def natural_key(text: str) -> tuple[list[str | int], str]:
 
 
 def _walk(root: Path, known: dict[str, _Folder], found: dict[str, _Folder]) -> Scan:
-    """Folders in their own places first, then what links lead to, in the order of their names."""
+    """Reads real folders first, then the targets of links, in the order of their names."""
     scan = Scan()
     seen: set[tuple[int, int]] = set()
     places, links = deque([""]), deque[str]()
@@ -236,21 +236,21 @@ def _read_folder(path: Path, stamp: list[int]) -> _Folder:
                 _put(entry, child.name, kind)
     for names in (entry.images, entry.folders, entry.links, entry.dangling, entry.odd):
         names.sort()
-    # What changes again within the resolution of the times would go unseen.
+    # A second change within the resolution of the times would go unseen.
     if unseen or now - max(stamp[:2]) < _SETTLED:
         entry.stamp = []
     return entry
 
 
 def _kind_by_suffix(name: str) -> str | None:
-    """The kind of picture that a name promises, empty for none; None: it promises nothing."""
+    """The kind of picture that the suffix names; empty: not a picture; None: unknown suffix."""
     suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  (for each of many names)
     kind = PICTURE_SUFFIXES.get(suffix)
     return "" if kind is None and suffix in _NO_PICTURES else kind
 
 
 def _kind_by_content(path: str) -> str:
-    """The kind of picture that a regular file is, empty for none."""
+    """The kind of picture that a file's content shows; empty: not a picture."""
     try:
         kind = kind_of_file(path)
     except InputError:  # it may not be read, or is gone again
@@ -259,7 +259,7 @@ def _kind_by_content(path: str) -> str:
 
 
 def _put(found: Scan | _Folder, name: str, kind: str) -> None:
-    """Sorts a file in."""
+    """Puts a file into the list of its kind."""
     if kind in readable_kinds():
         found.images.append(name)
     elif kind == _UNREADABLE:
@@ -272,7 +272,7 @@ def _put(found: Scan | _Folder, name: str, kind: str) -> None:
 
 
 def _first(paths: list[str]) -> str:
-    """How many, and the first of them."""
+    """The number of paths, and the first of them, in words."""
     shown = ", ".join(map(repr, paths[:_SHOWN]))
     return f"{len(paths):,} ({shown}{', ...' if len(paths) > _SHOWN else ''})"
 
@@ -285,7 +285,7 @@ def _cannot_be_read(path: Path, error: OSError) -> DataError:
 
 
 def _what(child: os.DirEntry[str]) -> Literal["folder", "file", "nothing", "odd"]:
-    """What an entry is, or what the link leads to."""
+    """The type of an entry, or of a link's target."""
     try:
         if child.is_dir():
             return "folder"
@@ -300,7 +300,7 @@ def _what(child: os.DirEntry[str]) -> Literal["folder", "file", "nothing", "odd"
 
 
 def _read_cache(path: Path) -> dict[str, _Folder]:
-    """The folders of an earlier scan; none where the file is missing or not what we write."""
+    """The folders of an earlier scan; empty if the file is missing or not ours."""
     try:
         if not path.exists():
             return {}
@@ -314,7 +314,7 @@ def _read_cache(path: Path) -> dict[str, _Folder]:
 
 
 def _cache_format() -> list[Any]:
-    """What a cache depends on besides the folders."""
+    """Everything but the folders that makes a cache valid."""
     return [_FORMAT, sorted(readable_kinds())]
 
 

@@ -28,9 +28,8 @@ class PixelTransform(ABC):
 
         Args:
             pixels: (H, W, 3).
-            rng: Of all that is drawn.
-            other: Gives the pixels (H, W, 3) of another training image, drawn with `rng`, as they
-                are after the resize.
+            rng: The source of all random numbers.
+            other: Gives the resized pixels (H, W, 3) of another training image, chosen with `rng`.
         """
 
 
@@ -52,11 +51,11 @@ _STILL = Move()
 
 
 class MoveTransform(PixelTransform):
-    """An augmentation that only moves pixels, which `ImageTransform` can do as it normalises."""
+    """An augmentation that only moves pixels; `ImageTransform` does this while it normalises."""
 
     @abstractmethod
     def draw(self, rng: np.random.Generator) -> Move:
-        """The move of an image; all that is drawn comes from `rng`."""
+        """The move of an image; all random numbers come from `rng`."""
 
     def __call__(
         self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
@@ -78,7 +77,7 @@ class NormalizedTransform(ABC):
 
 
 class ImageTransform:
-    """What makes the model's input of a picture's pixels.
+    """Turns a picture's pixels into the model's input.
 
     Args:
         size: (H, W) of the input.
@@ -92,7 +91,7 @@ class ImageTransform:
         interpolation: Of the resize.
 
     Raises:
-        ValueError: A step on pixels stands behind one on the normalised image.
+        ValueError: A step on pixels comes after one on the normalised image.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class ImageTransform:
         levels = torch.arange(256, dtype=torch.float32) / 255
         table = (levels - torch.tensor(mean)[:, None]) / torch.tensor(std)[:, None]
         self._table: FloatImage = table.numpy()
-        # Compiled here, before there are workers, which would each do it.
+        # Compiles the kernels now; otherwise each worker would.
         black = self.resize(np.zeros((1, 1, 3), np.uint8))
         _normalize(black, False, 0, 0, self._table, np.empty((3, *size), np.float32))
 
@@ -132,7 +131,7 @@ class ImageTransform:
         rng: np.random.Generator,
         other: Callable[[], Pixels],
     ) -> dict[str, float]:
-        """Writes the input that is made of resized pixels.
+        """Augments and normalises resized pixels, and writes the result to `out`.
 
         Args:
             pixels: (H, W, 3), not written to.
@@ -141,15 +140,15 @@ class ImageTransform:
             other: See `PixelTransform`.
 
         Returns:
-            What the augmentations tell of the image, for `Batch.side`.
+            The augmentations' numbers about the image, for `Batch.side`.
         """
-        # Moves wait till normalisation, which copies the pixels anyway.
+        # Moves wait until normalisation, which copies the pixels anyway.
         move = _STILL
         for change in self._on_pixels:
             if isinstance(change, MoveTransform):
                 following = change.draw(rng)
                 if move[1:] != (0, 0) and following[1:] != (0, 0):
-                    # A shift back does not bring back what the first one pushed out.
+                    # Not one shift by the sum: pixels pushed out by the first do not come back.
                     pixels, move = _moved(pixels, move), following
                 elif following.mirror:
                     move = Move(not move.mirror, move.down + following.down,
@@ -205,7 +204,7 @@ def _normalize(
             red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
         if first >= last:
             continue
-        if mirror:  # a loop of its own: one loop with a step of 1 or -1 takes a tenth longer
+        if mirror:  # one loop for both, with a step of 1 or -1, would take a tenth longer
             row = pixels[y - down, width - (last - right) : width - (first - right)]
             for i in range(last - first):
                 x = last - 1 - i

@@ -1,7 +1,7 @@
 """Distances of queries to a gallery, in blocks of queries.
 
-They do not depend on the size of the blocks: they are computed in tiles of one shape, because the
-last bits of a matrix product change with its shape. The shape depends on the dimension alone.
+The distances do not depend on the size of the blocks. The last bits of a matrix product change with
+its shape, so all products are tiles of one shape, which depends only on the features' dimension.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _FAR_FROM_ONE = 2.0**40
 
 
 def comparable_features(query_feat: Tensor, gallery_feat: Tensor) -> tuple[Tensor, Tensor]:
-    """Checked (Q, D) and (G, D) features of one device, whose distances float32 can hold.
+    """Features (Q, D) and (G, D), checked and scaled so that float32 can hold their distances.
 
-    Features of a scale far from 1 are multiplied by one power of two, which keeps squares from
-    becoming infinite or 0, and changes no digit of the others.
+    If the features' scale is far from 1, all are multiplied by one power of two. Squares then stay
+    above 0 and below infinity, and no digit changes.
 
     Raises:
-        ValueError: They have a wrong shape or type, or are not finite.
+        ValueError: Features have a wrong shape or type, or are not finite.
     """
     largest = max(_largest("query_feat", query_feat), _largest("gallery_feat", gallery_feat))
     if query_feat.shape[1] != gallery_feat.shape[1]:
@@ -47,7 +47,7 @@ def comparable_features(query_feat: Tensor, gallery_feat: Tensor) -> tuple[Tenso
     if not largest or 1 / _FAR_FROM_ONE < largest < _FAR_FROM_ONE:
         return query_feat, gallery_feat
     exponent = -math.frexp(largest)[1]
-    # In two steps, since a factor for the smallest numbers is itself too large for float32.
+    # In two steps: for the smallest numbers, one factor would be too large for float32.
     factors = 2.0 ** (exponent // 2), 2.0 ** (exponent - exponent // 2)
     query_feat, gallery_feat = (
         feat.float() * factors[0] * factors[1] for feat in (query_feat, gallery_feat)
@@ -56,7 +56,7 @@ def comparable_features(query_feat: Tensor, gallery_feat: Tensor) -> tuple[Tenso
 
 
 def _largest(name: str, feat: Tensor) -> float:
-    """The largest absolute value of (N, D) features; 0 of none."""
+    """The largest absolute value of (N, D) features; 0 if there are none."""
     if feat.ndim != 2 or not feat.shape[1] or not feat.is_floating_point():
         raise ValueError(
             f"{name}: expected (N, D) floating point with D > 0, got {feat.dtype} "
@@ -64,7 +64,7 @@ def _largest(name: str, feat: Tensor) -> float:
         )
     largest = 0.0
     rows = tile_columns(feat.shape[1])
-    for start in range(0, len(feat), rows):  # a mask of all of it would be large
+    for start in range(0, len(feat), rows):  # in pieces: a mask of all features would be large
         value = float(feat[start : start + rows].float().abs().amax())
         if not math.isfinite(value):
             raise ValueError(f"{name}: expected finite features, got NaN or infinity")
@@ -73,7 +73,7 @@ def _largest(name: str, feat: Tensor) -> float:
 
 
 def tile_columns(dim: int) -> int:
-    """Gallery images of a tile: 2048, or fewer where features have very many dimensions."""
+    """Gallery images in a tile: 2048, or fewer if features have very many dimensions."""
     return max(1, min(_TILE_COLUMNS, _TILE_BYTES // (4 * dim)))
 
 
@@ -89,7 +89,7 @@ def squared_norms(feat: Tensor) -> Distances:
 def checked_blocks(
     blocks: Iterable[tuple[int, npt.NDArray[np.floating]]], num_queries: int, num_gallery: int
 ) -> Iterator[tuple[int, Distances]]:
-    """Given blocks as float32, each query once.
+    """The given blocks as float32; checks that they hold each query once.
 
     Args:
         blocks: (start, distances (b, G)): the distances of the queries from `start` on. Together
@@ -98,7 +98,7 @@ def checked_blocks(
         num_gallery: G.
 
     Raises:
-        ValueError: A block has a wrong shape or is not finite, or queries are missing or doubled.
+        ValueError: A block has a wrong shape or is not finite, or queries are missing or repeated.
     """
     seen = np.zeros(num_queries, dtype=bool)
     for start, distances in blocks:
@@ -127,8 +127,8 @@ def distance_blocks(query_feat: Tensor, gallery_feat: Tensor) -> Iterator[tuple[
         gallery_feat: (G, D) features, on the same device.
 
     Yields:
-        (start, distances (b, G padded to whole tiles)): those of the queries from `start` on. What
-        lies behind the G-th column is padding. The next block overwrites the last one.
+        (start, distances (b, G padded to whole tiles)): the distances of the queries from `start`
+        on. Columns from G on are padding. Each block overwrites the one before.
     """
     num_queries, dim = query_feat.shape
     num_gallery, tile_width = len(gallery_feat), tile_columns(dim)
@@ -150,7 +150,7 @@ def distance_blocks(query_feat: Tensor, gallery_feat: Tensor) -> Iterator[tuple[
             return tail
         return gallery_feat[index * tile_width : (index + 1) * tile_width].float()
 
-    # |q - g|^2 = |q|^2 + |g|^2 - 2qg, where |q|^2 does not matter.
+    # |q - g|^2 = |q|^2 + |g|^2 - 2qg, and |q|^2 does not change a query's ranking.
     norms = torch.cat(
         [tile_of(i).double().square().sum(1).float() for i in range(num_tiles)]
         or [torch.empty(0, device=device)]

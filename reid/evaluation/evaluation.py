@@ -1,4 +1,4 @@
-"""What an evaluation is: features that were ranked once, and all that was collected on the way."""
+"""The result of an evaluation: features, their ranking, and what was collected with it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EUCLIDEAN = "Euclidean distance"
 
 @dataclass(frozen=True)
 class RankingResult:
-    """What a ranking gives, per query and in total.
+    """The numbers of a ranking, per query and in total.
 
     Attributes:
         average_precision: (Q,) from 0 to 1; NaN for queries without a match.
@@ -30,8 +30,8 @@ class RankingResult:
             (Ye et al., *Deep Learning for Person Re-identification*, TPAMI 2021); NaN for queries
             without a match.
         first_match_rank: (Q,) 0-based rank of the first match; -1 for queries without a match.
-        ties: (Q,) wrong answers that are exactly as far from the query as one of its matches.
-        cmc: (max_rank,) at k - 1 the fraction of queries with a match among the first k.
+        ties: (Q,) number of wrong answers exactly as far from the query as one of its matches.
+        cmc: (max_rank,) entry k - 1 is the fraction of queries with a match among the first k.
     """
 
     average_precision: FloatArray
@@ -137,7 +137,7 @@ class PairSimilarities:
         """The pairs by the cosine of their features, for features of unit length.
 
         Args:
-            bins: Of equal width, far fewer than those of this.
+            bins: Number of bins of equal width, far fewer than here.
 
         Returns:
             Numbers of matching pairs (bins,), of other pairs (bins,), and the edges (bins + 1,) of
@@ -157,7 +157,7 @@ class PairSimilarities:
         return counts[0], counts[1], np.linspace(-1, 1, bins + 1)
 
     def require_pairs(self) -> None:
-        """Makes sure that there are pairs to compare.
+        """Raises unless there are matching and other pairs.
 
         Raises:
             ValueError: There is no matching or no other pair.
@@ -172,9 +172,9 @@ class PairSimilarities:
 
 @dataclass(frozen=True)
 class RankedLists:
-    """The best gallery images of some queries, and what they are for the query.
+    """The best gallery images of some queries, with their verdicts.
 
-    Of equally near images, the first in the gallery stands first.
+    Equally near images are in the order of the gallery.
 
     Attributes:
         queries: Rows of the queries.
@@ -189,13 +189,14 @@ class RankedLists:
 
 @dataclass(frozen=True)
 class Details:
-    """What is collected beside the ranking, in the same pass over the distances.
+    """What to collect beside the ranking, in the same pass over the distances.
 
     Attributes:
         camera_pairs: The mAP from camera to camera.
         similarities: How far apart matching pairs and other pairs are.
-        ranked_lists: Queries, spread evenly over all, whose best gallery images are listed.
-        list_length: Gallery images of such a list.
+        ranked_lists: Number of queries, spread evenly over all, that get a list of their best
+            images.
+        list_length: Gallery images in such a list.
     """
 
     camera_pairs: bool = False
@@ -206,21 +207,21 @@ class Details:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Query and gallery, ranked once: numbers, tables and pictures are made of it.
+    """Query and gallery, ranked once; all numbers, tables and pictures are made of this.
 
     Attributes:
         query: Features of the queries.
         gallery: Features of the gallery.
         relevance: Which gallery images are matches and junk.
-        ranking: Per query and in total.
-        ap: Which average precision the ranking and the camera pairs have.
-        ranked_by: What the distances of the ranking are, in words.
-        details: What was to be collected.
-        camera_pairs: None where not asked for, or where there are too many cameras.
-        similarities: Of the Euclidean distances, whatever the ranking is by; None: not asked for.
+        ranking: The numbers per query and in total.
+        ap: The kind of average precision in `ranking` and `camera_pairs`.
+        ranked_by: The kind of distance that the ranking uses, in words.
+        details: What was asked for.
+        camera_pairs: None if not asked for, or if there are too many cameras.
+        similarities: By Euclidean distances, whatever the ranking uses; None: not asked for.
         ranked_lists: None: not asked for.
-        query_paths: Of the queries' images, where they are known.
-        gallery_paths: Of the gallery's images, where they are known.
+        query_paths: Paths of the queries' images, if they are known.
+        gallery_paths: Paths of the gallery's images, if they are known.
     """
 
     query: FeatureSet
@@ -238,10 +239,10 @@ class Evaluation:
 
     @property
     def counts(self) -> Counts:
-        """What stands behind the figures."""
+        """How many queries and gallery images the figures are based on."""
         return self.relevance.counts()
 
     @property
     def text(self) -> str:
-        """What the numbers of tables are, in words."""
+        """How the numbers were computed, in words."""
         return f"AP {self.ap}, {self.ranked_by}"

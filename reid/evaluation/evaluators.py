@@ -18,7 +18,7 @@ class Evaluator(ABC):
     """Base of what is registered in EVALUATOR.
 
     Attributes:
-        ap: The average precision that the evaluation is to be ranked with.
+        ap: The kind of average precision that `rank` is to compute.
         metrics: Names of the numbers, in the order of a table's columns; empty: not known before
             the first evaluation.
     """
@@ -27,9 +27,9 @@ class Evaluator(ABC):
     metrics: tuple[str, ...] = ()
 
     def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
-        """The evaluation by other distances, if the evaluator has some: as it is, here.
+        """The evaluation, ranked by the evaluator's own distances; the base class changes nothing.
 
-        Tables and lists of matches are made of what this returns, so that they fit the numbers.
+        Tables and lists of matches are made of the result, so they fit the numbers.
         """
         return evaluation
 
@@ -40,8 +40,7 @@ class Evaluator(ABC):
         """Numbers by name, fractions from 0 to 1, in the order of a table's columns.
 
         Args:
-            evaluation: As `rank` gives it with this evaluator's `ap`, or what `rank_again` made of
-                it.
+            evaluation: From `rank` with this evaluator's `ap`, or from `rank_again`.
             progress: Called with (queries' worth of work done, queries).
         """
 
@@ -51,14 +50,14 @@ class Market1501Evaluator(Evaluator):
     """The protocol of Market-1501 (Zheng et al., ICCV 2015), used for all common test sets.
 
     For each query, gallery images of the same identity *and* the same camera are removed, and so
-    is junk (pid -1); distractors stay as wrong answers. Queries that have no match left count
-    nowhere. mINP is from Ye et al., *Deep Learning for Person Re-identification* (TPAMI 2021).
+    is junk (pid -1); distractors stay as wrong answers. Queries without a remaining match
+    are ignored. mINP is from Ye et al., *Deep Learning for Person Re-identification* (TPAMI 2021).
 
     Args:
         ranks: The k of Rank-k.
         ap: `step`, as the field computes it; `trapezoid`, as the original Market-1501 code does,
             which gives slightly lower numbers. See `reid.evaluation.evaluation.AP`.
-        query_expansion: Gallery images that each query is averaged with first; 0 = none.
+        query_expansion: How many gallery images each query is averaged with first; 0 = none.
         alpha: Exponent of their weights; 0 = average query expansion, see `expand_queries`.
         reranking: k-reciprocal re-ranking (Zhong et al., CVPR 2017) before the ranking.
         k1: Length of the neighbour lists of re-ranking.
@@ -98,7 +97,7 @@ class Market1501Evaluator(Evaluator):
 
     @property
     def ranked_by(self) -> str:
-        """What the distances are, in words."""
+        """The kind of distance, in words."""
         steps = []
         if self._query_expansion:
             steps.append(f"query expansion ({self._query_expansion} images, alpha {self._alpha:g})")
@@ -110,9 +109,9 @@ class Market1501Evaluator(Evaluator):
         return " and ".join(steps) or EUCLIDEAN
 
     def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
-        """The evaluation with this average precision, and by these distances.
+        """The evaluation, ranked with this evaluator's average precision and distances.
 
-        One that has them already is returned as it is.
+        An evaluation that has them already is returned unchanged.
 
         Raises:
             ValueError: A feature is not finite, or a number does not fit the gallery.

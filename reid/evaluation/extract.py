@@ -1,4 +1,4 @@
-"""Features of whole sets of images, placed by index."""
+"""Extracts the features of a whole set of images."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images, and how a model sees them in tests.
+    """Images to extract features from, and how.
 
     Attributes:
-        name: For messages.
+        name: Name of the set, for messages.
         records: The N images.
-        loader: Batches whose `index` points into `records`; with several processes, those of this
+        loader: Batches whose `index` points into `records`; with several processes, only this
             process's share.
-        flip: Flip-test: features are the mean of those of the image and of its mirror image.
+        flip: Average the features of an image and of its mirror image.
         allow_missing: Whether the loader may leave out images that cannot be read; their features
             are 0, and `FeatureSet.present` says so.
-        precision: Of the network; see `extract_features`.
+        precision: Precision of the network; see `extract_features`.
     """
 
     name: str
@@ -71,27 +71,28 @@ def extract_features(
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and without gradients.
 
-    With several processes, each passes a loader over its share; all get the whole set, or all raise
-    an error where one failed. Rows are placed by index, so an image that a share repeats as padding
-    does no harm.
+    With several processes, each gives a loader over its share. All processes get the features of
+    the whole set, or all raise an error if one failed. Rows are placed by index, so images that a
+    share repeats as padding do no harm.
 
     Args:
         model: Batch -> Embeddings; its mode is restored.
         loader: Batches whose `index` points into `records`.
         records: The N images.
-        device: Where the model is and where the features stay.
+        device: The device of the model and of the result.
         progress: Called with (images done, N).
-        flip: Flip-test: features are the mean of those of the image and of its mirror image.
-        allow_missing: Whether images may be in no batch, since they could not be read; their
-            features are 0, and they are not `present`.
-        precision: Of the network: in others than `fp32` products and convolutions are computed by
-            `torch.autocast`. The features are float32 in any.
+        flip: Average the features of an image and of its mirror image.
+        allow_missing: Whether unreadable images may be missing in the batches; their features are
+            then 0, and they are not `present`.
+        precision: Precision of the network: with `bf16` and `fp16`, `torch.autocast` computes
+            products and convolutions in it. The features are always float32.
 
     Raises:
-        DataError: No image could be read, or not one of another process.
+        DataError: No image could be read, on this or another process.
         FloatingPointError: A feature is not finite.
-        ValueError: No image, one in no batch, or an unknown precision.
-        RuntimeError: Another process failed otherwise.
+        ValueError: There is no image, an image is missing in the batches, or the precision is
+            unknown.
+        RuntimeError: Another process failed for another reason.
     """
     if not records:
         raise ValueError("records: expected one image or more, got none")
@@ -100,7 +101,7 @@ def extract_features(
     share = partial(_extract_share, model, loader, records, device, progress, flip, precision)
     rows, tests, units = _together(share)
     index = distributed.gather_rows(torch.cat(rows))
-    # Banks lie one after another in memory, each contiguous.
+    # Each bank is contiguous in memory.
     unit = _place(units, index, len(records), dim=1).transpose(0, 1)
     present = torch.zeros(len(records), dtype=torch.bool, device=device)
     present[index] = True
@@ -125,7 +126,7 @@ def _extract_share(
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Indices, test features and banks of this process's batches.
 
-    No test features where they are the first bank.
+    Test features are None if they equal the first bank.
     """
     rows: list[Tensor] = []
     tests: list[Tensor] = []
@@ -161,9 +162,9 @@ def _extract_share(
 
 
 def _together(work: Callable[[], T]) -> T:
-    """Does this process's work; raises on every process where one has failed.
+    """Runs `work` on this process; if any process fails, all raise an error.
 
-    The others would wait for it.
+    Otherwise the other processes would wait forever.
     """
     failed: Exception | None = None
     try:
@@ -177,7 +178,7 @@ def _together(work: Callable[[], T]) -> T:
 
 
 def _raise_together(failed: Exception | None) -> None:
-    """Raises an error on every process where one has failed, which the others would wait for."""
+    """Raises an error on every process if one has failed, so that no process waits forever."""
     if not any(distributed.largest(failed is not None)):
         return
     kind = "" if failed is None else type(failed).__name__
@@ -194,7 +195,7 @@ def _raise_together(failed: Exception | None) -> None:
 def _check(
     features: FeatureSet, records: Sequence[ImageRecord], allow_missing: bool, precision: Precision
 ) -> None:
-    """Raises ValueError where images are missing or features are not finite."""
+    """Raises an error if images are missing or features are not finite."""
     missing = int((~features.present).sum())
     if missing and not allow_missing:
         raise ValueError(f"loader: {missing} of {len(records)} images were in no batch")
@@ -211,8 +212,8 @@ def _check(
 def _features(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor | None, Tensor]:
     """Test features (B, D') and banks (1 + K, B, D), in float32.
 
-    No test features where they are the first bank. They are copies: CUDA graphs write the next
-    batch's over those that the model gave.
+    Test features are None if they equal the first bank. The results are copies, since a CUDA graph
+    overwrites the model's outputs in the next call.
     """
     dtype = _DTYPES[precision]
     with (
@@ -236,7 +237,7 @@ def _features(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Ten
 
 
 def _place(values: Sequence[Tensor], index: Tensor, count: int, dim: int) -> Tensor:
-    """The batches' rows along `dim`, of all processes, at their places among `count`."""
+    """The rows of all processes' batches, put at their indices among `count` along `dim`."""
     rows = torch.cat([value.movedim(dim, 0) for value in values])
     gathered = distributed.gather_rows(rows).movedim(0, dim)
     shape = list(gathered.shape)

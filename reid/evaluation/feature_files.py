@@ -1,4 +1,4 @@
-"""Features of query and gallery from files of any code."""
+"""Reads features of query and gallery from files, whatever code wrote them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class LoadedFeatures(NamedTuple):
     Attributes:
         query: Q features of unit length.
         gallery: Features of unit length.
-        query_paths: Q paths of the queries' images, where a list gave them.
-        gallery_paths: Paths of the gallery's images, where a list gave them.
+        query_paths: Q paths of the queries' images, if a list gave them.
+        gallery_paths: Paths of the gallery's images, if a list gave them.
     """
 
     query: FeatureSet
@@ -48,8 +48,8 @@ class LoadedFeatures(NamedTuple):
 def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
     """Query and gallery of an .npz file, with features made unit vectors.
 
-    Features of any scale give the same unit vectors, to the last bit but for what rounding did to
-    them before. Rows of zeros, which have no direction, stay and are named in a warning.
+    Features of any scale give the same unit vectors, apart from rounding in the file. Rows of zeros
+    have no direction; they stay zero, and a warning names them.
 
     Args:
         path: With `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`, `gallery_pids`,
@@ -59,7 +59,7 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
     Raises:
         DataError: A file is missing or broken, or unpacks to far more than its size; an array is
             missing, lengths do not fit, values are not finite, or all features of a split are
-            zeros. Or memory does not suffice.
+            zeros. Or there is too little memory.
     """
     with telling_memory(path):
         if csv is None:
@@ -93,7 +93,7 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
 
 @contextmanager
 def telling_memory(path: Path) -> Iterator[None]:
-    """Has the errors of short memory, which differ from library to library, name the file.
+    """Turns every library's out-of-memory error into one that names the file.
 
     Raises:
         DataError: In place of any of them.
@@ -104,9 +104,9 @@ def telling_memory(path: Path) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RuntimeError) and not any(word in text for word in _NO_MEMORY):
             raise
-        reason = text.splitlines()[0] if text else "no more is to be had"
+        reason = text.splitlines()[0] if text else "there is no more"
         raise DataError(
-            f"{path}: memory does not suffice for its features ({reason}); use a machine with "
+            f"{path}: memory is too small for its features ({reason}); use a machine with "
             "more, fewer images, or features of fewer dimensions"
         ) from error
 
@@ -131,7 +131,7 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]
         raise DataError(f"{error}; expected an .npz file") from error
     except MemoryError:
         raise
-    except Exception as error:  # numpy, zipfile and zlib have many for broken files
+    except Exception as error:  # numpy, zipfile and zlib raise many kinds for broken files
         kind = kind_of_file(path)
         reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
         raise DataError(
@@ -157,8 +157,8 @@ def _features(values: npt.NDArray[Any], name: str, path: Path) -> Tensor:
     height = max(1, _PIECE_BYTES // (8 * values.shape[1]))
     zeros: list[int] = []
     for start in range(0, len(values), height):
-        # A square of float32 is out of range from 1e19 on and below 1e-23, one of a value that was
-        # divided by the largest of its row never.
+        # The square of a float32 overflows from 1e19 on and underflows below 1e-23; values divided
+        # by the largest of their row are safe.
         rows = values[start : start + height].astype(np.float64)
         largest = np.abs(rows).max(1, keepdims=True)
         if not np.isfinite(largest).all():

@@ -1,4 +1,4 @@
-"""What a person needs to judge clusters that no label scores: confidences, and likely matches."""
+"""Helps a user to judge clusters without labels: confidences, and likely matches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Match(NamedTuple):
 
 
 def cluster_confidence(features: Tensor, cluster: Tensor) -> Tensor:
-    """How clearly each image belongs to its cluster and not to the nearest other one.
+    """How clearly each image belongs to its cluster and not to the nearest other cluster.
 
     The simplified silhouette (Hruschka et al., *Evolutionary Algorithms for Clustering Gene
     Expression Data*, ICDM 2004), with means in place of members so that no pair of images is
@@ -48,8 +48,8 @@ def cluster_confidence(features: Tensor, cluster: Tensor) -> Tensor:
         cluster: (N,) clusters; -1 = outlier.
 
     Returns:
-        (N,) from 0 (another cluster is as near) to 1; 0 for outliers, and for clusters of one
-        image; 1 for the others where there is one cluster only.
+        (N,) from 0 (another cluster is as near) to 1. 0 for outliers and for clusters of one image;
+        1 for all others if there is only one cluster.
     """
     confidence = torch.zeros(len(cluster))
     features, cluster = features.detach().float().cpu(), cluster.cpu()
@@ -78,14 +78,14 @@ def cluster_confidence(features: Tensor, cluster: Tensor) -> Tensor:
 
 
 def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
-    """Pairs of images of different known cameras, each the other's nearest one across cameras.
+    """Pairs of images that are each other's nearest image of another known camera.
 
-    The most similar pairs; a wrong one among them tells of cameras or clothes that mislead the
-    model. No image is in two pairs.
+    A wrong pair among the most similar ones shows cameras or clothes that mislead the model. No
+    image is in two pairs.
 
     Args:
-        features: Of N images, of unit length; those that could not be read are in no pair.
-        most: Pairs at most.
+        features: Unit features of N images; unreadable images are in no pair.
+        most: The largest number of pairs.
 
     Returns:
         The most similar first.
@@ -99,7 +99,7 @@ def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
     chosen = features[known]
     if len(torch.unique(chosen.camids)) < 2:
         return []
-    # For the protocol all are one identity: images of the same camera are passed over.
+    # With one identity for all, the protocol skips images of the same camera.
     chosen = replace(chosen, pids=torch.zeros_like(chosen.pids))
     feature = chosen.test
     nearest = top_matches(chosen, chosen, k=1)[:, 0]
@@ -114,7 +114,7 @@ def cross_camera_matches(features: FeatureSet, most: int) -> list[Match]:
 
 
 def camera_name(record: ImageRecord) -> str:
-    """The camera's own name where its dataset knows one, or its number; empty if unknown."""
+    """The camera's name if its dataset has one, else its number; empty if unknown."""
     name = record.extra.get("camera")
     return name or ("" if record.camid == UNKNOWN_CAMERA else str(record.camid))
 
@@ -147,7 +147,7 @@ def write_matches(
 ) -> None:
     """Writes a CSV file of two paths, two cameras, their similarity, and the common cluster.
 
-    `cluster` is empty where the two are not in one.
+    `cluster` is empty if the two are in different clusters or in none.
     """
     rows = []
     for first, second, similarity in matches:

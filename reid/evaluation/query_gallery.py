@@ -1,4 +1,4 @@
-"""Test sets: images to look for and images to look in."""
+"""Test sets of query and gallery images."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class QueryGallery:
-    """A test set: images to look for, and images to look in.
+    """A test set: query images, and gallery images to find them in.
 
     Attributes:
         name: For tables.
         query: Images to look for.
         gallery: Images to look in.
         images: Both together, query first.
-        version: Which of several circulating versions was found; empty where there is one only.
-        is_validation: Whether it was taken out of the training images, to choose by.
+        version: The version that was loaded, if several circulate; else empty.
+        is_validation: Whether it was taken out of the training images, to choose settings.
     """
 
     name: str
@@ -81,17 +81,17 @@ class QueryGallery:
 def check_query_gallery(
     name: str, query: Sequence[ImageRecord], gallery: Sequence[ImageRecord]
 ) -> str:
-    """Whether query and gallery can be scored, as far as their lists tell.
+    """Why query and gallery cannot be scored, judged by their lists.
 
-    Warns of queries that have no match, which count nowhere.
+    Warns of queries without a match, which are ignored.
 
     Args:
-        name: Of the test set.
+        name: Name of the test set.
         query: Images to look for.
         gallery: Images to look in.
 
     Returns:
-        Why they cannot, and the way out; empty if they can.
+        The reason, and what to do; empty if they can be scored.
     """
     relevance = Relevance.of_records(query, gallery)
     counts = relevance.counts()
@@ -105,10 +105,10 @@ def check_query_gallery(
 def usable_test_sets(test_sets: Sequence[QueryGallery]) -> list[QueryGallery]:
     """The test sets that can be scored; warns of each of the others.
 
-    Called before training, so that no test set can cost one.
+    Called before training, so that a bad test set is found before hours of work.
 
     Raises:
-        DataError: There are some, but none can be scored.
+        DataError: There are test sets, but none can be scored.
     """
     usable, reasons = [], []
     for test_set in test_sets:

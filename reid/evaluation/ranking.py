@@ -1,4 +1,4 @@
-"""Ranking of a gallery for each query, in one pass over the distances, whatever is asked for.
+"""Ranks a gallery for each query; one pass over the distances serves everything asked for.
 
 Which images are matches and junk: `reid.evaluation.relevance`. How a ranking is counted:
 `QueryRanks`. What else can be collected in the same pass: `Details`.
@@ -58,13 +58,13 @@ def rank(
     For unit vectors this is the order of the cosine similarity.
 
     Args:
-        query: Q images; their `test` features count.
+        query: Q images, compared by their `test` features.
         gallery: G images.
         max_rank: Length of the CMC curve.
-        ap: Which average precision; see `AP`.
-        details: What else is to be collected.
-        query_paths: Q paths of the images, where they are known. With both, an image is never its
-            own match; see `Relevance.of`.
+        ap: The kind of average precision; see `AP`.
+        details: What else to collect.
+        query_paths: Q paths of the images, if they are known. With both lists, an image is never
+            its own match; see `Relevance.of`.
         gallery_paths: G paths.
         progress: Called with the number of queries done and of all queries, after each block.
 
@@ -101,7 +101,7 @@ def rank_again(
         blocks: (start, distances (b, G)): the distances of the queries from `start` on. Together
             the blocks hold each query once, in any order.
         ap: Which average precision; see `AP`.
-        ranked_by: What the distances are, in words.
+        ranked_by: The kind of distance, in words.
         max_rank: Length of the CMC curve.
 
     Raises:
@@ -123,7 +123,7 @@ def rank_distances(
     max_rank: int = 50,
     ap: AP = "step",
 ) -> RankingResult:
-    """Ranks the gallery for each query by given distances; the features do not matter.
+    """Ranks the gallery for each query by given distances; features are not used.
 
     Args:
         blocks: As in `rank_again`.
@@ -186,13 +186,13 @@ def list_matches(
     query_paths: Sequence[str] | None = None,
     gallery_paths: Sequence[str] | None = None,
 ) -> RankedLists:
-    """The best gallery images of some queries, for which alone distances are computed.
+    """The best gallery images of some queries; computes distances for these queries only.
 
     Args:
         query: Q images.
         gallery: G images.
-        count: Queries, spread evenly over all.
-        k: Gallery images of a list.
+        count: Number of queries, spread evenly over all.
+        k: Gallery images in a list.
         query_paths: As in `rank`.
         gallery_paths: As in `rank`.
 
@@ -212,14 +212,14 @@ def list_matches(
 
 
 def spread(total: int, count: int) -> IntArray:
-    """Up to `count` of 0..total-1, spread evenly, rising."""
+    """Up to `count` of the numbers 0..total-1, spread evenly, in rising order."""
     if not total or count < 1:
         return np.empty(0, np.int64)
     return np.unique(np.linspace(0, total - 1, count).astype(np.int64))
 
 
 class _Collected:
-    """What watches a pass for an `Evaluation`, whatever the distances are.
+    """The watchers that collect an `Evaluation` in one pass over any distances.
 
     Raises:
         ValueError: A number is out of its range.
@@ -264,7 +264,7 @@ class _Collected:
         return result
 
     def added_to(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation with what else was collected."""
+        """The evaluation with the collected details."""
         return replace(
             evaluation,
             camera_pairs=self._pairs.table() if self._pairs else None,

@@ -1,7 +1,6 @@
 """Compiled loops of the ranking, the rule that says what is junk, and the types of the arrays.
 
-The rule stands in this file because numba's cache of a loop notices changes of the loop's own file
-only.
+The rule is in this file because numba recompiles a cached loop only if the loop's file changes.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ _NO_CAMERA = -1
 
 @njit(cache=True)
 def is_junk(pid: int, camid: int, other_pid: int, other_camid: int) -> bool:
-    """Whether the protocol leaves a gallery image out for a query. Nothing else decides this.
+    """Whether the protocol leaves a gallery image out for a query; the only place that decides.
 
     An image is junk if it has no identity, or if it has the query's identity and was taken by the
-    query's camera, where this camera is known. (The query itself is junk too: see
-    `Relevance.itself`, since identities and cameras do not tell.)
+    query's camera, where this camera is known. (The query's image itself is junk too, but
+    only its path shows that: see `Relevance.itself`.)
 
     Args:
         pid: Identity of the query.
@@ -40,7 +39,7 @@ def is_junk(pid: int, camid: int, other_pid: int, other_camid: int) -> bool:
 def junk_mask(
     pid: int, camid: int, gallery_pids: IntArray, gallery_camids: IntArray, itself: IntArray
 ) -> BoolArray:
-    """(G,) whether each gallery image is junk for a query; `itself`: images that are the query."""
+    """Whether each gallery image is junk for a query (G,); `itself`: images that are the query."""
     junk = np.empty(len(gallery_pids), np.bool_)
     for index in range(len(gallery_pids)):
         junk[index] = is_junk(pid, camid, gallery_pids[index], gallery_camids[index])
@@ -96,8 +95,8 @@ def count_matches(
 def _num_nearer(values: Distances, padded: int, distance: np.float32) -> int:
     """How many of the sorted `values` are below `distance`.
 
-    `values` is filled up with infinity to `padded` - 1 entries, a power of two less one, so that
-    the search has no branches.
+    `values` is padded with infinity to `padded` - 1 entries (a power of two minus one), so the
+    search needs no branches.
     """
     position = 0
     step = padded >> 1
@@ -110,7 +109,7 @@ def _num_nearer(values: Distances, padded: int, distance: np.float32) -> int:
 
 @njit(cache=True)
 def _average_precision(counts: IntArray, num_hits: int, trapezoid: bool) -> tuple[float, int]:
-    """And how many wrong answers are nearer than the last hit."""
+    """The average precision, and how many wrong answers are nearer than the last hit."""
     total = 0.0
     wrong = 0
     for i in range(num_hits):
@@ -192,7 +191,7 @@ def rank_rows(
                 place = _num_nearer(values, padded, value)
                 counts[place] += 1
                 tied += values[place] == value
-        # That counted everything: hits, which are ranked below, and junk, which is left out.
+        # The counts include hits, which are ranked below, and junk: take both out again.
         tied -= _take_back(distance, group, values, padded, last, counts)
         tied -= _take_back(distance, junk, values, padded, last, counts)
         for i in range(len(same_image)):
@@ -242,7 +241,7 @@ def count_pairs(
                     matching[worker, place] += 1
                 else:
                     others[worker, place] += 1
-            # The query itself was counted, unless it is junk for its labels already.
+            # The query's image was counted, unless its labels make it junk already.
             for index in itself[itself_starts[row] : itself_starts[row + 1]]:
                 other = gallery_pids[index]
                 if is_junk(pid, camid, other, gallery_camids[index]):

@@ -4,7 +4,7 @@ The protocol is the one of Market-1501 (Zheng et al., *Scalable Person Re-identi
 Benchmark*, ICCV 2015): for each query, gallery images of the same identity and the same known
 camera are left out, and so is junk (identity -1). Everything else stays, distractors as wrong
 answers. A query whose camera is unknown (-1) loses no image to its camera. An image is never its
-own match: where paths are known, gallery images of the query's path are junk for it.
+own match: if paths are known, gallery images with the query's path are junk for it.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from reid.evaluation.ranking_kernels import JUNK, BoolArray, IntArray, count_mat
 from reid.structures import UNKNOWN_CAMERA, FeatureSet, ImageRecord
 
 Verdict = Literal["same", "other", "junk"]
-"""The same person; another; an image that the protocol leaves out."""
+"""The same person, another person, or an image that the protocol leaves out."""
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What stands behind the figures of a test set.
+    """How many queries and gallery images the figures of a test set are based on.
 
     Attributes:
-        queries: In all.
+        queries: All queries.
         with_match: Queries that have a match. The figures are means over these.
-        gallery: Images in all.
+        gallery: All gallery images.
         junk: Gallery images without an identity, which are left out for every query.
         distractors: Gallery images with an identity that no query has: wrong answers to all.
     """
@@ -45,11 +45,11 @@ class Counts:
 
     @property
     def ignored(self) -> int:
-        """Queries without a match, which count nowhere."""
+        """Number of queries without a match, which are ignored."""
         return self.queries - self.with_match
 
     def as_dict(self) -> dict[str, dict[str, int]]:
-        """As results*.json has them."""
+        """The counts as results*.json has them."""
         return {
             "queries": {
                 "all": self.queries,
@@ -64,7 +64,7 @@ class Counts:
         }
 
     def text(self) -> str:
-        """As a line."""
+        """The counts as one line of text."""
         return (
             f"{self.queries:,} queries: {self.with_match:,} with a match, "
             f"{self.ignored:,} ignored; {self.gallery:,} gallery images: "
@@ -110,15 +110,15 @@ class Relevance:
         query_paths: Sequence[str] | None = None,
         gallery_paths: Sequence[str] | None = None,
     ) -> Relevance:
-        """What holds between the images of two sets of features.
+        """The relevance of gallery images to queries, from two sets of features.
 
         Args:
             query: Q images.
             gallery: G images.
-            query_paths: Q paths, where they are known.
-            gallery_paths: G paths, where they are known. Without both, nothing tells that a query
-                and a gallery image are one image. Paths are compared as absolute ones; links are
-                not followed and files are not opened, so that a copy is another image.
+            query_paths: Q paths, if they are known.
+            gallery_paths: G paths, if they are known. Without both, it is unknown that a query and
+                a gallery image are the same. Absolute paths are compared; links are not followed
+                and files are not opened, so a copy counts as another image.
 
         Raises:
             ValueError: The paths are not one for each image.
@@ -139,7 +139,7 @@ class Relevance:
 
     @classmethod
     def of_records(cls, query: Sequence[ImageRecord], gallery: Sequence[ImageRecord]) -> Relevance:
-        """What holds between the images of two lists."""
+        """The relevance of gallery images to queries, from two lists."""
         return cls._grouped(
             np.array([record.pid for record in query], np.int64),
             np.array([record.pid for record in gallery], np.int64),
@@ -169,7 +169,7 @@ class Relevance:
         )  # fmt: skip
 
     def within(self, columns: IntArray) -> Relevance:
-        """The same for some of the gallery images, given by their indices in rising order."""
+        """The relevance for some of the gallery images, by their indices in rising order."""
         place = np.full(len(self.gallery_pids), -1, np.int64)
         place[columns] = np.arange(len(columns))
         inside = place[self.itself] >= 0
@@ -181,7 +181,7 @@ class Relevance:
         )  # fmt: skip
 
     def images_of_itself(self, row: int) -> IntArray:
-        """Gallery indices of the images that are the query of this row itself."""
+        """Gallery indices of the images that are this row's query image."""
         return self.itself[self.itself_start[row] : self.itself_start[row + 1]]
 
     def junk_of(self, row: int) -> BoolArray:
@@ -193,7 +193,7 @@ class Relevance:
         return mask
 
     def verdicts(self, row: int, columns: Sequence[int] | IntArray) -> list[Verdict]:
-        """What some gallery images are for the query of this row."""
+        """The verdicts on some gallery images for the query of this row."""
         chosen = np.asarray(columns, np.int64)
         junk = junk_mask(
             self.query_pids[row], self.query_camids[row],
@@ -207,7 +207,7 @@ class Relevance:
         ]
 
     def matches(self) -> IntArray:
-        """(Q,) how many matches each query has."""
+        """Number of matches of each query (Q,)."""
         counts: IntArray = count_matches(
             self.query_pids, self.query_camids, self.gallery_camids,
             self.by_pid, self.start, self.end, self.itself_start, self.itself,
@@ -260,7 +260,7 @@ class Relevance:
         )  # fmt: skip
 
     def ignored_text(self, counts: Counts) -> str:
-        """How many queries count nowhere, as a sentence."""
+        """How many queries are ignored, as a sentence."""
         other = " in another camera" if (self.query_camids != UNKNOWN_CAMERA).any() else ""
         verb = "has" if counts.ignored == 1 else "have"
         rest = "counts" if counts.ignored == 1 else "count"

@@ -1,4 +1,4 @@
-"""Evaluation without a trainer: features from a file become a full report."""
+"""Evaluates features without a trainer, and reports the results."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def evaluate_file(
     options: Sequence[str] = (),
     progress: ProgressBar | None = None,
 ) -> dict[str, Any]:
-    """What `evaluate_features` gives for the features that `load_features` reads.
+    """The report of `evaluate_features` on the features of a file.
 
     Raises:
-        DataError: See `load_features`; or memory does not suffice.
-        ConfigError: See `evaluate_features`.
+        DataError: The file cannot be used (see `load_features`), or there is too little memory.
+        ConfigError: The evaluator or an option is unknown or wrong.
         ValueError: No query has a match.
     """
     with telling_memory(path):
@@ -52,21 +52,21 @@ def evaluate_features(
     options: Sequence[str] = (),
     progress: ProgressBar | None = None,
 ) -> dict[str, Any]:
-    """All that can be told of query and gallery features.
+    """A full report on query and gallery features.
 
     Args:
         query: Features of unit length.
         gallery: Features of unit length.
-        query_paths: Q paths of the queries' images, where they are known.
-        gallery_paths: Paths of the gallery's images, where they are known. With both, an image is
+        query_paths: Q paths of the queries' images, if they are known.
+        gallery_paths: Paths of the gallery's images, if they are known. With both, an image is
             never its own match.
         evaluator: Name in EVALUATOR.
         options: KEY VALUE pairs for its constructor.
         progress: Called with (queries' worth of work done, Q).
 
     Returns:
-        `numbers`: the evaluator's. `TPR@FPR`: verification by Euclidean distance, whatever the
-        evaluator ranks by. And what `ranking_details` gives.
+        `numbers`: those of the evaluator. `TPR@FPR`: verification by Euclidean distance, whatever
+        the evaluator ranks by. And the entries of `ranking_details`.
 
     Raises:
         ConfigError: The evaluator or an option is unknown or wrong.
@@ -118,13 +118,13 @@ def _evaluator_spec(name: str, options: Sequence[str]) -> dict[str, Any]:
 
 
 def ranking_details(evaluation: Evaluation) -> dict[str, Any]:
-    """What lies behind the numbers of an evaluation.
+    """Details behind the numbers of an evaluation.
 
     Args:
-        evaluation: With `camera_pairs`, if these are to be told.
+        evaluation: With `camera_pairs`, if the result is to have them.
 
     Returns:
-        `counts` (see `Counts`); `ap` and `ranked_by`, which say what all below is;
+        `counts` (see `Counts`); `ap` and `ranked_by`, which say how the rest was computed;
         `hardest_queries` (indices, worst first), with paths `hardest_query_paths` in the same
         order; `camera_pairs` with `query_cameras`, `gallery_cameras` and their `mAP` (None where
         there is no match), or None; and `per_query_AP` (Q; None without a match).

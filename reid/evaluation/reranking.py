@@ -36,7 +36,7 @@ def rerank(
     lambda_value: float = 0.3,
     progress: ProgressBar | None = None,
 ) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
-    """Re-ranked distances of queries to a gallery, in blocks of queries, as they are asked for.
+    """Re-ranked distances of queries to a gallery, computed block by block of queries.
 
     Zhong et al., *Re-ranking Person Re-identification with k-reciprocal Encoding* (CVPR 2017), as
     their published code computes it: over queries and gallery together, d is the square of the
@@ -91,7 +91,7 @@ def _rerank(
         both.numpy(), neighbors, length, half_length(k1, count), k2, farthest
     )
     queries = encoding[:num_queries]
-    gallery = by_columns(encoding[num_queries:])  # once, not for every block
+    gallery = by_columns(encoding[num_queries:])  # convert once, not for every block
     squared_norms = both.square().sum(1)
     rows = max(1, _BLOCK_BYTES // (4 * max(len(gallery_feat), 1)))
     for start in range(0, num_queries, rows):
@@ -111,7 +111,7 @@ def _rerank(
 
 
 def _memory_mb(count: int, dim: int, k1: int, k2: int) -> float:
-    """A copy of the features, the Jaccard distance, and blocks of distances with their indices."""
+    """About how many MB it takes: features, Jaccard distances, and blocks with their indices."""
     blocks = 4 * _BLOCK_BYTES
     return jaccard_memory_mb(count, dim, k1 + 1, k2) + (4 * count * dim + blocks) / 2**20
 

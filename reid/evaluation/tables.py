@@ -15,15 +15,15 @@ _NO_COUNTS: Mapping[str, Counts] = {}
 def best_evaluation(
     history: Sequence[Mapping[str, Any]], metric: str, test_sets: Sequence[str]
 ) -> Mapping[str, Any] | None:
-    """The best evaluation of trained weights; the earliest of equals.
+    """The best evaluation of trained weights; of equal ones the earliest.
 
     Args:
         history: `test_set`, `epoch` and `numbers` of evaluations.
-        metric: The number that tells.
-        test_sets: In their order: the first of them that has this number chooses.
+        metric: Name of the number that decides.
+        test_sets: Names in order; the first test set that has this number decides.
 
     Returns:
-        One of the history; None where no evaluation has the number.
+        An entry of the history; None if no evaluation has the number.
     """
     known = [entry for entry in history if metric in entry["numbers"]]
     for name in test_sets:
@@ -46,7 +46,7 @@ def summary_table(
         history: `test_set`, `epoch` and `numbers` of evaluations, the last one last.
         metric: As in `best_evaluation`.
         test_sets: As in `best_evaluation`.
-        counts: Of the test sets, where they are known.
+        counts: Counts of the test sets, if they are known.
     """
     chosen, last = best_evaluation(history, metric, test_sets), history[-1]["epoch"]
     best = chosen["epoch"] if chosen is not None else last
@@ -64,14 +64,14 @@ def summary_table(
 def results_table(
     rows: Sequence[tuple[str, str, Mapping[str, float]]], counts: Mapping[str, Counts] = _NO_COUNTS
 ) -> str:
-    """A table in percent of (test set, weights, numbers), and what stands behind the figures.
+    """A table in percent of (test set, weights, numbers), and the counts behind the figures.
 
-    Where a test set has queries that count nowhere, a column tells how many do count. Where a set
-    has such queries, junk or distractors, a line below the table counts them.
+    If a test set has ignored queries, a column tells how many queries count. If it has ignored
+    queries, junk or distractors, a line below the table counts them.
 
     Args:
-        rows: Their numbers may have other names than those of other rows.
-        counts: Of the test sets, where they are known.
+        rows: The rows; different rows may have different numbers.
+        counts: Counts of the test sets, if they are known.
     """
     columns = [*dict.fromkeys(name for _, _, numbers in rows for name in numbers)]
     differ = any(each.ignored for each in counts.values())

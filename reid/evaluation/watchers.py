@@ -1,4 +1,4 @@
-"""What watches the blocks of distances go by: one pass over them serves all that is asked for."""
+"""Watchers see each block of distances: so one pass serves everything that is asked for."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from reid.neighbors import run_in_pieces
 from reid.structures import ProgressBar
 
 _BINS = 2**20
-_OPERATIONS = 8  # that a distance takes
+_OPERATIONS = 8  # per distance
 _MOST_HISTOGRAMS = 16  # of 16 MB each
 
 
 class Watcher(Protocol):
-    """Sees every block of distances once, and collects something of it."""
+    """Sees every block of distances once, and collects numbers from it."""
 
     def see(self, start: int, distances: Distances) -> None:
-        """Takes note of a block.
+        """Looks at a block.
 
         Args:
             start: Row of the block's first query.
-            distances: (b, at least G); what lies behind the G-th column is padding. The next block
-                may overwrite it.
+            distances: (b, at least G); columns from G on are padding. The next block may overwrite
+                this one.
         """
 
 
@@ -55,8 +55,8 @@ def show_blocks(
 
     Args:
         blocks: (start, distances).
-        watchers: Who see them.
-        num_queries: In all.
+        watchers: All see each block.
+        num_queries: Number of all queries.
         progress: Called with (queries done, `num_queries`) after each block.
     """
     watchers, done = list(watchers), 0
@@ -71,17 +71,18 @@ def show_blocks(
 class QueryRanks:
     """Average precision, inverse negative penalty and rank of the first match of each query.
 
-    Where a match stands in the ranked list is the number of images before it. So the distances of
-    the few matches of a query are sorted, and one pass over its row of distances counts, by binary
-    search, how many images lie between them. The gallery is never sorted.
+    The rank of a match is the number of images before it. So only the distances of a query's few
+    matches are sorted; one pass over its row of distances then counts, by binary search, how many
+    images lie between them. The gallery is never sorted.
 
-    A wrong answer that is exactly as far as a match stands before it. So the figures do not depend
-    on the order of the gallery, and features that are all alike get the lowest figures there are.
+    A wrong answer exactly as far as a match counts as nearer. So the figures do not depend on the
+    order of the gallery, and features that are all equal get the lowest possible figures.
 
     Args:
         relevance: Which images are matches and junk.
-        ap: Which average precision.
-        scratch: Of as many queries; only its average precision matters from now on.
+        ap: The kind of average precision.
+        scratch: Reuse the arrays of this watcher, which saw as many queries; only its average
+            precision stays valid.
 
     Attributes:
         average_precision: (Q,), once all blocks were seen; NaN for queries without a match.
@@ -150,7 +151,7 @@ class CameraPairRanks:
     """The mAP from camera to camera."""
 
     MOST_CAMERAS = 256
-    """On either side; each camera's part of the gallery is ranked for each query."""
+    """The most cameras of queries, or of the gallery: more would take too long."""
 
     def __init__(self, relevance: Relevance, ap: AP) -> None:
         self._query_cameras, self._row = np.unique(relevance.query_camids, return_inverse=True)
@@ -161,7 +162,7 @@ class CameraPairRanks:
 
     @classmethod
     def too_many(cls, relevance: Relevance) -> str:
-        """Why the table is left out, in words; empty where it is not."""
+        """Why the table is left out, in words; empty if it is not."""
         counts = [len(np.unique(c)) for c in (relevance.query_camids, relevance.gallery_camids)]
         if max(counts) <= cls.MOST_CAMERAS:
             return ""
@@ -227,7 +228,7 @@ class PairHistograms:
 
 
 class BestMatches:
-    """The k nearest gallery images of some queries; of equally near ones, the first in the gallery.
+    """The k nearest gallery images of some queries; equally near ones in the gallery's order.
 
     Args:
         relevance: Which images are junk.

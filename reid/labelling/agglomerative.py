@@ -21,10 +21,10 @@ from reid.structures import OUTLIER, ProgressBar
 class Agglomerative(FeatureClusterer):
     """Average-linkage clustering of the global features along the Jaccard graph.
 
-    As scikit-learn computes it with a connectivity constraint: only clusters are merged between
-    which a k-reciprocal Jaccard distance is below 1, so that memory grows with N. On a ready graph
-    the distance of two clusters is the mean over their pairs of images (UPGMA), 1 for a pair that
-    the graph does not store; clusters with no stored pair are never merged.
+    scikit-learn computes it with a connectivity constraint: two clusters are merged only if some
+    k-reciprocal Jaccard distance between them is below 1, so memory grows with N. On a ready graph
+    the distance of two clusters is the mean over their pairs of images (UPGMA), with 1 for pairs
+    that the graph does not store; clusters without a stored pair are never merged.
 
     Args:
         distance_threshold: Clusters further apart, by mean Euclidean distance of unit features
@@ -65,7 +65,7 @@ class Agglomerative(FeatureClusterer):
         found = np.full(len(rows), OUTLIER)
         order = np.argsort(part_of, kind="stable")
         first = 0
-        # scikit-learn would join the parts of the graph at the cost of all pairs between them
+        # part by part: scikit-learn would compute all pairs between the parts to join them
         for part in np.split(order, np.cumsum(np.bincount(part_of, minlength=components))[:-1]):
             labels = np.zeros(len(part), np.int64)
             if len(part) > 1:
@@ -89,7 +89,7 @@ class Agglomerative(FeatureClusterer):
         return torch.from_numpy(np.where(sizes[labels] >= self._min_cluster_size, labels, OUTLIER))
 
     def memory_mb(self, count: int, dim: int) -> float:
-        """As measured on features without clear groups, the worst case: 1.6 kB a link."""
+        """About how many MB: 1.6 kB a link, as measured in the worst case, without clear groups."""
         links = min(count, self._k1 * self._k1 * self._k2 / 2)
         return jaccard_memory_mb(count, dim, self._k1, self._k2) + count * links * 1600 / 2**20
 
@@ -106,10 +106,10 @@ class Agglomerative(FeatureClusterer):
 
 
 def _average_linkage(distances: scipy.sparse.csr_matrix, threshold: float) -> Labels:
-    """(N,) clusters from 0 by UPGMA on a sparse graph; what is not stored is 1.
+    """Clusters (N,) from 0 by UPGMA on a sparse graph; distances that are not stored are 1.
 
-    The sum of 1 - distance over the pairs of two clusters adds up when clusters merge, so that only
-    sums above 0 are kept. Equal distances are merged in the order of the images.
+    The sums of 1 - distance over the pairs of two clusters add up when clusters merge, so only sums
+    above 0 are stored. Equal distances are merged in the order of the images.
     """
     count = distances.shape[0]
     entries = distances.tocoo()
@@ -128,7 +128,7 @@ def _average_linkage(distances: scipy.sparse.csr_matrix, threshold: float) -> La
         if parent[i] != i or parent[j] != j:
             continue
         if distance != 1 - sums[i][j] / (sizes[i] * sizes[j]):
-            continue  # of the clusters as they were before a merge
+            continue  # outdated: one of the clusters was merged since
         parent[j] = i
         sizes[i] += sizes[j]
         del sums[i][j], sums[j][i]
@@ -140,6 +140,6 @@ def _average_linkage(distances: scipy.sparse.csr_matrix, threshold: float) -> La
         for k, s in sums[i].items():
             heapq.heappush(heap, (1 - s / (sizes[i] * sizes[k]), min(i, k), max(i, k)))
     for i in range(count):
-        parent[i] = parent[parent[i]]  # a parent has the smaller number, so it is a root by now
+        parent[i] = parent[parent[i]]  # parents have smaller numbers: this one is final
     found: Labels = np.unique(parent, return_inverse=True)[1]
     return found

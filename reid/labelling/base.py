@@ -1,4 +1,4 @@
-"""What a clusterer is, and what all of them share."""
+"""The base of clusterers: their interface, checks, warnings and the treatment of outliers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Clusterer(Protocol):
 
         Raises:
             ClusteringError: There is no cluster.
-            ValueError: These features and its options do not go together.
+            ValueError: The options do not fit these features.
         """
 
 
@@ -46,8 +46,8 @@ def cluster_present(
     """Labels of the N images, on the CPU; those that could not be read are outliers.
 
     Raises:
-        ClusteringError: There is no cluster, no feature that is not 0, a feature is not finite, or
-            the clusterer cannot work with these features, as it says.
+        ClusteringError: There is no cluster, all features are 0, a feature is not finite, or the
+            clusterer refuses these features.
     """
     finite = torch.isfinite(features.test).all(1)
     if not bool(finite.all()):
@@ -69,14 +69,14 @@ def cluster_present(
         raise ClusteringError(
             f"{type(clusterer).__name__} cannot cluster {len(rows):,} images: {error}"
         ) from error
-    if not isinstance(clusterer, FeatureClusterer):  # those have warned in words of their own
+    if not isinstance(clusterer, FeatureClusterer):  # these have warned already, more precisely
         other = f"other options of {type(clusterer).__name__} may help"
         _warn_of_illness(labels.cluster, other, other)
     return labels if whole else labels.scatter(rows.cpu(), len(features))
 
 
 def _warn_of_illness(found: Tensor, how_to_loosen: str, how_to_tighten: str) -> None:
-    """Warns where clusters (N,), -1 = outlier, are not worth training on.
+    """Warns if clusters (N,), -1 = outlier, are not worth training on.
 
     Raises:
         ClusteringError: There is no cluster.
@@ -104,14 +104,14 @@ def _warn_of_illness(found: Tensor, how_to_loosen: str, how_to_tighten: str) -> 
 
 
 class FeatureClusterer(ABC):
-    """What the clusterers here share: warnings of clusters that look ill, what becomes of outliers.
+    """The base of this package's clusterers: warns of bad clusters and treats outliers.
 
     Args:
         outliers: `drop`: they are not trained on. `nearest`: each joins the cluster whose mean
             feature is most similar. `singleton`: each is a cluster of its own.
 
     Raises:
-        ValueError: The word is none of these.
+        ValueError: `outliers` is none of these words.
     """
 
     def __init__(self, outliers: Outliers) -> None:
@@ -127,7 +127,7 @@ class FeatureClusterer(ABC):
         """(N,) clusters of a graph of distances (see `graph_clusters`), -1 = outlier.
 
         Raises:
-            ValueError: This clusterer needs features, as one that averages them does.
+            ValueError: This clusterer needs features, because it averages them.
         """
         raise ValueError(
             f"{type(self).__name__} needs features, not a graph of {distances.shape[0]} images; "
@@ -147,14 +147,14 @@ class FeatureClusterer(ABC):
         """What to change for smaller clusters, with the present values."""
 
     def graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
-        """(N,) clusters of a ready graph, -1 = outlier, after outliers were dealt with.
+        """Clusters (N,) of a ready graph; -1 = an outlier that remains.
 
-        `nearest` has no mean features here: an outlier joins the cluster of the nearest clustered
-        image that the graph stores for it, and stays an outlier where there is none.
+        Without features, `nearest` has no cluster means: an outlier joins the cluster of its
+        nearest clustered image in the graph, and stays an outlier if the graph has none.
 
         Args:
             distances: (N, N) symmetric CSR of distances from 0 to 1, such as `jaccard_distance`
-                gives; zeros count as stored, what is not stored is 1.
+                gives; stored zeros count, and pairs that are not stored have distance 1.
 
         Raises:
             ClusteringError: There is no cluster.
@@ -176,7 +176,7 @@ class FeatureClusterer(ABC):
         return found
 
     def _checked(self, found: Tensor) -> Tensor:
-        """What was found, with a warning of what to change where it looks ill.
+        """The clusters; warns if they look bad, and says what to change.
 
         Raises:
             ClusteringError: There is no cluster.
@@ -185,14 +185,14 @@ class FeatureClusterer(ABC):
         return found
 
     def clusters(self, features: FeatureSet, progress: ProgressBar | None = None) -> Tensor:
-        """(N,) clusters, -1 = outlier, after outliers were dealt with.
+        """Clusters (N,) of the features; -1 = an outlier that remains.
 
         Raises:
             ClusteringError: There is no cluster.
             ValueError: There is no image, or a feature is not finite.
         """
         feature = features.test.detach().float()
-        as_rows(feature)  # is what checks them
+        as_rows(feature)  # checks the features
         log_memory("Clustering", len(feature), self.memory_mb(*feature.shape))
         found = self._checked(self.find_clusters(feature, progress).cpu())
         kept = found != OUTLIER
@@ -220,7 +220,7 @@ class FeatureClusterer(ABC):
 
 
 def _check_graph(distances: scipy.sparse.csr_matrix) -> None:
-    """Raises ValueError where `graph_clusters` cannot take the graph."""
+    """Raises ValueError if `graph_clusters` cannot use the graph."""
     if not scipy.sparse.issparse(distances) or distances.format != "csr":
         raise ValueError(f"distances: expected a CSR matrix, got {type(distances).__name__}")
     rows, columns = distances.shape
@@ -237,17 +237,17 @@ def _check_graph(distances: scipy.sparse.csr_matrix) -> None:
 
 
 def _number_outliers(found: Tensor) -> None:
-    """Makes a cluster of its own of each outlier, in place."""
+    """Gives each outlier a new cluster number, in place."""
     lost = found == OUTLIER
     first = int(found.max()) + 1
     found[lost] = torch.arange(first, first + int(lost.sum()))
 
 
 def at_least_one(**numbers: int) -> None:
-    """Checks options by name.
+    """Checks that each named option is 1 or more.
 
     Raises:
-        ValueError: One is below 1.
+        ValueError: An option is below 1.
     """
     for name, value in numbers.items():
         if value < 1:

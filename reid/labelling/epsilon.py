@@ -1,4 +1,4 @@
-"""DBSCAN's eps, chosen from the graph itself: the one whose clusters have the best silhouette."""
+"""Chooses DBSCAN's eps: the one whose clusters have the best silhouette."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from reid.neighbors import Labels, dbscan
 from reid.structures import OUTLIER
 
 CANDIDATES = tuple(round(0.025 * step, 3) for step in range(4, 33))
-"""0.1 to 0.8. Below, next to no two images of a person lie; above, all clusters are one."""
+"""0.1 to 0.8. Below, hardly any two images of a person are neighbours; above, all join."""
 
 
 @dataclass(frozen=True)
 class ChosenEps:
-    """What was chosen, and what it was chosen from.
+    """The chosen eps, and the candidates it was chosen from.
 
     Attributes:
-        eps: The chosen one.
+        eps: The chosen value.
         silhouettes: Mean silhouette of each candidate's clusters.
-        clusters: Of the chosen one, (N,) int64; -1 = outlier.
+        clusters: (N,) int64, the clusters of the chosen eps; -1 = outlier.
     """
 
     eps: float
@@ -35,16 +35,16 @@ def choose_eps(
     min_samples: int,
     candidates: Sequence[float] = CANDIDATES,
 ) -> ChosenEps:
-    """The eps whose DBSCAN clusters have the largest mean silhouette; the smallest of equals.
+    """The eps whose DBSCAN clusters have the largest mean silhouette; of equal ones the smallest.
 
-    Where eps is too small most images are outliers, which count 0; where it is too large, clusters
-    hold images that are far from each other. Neither needs to know how many images a person has,
-    as the share of smallest distances that SSG averages does (Fu et al., *Self-similarity
-    Grouping*, ICCV 2019: eps is the mean of the 0.16 % smallest of all pairs, which fits a set of
-    some size only).
+    If eps is too small, most images are outliers, which count 0; if it is too large, clusters hold
+    images that are far from each other. This works for any number of images per person. SSG's rule
+    does not (Fu et al., *Self-similarity Grouping*, ICCV 2019): its eps is the mean of the 0.16 %
+    smallest distances of all pairs, which fits only sets of a certain size.
 
     Args:
-        distances: (N, N) symmetric CSR of distances from 0 to 1; what is not stored is 1.
+        distances: (N, N) symmetric CSR of distances from 0 to 1; pairs that are not stored have
+            distance 1.
         min_samples: As in `dbscan`.
         candidates: Values of eps to try, ascending.
 
@@ -58,7 +58,7 @@ def choose_eps(
     for eps in candidates:
         clusters = dbscan(distances, eps, min_samples)
         silhouettes[eps] = mean_silhouette(distances, clusters)
-        # Bad clusters are better than none, which count 0 too.
+        # Bad clusters are better than none, whose silhouette is 0 as well.
         merit = min(int(clusters.max(initial=OUTLIER)) + 1, 2), silhouettes[eps]
         if merit > most:
             best, most, found = eps, merit, clusters
@@ -69,15 +69,15 @@ def mean_silhouette(distances: scipy.sparse.csr_matrix, clusters: Labels) -> flo
     """The mean silhouette (Rousseeuw 1987) of a graph's clusters, from the stored distances alone.
 
     An image's silhouette is (b - a) / max(a, b): a is its mean distance to the others of its
-    cluster, b the smallest of its mean distances to the other clusters. It is 0 for an image that
-    is alone in its cluster, and for one that is in none.
+    cluster, b the smallest of its mean distances to the other clusters. It is 0 for an image
+    that is alone in its cluster, and for outliers.
 
     Args:
         distances: (N, N) symmetric CSR of distances from 0 to 1; what is not stored is 1.
         clusters: (N,) from 0 without gaps; -1 = outlier.
 
     Returns:
-        From -1 to 1; 0 where there are fewer than two clusters.
+        From -1 to 1; 0 if there are fewer than two clusters.
     """
     sizes = np.bincount(clusters[clusters != OUTLIER], minlength=1)
     if len(sizes) < 2:
@@ -89,8 +89,8 @@ def mean_silhouette(distances: scipy.sparse.csr_matrix, clusters: Labels) -> flo
     )
     nearness = distances[inside].astype(np.float64)
     nearness.data = 1 - nearness.data
-    itself = nearness[np.arange(len(inside)), inside].A1  # 1, or 0 where it is not stored
-    # Sums of 1 - distance to the images of each cluster: those not stored add nothing.
+    itself = nearness[np.arange(len(inside)), inside].A1  # 1, or 0 if not stored
+    # Sums of 1 - distance to the images of each cluster: pairs that are not stored add nothing.
     sums = (nearness @ members).tocsr()
     row = np.repeat(np.arange(len(inside)), np.diff(sums.indptr))
     own = sums.indices == label[row]

@@ -20,8 +20,8 @@ from reid.structures import OUTLIER, ProgressBar
 class HDBSCAN(FeatureClusterer):
     """HDBSCAN (Campello et al., PAKDD 2013) on the global features, as scikit-learn computes it.
 
-    Its memory grows with N, its time with N^2 and on one core: for some ten thousand images.
-    Ctrl-C is answered only when scikit-learn has finished.
+    Its memory grows with N, its time with N^2 on one core: use it for some ten thousand images.
+    Ctrl-C works only after scikit-learn has finished.
 
     Args:
         min_cluster_size: Images that make a cluster.
@@ -55,7 +55,7 @@ class HDBSCAN(FeatureClusterer):
         return torch.from_numpy(clusterer.fit_predict(features.cpu().numpy())).long()
 
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
-        """(N,) clusters, -1 = outlier; images that the graph does not join lie at distance 1."""
+        """Clusters (N,), -1 = outlier; pairs that the graph does not store have distance 1."""
         count = distances.shape[0]
         if count < max(self._min_cluster_size, self._min_samples, 2):
             return torch.full((count,), OUTLIER)
@@ -69,7 +69,7 @@ class HDBSCAN(FeatureClusterer):
         return torch.from_numpy(clusterer.fit_predict(joined)).long()
 
     def memory_mb(self, count: int, dim: int) -> float:
-        """A copy of the features in double precision, and the tree."""
+        """About how many MB: a copy of the features in double precision, and the tree."""
         return count * (8 * dim + 160) / 2**20
 
     def how_to_loosen(self) -> str:
@@ -85,10 +85,10 @@ class HDBSCAN(FeatureClusterer):
 
 
 def _joined_graph(distances: scipy.sparse.csr_matrix, least: int) -> scipy.sparse.csr_matrix:
-    """The graph in one piece, with at least `least` entries a row.
+    """The graph made connected, with at least `least` entries a row.
 
-    Pairs that are not stored lie at distance 1: storing some of them changes nothing. Distances of
-    0 become 1e-12, since spanning trees take a 0 for no link.
+    Pairs that are not stored have distance 1, so storing some of them changes nothing. Distances of
+    0 become 1e-12, since scipy's spanning trees treat a 0 as no link.
     """
     count = distances.shape[0]
     part_of = connected_components(distances, directed=False)[1]

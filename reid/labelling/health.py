@@ -1,4 +1,4 @@
-"""Whether an epoch's clusters are any good."""
+"""Statistics that show whether an epoch's clusters are good."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ def cluster_statistics(
     features: FeatureSet | None = None,
     last_clusters: Tensor | None = None,
 ) -> dict[str, float]:
-    """Numbers that tell whether an epoch's labels are any good.
+    """Statistics that show whether an epoch's labels are good.
 
     Args:
-        labels: Of N images.
+        labels: Labels of N images.
         pids: (N,) identities for comparison, -1 = unknown.
-        features: Of the N images.
+        features: Features of the N images.
         last_clusters: (N,) clusters of the last epoch, -1 = outlier.
 
     Returns:
         `clusters`, `proxies`, `outliers`, `images/cluster`, `largest` (images in the largest
-        cluster) and `cross-camera` (share of the clusters that have several cameras; 0 where
+        cluster) and `cross-camera` (share of the clusters that have several cameras; 0 if
         clusters are not split by camera). With features, `silhouette` of a sample of at most 2,000
         clustered images (Rousseeuw 1987). With the last clusters, `agreement`: the adjusted Rand
         index over the images clustered in both. Over the clustered images whose identity is known,
@@ -40,7 +40,7 @@ def cluster_statistics(
         the adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
 
     Raises:
-        ValueError: An argument is of another number of images than the labels.
+        ValueError: An argument has another number of images than the labels.
     """
     for name, given in (("pids", pids), ("features", features), ("last_clusters", last_clusters)):
         if given is not None and len(given) != len(labels):
@@ -85,7 +85,7 @@ def _against_identities(cluster: Tensor, pids: Tensor) -> dict[str, float]:
 
 
 def _silhouette(cluster: Tensor, features: FeatureSet) -> float | None:
-    """Mean silhouette of a sample of the clustered images; None where it is not defined."""
+    """Mean silhouette of a sample of the clustered images; None if it is not defined."""
     sample = (cluster != OUTLIER).nonzero()[:, 0]
     generator = torch.Generator().manual_seed(0)
     sample = sample[torch.randperm(len(sample), generator=generator)[:_SILHOUETTE_SAMPLE]]

@@ -1,4 +1,4 @@
-"""Infomap through its own package, an extra."""
+"""Infomap, through the optional package `infomap`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from reid.structures import OUTLIER, ProgressBar
 class Infomap(FeatureClusterer):
     """Two-level Infomap (Rosvall & Bergstrom, PNAS 2008) on links between near images.
 
-    As Cluster Contrast (Dai et al., ACCV 2022) uses it: a directed link from each image to those of
-    its k1 nearest neighbours whose cosine similarity is at least `min_similarity`, with the
-    similarity as its weight. On a ready graph of distances the weight is 1 - distance. It needs the
-    package `infomap` (GPL-3.0-or-later): `pip install 'reid[infomap]'`. Once the links are given to
-    it, Ctrl-C is answered only when it has finished.
+    As in Cluster Contrast (Dai et al., ACCV 2022), each image has a directed link to each of its k1
+    nearest neighbours whose cosine similarity is at least `min_similarity`; the similarity is the
+    link's weight. On a ready graph of distances the weight is 1 - distance. It needs the
+    package `infomap` (GPL-3.0-or-later): `pip install 'reid[infomap]'`. Ctrl-C works
+    only after the package has finished its search.
 
     Args:
         k1: Length of the neighbour lists, the image itself included.
         min_similarity: Weakest link, above 0 and at most 1.
         min_cluster_size: Smaller clusters are outliers.
-        seed: Of its search.
-        trials: Searches, of which the best is taken.
+        seed: Seed of the search.
+        trials: Number of searches; the best result counts.
         outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
 
     Raises:
@@ -118,7 +118,7 @@ class Infomap(FeatureClusterer):
         return found
 
     def memory_mb(self, count: int, dim: int) -> float:
-        """The search for neighbours, and up to k1 links an image, about 250 bytes each."""
+        """About how many MB: the neighbour search, and k1 links an image of some 250 bytes."""
         return neighbors_memory_mb(count, dim, self._k1) + 250 * count * self._k1 / 2**20
 
     def how_to_loosen(self) -> str:

@@ -18,7 +18,7 @@ from reid.structures import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-# All distances that DBSCAN needs, those a rounding above eps among them.
+# Above TIE_TOLERANCE, so that the graph stores every distance that DBSCAN may count.
 _SLACK = 1e-5
 
 
@@ -66,7 +66,7 @@ class JaccardDBSCAN(FeatureClusterer):
 
     @property
     def choices(self) -> Mapping[str, float]:
-        """The eps that `auto` chose for the last clusters; empty before, and with an eps given."""
+        """The eps that `auto` chose for the last clusters; empty before, and for a given eps."""
         return {} if self._chosen is None else {"eps": self._chosen}
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
@@ -95,7 +95,7 @@ class JaccardDBSCAN(FeatureClusterer):
         return torch.from_numpy(found.clusters)
 
     def memory_mb(self, count: int, dim: int) -> float:
-        """That of the Jaccard distances."""
+        """About how many MB the Jaccard distances take."""
         return jaccard_memory_mb(count, dim, self._k1, self._k2)
 
     def how_to_loosen(self) -> str:

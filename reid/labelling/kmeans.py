@@ -16,12 +16,12 @@ from reid.structures import ProgressBar
 class KMeans(FeatureClusterer):
     """Spherical k-means on the global features, as FAISS computes it (Johnson et al. 2019).
 
-    It knows no outliers; every image is in a cluster.
+    It has no outliers: every image is in a cluster.
 
     Args:
-        num_clusters: k; at most N, the images that can be read.
-        iterations: Of Lloyd's algorithm.
-        seed: Of the first centres.
+        num_clusters: k, at most the number of readable images.
+        iterations: Iterations of Lloyd's algorithm.
+        seed: Seed of the first centres.
 
     Raises:
         ValueError: A number is out of its range.
@@ -59,7 +59,7 @@ class KMeans(FeatureClusterer):
         return torch.from_numpy(kmeans.index.search(rows, 1)[1][:, 0]).long()
 
     def memory_mb(self, count: int, dim: int) -> float:
-        """The centres and their sums, and what they are assigned."""
+        """About how many MB: the centres, their sums, and the assignment of each image."""
         return (8 * dim * self._num_clusters + 16 * count) / 2**20
 
     def how_to_loosen(self) -> str:

@@ -1,4 +1,4 @@
-"""Labellers: where the labels of an epoch come from."""
+"""Labellers, which give the labels of each epoch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reid.structures import FeatureSet, ImageRecord, ProgressBar, PseudoLabels
 
 
 class Labeller(ABC):
-    """What is registered in LABELLER: features and records of the training images become labels.
+    """The base of parts in LABELLER: makes labels of the training images' features and records.
 
     Attributes:
         fixed: Whether labels are the same in every epoch. Then they are made once, and features
@@ -33,7 +33,7 @@ class Labeller(ABC):
         """Labels of the N images, on the CPU.
 
         Args:
-            features: Of the images; may be None where labels are `fixed`.
+            features: Features of the images; may be None if labels are `fixed`.
             records: The images.
             progress: Called with (images done, N).
 
@@ -43,24 +43,24 @@ class Labeller(ABC):
 
     @property
     def choices(self) -> Mapping[str, float]:
-        """What was chosen for the last labels, by option, for logs; most choose nothing."""
+        """Options that were chosen automatically for the last labels, by name, for the log."""
         return {}
 
     def count_classes(self, records: Sequence[ImageRecord]) -> int:
-        """Classes that a classifier can be built for before training; 0: not known before."""
+        """The number of classes, if it is known before training, for classifiers; 0: unknown."""
         return 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next epoch's labels depend on, for checkpoints."""
+        """State that the next epoch's labels depend on, for checkpoints."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most have none)
-        """Takes back what `state_dict` gave."""
+        """Restores what `state_dict` returned."""
 
 
 @LABELLER.register()
 class Identities(Labeller):
-    """The identities, split by camera: supervised training. Unlabelled images are outliers."""
+    """The true identities, split by camera: supervised training. Unlabelled images are outliers."""
 
     fixed = True
 
@@ -77,7 +77,7 @@ class Identities(Labeller):
         )
 
     def count_classes(self, records: Sequence[ImageRecord]) -> int:
-        """The identities."""
+        """The number of identities."""
         return len({record.pid for record in records if record.pid >= 0})
 
 
@@ -86,9 +86,9 @@ class Clusters(Labeller):
     """Clusters of the features, made anew in every epoch.
 
     Args:
-        clusterer: Makes them.
-        split_by_camera: Split each cluster by camera into proxies, whatever the clusterer did: one
-            proxy for each camera of a cluster, numbered by cluster, then camera.
+        clusterer: Makes the clusters.
+        split_by_camera: Split each cluster by camera into proxies, even if the clusterer did not:
+            one proxy for each camera of a cluster, numbered by cluster, then camera.
     """
 
     def __init__(self, clusterer: Clusterer, split_by_camera: bool = False) -> None:
@@ -116,16 +116,16 @@ class Clusters(Labeller):
 
     @property
     def choices(self) -> Mapping[str, float]:
-        """The clusterer's, such as the eps that `auto` chose."""
+        """The clusterer's choices, such as the eps that `auto` chose."""
         return getattr(self._clusterer, "choices", {})
 
     def state_dict(self) -> dict[str, Any]:
-        """The clusterer's, if it has one."""
+        """The clusterer's state, if it has one."""
         give = getattr(self._clusterer, "state_dict", None)
         return {} if give is None else dict(give())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Gives the clusterer its state back."""
+        """Restores the clusterer's state."""
         take = getattr(self._clusterer, "load_state_dict", None)
         if take is not None and state:
             take(state)

@@ -16,10 +16,10 @@ from reid.structures import Batch, FeatureTokens
 
 @BACKBONE.register()
 class TimmBackbone(nn.Module):
-    """A timm model by name; the camera of an image plays no part.
+    """A timm model by name; it ignores the camera of an image.
 
-    A convolutional network's map is pooled into the token of the whole image. A transformer's
-    class token is that token; where it has none, the mean of its tokens is.
+    The token of the whole image is the pooled map of a convolutional network, the class token of a
+    transformer, or the mean of its tokens if it has no class token.
 
     Args:
         model: timm's name, e.g. `resnet50`, `vit_small_patch16_224`.
@@ -30,14 +30,14 @@ class TimmBackbone(nn.Module):
         last_stride: 1 keeps the resolution in a ResNet's last stage (Luo et al., CVPRW 2019);
             its convolutions are not dilated.
         drop_path: Rate of stochastic depth.
-        norm: `ibn` makes a ResNet an IBN-ResNet-a (Pan et al., ECCV 2018). timm has no weights of
-            these: set MODEL.BACKBONE_WEIGHTS to IBN-Net's own, whose names fit.
+        norm: `ibn` makes a ResNet an IBN-ResNet-a (Pan et al., ECCV 2018). timm has no weights for
+            it: set MODEL.BACKBONE_WEIGHTS to those of IBN-Net, whose names fit.
         stem_activation: False leaves out the activation after a ResNet's first BatchNorm, as CAP's
             code does.
 
     Raises:
-        ValueError: timm knows no such model, an option does not fit it, its weights cannot be had,
-            or its features are not a map or tokens.
+        ValueError: timm does not know the model, an option does not fit it, its weights cannot be
+            downloaded, or its features are not a map or tokens.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class TimmBackbone(nn.Module):
             if not pretrained:
                 raise
             raise ValueError(
-                f"pretrained: timm's weights of {model!r} cannot be had ({error}); download them "
+                f"pretrained: timm's weights of {model!r} cannot be downloaded ({error}); get them "
                 "elsewhere and set MODEL.BACKBONE_WEIGHTS to the file"
             ) from error
         except TypeError as error:
@@ -109,7 +109,7 @@ class TimmBackbone(nn.Module):
             raise ValueError(
                 f"expected a map or tokens, got features of shape {tuple(features.shape)}"
             )
-        if features.shape[1] != self.embed_dim:  # channels last, as Swin has them
+        if features.shape[1] != self.embed_dim:  # channels last, as in Swin
             features = features.permute(0, 3, 1, 2)
         patches = features.flatten(2).transpose(1, 2)
         return FeatureTokens(
@@ -134,7 +134,7 @@ class TimmBackbone(nn.Module):
 
 
 def _undo_dilation(net: nn.Module) -> None:
-    """Takes away the dilation that timm puts in place of a stride; the baselines have none."""
+    """Removes the dilation that timm puts in place of a stride; the baselines have none."""
     for module in net.modules():
         if isinstance(module, nn.Conv2d) and module.dilation != (1, 1):
             module.dilation = (1, 1)

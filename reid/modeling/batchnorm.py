@@ -14,19 +14,19 @@ from reid.registry import ConfigError
 
 
 class GroupedBatchNorm(_BatchNorm):
-    """BatchNorm over groups of consecutive samples of the whole batch, wherever they are.
+    """BatchNorm over groups of consecutive samples of the whole batch, on any process.
 
-    In training each group has a mean and a variance of its own. The running statistics are those
-    of the first group alone, as with replicas on several GPUs (`torch.nn.DataParallel`, or
-    DistributedDataParallel without synchronisation), whose first replica is kept. In evaluation it
-    is a plain BatchNorm. A group with one value for each channel has no variance; it is normalised
-    with the running statistics, which it leaves as they are. torch's own SyncBatchNorm knows no
-    groups and no CPU.
+    In training each group is normalised with its own mean and variance. Only the first group moves
+    the running statistics, as with replicas on several GPUs (`torch.nn.DataParallel`, or
+    DistributedDataParallel without synchronisation), where the first replica's are saved. In
+    evaluation it is a plain BatchNorm. A group with one value for each channel has no variance; it
+    is normalised with the running statistics and does not move them. torch's SyncBatchNorm has no
+    groups and does not run on a CPU.
 
     Args:
-        like: The layer in whose place it stands; its parameters and buffers are taken over.
-        group_size: Samples in a group; 0 = the whole batch. Where it does not divide the batch,
-            as when an image could not be read, the last group is smaller.
+        like: The layer that it replaces, and whose parameters and buffers it takes over.
+        group_size: Samples in a group; 0 = the whole batch. If it does not divide the batch (an
+            image could not be read), the last group is smaller.
 
     Shape:
         (B, C) or (B, C, ...) to the same; B is this process's share of the batch, and may differ
@@ -89,7 +89,7 @@ class GroupedBatchNorm(_BatchNorm):
 
 
 class _SampleGroups:
-    """Groups of consecutive samples of the whole batch, and which of them this process has.
+    """Groups of consecutive samples of the whole batch, and this process's samples in them.
 
     Args:
         count: Samples of this process.
@@ -106,13 +106,13 @@ class _SampleGroups:
         self._padding = (0, 0, before, -sum(counts) % self._size + sum(counts[rank + 1 :]))
 
     def sum(self, samples: Tensor) -> Tensor:
-        """(G, D) sums over each group, samples of other processes included, of (B, D)."""
+        """The sums (G, D) of samples (B, D) over each group, over all processes."""
         padded = F.pad(samples, self._padding)
         sums = padded.reshape(-1, self._size, samples.shape[1]).sum(1)
         return distributed.sum_with_gradient(sums)
 
     def of_samples(self, groups: Tensor) -> Tensor:
-        """(B, D) of each sample's group, of (G, D)."""
+        """Rows (B, D): for each sample the row of its group, from (G, D)."""
         return groups.repeat_interleave(self._size, 0)[self._local]
 
 
@@ -142,18 +142,18 @@ _GROUPED: dict[object, type[GroupedBatchNorm]] = {
     Neck.forward: GroupedNeck,
     BatchNormAct2d.forward: GroupedBatchNormAct,
 }
-"""By what a layer does."""
+"""The class that replaces a layer of each kind."""
 
 
 def group_batch_norms(model: nn.Module, group_size: int) -> None:
-    """Puts `GroupedBatchNorm` in the place of every BatchNorm of a model.
+    """Replaces every BatchNorm of a model by `GroupedBatchNorm`.
 
     Args:
         model: Changed in place; names of parameters and buffers stay.
         group_size: See `GroupedBatchNorm`.
 
     Raises:
-        ConfigError: A layer is a BatchNorm with something of its own that is not known here.
+        ConfigError: A layer is a kind of BatchNorm for which there is no replacement.
     """
     for name, module in [*model.named_modules()]:
         if not isinstance(module, _BatchNorm) or isinstance(module, GroupedBatchNorm):

@@ -1,4 +1,4 @@
-"""torch.compile for a network, with a way back."""
+"""torch.compile for a network; if it fails, the network runs uncompiled."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ CompileMode = Literal["default", "reduce-overhead", "max-autotune"]
 
 
 def compile_network(network: nn.Module, mode: CompileMode = "default") -> None:
-    """Has `torch.compile` run a network from its next call on; parameters and names stay.
+    """Makes `torch.compile` run a network from its next call on; parameters and names stay.
 
-    Calls of a new kind (training or not, another precision, another size of batch for the first
-    time) take as long as compilation does. Where compilation fails, for want of a C++ compiler for
-    instance, a warning says why, and the network runs as it is from then on.
+    The first call of a new kind compiles, which takes long: training or not, another precision, the
+    first change of the batch's size. If compilation fails, for instance without a C++ compiler, a
+    warning says why, and the network runs uncompiled from then on.
 
     Args:
         network: Batch -> Embeddings; changed in place.
-        mode: Of `torch.compile`. The other two use CUDA graphs on a GPU, which spare it the launch
-            of every operation; `max-autotune` also tries out kernels.
+        mode: The mode of `torch.compile`. `reduce-overhead` and `max-autotune` use CUDA graphs on a
+            GPU, which save launching each operation; `max-autotune` also tries out kernels.
     """
     plain = network.forward
     compiled = torch.compile(plain, mode=mode)
@@ -40,7 +40,7 @@ def compile_network(network: nn.Module, mode: CompileMode = "default") -> None:
                 embeddings = embeddings.map(Tensor.clone)
         except TorchDynamoException as error:
             logger.warning(
-                "The network cannot be compiled and runs as it is: %s",
+                "The network cannot be compiled and runs uncompiled: %s",
                 str(error).strip().partition("\n")[0],
             )
             network.forward = plain

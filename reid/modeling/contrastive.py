@@ -1,8 +1,8 @@
 """Contrast with a memory: which proxies a sample is compared with, and its loss.
 
-Pure functions of similarities to all rows of a memory, for every bank and sample at once. Shapes:
-M banks, B samples, P rows (clusters or proxies), D dimensions. The choice of proxies carries no
-gradient.
+Pure functions of the similarities to all rows of a memory, for all banks and samples at once.
+Shapes: M banks, B samples, P rows (clusters or proxies), D dimensions. The choice of proxies
+carries no gradient.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Choice(NamedTuple):
     Attributes:
         proxies: (M, B, n) int64.
         positive: (M, B, n) bool.
-        valid: (M, B, n) bool; others are padding and count nothing.
+        valid: (M, B, n) bool; false entries are padding, which does not count.
     """
 
     proxies: Tensor
@@ -37,9 +37,9 @@ class ProxyGroups(nn.Module):
 
     Attributes:
         order: (P,) proxies, group after group.
-        start: (groups,) where each begins in `order`.
-        size: (groups,) proxies of each.
-        sizes: The same, known without asking a GPU.
+        start: (groups,) where each group begins in `order`.
+        size: (groups,) number of proxies in each group.
+        sizes: The same as Python numbers, so that reading them never synchronises a GPU.
     """
 
     order: Tensor
@@ -64,7 +64,7 @@ def info_nce(logits: Tensor, row: Tensor, rival: Tensor | None = None) -> Tensor
     Args:
         logits: (M, B, P) similarities divided by the temperature.
         row: (B,) the row of each sample, y.
-        rival: (B, P) bool, the rows that the sum runs over, y among them; None: all.
+        rival: (B, P) bool, the rows in the sum, y among them; None: all rows.
 
     Returns:
         (M, B).
@@ -96,13 +96,13 @@ def even_nce(logits: Tensor, choice: Choice) -> Tensor:
 def choose_offline(
     similarity: Tensor, cluster: Tensor, clusters: ProxyGroups, count: int
 ) -> Choice:
-    """All proxies of a sample's cluster, and the most similar others (CAP, O2CAP).
+    """All proxies of a sample's cluster, and the most similar other proxies (CAP, O2CAP).
 
     Args:
         similarity: (M, B, P) to the samples.
         cluster: (B,) of the samples.
         clusters: The proxies by cluster.
-        count: Negatives; all others where there are fewer.
+        count: Number of negatives; all other proxies if there are fewer.
     """
     place = torch.arange(max(clusters.sizes), device=cluster.device)
     valid = place < clusters.size[cluster][:, None]
@@ -118,13 +118,13 @@ def choose_offline(
 def choose_online(
     similarity: Tensor, cameras: ProxyGroups, num_positives: int, count: int
 ) -> Choice:
-    """The best of each camera's best proxies, and the most similar others (O2CAP).
+    """The best among each camera's best proxy, and the most similar other proxies (O2CAP).
 
     Args:
         similarity: (M, B, P) by which proxies are chosen.
         cameras: The proxies by camera.
-        num_positives: Positives; as many as there are cameras with proxies where these are fewer.
-        count: Negatives; all others where there are fewer.
+        num_positives: Number of positives; at most one for each camera that has proxies.
+        count: Number of negatives; all other proxies if there are fewer.
     """
     by_camera = torch.split(similarity.index_select(2, cameras.order), cameras.sizes, 2)
     best = [values.max(2) for values in by_camera]
@@ -136,14 +136,13 @@ def choose_online(
 
 
 def sample_weights(has_loss: Tensor, camera: Tensor, average: Average) -> Tensor:
-    """What a sample's loss counts in the batch.
+    """The weight of each sample's loss in the batch.
 
     Args:
-        has_loss: (B,) bool, whether a sample has a loss: others have no row in the memory.
+        has_loss: (B,) bool, whether a sample has a row in the memory, and so a loss.
         camera: (B,) of the samples.
-        average: `batch`: the mean of all. `camera`: the mean of each camera's samples, added up
-            over the cameras of the batch, so that an image of a rare camera counts more (CAP,
-            O2CAP).
+        average: `batch`: the mean over all samples. `camera`: the mean over each camera's samples,
+            summed over the batch's cameras, so an image of a rare camera counts more (CAP, O2CAP).
 
     Returns:
         (B,), 0 where a sample has no loss.
@@ -153,7 +152,7 @@ def sample_weights(has_loss: Tensor, camera: Tensor, average: Average) -> Tensor
 
 
 def _with_hardest(similarity: Tensor, positives: Tensor, valid: Tensor, count: int) -> Choice:
-    """Positives, and the most similar proxies that are none of them."""
+    """The positives, and the most similar proxies that are not positives."""
     others = similarity.scatter(2, positives, -torch.inf)
     values, negatives = others.topk(min(count, others.shape[2]), 2, sorted=False)
     exist = values > -torch.inf

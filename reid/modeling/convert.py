@@ -1,4 +1,4 @@
-"""From a published checkpoint to a safetensors file of ours that says where it came from."""
+"""Converts a published checkpoint to safetensors that record where it came from."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MOST_LAYERS = 1000  # a file may give a layer any number
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did.
+    """The outcome of a conversion.
 
     Attributes:
         written: The format of the source.
@@ -33,8 +33,8 @@ class Conversion:
         left_out: Names that are not in the output, and why.
         unmapped: Names that the format does not know; not in the output.
         missing: Names that the output should have, but that have no source.
-        metadata: Of the output.
-        parameters: Numbers in the output.
+        metadata: Metadata of the output.
+        parameters: How many numbers the output holds.
     """
 
     written: Format
@@ -79,26 +79,26 @@ def convert_weights(
     """Writes a checkpoint of another project, or of this one, as safetensors under our names.
 
     Args:
-        source: safetensors, or what `torch.save` wrote; read as plain tensors.
+        source: safetensors, or a file of `torch.save`; read as plain tensors.
         output: safetensors file to write.
-        written_as: Name of the source's format; None: found from its names.
-        part: `backbone`: without the head and without embeddings of the training set's cameras,
-            as weights to start from.
+        written_as: Name of the source's format; None: recognised by the tensors' names.
+        part: `backbone` leaves out the head and the embeddings of the training set's cameras: for
+            weights to start from.
         half: Write in half precision.
         partial: Write even if names are unmapped or missing.
         drop: Patterns (`*` and `?`) of names, ours or the source's, that are left out as well.
         url: Where the source came from, for the metadata.
-        statistics: Mean and standard deviation of the pixels in training; None: those that the
-            file has or that its project always uses, if any.
+        statistics: Mean and standard deviation of the pixels in training; None: the file's, or
+            those that its project always uses, if any.
         image_size: (H, W) in pixels of the images in training, for the metadata.
 
     Returns:
-        What was done. The metadata say `format`, `source` (the file's name), `sha256`, `part`, and
-        where known `url`, `pixel_mean`, `pixel_std`, `image_size` and `num_cameras`.
+        The outcome. The metadata have `format`, `source` (the file's name), `sha256`, `part`, and
+        if known `url`, `pixel_mean`, `pixel_std`, `image_size` and `num_cameras`.
 
     Raises:
-        WeightsError: The source is missing or broken, would run code, is of no known format, is
-            not mapped completely, or has values that are not finite.
+        WeightsError: The source is missing or broken, would run code, has an unknown format,
+            is not mapped completely, or has values that are not finite.
     """
     state, old_metadata = read_tensors(source)
     written = _format(source, state, written_as)
@@ -157,11 +157,11 @@ def _check_finite(source: Path, tensors: Mapping[str, Tensor], precision: str) -
 
 
 def missing_names(state: Mapping[str, Tensor]) -> list[str]:
-    """Names that must be there by the look of the others.
+    """Names that a checkpoint lacks, judged by those that it has.
 
-    Layers of a stage are numbered without gaps and are built alike; ViTs and ResNets have names
-    of their own besides, and the names of an OSNet are all known. An architecture that is none of
-    these is checked by its stages alone.
+    The layers of a stage are numbered without gaps and built alike. ViTs and ResNets also need some
+    fixed names, and all names of an OSNet are known. Other architectures are checked by their
+    stages only.
 
     Args:
         state: Tensors under our names.
@@ -176,7 +176,7 @@ def missing_names(state: Mapping[str, Tensor]) -> list[str]:
     stages: dict[str, dict[int, set[str]]] = {}
     for name in state:
         stage = re.match(r"(.+\.(?:blocks|layer\d|branches|part_necks))\.(\d+)\.(.+)", name)
-        # a projection of the shortcut is in the first block of a stage alone
+        # only the first block of a stage projects its shortcut
         if stage is not None and not stage[3].startswith("downsample"):
             stages.setdefault(stage[1], {}).setdefault(int(stage[2]), set()).add(stage[3])
     for stage_name, layers in stages.items():
@@ -210,7 +210,7 @@ _RESNET_NAMES = (
 
 
 def _osnet_names(state: Mapping[str, Tensor]) -> Iterable[str]:
-    """Names of the tensors of the OSNet that some of them belong to."""
+    """All names of the OSNet that the given tensors belong to."""
     if "backbone.net.stages.1.1.expand.norm.running_mean" not in state:
         norm: Norm = "ain"
     else:
@@ -245,7 +245,7 @@ def _metadata(
 ) -> dict[str, str]:
     metadata = {"format": written.name, "source": source.name, "sha256": _sha256(source)}
     if statistics is None and {"pixel_mean", "pixel_std"} <= state.keys():
-        # fast-reid's are for pixels from 0 to 255
+        # fast-reid's values are for pixels from 0 to 255
         mean, std = (
             tuple(round(float(value) / 255, 6) for value in state[name].flatten())
             for name in ("pixel_mean", "pixel_std")

@@ -1,4 +1,4 @@
-"""Files that are taken for checkpoints and are none: named for what they are, with what to do."""
+"""Recognises files that are not checkpoints, and says what they are and what to do."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BROKEN = (
     RuntimeError, ArithmeticError,
 )  # fmt: skip
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".pth.tar")
-_TAKE_IT = "take the checkpoint that it was made from (.pth, .pt, .safetensors)"
-# Of files whose content tells nothing for sure.
+_TAKE_IT = "use the checkpoint that it was made from (.pth, .pt, .safetensors)"
+# For files whose content proves nothing.
 _BY_NAME = (
     (r"\.(pb|pbtxt|meta|index|data-\d+-of-\d+)$", "a TensorFlow model by its name"),
     (r"\.(caffemodel|prototxt)$", "a Caffe model by its name"),
@@ -33,10 +33,10 @@ _BY_NAME = (
 
 
 def name_foreign_file(path: Path) -> str:
-    """What a file is that is no checkpoint, and what to do; empty where it may be one.
+    """What a file is, if not a checkpoint, and what to do; empty if it may be a checkpoint.
 
     Raises:
-        InputError: It is no regular file, or cannot be read.
+        InputError: The file is not a regular file, or cannot be read.
     """
     if path.is_dir():
         return _name_folder(path)
@@ -60,7 +60,7 @@ def name_foreign_file(path: Path) -> str:
         return f"the weights of an OpenVINO model, without names; {_TAKE_IT}"
     text = head.decode("utf-8", "replace")
     if "\ufffd" not in text[:-1] and "".join(text.split()).isprintable():
-        return f"text that starts with {text[:60]!r}, not a checkpoint; load it again"
+        return f"text that starts with {text[:60]!r}, not a checkpoint; download it again"
     return ""
 
 
@@ -70,8 +70,8 @@ def _name_folder(path: Path) -> str:
         return f"the folder of a TensorFlow model; {_TAKE_IT}"
     if "data.pkl" in names or any((path / name / "data.pkl").is_file() for name in names):
         return (
-            "the folder of a checkpoint that was unpacked, as some browsers do; load the file "
-            "again with another one, or pack it: zip -0 -r NAME.pth FOLDER"
+            "the folder of a checkpoint that a browser unpacked; download the file again with "
+            "another browser, or pack it: zip -0 -r NAME.pth FOLDER"
         )
     return f"a folder, expected a checkpoint file{_weights_among(names, 'name the file in it')}"
 
@@ -82,16 +82,16 @@ def _name_archive(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except _BROKEN:
-        return ""  # whoever reads it tells what is broken
+        return ""  # reading it will raise an error
     ends = {name.rpartition("/")[2] for name in names}
     if any(name.endswith("constants.pkl") or "/code/" in name for name in names):
         return (
-            "a TorchScript model (torch.jit.save), which holds code; where you trust it, save "
+            "a TorchScript model (torch.jit.save), which holds code; if you trust it, save "
             "torch.jit.load(FILE).state_dict() with torch.save"
         )
     if ends & {"serialized_exported_program.json", "archive_format"} or "model.json" in ends:
         return (
-            "a program of torch.export (.pt2), which holds code; where you trust it, save "
+            "a program of torch.export (.pt2), which holds code; if you trust it, save "
             "torch.export.load(FILE).state_dict with torch.save"
         )
     if any(name.endswith(".data/extern_modules") for name in names):
@@ -110,7 +110,7 @@ def _name_archive(path: Path) -> str:
 
 
 def _weights_among(names: Sequence[str], advice: str) -> str:
-    """What to do about an archive or a folder with these names."""
+    """What to do about an archive or a folder that holds these names."""
     found = [name for name in names if name.endswith(_WEIGHTS) and not name.startswith("__MACOSX")]
     if not found:
         return f" without weights in it: {', '.join(names[:4]) or 'nothing'}"

@@ -1,9 +1,9 @@
 """Names in published checkpoints, and ours for them: one table, read when weights are loaded.
 
-A whole model is `backbone.` and `head.` here, and the network inside a backbone is `net`. Names
-below were read in the published code of each project (TransReID, TransReID-SSL with its DINO,
-fast-reid, torchreid, reid-strong-baseline), since the published files themselves could not be had;
-a file that its authors saved in another way shows up as unmapped names.
+Here a whole model has names in `backbone.` and `head.`, and the network inside a backbone is `net`.
+The names below were read in the published code of each project (TransReID, TransReID-SSL with its
+DINO, fast-reid, torchreid, reid-strong-baseline), since the published files could not be
+downloaded; if authors saved a file in another way, its names are reported as unmapped.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Rule:
-    r"""What becomes of some names.
+    r"""How names that match a pattern are renamed, or why they are left out.
 
     Attributes:
         pattern: Regular expression that a whole name matches; `<last>` stands for the number of
             the last transformer layer in the file.
         target: Our name, with `\1` for the first group; None: left out.
-        reason: Why a tensor is left out.
+        reason: Why such a tensor is left out.
     """
 
     pattern: str
@@ -49,10 +49,10 @@ class Format:
         name: For `--format`.
         project: Who writes it.
         rules: The first one that matches a name counts.
-        has: Regular expressions; a file has a name for each of them.
-        lacks: Regular expressions; a file has no name for any of them.
-        statistics: What the project normalises pixels with; None: it differs from file to file.
-        note: What else a user must know.
+        has: Regular expressions; each matches a name of such a file.
+        lacks: Regular expressions; none matches a name of such a file.
+        statistics: The project's mean and deviation of pixels; None: they differ between files.
+        note: Anything else that a user must know.
     """
 
     name: str
@@ -104,9 +104,9 @@ def _osnet_rules(
     """Rules for torchreid's OSNets, which call the stages conv2 to conv4.
 
     Args:
-        transition: Pattern of the layer behind stage N, `N` for the number in `convN`.
-        streams: Patterns of the light convolutions of a block, and their names here.
-        instance_norm: What a block's InstanceNorm is here.
+        transition: Pattern of the layer after stage N; `N` stands for the number in `convN`.
+        streams: Patterns of the light convolutions of a block, and our names for them.
+        instance_norm: Our name of a block's InstanceNorm.
     """
     kind = r"(?P<kind>weight|bias|running_mean|running_var|num_batches_tracked)"
     layers = {"conv1": "stem", "conv5": "last"}
@@ -293,7 +293,7 @@ FORMATS: list[Format] = [
 
 
 def register_format(added: Format) -> None:
-    """Makes a format known, before all others; one of the same name takes the other's place."""
+    """Adds a format before all others; it replaces one of the same name."""
     FORMATS[:] = [added, *(known for known in FORMATS if known.name != added.name)]
 
 
@@ -340,7 +340,7 @@ def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
 
 
 class NamedTensors(dict[str, Tensor]):
-    """Tensors of a file by our names, or by their own where no format knows them.
+    """Tensors of a file by our names, or by the file's names if its format is unknown.
 
     Args:
         state: The tensors.
@@ -355,7 +355,7 @@ class NamedTensors(dict[str, Tensor]):
 
 
 def use_our_names(state: Mapping[str, Tensor]) -> NamedTensors:
-    """The tensors of a file of a known format under our names, all others as they are.
+    """The tensors of a file under our names; of an unknown format, under the file's names.
 
     Raises:
         ValueError: Two tensors get the same name.

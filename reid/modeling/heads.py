@@ -14,8 +14,8 @@ from reid.structures import Batch, Embeddings, FeatureTokens
 class Neck(nn.BatchNorm1d):
     """BatchNorm whose bias stays 0 (BNNeck: Luo et al., *Bag of Tricks*, CVPRW 2019).
 
-    A training batch of one image has no variance; it is normalised with the running statistics,
-    which it leaves as they are.
+    A training batch of one image has no variance; it is normalised with the running statistics and
+    does not move them.
     """
 
     def __init__(self, dim: int) -> None:
@@ -48,8 +48,8 @@ class BNNeckHead(nn.Module):
 
     Args:
         backbone: Its `embed_dim` is D.
-        neck_feature: The embedding is the feature `after` the neck (BoT), or `before` it (as
-            TransReID's configurations have it).
+        neck_feature: The test feature is the one `after` the neck (BoT) or `before` it (TransReID's
+            configurations).
 
     Attributes:
         embed_dim: D.

@@ -11,7 +11,7 @@ class IBN(nn.Module):
     """InstanceNorm on the first half of the channels, BatchNorm on the second.
 
     Pan et al., *Two at Once: Enhancing Learning and Generalization Capacities via IBN-Net* (ECCV
-    2018). The names of the two parts are those of all published checkpoints.
+    2018). Its two layers have the names `IN` and `BN`, as in all published checkpoints.
     """
 
     def __init__(self, channels: int) -> None:
@@ -27,8 +27,8 @@ class IBN(nn.Module):
         first = feature[:, : self._half].contiguous(memory_format=layout)
         second = feature[:, self._half :].contiguous(memory_format=layout)
         if last and feature.device.type == "cpu":
-            # Groups of one channel are InstanceNorm, which would go through channels-first; on a
-            # GPU both do, and autocast has groups in single precision.
+            # GroupNorm with groups of one channel equals InstanceNorm, and keeps channels last. On
+            # a GPU neither keeps them, and autocast runs GroupNorm in single precision.
             first = F.group_norm(first, self._half, self.IN.weight, self.IN.bias, self.IN.eps)
         else:
             first = self.IN(first)
@@ -42,7 +42,7 @@ def put_ibn(net: nn.Module) -> None:
     as `resnet50_ibn_a`.
 
     Raises:
-        ValueError: The network has no such blocks.
+        ValueError: The network is not a plain ResNet of timm.
     """
     for stage in ("layer1", "layer2", "layer3"):
         blocks = list(getattr(net, stage, ()))

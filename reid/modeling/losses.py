@@ -16,7 +16,7 @@ Banks = Literal["global", "parts", "all"]
 """Which banks of the embeddings a loss takes: the whole image, the parts, or both."""
 Margin = Annotated[float, Range(0, 1e6)] | None
 Source = tuple[str, int]
-"""What embeddings are of: a network by name, and a view of the batch (0 = `Batch.image`)."""
+"""Where embeddings come from: (name of a network, view of the batch); view 0 = `Batch.image`."""
 STUDENT: Source = ("student", 0)
 
 
@@ -26,11 +26,11 @@ class Loss(nn.Module):
     A step has two phases. `forward` is pure: it computes losses and changes nothing. `commit`
     follows once the optimizer has taken its step, and moves memories.
 
-    A loss owns the labels and whatever memory it keeps. Both are derived from the model at the
-    start of an epoch, so they are buffers that checkpoints do not hold.
+    A loss holds the labels and its memory, if it has one. Both are made from the model at the start
+    of an epoch, so checkpoints do not hold them.
 
     Attributes:
-        epoch: The epoch that is trained, from 0, for losses that begin later than others.
+        epoch: The epoch in training, from 0, for losses that begin later than others.
         needs_features: Whether `set_labels` must be given the features of the training images.
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
@@ -47,18 +47,18 @@ class Loss(nn.Module):
         self.register_buffer("cluster", torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
-        """Takes the labels of an epoch, and the features they were made from if needed."""
+        """Takes the labels of an epoch, and the features they were made of if `needs_features`."""
         self.cluster = labels.cluster
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
-        """Named losses, scalars, of the embeddings that `asks_for` names and the batch."""
+        """Named scalar losses; the inputs are the embeddings in `asks_for`, then the batch."""
         raise AssertionError(f"{type(self).__name__} must define forward")
 
     def commit(self, *inputs: Any, taken: Tensor | None = None) -> None:
-        """Moves what the loss remembers, after a step of the optimizer.
+        """Moves the memory, after a step of the optimizer.
 
         Args:
-            inputs: Those of `forward`, without gradients.
+            inputs: The inputs of `forward`, without gradients.
             taken: () bool on the device, false where fp16 overflowed and the optimizer took no
                 step: then nothing may move. None: the step was taken.
         """
@@ -70,8 +70,8 @@ class Criterion(nn.Module):
     Args:
         losses: One or more.
         weights: One for each; None: 1.
-        names: One for each, put before what its values are called; a single value is called so
-            itself. Empty: the value's own name. None: all are empty.
+        names: One for each loss: a prefix of its values' names, or the whole name if it has a
+            single value. Empty: the loss's names are used as they are. None: all are empty.
 
     Raises:
         ValueError: The numbers of losses, weights and names differ, or there is none.
@@ -109,12 +109,12 @@ class Criterion(nn.Module):
         return tuple(dict.fromkeys(source for loss in self for source in loss.asks_for))
 
     def set_epoch(self, epoch: int) -> None:
-        """Tells each loss the epoch that is trained, from 0."""
+        """Tells each loss the epoch in training, from 0."""
         for loss in self:
             loss.epoch = epoch
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
-        """Hands the labels on to each loss."""
+        """Gives the labels to each loss."""
         for loss in self:
             loss.set_labels(labels, features)
 
@@ -123,7 +123,7 @@ class Criterion(nn.Module):
 
         Args:
             embeddings: Those that the losses ask for.
-            batch: Its rows belong to the embeddings' rows.
+            batch: The same images, row by row.
 
         Raises:
             ValueError: Two losses give the same name.
@@ -146,7 +146,7 @@ class Criterion(nn.Module):
     def commit(
         self, embeddings: Mapping[Source, Embeddings], batch: Batch, taken: Tensor | None = None
     ) -> None:
-        """Has each loss move what it remembers; see `Loss.commit`."""
+        """Calls `commit` of each loss; see `Loss.commit`."""
         for loss in self:
             loss.commit(*(embeddings[key] for key in loss.asks_for), batch, taken=taken)
 
@@ -180,7 +180,7 @@ class CrossEntropy(Loss):
         smoothing: Share of the target that is spread over the classes (label smoothing).
         smooth_true_class: Spread it over all C classes (Szegedy et al. 2016; Luo et al. 2019;
             TransReID-SSL); otherwise over the C - 1 others, as fast-reid does.
-        init_std: Of the classifiers' normal weights at the start.
+        init_std: Standard deviation of the classifiers' normal weights at the start.
         banks: Which features are classified; the loss is the mean over them.
         num_parts: K.
 
@@ -228,7 +228,7 @@ class CrossEntropy(Loss):
         """Takes the identities as classes.
 
         Raises:
-            ValueError: There are more or fewer classes than the classifiers have.
+            ValueError: The number of classes is not that of the classifiers.
         """
         if labels.num_clusters != self._num_classes:
             raise ValueError(
@@ -259,9 +259,9 @@ class Triplet(Loss):
     """Batch-hard triplet loss (Hermans et al., arXiv:1703.07737).
 
     Args:
-        margin: Of the hinge; null: the soft margin, log(1 + exp(.)).
+        margin: Margin of the hinge; null: the soft margin, log(1 + exp(.)).
         normalize: Take unit vectors instead of raw features.
-        feature: The feature `before` or `after` the neck.
+        feature: Whether to compare features `before` or `after` the neck.
         banks: Which features are compared, each bank on its own; the loss is the mean over them.
         num_parts: K.
 
@@ -311,8 +311,8 @@ def smoothed_cross_entropy(
             others alone (fast-reid).
 
     Returns:
-        With `smooth_true_class` the mean over the rows that count; without, their sum over the
-        number of those whose loss is not exactly 0, as in fast-reid. 0 if there are none.
+        The mean over the rows with a target; without `smooth_true_class`, their sum divided by the
+        number of losses that are not exactly 0, as in fast-reid. 0 if no row has a target.
     """
     logits = logits.float()
     labelled = target != OUTLIER
@@ -330,9 +330,9 @@ def smoothed_cross_entropy(
 
 
 def hardest_distances(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each image's distance to the farthest of its label and to the nearest of another.
+    """Each image's distances to the farthest image of its label and the nearest of another.
 
-    In float32 under mixed precision too: half precision loses the small distances.
+    Computed in float32 under mixed precision too: half precision loses small distances.
 
     Args:
         feature: (B, D) float32.
@@ -359,7 +359,7 @@ def batch_hard_triplet(feature: Tensor, label: Tensor, margin: float | None = No
     Args:
         feature: (B, D) float32.
         label: (B,) int64; -1 = left out.
-        margin: Of the hinge; None: soft margin.
+        margin: Margin of the hinge; None: soft margin.
 
     Returns:
         Mean over the anchors that have a negative; 0, with a gradient of 0, if there are none.

@@ -1,4 +1,4 @@
-"""Memories: a unit vector for each cluster or proxy, which the batches move."""
+"""Memories: a unit vector for each cluster or proxy, moved by the batches."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ Update = Literal["sequential", "hard"]
 class ProxyMemory(nn.Module):
     """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster or a proxy.
 
-    It is no parameter: `update` moves it once an optimizer step was taken. It is derived from the
-    model's features at the start of an epoch, so checkpoints do not hold it.
+    It is not a parameter: `update` moves it after the optimizer's step. It is filled from the
+    model's features at the start of each epoch, so checkpoints do not hold it.
 
     Args:
         momentum: Share of the old row that an update keeps (mu).
-        update: `sequential`: a row takes in its samples one by one, in batch order. `hard`: it
-            takes in the one sample that it resembles least.
+        update: `sequential`: each sample moves its row, one by one in batch order. `hard`: only the
+            sample that is least similar to its row moves it.
 
     Attributes:
         rows: (1 + K, P, D), which `update` changes in place, after the backward pass.
 
     Raises:
-        ValueError: The momentum is not in [0, 1], or the word is neither of these.
+        ValueError: The momentum is not in [0, 1], or `update` is neither of these words.
     """
 
     rows: Tensor
@@ -47,9 +47,9 @@ class ProxyMemory(nn.Module):
         """Every row becomes the normalised mean feature of its images.
 
         Args:
-            row: (N,) rows of the images, -1 = none.
+            row: (N,) row of each image, -1 = none.
             num_rows: P.
-            features: Of the N images.
+            features: Features of the N images.
         """
         labelled = row != OUTLIER
         # The mean and the sum have the same direction.
@@ -61,11 +61,11 @@ class ProxyMemory(nn.Module):
 
     def similarity(self, feature: Tensor) -> Tensor:
         """Dot products (1 + K, B, P) of features (1 + K, B, D) with every row."""
-        # The memory first: a CPU takes two thirds of the time that way round.
+        # With the memory as the first factor a CPU takes two thirds of the time.
         return (self.rows @ feature.transpose(1, 2)).transpose(1, 2).contiguous()
 
     def similarity_to(self, feature: Tensor, chosen: Tensor) -> Tensor:
-        """Dot products of features (1 + K, B, D) with rows of their own, `chosen` (1 + K, B, n)."""
+        """Dot products (1 + K, B, n) of features (1 + K, B, D) with `chosen` rows (1 + K, B, n)."""
         banks, count, dim = self.rows.shape
         place = chosen + count * torch.arange(banks, device=chosen.device)[:, None, None]
         taken = F.embedding(place, self.rows.view(banks * count, dim))
@@ -80,10 +80,10 @@ class ProxyMemory(nn.Module):
         batch that has the smallest K_y . f, the first of equals (Dai et al., *Cluster Contrast*,
         ACCV 2022).
 
-        Nothing waits for a GPU: no shape depends on the labels of the batch.
+        This never synchronises a GPU: no shape depends on the labels of the batch.
 
         Args:
-            row: (B,) rows of the samples, -1 = none.
+            row: (B,) row of each sample, -1 = none.
             feature: (1 + K, B, D) unit vectors.
             taken: () bool on the device; where it is false no row moves. None: true.
         """
@@ -98,16 +98,16 @@ class ProxyMemory(nn.Module):
         self.rows[:, row] = take(row, moving, feature.detach())
 
     def _one_by_one(self, row: Tensor, moving: Tensor, feature: Tensor) -> Tensor:
-        """(1 + K, B, D), for each sample its row after the batch.
+        """Each sample's row after the batch (1 + K, B, D), moved sample by sample.
 
-        Rows do not touch each other: the first sample of every row is done at once, then the
-        second, and so on. Rows stand in order of falling numbers of samples, so that no more than
-        B / (r + 1) of them can have a sample in round r.
+        Rows are independent: round 0 handles the first sample of every row, round 1 the second, and
+        so on. Rows are sorted by falling number of samples, so at most the first B / (r + 1) rows
+        have a sample in round r.
         """
         same = row[:, None] == row
-        turn = same.tril(-1).sum(1)  # how often a sample's row has come before
+        turn = same.tril(-1).sum(1)  # how many earlier samples have the same row
         count = same.sum(1)
-        order = torch.where(turn == 0, -count, 1).argsort()  # first samples of the rows, then rest
+        order = torch.where(turn == 0, -count, 1).argsort()  # first samples of rows lead
         place = torch.arange(len(row), device=row.device)
         slot = torch.empty_like(place).scatter_(0, order, place)[same.long().argmax(1)]
         sample_of = torch.full_like(same, -1, dtype=torch.int64)  # (round, slot)
@@ -124,7 +124,7 @@ class ProxyMemory(nn.Module):
         return state[:, slot]
 
     def _hardest(self, row: Tensor, moving: Tensor, feature: Tensor) -> Tensor:
-        """(1 + K, B, D), for each sample its row after the batch."""
+        """Each sample's row after the batch (1 + K, B, D), moved by the hardest sample."""
         current = self.rows[:, row]
         score = (current * feature).sum(2).masked_fill(~moving, torch.inf)
         candidates = torch.where(row[:, None] == row, score[:, None], torch.inf)  # (1 + K, B, B)

@@ -26,11 +26,11 @@ from reid.structures import (
 
 
 class MemoryLoss(Loss):
-    """The base of losses that compare a batch with a memory, for the whole image and for parts.
+    """The base of losses that compare a batch with a memory, by whole image and by part.
 
-    A subclass names the losses of each sample in each bank (`sample_losses`). Here they become
-    `global_NAME` and, if the model has parts, `part_NAME`: `part_weight` * the mean over the
-    parts. Samples without a row are left out. `commit` moves the memory.
+    A subclass defines named losses of each sample in each bank (`sample_losses`). This class makes
+    `global_NAME` of them and, if the model has parts, `part_NAME`: `part_weight` * the mean over
+    the parts. Samples without a row are left out. `commit` moves the memory.
 
     Args:
         temperature: tau.
@@ -41,8 +41,8 @@ class MemoryLoss(Loss):
 
     Attributes:
         memory: The memory; its rows are clusters or proxies, as `memory_rows` says.
-        normalizes: Whether features are normalised once more. With those of a model, which are of
-            unit length, nothing comes of it.
+        normalizes: Whether features are normalised once more, which changes nothing for a model's
+            unit features.
 
     Raises:
         ValueError: A number is out of its range.
@@ -76,11 +76,11 @@ class MemoryLoss(Loss):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def memory_rows(self, labels: PseudoLabels) -> tuple[Tensor, Tensor]:
-        """The memory's row of each image (N,), -1 = none, and the camera of each row (P,)."""
+        """The row of each image in the memory (N,), -1 = none, and the camera of each row (P,)."""
         return labels.proxy, labels.proxy_to_camera
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
-        """Named losses (1 + K, B) of unit features (1 + K, B, D) with rows (B,), all from 0."""
+        """Named losses (1 + K, B) of unit features (1 + K, B, D), with rows (B,) of 0 or more."""
         raise AssertionError(f"{type(self).__name__} must define sample_losses")
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
@@ -100,7 +100,7 @@ class MemoryLoss(Loss):
         self.memory.reset(self.row, len(self.row_to_camera), features)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """`global_NAME` and, if the model has parts, `part_NAME`, ready to be added up."""
+        """`global_NAME` and, if the model has parts, `part_NAME`, averaged over the batch."""
         with torch.autocast(embeddings.unit.device.type, enabled=False):
             feature, row = self._feature(embeddings), self.row[batch.index]
             values = self.sample_losses(feature, row.clamp(min=0))
@@ -124,7 +124,7 @@ class MemoryLoss(Loss):
             self.memory.update(self.row[batch.index], self._feature(embeddings), taken)
 
     def _feature(self, embeddings: Embeddings) -> Tensor:
-        """(1 + K, B, D) unit features, in float32 at least."""
+        """Unit features (1 + K, B, D), in float32 or float64."""
         unit = embeddings.unit
         feature = unit.to(torch.promote_types(unit.dtype, torch.float32)).transpose(0, 1)
         return F.normalize(feature, dim=2) if self.normalizes else feature
@@ -136,7 +136,7 @@ class ProxyLoss(MemoryLoss):
     Args:
         temperature: tau.
         momentum: Share of a memory row that an update keeps (mu).
-        num_negatives: Hardest negatives; all others where there are fewer.
+        num_negatives: Number of hardest negatives; all other proxies if there are fewer.
         part_weight: Weight of the mean over the parts, if the model has any.
         average: See `sample_weights`.
 
@@ -174,11 +174,11 @@ class ProxyLoss(MemoryLoss):
         self._clusters = ProxyGroups(labels.proxy_to_cluster)
 
     def offline_losses(self, feature: Tensor, similarity: Tensor, row: Tensor) -> Tensor:
-        """(1 + K, B) against all proxies of a sample's cluster and the hardest of the others.
+        """The losses (1 + K, B) against all proxies of a sample's cluster and the hardest others.
 
         Args:
             feature: (1 + K, B, D).
-            similarity: (1 + K, B, P) of the features to the memory.
+            similarity: (1 + K, B, P) similarities of the features to the memory's rows.
             row: (B,) proxies of the samples.
         """
         choice = choose_offline(

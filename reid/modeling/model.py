@@ -34,7 +34,7 @@ class ReIDModel(nn.Module):
         return embeddings
 
     def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
-        """A tensor of another shape made to fit, if the backbone knows how."""
+        """A tensor of another shape, resized to fit if the backbone can; else None."""
         resize = getattr(self.backbone, "resize_tensor", None)
         if resize is None or not name.startswith("backbone."):
             return None

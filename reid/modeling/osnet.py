@@ -34,12 +34,12 @@ _RESIDUALS: dict[Norm, tuple[tuple[_Residual, _Residual], ...]] = {
 
 @BACKBONE.register()
 class OSNet(nn.Module):
-    """OSNet with its embedding layer; the camera of an image plays no part.
+    """OSNet with its embedding layer; it ignores the camera of an image.
 
     The token of the whole image is torchreid's feature of 512 numbers: the mean of the last map, a
-    linear layer, BatchNorm, ReLU. The tokens of the map go through the same layers one by one, so
-    that parts and whole lie in one space. BatchNorm takes its statistics from whole images alone:
-    in training too, the map is normalised with the running ones.
+    linear layer, BatchNorm, ReLU. Each token of the map goes through the same layers, so parts
+    and whole images lie in one space. BatchNorm takes its statistics from whole images only: the
+    map is normalised with the running statistics, in training too.
 
     Weights of torchreid convert by name (`tools/convert_weights.py`).
 
@@ -52,7 +52,7 @@ class OSNet(nn.Module):
             the search of the journal version chose (`osnet_ain`).
 
     Raises:
-        ValueError: There is no such width or norm.
+        ValueError: The width or the norm is unknown.
     """
 
     def __init__(self, width: float = 1.0, norm: Norm = "batch") -> None:
@@ -68,7 +68,7 @@ class OSNet(nn.Module):
     def forward(self, batch: Batch) -> FeatureTokens:
         """Tokens of the batch's images; the map has a sixteenth of their height and width."""
         image = batch.image
-        # Takes a CPU a third less time than channels first.
+        # A CPU takes a third less time than with channels first.
         if image.device.type == "cpu":
             image = image.contiguous(memory_format=torch.channels_last)
         features = self.net.map(image)
@@ -80,7 +80,7 @@ class OSNet(nn.Module):
 
 
 class _Network(nn.Module):
-    """The layers; names of tensors in a file start here."""
+    """The layers; tensors in a file are named relative to this module."""
 
     def __init__(self, channels: list[int], embed_dim: int, norm: Norm) -> None:
         super().__init__()
@@ -110,8 +110,8 @@ class _Network(nn.Module):
 
     def embed(self, pooled: Tensor) -> Tensor:
         """Pooled maps (B, C) -> (B, D)."""
-        # One image has no variance. What stands in for BatchNorm where processes share a batch
-        # knows that, and must be called on each of them.
+        # One image has no variance. `GroupedBatchNorm` handles that itself, and must be called on
+        # every process, since it communicates.
         if self.training and len(pooled) == 1 and type(self.fc_norm) is nn.BatchNorm1d:
             return self.embed_places(pooled)
         return F.relu(self.fc_norm(self.fc(pooled)))
@@ -177,7 +177,7 @@ class _LightConv(nn.Module):
 
 
 class _Gate(nn.Module):
-    """A weight from 0 to 1 for each channel, of the channels' means (section 3.2)."""
+    """A weight from 0 to 1 for each channel, computed from the channels' means (section 3.2)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class _InstanceNorm(nn.InstanceNorm2d):
         super().__init__(channels, affine=True)
 
     def forward(self, feature: Tensor) -> Tensor:
-        if feature.device.type == "cpu":  # groups of one channel are the same
+        if feature.device.type == "cpu":  # GroupNorm with groups of one channel is the same
             return F.group_norm(feature, self.num_features, self.weight, self.bias, self.eps)
         return super().forward(feature)
 

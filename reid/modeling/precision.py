@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Float32Conv2d(nn.Conv2d):
-    """A convolution that computes in float32, whatever autocast says."""
+    """A convolution that computes in float32 under autocast too."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), in float32."""
@@ -16,14 +16,14 @@ class Float32Conv2d(nn.Conv2d):
 
 
 def keep_strided_convolutions_exact(model: nn.Module) -> int:
-    """Has the convolutions with a stride and a kernel above 1 compute in float32, in place.
+    """Makes convolutions with a stride and a kernel above 1 compute in float32, in place.
 
     In bfloat16 on a CPU, torch 2.14 leaves parts of such a convolution's weight gradient unwritten
-    where its output has one pixel: what lay in memory before becomes the gradient, up to 1e34.
+    where its output has one pixel: old memory content becomes the gradient, up to 1e34.
     Weights, names and checkpoints stay as they are.
 
     Args:
-        model: On a CPU, trained under autocast.
+        model: A model that is trained on a CPU under autocast.
 
     Returns:
         How many convolutions were changed.

@@ -1,4 +1,4 @@
-"""What a checkpoint asks for, looked at before it is read and before its tensors are used.
+"""Checks of what a checkpoint asks for, before it is read and before its tensors are used.
 
 `torch.load(weights_only=True)` runs no code of a file, but a small file may still ask it for any
 amount of memory or time: through compressed records, through the few functions that it does call,
@@ -23,9 +23,9 @@ from torch import Tensor
 from reid.file_kinds import read_head
 
 MOST_TENSORS = 50_000
-"""Tensors of the largest checkpoint that is read; the largest networks have a few thousand."""
+"""The most tensors that a checkpoint may have; the largest networks have a few thousand."""
 _MOST_STEPS = 2_000_000  # of a pickle; a tensor takes about 25
-_MOST_HEADER = 2**22  # bytes of what a safetensors file says of its tensors and itself
+_MOST_HEADER = 2**22  # bytes of the header of a safetensors file
 _MOST_DIRECTORY = 2**23  # bytes of a zip archive's list of records
 _LEGACY_PICKLES = 5  # magic number, version, system, content, keys; raw numbers follow
 _BYTE_CODECS = ("base64_codec", "bz2_codec", "hex_codec", "quopri_codec", "uu_codec", "zlib_codec")
@@ -39,7 +39,7 @@ class RefusedError(ValueError):
 
 
 def is_safetensors(head: bytes) -> bool:
-    """Whether a file that starts so has the form of safetensors: a length, then JSON."""
+    """Whether a file that starts with `head` looks like safetensors: a length, then JSON."""
     return head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") < 2**32
 
 
@@ -69,9 +69,9 @@ def check_directory(path: Path) -> None:
         tail = file.read()
         place = tail.rfind(b"PK\5\6")
         if place < 20 or len(tail) < place + 22:
-            return  # whoever reads it tells what is broken
+            return  # reading it will raise an error
         length = int(struct.unpack_from("<L", tail, place + 12)[0])
-        if tail[place - 20 : place - 16] == b"PK\6\7":  # more, or larger, than the old form holds
+        if tail[place - 20 : place - 16] == b"PK\6\7":  # zip64, beyond the old form's limits
             file.seek(min(int(struct.unpack_from("<Q", tail, place - 12)[0]), size))
             record = file.read(56)
             if len(record) == 56 and record[:4] == b"PK\6\6":
@@ -84,7 +84,7 @@ def check_directory(path: Path) -> None:
 
 
 def check_pickle_file(path: Path) -> None:
-    """Refuses what `torch.save` does not write and what would take time or memory without bound.
+    """Refuses content that `torch.save` never writes, or that takes unbounded time or memory.
 
     Raises:
         RefusedError: Records are compressed, too many or overlap, or the pickle is too long, builds
@@ -137,11 +137,11 @@ def check_tensors(content: object, size: int) -> None:
 
     Args:
         content: What was read: tensors in dicts, lists and tuples.
-        size: Of the file in bytes.
+        size: Size of the file in bytes.
 
     Raises:
-        RefusedError: A tensor has more numbers than the file, is sparse or quantized, or has none;
-            or there are more than `MOST_TENSORS`.
+        RefusedError: A tensor has more bytes than the file, is sparse or quantized, or is without
+            data; or there are more than `MOST_TENSORS`.
     """
     for count, (name, tensor) in enumerate(_tensors(content), 1):
         if count > MOST_TENSORS:
@@ -157,7 +157,7 @@ def check_tensors(content: object, size: int) -> None:
 
 
 def _tensors(content: object) -> Iterator[tuple[str, Tensor]]:
-    """Tensors with their names; each container is looked into once, however deep it lies."""
+    """Tensors with their names; each container is visited once, at any depth."""
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", content)]
     while waiting:

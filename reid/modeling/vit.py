@@ -1,7 +1,7 @@
 """timm's VisionTransformer with a choice of stems, and embeddings of the camera.
 
-`ViT` takes 13 arguments: ten options, each a key of its own in configs, and three facts about the
-data. A type in between would put a level into every config.
+`ViT` takes 13 arguments: ten options, each a key of the config, and three facts about the data.
+Grouping them in a type would add a level to every config.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class IBNStem(nn.Module):
     """Three convolutions and a patch projection, in place of timm's PatchEmbed.
 
     Luo et al., *Self-Supervised Pre-Training for Transformer-Based Person Re-Identification*
-    (2021), figure 2. The first convolution halves the resolution, so that a patch of P pixels is
-    P / 2 of its steps wide.
+    (2021), figure 2. The first convolution halves the resolution, so a patch of P pixels is
+    P / 2 pixels wide in its output.
 
     Args:
         img_size: (H, W) in pixels.
@@ -36,7 +36,7 @@ class IBNStem(nn.Module):
         embed_dim: D.
         bias: Of the projection.
         channels: Of the convolutions.
-        **_: What else timm passes to a patch embedding; the stem has no use for it.
+        **_: Further arguments that timm passes to a patch embedding; the stem ignores them.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class IBNStem(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, h * w, D)."""
-        # Channels-last takes a CPU a fifth less time, but a third more with gradients.
+        # On a CPU channels last take a fifth less time, but a third more with gradients.
         if image.device.type != "cpu" or not torch.is_grad_enabled():
             image = image.contiguous(memory_format=torch.channels_last)
         patches: Tensor = self.proj(self.conv(image))
@@ -82,18 +82,18 @@ class IBNStem(nn.Module):
 class ViT(nn.Module):
     """ViT as person re-identification uses it: two stems, any image size, camera embeddings.
 
-    Dosovitskiy et al., *An Image is Worth 16x16 Words* (ICLR 2021), without registers, its class
-    token being the token of the whole image. The camera embedding (SIE) is one learned vector for
-    each camera, added to every token with the position embedding: He et al., *TransReID* (ICCV
-    2021), section 3.3, equation 4, without viewpoints. An image of a camera that training has
-    not seen, or of an unknown camera (-1), gets the mean of the learned camera embeddings.
+    Dosovitskiy et al., *An Image is Worth 16x16 Words* (ICLR 2021), without registers; the
+    class token is the token of the whole image. The camera embedding (SIE) is one learned vector
+    for each camera, added to every token with the position embedding: He et al., *TransReID* (ICCV
+    2021), section 3.3, equation 4, without viewpoints. An image of a camera that training has not
+    seen, or of an unknown camera (-1), gets the mean of the learned camera embeddings.
 
     ViT-S/16 is the default; ViT-B/16 has `embed_dim` 768 and 12 heads.
 
     Args:
         image_size: (H, W) in pixels.
         num_cameras: Cameras of the training data, the largest id + 1.
-        unseen_cameras: Ids below it that no training image has.
+        unseen_cameras: Camera ids below `num_cameras` that no training image has.
         stem: `patches`, one projection of each patch, or `ibn`, convolutions (see `IBNStem`).
         stem_channels: Of the convolutions of `ibn`; even.
         embed_dim: D.
@@ -109,10 +109,10 @@ class ViT(nn.Module):
         embed_dim: D.
         grid: (h, w) of the tokens.
         num_cameras: Cameras that have an embedding; 0 without `camera_embedding`.
-        trained_size: (H, W) of the images that weights to be loaded were trained with, where they
-            say so; else the grid of their position embedding is guessed.
-        dataset_specific: Weights that belong to the cameras of a data set; pre-trained ones are not
-            taken over.
+        trained_size: (H, W) of the images that the weights to load were trained with; None: the
+            grid of their position embedding is guessed.
+        dataset_specific: Names of weights that belong to one data set's cameras; they are not
+            taken from pre-trained weights.
 
     Raises:
         ValueError: A number is out of its range, or sizes do not fit each other.
@@ -178,14 +178,14 @@ class ViT(nn.Module):
         self.camera_embed: nn.Parameter | None = None
         if self.num_cameras:
             vectors = nn.init.trunc_normal_(torch.empty(self.num_cameras, 1, embed_dim), std=0.02)
-            vectors[list(unseen_cameras)] = 0  # stays so: no gradient, and decay leaves 0 as it is
+            vectors[list(unseen_cameras)] = 0  # they stay 0: no gradient, and decay keeps 0
             self.camera_embed = nn.Parameter(vectors)
 
     def forward(self, batch: Batch) -> FeatureTokens:
         """Tokens of the batch's images.
 
         Raises:
-            ValueError: The images are of another size than the network is made for.
+            ValueError: The images do not have the network's image size.
         """
         size = tuple(batch.image.shape[2:])
         if size != self._image_size:
@@ -199,7 +199,7 @@ class ViT(nn.Module):
         return FeatureTokens(self.net.norm(self.net.blocks(tokens)), self.grid)
 
     def split_last_layer(self) -> tuple[nn.Module, nn.Module]:
-        """Gives the last layer and the final norm away, to a head that takes them over."""
+        """Removes the last layer and the final norm and returns them, for a head that uses them."""
         block, norm = self.net.blocks[-1], self.net.norm
         self.net.blocks = self.net.blocks[:-1]
         self.net.norm = nn.Identity()
@@ -217,14 +217,14 @@ class ViT(nn.Module):
 
     @staticmethod
     def count_cameras(state: Mapping[str, Tensor]) -> int:
-        """Cameras that a checkpoint knows; 0 = it has no camera embedding."""
+        """The number of cameras in a checkpoint; 0 = it has no camera embedding."""
         for name, tensor in state.items():
             if name.rpartition(".")[2] == "camera_embed":
                 return len(tensor) if tensor.ndim == 3 and tensor.numel() else 0
         return 0
 
     def _embed_cameras(self, camera_embed: Tensor, camid: Tensor) -> Tensor:
-        """(B, 1, D); a row of zeros belongs to a camera without training images."""
+        """The embeddings (B, 1, D); rows of zeros are cameras without training images."""
         learned = camera_embed.detach().any(2).any(1)
         inside = (camid >= 0) & (camid < len(camera_embed))
         rows = torch.where(inside, camid, 0)
@@ -239,9 +239,9 @@ def resize_position_embedding(
 
     Args:
         embedding: (1, 1 + n, D), the class token's first.
-        grid: (h, w) to give.
+        grid: (h, w) of the result.
         source_grid: (h, w) with h * w = n. None: the grid that is two times as high as wide, as in
-            LUPerson checkpoints, three times, or square; no n fits two of these.
+            LUPerson checkpoints, or three times as high, or square; n fits at most one of these.
 
     Returns:
         (1, 1 + h * w, D).

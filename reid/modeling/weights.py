@@ -1,6 +1,6 @@
 """Checkpoints in, checkpoints out; loading never runs code from a file.
 
-Longer than other files: reading, fitting and writing share what they refuse and how they tell it.
+Longer than other files, since reading, fitting and writing share their checks and messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from reid.modeling.screening import (
 )
 
 _WRAPPERS = ("model", "state_dict", "teacher")
-# Narrower floats mean nothing without scales that their writers keep elsewhere.
+# Floats of 8 bits are left out: they mean nothing without scales, which are stored elsewhere.
 _NUMBERS = (
     torch.float16, torch.bfloat16, torch.float32, torch.float64,
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -58,7 +58,7 @@ _BROKEN = (
 
 
 class _Nothing:
-    """Stands in for an object of a file that is passed over; does nothing with what it is given."""
+    """A stand-in for an object of a file that is ignored; it drops all arguments."""
 
     def __new__(cls, *_: object) -> _Nothing:
         return super().__new__(cls)
@@ -76,16 +76,16 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of the tensors of a checkpoint and of a model.
+    """Which tensors of a checkpoint were loaded, and which were not.
 
     Attributes:
-        loaded: Names that were taken as they are.
+        loaded: Names that were loaded as they are.
         resized: Names that were resized, with both shapes.
         missing: Names in the model that the file does not have; they keep their values.
         unexpected: Names in the file that the model does not have.
         skipped: Names in the file that belong to its own data set, such as camera embeddings.
         left_out: Names in the file that its format leaves out, and why.
-        metadata: Of the file.
+        metadata: Metadata of the file.
     """
 
     loaded: tuple[str, ...]
@@ -128,7 +128,7 @@ def read_checkpoint(path: Path) -> tuple[NamedTensors, dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; of other files, nothing.
+    """The metadata of a safetensors file; empty for other files.
 
     Raises:
         WeightsError: The file is missing or broken.
@@ -148,14 +148,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by name as they are, and the metadata of a safetensors file.
 
     Tensors may lie at the top or under `model`, `state_dict` or `teacher`; a `module.` before the
-    names is dropped. What is no tensor is passed over; so are numbers of NumPy and the arguments of
-    a command line, which published files hold besides: they are not even built. Whether a file is
-    safetensors or what `torch.save` wrote is told by its content, whatever it is called.
+    names is dropped. All other values are ignored; NumPy numbers and command-line arguments,
+    which published files hold, are not even built. The content decides whether a file is
+    safetensors or from `torch.save`, not its name.
 
     Raises:
-        WeightsError: The file is missing, broken, no checkpoint but something else, which is named,
-            or would run code when read; it has more than 50,000 tensors; or a tensor has numbers
-            that no network here has: complex ones, or floats of 8 bits.
+        WeightsError: The file is missing, broken, not a checkpoint (the message says what it is),
+            or would run code when read; it has more than 50,000 tensors; or a tensor has numbers of
+            a type that no network here has, such as complex numbers or floats of 8 bits.
     """
     metadata: dict[str, str] = {}
     content: Mapping[str, Any]
@@ -201,18 +201,18 @@ def load_weights(
     returns None, or raises a ValueError that says why it cannot.
 
     Args:
-        module: What to fill.
+        module: The module to fill.
         state: Tensors by name.
-        source: For messages.
+        source: Name of the file, for messages.
         allow_missing: Patterns of names that the file need not have.
-        skip: Patterns of names that are not taken from the file, and that it need not have.
+        skip: Patterns of names that are not loaded, whether the file has them or not.
         left_out: Names that the file's format leaves out, and why, for the report; None: those
-            that `state` brings, if it is of `read_checkpoint`.
+            of `state`, if it comes from `read_checkpoint`.
 
     Raises:
-        WeightsError: A shape does not fit, a tensor is missing, not finite in the module's
-            precision, or of other numbers than floats where the module has these, or no name
-            fits. The module is as it was.
+        WeightsError: A shape does not fit, a tensor is missing, is not finite in the module's
+            precision, or has integers where the module has floats, or no name fits. The module is
+            as it was.
     """
     target = module.state_dict()
     resize: Callable[[str, Tensor], Tensor | None] = getattr(
@@ -235,7 +235,7 @@ def load_weights(
             f"{', '.join(unexpected[:4])}, ...; the model has {', '.join(list(target)[:4])}, ..."
         )
     _check_finite(source, taken)
-    # old checkpoints lack this counter; nothing here depends on it
+    # old checkpoints lack this counter, and nothing here depends on it
     expected = [name for name in target if not name.endswith("num_batches_tracked")]
     missing = [name for name in expected if name not in taken]
     needed = [name for name in missing if not fits_any(name, (*allow_missing, *skip))]
@@ -249,7 +249,7 @@ def load_weights(
 
 
 def fits_any(name: str, patterns: Sequence[str]) -> bool:
-    """Whether one of the patterns (`*`, `?`) is that of the name."""
+    """Whether one of the patterns (`*`, `?`) matches the name."""
     return any(fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -296,7 +296,7 @@ def _fit_all(
 def _fit(
     name: str, tensor: Tensor, ours: Tensor, resize: Callable[[str, Tensor], Tensor | None]
 ) -> Tensor:
-    """A tensor of a file in the shape of the model's own; a float in its precision too."""
+    """A tensor of a file in the shape of the model's tensor; a float also in its precision."""
     if ours.is_floating_point() and not tensor.is_floating_point():
         raise ValueError(f"file {tensor.dtype}, model {ours.dtype}")
     fitted = tensor if tensor.shape == ours.shape else resize(name, tensor)
@@ -309,8 +309,8 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
     """Loads pre-trained weights into a backbone.
 
     The file may hold a backbone alone or a whole model (`backbone.` before the names), in any of
-    the known formats or under timm's names. What a backbone lists as `dataset_specific`, such as
-    camera embeddings, is not taken.
+    the known formats or under timm's names. Names that a backbone lists in `dataset_specific`,
+    such as camera embeddings, are not loaded.
 
     Raises:
         WeightsError: The file is missing or broken, or does not fit (see `load_weights`).
@@ -320,7 +320,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
     inner: dict[str, Tensor] = {}
     for name, tensor in state.items():
         plain = name.removeprefix("backbone.")
-        # what the formats do not know may be a timm model's own name
+        # a name of no known format may be a name of timm
         inner[f"net.{plain}" if plain not in ours and f"net.{plain}" in ours else plain] = tensor
     tell_trained_size(backbone, metadata)
     try:
@@ -339,7 +339,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
 
 
 def tell_trained_size(backbone: nn.Module, metadata: Mapping[str, str]) -> None:
-    """Tells a backbone that resizes tensors which image size weights were trained with."""
+    """Tells a backbone that resizes tensors the image size that its weights were trained with."""
     if not hasattr(backbone, "trained_size"):
         return
     size = None
@@ -372,13 +372,13 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
             with io.BufferedWriter(file) as buffer:
                 torch.save(dict(state), buffer)
         except RuntimeError as error:
-            if file.error is not None:  # torch tells of a position, which says nothing
+            if file.error is not None:  # torch's error gives a position only
                 raise file.error from error
             raise
 
 
 class _ErrorKeepingFile(io.FileIO):
-    """Keeps the first error of the system for those who get to see another."""
+    """A file that keeps the system's first error: torch raises another one in its place."""
 
     error: OSError | None = None
 
@@ -391,12 +391,12 @@ class _ErrorKeepingFile(io.FileIO):
 
 
 def load_checkpoint(path: Path, *, verify: bool = False) -> dict[str, Any]:
-    """Reads what `save_checkpoint` or other code's `torch.save` wrote, data alone.
+    """Reads a file of `save_checkpoint` or `torch.save`, data only.
 
     Args:
         path: The file.
-        verify: Compare every record with its checksum first, which torch does not do. For files
-            of `save_checkpoint`; older formats of torch have none.
+        verify: Compare every record with its checksum first, which torch does not do. Only for
+            files of `save_checkpoint`: older formats of torch have no checksums.
 
     Raises:
         WeightsError: The file is missing, broken, or would run code when read.
@@ -411,7 +411,7 @@ def _load_pickle(path: Path, passed_over: Sequence[str] = ()) -> dict[str, Any]:
 
     def load(name: str) -> Any:
         check_pickle_file(Path(name))
-        # opened here, since torch takes a name in .safetensors for such a file, whatever it holds
+        # given a path, torch would judge a file by its suffix .safetensors
         with open_regular(name) as file, torch.serialization.safe_globals(stand_ins):
             source: Any = file if name.endswith(".safetensors") else name
             content = torch.load(source, map_location="cpu", weights_only=True)

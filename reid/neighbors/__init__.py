@@ -4,8 +4,8 @@ No N x N matrix is built: scores are computed in square blocks, each pair of blo
 the best candidates of each row are kept. Candidates are found in half precision (bfloat16) where
 the CPU multiplies it faster, otherwise in single precision, and are then scored again in double
 precision in a fixed order of operations. A rounding bound tells for each row whether a neighbour
-could have been missed; such rows are searched again in the next higher precision. So the result is
-exact, and the same for any block size, number of threads and machine.
+may have been missed; if so, the row is searched again in the next higher precision. So the result
+is exact, and the same for any block size, number of threads and machine.
 
 k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person
 Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsupervised

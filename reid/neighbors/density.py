@@ -12,11 +12,11 @@ from reid.neighbors.sparse import Compressed
 TIE_TOLERANCE = 1e-6
 """Distances up to eps + this count as within eps.
 
-The local query expansion averages k2 rows, so that distances of simple fractions are frequent: with
-k2 = 6, two images that share 4 of 6 rows lie at exactly 0.5, the usual eps. There the rounding of
-the last bit would decide. Distances are sums in double precision, rounded once to single precision
-(6e-8), so that this tolerance is above any rounding and far below any difference that means
-something.
+The local query expansion averages k2 rows, so distances are often simple fractions: with k2 = 6,
+two images that share 4 of 6 rows have a distance of exactly 0.5, the usual eps. There the rounding
+of the last bit would decide. Distances are sums in double precision, rounded once to single
+precision (6e-8): this tolerance is above any rounding error, and far below any difference that
+matters.
 """
 
 
@@ -33,12 +33,12 @@ def dbscan(
     reaches it.
 
     Args:
-        distances: (N, N) symmetric, by rows, as CSR or `Rows`; what is not stored is far away.
-            Zeros count as stored.
+        distances: (N, N) symmetric, by rows, as CSR or `Rows`; pairs that are not stored are far
+            apart. Stored zeros count.
         eps: Largest distance of neighbours.
         min_samples: Neighbours that make a core point, itself included.
-        tolerance: Ties count as within eps: distances up to `eps + tolerance` are neighbours
-            (see `TIE_TOLERANCE`).
+        tolerance: Images at a distance of up to `eps + tolerance` are neighbours, so that ties
+            count (see `TIE_TOLERANCE`).
 
     Returns:
         (N,) int64 clusters from 0; -1 = outlier.
@@ -96,7 +96,7 @@ def _grow_clusters(
     clusters: Labels,
     labels: Labels,
 ) -> None:
-    """From each core point that has no label yet, a new cluster."""
+    """Grows a new cluster from each core point that has no label yet."""
     for seed in range(start, stop):
         if labels[seed] != -1 or not core[seed]:
             continue

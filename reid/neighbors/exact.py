@@ -1,4 +1,4 @@
-"""Candidates of each row, a bound on the rounding of their scores, and the certain lists."""
+"""The exact search: candidates of each row, a bound on their rounding errors, certified lists."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class SearchTask:
 
 
 def fast_bfloat16(device: str = "cpu") -> bool:
-    """Whether a `cpu` (AVX-512 BF16 or AMX) or a `cuda` device multiplies bfloat16 itself."""
+    """Whether a `cpu` (AVX-512 BF16 or AMX) or `cuda` device has bfloat16 instructions."""
     if device == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     tests = (getattr(torch.cpu, name, None) for name in _BFLOAT16_TESTS)
@@ -51,7 +51,7 @@ def fast_bfloat16(device: str = "cpu") -> bool:
 
 
 def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar | None) -> Indices:
-    """(last - first, k) lists of the rows from `first` to `last`, among all rows."""
+    """The neighbour lists (last - first, k) of the rows from `first` to `last`, among all rows."""
     rows, k, block_size = task.rows, task.k, task.block_size
     count = len(rows)
     half_norms = half_squared_norms(rows)
@@ -95,7 +95,7 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
 
 @dataclass(frozen=True)
 class _Candidates:
-    """The best of each row so far, as heaps: the worst of them is in first place.
+    """The best candidates of each row so far, as heaps with the worst one first.
 
     Attributes:
         scores: (n, kept) float32, x.y - y.y / 2: larger is nearer.
@@ -114,10 +114,10 @@ class _Candidates:
 
 
 def _power_to_one(half_norms: Doubles) -> int:
-    """The power of two that brings the longest row near 1, or 0 where it need not be.
+    """The power of two that scales the longest row to about 1, or 0 if no scaling is needed.
 
-    Far from 1, squares overflow or underflow in single precision. Within 2^32 of it they do not,
-    and the rows need no copy.
+    Far from 1, squares overflow or underflow in single precision. Within a factor of 2^32 they do
+    not, and the rows need not be copied.
     """
     exponent = math.frexp(math.sqrt(2 * float(half_norms.max())))[1]
     return -exponent if abs(exponent) > _SAFE_EXPONENT else 0
@@ -130,7 +130,7 @@ def _rounding_bound(dim: int, half_norms: Doubles) -> float:
 
 
 def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> float:
-    """Largest error of a score whose product is taken in bfloat16 and summed in float32.
+    """Largest error of a score with products in bfloat16 and sums in float32.
 
     By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
     |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 (2^-9 of it).
@@ -156,9 +156,9 @@ def _search(
     found: _Candidates,
     progress: ProgressBar | None,
 ) -> None:
-    """Finds candidates of the rows from `first` on, as many as `found` has, among all.
+    """Fills `found`: candidates of its rows, which start at row `first`, among all rows.
 
-    Each pair of blocks of these rows is multiplied once.
+    Each pair of blocks of these rows is multiplied only once.
     """
     count, last = len(tensor), first + len(found.scores)
     side = min(block_size, count)
@@ -177,7 +177,7 @@ def _search(
                 block = scores[:size].view(shape).numpy()
                 take_rows(block, half_norms, left - first, right, found.scores, found.index)
                 pairs += size
-                if start == left and right != left:  # both are rows to find candidates of
+                if start == left and right != left:  # both blocks hold rows of `found`
                     take_columns(block, half_norms, left, right - first, found.scores, found.index)
                     pairs += size
                 if progress is not None:
@@ -186,7 +186,7 @@ def _search(
 
 @contextlib.contextmanager
 def _exact_sums() -> Iterator[None]:
-    """Matrix products as the rounding bounds take them: no TF32, sums in single precision."""
+    """Makes matrix products as the rounding bounds assume: no TF32, sums in single precision."""
     matmul = torch.backends.cuda.matmul
     before = matmul.allow_tf32, matmul.allow_bf16_reduced_precision_reduction
     matmul.allow_tf32 = matmul.allow_bf16_reduced_precision_reduction = False
@@ -204,7 +204,7 @@ def _search_on_gpu(
     found: _Candidates,
     progress: ProgressBar | None,
 ) -> None:
-    """`_search` with torch on the device of `tensor`: blocks of scores, their best ones merged."""
+    """`_search` with torch on the device of `tensor`: merges the best scores of each block."""
     kept = found.scores.shape[1]
     with _exact_sums():
         for left in range(0, len(found.scores), block_size):
@@ -220,7 +220,7 @@ def _search_on_gpu(
                 indices = torch.cat((index, (place + right).int()), 1)
                 scores, order = both.topk(kept, 1)
                 index = indices.gather(1, order)
-            # the worst in first place, as in a heap
+            # the worst first, as in a heap
             found.scores[own] = scores.flip(1).cpu().numpy()
             found.index[own] = index.flip(1).cpu().numpy()
             if progress is not None:

@@ -1,4 +1,4 @@
-"""What large jobs take of the memory."""
+"""Estimates of the memory that large jobs take."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _LARGE = 50_000
 
 
 def log_memory(job: str, count: int, megabytes: float) -> None:
-    """Says about how much memory a job takes above its features, if there are 50,000 or more."""
+    """Logs about how much memory a job takes beside its features, from 50,000 images on."""
     if count >= _LARGE:
         logger.info("%s %s images, about %s MB above their features", job, f"{count:,}",
                     f"{megabytes:,.0f}")  # fmt: skip

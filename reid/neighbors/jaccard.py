@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     import scipy.sparse
 
 _ROWS = 1024
-_PAIR = 4  # operations that a pair of entries takes
+_PAIR = 4  # operations per pair of entries
 
 
 def jaccard_distance(
@@ -54,15 +54,15 @@ def jaccard_distance(
     block_size: int = BLOCK_SIZE,
     progress: ProgressBar | None = None,
 ) -> scipy.sparse.csr_matrix:
-    """k-reciprocal Jaccard distances of N images among themselves, those below 1.
+    """The k-reciprocal Jaccard distances below 1 of N images among themselves.
 
-    Lists of k1 neighbours (the image itself counted in), k-reciprocal sets expanded by the half
+    Lists of k1 neighbours (the image itself included), k-reciprocal sets expanded by the half
     lists of round(k1 / 2) + 1 entries, softmax of the negative squared distances, mean over the
     k2 nearest rows, and 1 - m / (2 - m) where m is the sum of minima of two rows.
 
     Args:
-        features: (N, D), of unit length. Those on a CUDA device are worked on there; distances
-            may then differ in the last bit, labels do not (see `TIE_TOLERANCE`).
+        features: (N, D), of unit length. On a CUDA device the work is done there; distances may
+            then differ in the last bit, but labels do not (see `TIE_TOLERANCE`).
         k1: Length of the neighbour lists; lists of a smaller set are as long as the set.
         k2: Rows averaged in the local query expansion, the image's own included.
         max_distance: Larger distances are left out, which saves memory.
@@ -71,8 +71,9 @@ def jaccard_distance(
         progress: Called with (images' worth of work done, N).
 
     Returns:
-        (N, N) float32 CSR, symmetric, with sorted columns. Distances of 0 are stored, those of
-        each image to itself among them; what is not stored is 1 (or above `max_distance`).
+        (N, N) float32 CSR, symmetric, with sorted columns. Distances of 0 are stored, such as
+        that of each image to itself. Pairs that are not stored have distance 1 (or above
+        `max_distance`).
 
     Raises:
         ValueError: An argument is out of its range, or a feature is not finite.
@@ -98,7 +99,7 @@ def jaccard_rows(
     block_size: int = BLOCK_SIZE,
     progress: ProgressBar | None = None,
 ) -> Rows:
-    """As `jaccard_distance`, in plain arrays: needs no scipy.
+    """The distances of `jaccard_distance` in plain arrays, without scipy.
 
     Raises:
         ValueError: An argument is out of its range, or a feature is not finite.
@@ -140,10 +141,10 @@ def encode_neighbors(
         rows: (N, D) features.
         neighbors: (N, k) lists, the image itself first.
         length: Entries of the lists that count, at most k.
-        half: The same for the half lists.
+        half: Entries of the half lists that count.
         k2: Rows averaged; 1 = no expansion.
-        farthest: None: weights are the softmax of -d, d squared Euclidean distances. (N,) largest
-            d of each row: the softmax of -(d / farthest)^2, as in re-ranking.
+        farthest: None: weights are the softmax of -d, where d is the squared Euclidean distance.
+            (N,), the largest d of each row: the softmax of -(d / farthest)^2, as in re-ranking.
 
     Returns:
         (N, N) float32 CSR with sorted columns; rows sum to 1.
@@ -180,11 +181,11 @@ def jaccard_of_rows(
     gallery: scipy.sparse.csr_matrix | scipy.sparse.csc_matrix,
     max_distance: float = 1.0,
 ) -> scipy.sparse.csr_matrix:
-    """Jaccard distances 1 - m / (2 - m) below 1, m the sum of minima of two rows that sum to 1.
+    """Jaccard distances 1 - m / (2 - m) below 1; m = sum of minima of two rows that sum to 1.
 
     Args:
         queries: (Q, N) with sorted columns.
-        gallery: (G, N), by columns (CSC) where it is used more than once.
+        gallery: (G, N); by columns (CSC) if it is used more than once.
         max_distance: Larger distances are left out.
 
     Returns:
@@ -195,7 +196,7 @@ def jaccard_of_rows(
 
 
 def _distances(queries: Compressed, columns: Compressed, gallery: int, max_distance: float) -> Rows:
-    """`jaccard_of_rows`, of (Q, N) by rows and of (`gallery`, N) by columns."""
+    """`jaccard_of_rows` for queries (Q, N) by rows and a gallery (`gallery`, N) by columns."""
     arrays: tuple[Any, Any, Any, Any, Any, Any] = (
         queries.indptr.astype(np.int64),
         queries.indices,
@@ -217,7 +218,7 @@ def _distances(queries: Compressed, columns: Compressed, gallery: int, max_dista
         try:
             parts = [*pool.map(part, _parts(pairs))]
         except BaseException:
-            pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for what is left
+            pool.shutdown(cancel_futures=True)  # Ctrl-C must not wait for the other parts
             raise
     indptr = np.concatenate(([0], np.cumsum(counts)))
     kind = np.int32 if indptr[-1] < 2**31 else np.int64
@@ -230,7 +231,7 @@ def _distances(queries: Compressed, columns: Compressed, gallery: int, max_dista
 
 
 def by_columns(rows: scipy.sparse.csr_matrix) -> scipy.sparse.csc_matrix:
-    """The same matrix as `tocsc` gives, in pieces that Ctrl-C can end."""
+    """The matrix by columns, as `tocsc` gives it, but Ctrl-C can interrupt the work."""
     import scipy.sparse
 
     columns = _by_columns(rows)
@@ -240,7 +241,7 @@ def by_columns(rows: scipy.sparse.csr_matrix) -> scipy.sparse.csc_matrix:
 
 
 def _by_columns(rows: Compressed) -> Rows:
-    """The matrix by columns: offsets, rows and entries of its columns."""
+    """The matrix by columns, as plain arrays."""
     count, width = rows.shape
     operations = 4 * float(rows.indptr[-1]) / max(count, 1) * numba.get_num_threads()
     old = rows.indptr.astype(np.int64, copy=False), rows.indices
@@ -254,10 +255,10 @@ def _by_columns(rows: Compressed) -> Rows:
 
 
 def _parts(pairs: Offsets) -> list[tuple[int, int]]:
-    """Rows from start to stop that a thread works on at a time, some tenths of a second at most.
+    """Ranges of rows, each some tenths of a second of work for a thread.
 
     Args:
-        pairs: (Q,) pairs of entries that each row takes.
+        pairs: (Q,) number of pairs of entries that each row has.
     """
     most = min(_ROWS, -(-len(pairs) // numba.get_num_threads()))
     ends = np.cumsum(pairs)
@@ -293,7 +294,7 @@ def _expanded_sets(lists: Indices, half: int) -> tuple[Offsets, Indices]:
 def _expand(
     indptr: Offsets, indices: Indices, data: Floats, nearest: Indices
 ) -> tuple[Offsets, Indices, Floats]:
-    """Local query expansion: each row becomes the mean of the rows near it."""
+    """Local query expansion: each row becomes the mean of its neighbours' rows."""
     count, k2 = nearest.shape
     operations = 2 * k2 * k2 * len(indices) / count
     new_indptr = np.zeros(count + 1, np.int64)

@@ -38,9 +38,9 @@ def find_reciprocal(
 def _expanded_set(
     i: int, sizes: Indices, members: Indices, half_sizes: Indices, half_members: Indices
 ) -> tuple[int, Indices]:
-    """R(i) and the half sets of its members that lie in it by more than two thirds, sorted.
+    """The expanded set: R(i), and the half sets of its members of which two thirds lie in R(i).
 
-    The size, and an array whose first entries are the set.
+    Returns its size, and an array whose first entries are the sorted set.
     """
     own = members[i, : sizes[i]]
     room = len(own)
@@ -63,7 +63,7 @@ def _expanded_set(
 
 @njit(cache=True)
 def _add(item: int, ordered: Indices, size: int) -> int:
-    """Puts an item into a sorted set of some size, and returns the new size."""
+    """Puts an item into a sorted set of `size` items; returns the new size."""
     place = size
     while place > 0 and ordered[place - 1] > item:
         place -= 1
@@ -140,7 +140,7 @@ def soft_weights(
 def _next_column(
     nearest: Indices, indptr: Offsets, indices: Indices, data: Floats, heads: Offsets
 ) -> tuple[int, float]:
-    """The first column not taken yet of some sorted rows, and its sum over them; -1 = none left."""
+    """The next column of some sorted rows, and its sum over the rows; -1 = no column is left."""
     column = -1
     for n in range(len(nearest)):
         if heads[n] < indptr[nearest[n] + 1] and (column < 0 or indices[heads[n]] < column):
@@ -197,7 +197,7 @@ def average_rows(
 def count_in_columns(
     start: int, stop: int, indptr: Offsets, indices: Indices, counts: Offsets
 ) -> None:
-    """Adds the entries of each column."""
+    """Adds to the number of entries of each column."""
     for place in range(indptr[start], indptr[stop]):
         counts[indices[place]] += 1
 
@@ -213,7 +213,7 @@ def take_by_column(
     column_indices: Indices,
     column_data: Floats,
 ) -> None:
-    """Puts each entry in the next place of its column, which `heads` tells."""
+    """Puts each entry into the next free place of its column, which `heads` gives."""
     for i in range(start, stop):
         for place in range(indptr[i], indptr[i + 1]):
             column = indices[place]
@@ -231,7 +231,7 @@ def count_pairs(
     column_indptr: Offsets,
     pairs: Offsets,
 ) -> None:
-    """How many entries lie in the columns of each row's entries."""
+    """For each row, how many entries of the matrix lie in the columns of the row's entries."""
     for i in prange(start, stop):
         total = 0
         for place in range(indptr[i], indptr[i + 1]):
@@ -269,7 +269,7 @@ def jaccard_part(
                 j = column_indices[other]
                 smaller = min(weight, column_data[other])
                 if smaller == 0.0:
-                    continue  # underflow of a far member's weight
+                    continue  # the weight of a far member underflowed
                 if shared[j] == 0.0:
                     touched[num_touched] = j
                     num_touched += 1

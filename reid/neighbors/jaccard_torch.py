@@ -1,8 +1,8 @@
 """The Jaccard distance of `reid.neighbors.jaccard` in torch, for features on a GPU.
 
-The same definition, step by step over blocks of rows, as sorted keys instead of loops. Sums are
-taken in double precision, in an order that the device chooses: a distance may differ from the
-CPU's in its last bit of single precision, which `TIE_TOLERANCE` is above.
+It computes the same definition in blocks of rows, with sorted keys in place of loops. Sums are in
+double precision, but the device chooses their order: the last bit of a distance in single precision
+may differ from the CPU's, which is less than `TIE_TOLERANCE`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class _Rows:
         return self.offsets.diff()
 
     def take(self, which: Tensor) -> tuple[Tensor, Tensor]:
-        """For the entries of some rows, one after the other: number in `which`, and place."""
+        """For all entries of some rows in order: the row's index in `which`, the entry's place."""
         counts = self.counts[which]
         number = torch.repeat_interleave(torch.arange(len(which), device=which.device), counts)
         place = torch.arange(len(number), device=which.device)
@@ -56,7 +56,7 @@ def jaccard_on_device(
         features: (N, D).
         neighbors: (N, k) lists, the image itself first.
         length: Entries of the lists that count, at most k.
-        half: The same for the half lists.
+        half: Entries of the half lists that count.
         k2: Rows averaged; 1 = no expansion.
         max_distance: Larger distances are left out.
         pairs: Pairs of entries in a block; does not change the result.
@@ -73,7 +73,7 @@ def jaccard_on_device(
 
 
 def _reciprocal(lists: Tensor) -> Tensor:
-    """(N, k) which entries j of the list of i have i in their own list."""
+    """(N, k) bool: whether entry j of the list of i has i in its list."""
     parts = []
     for start in range(0, len(lists), _ROWS):
         part = lists[start : start + _ROWS]
@@ -123,7 +123,7 @@ def _soft_sets(features: Tensor, lists: Tensor, half: int) -> _Rows:
 
 
 def _expand(encoding: _Rows, nearest: Tensor) -> _Rows:
-    """Local query expansion: each row becomes the mean of the rows near it."""
+    """Local query expansion: each row becomes the mean of its neighbours' rows."""
     count, k2 = nearest.shape
     sizes, columns, values = [], [], []
     for start in range(0, count, _ROWS):
@@ -138,7 +138,7 @@ def _expand(encoding: _Rows, nearest: Tensor) -> _Rows:
 
 
 def _distances(encoding: _Rows, max_distance: float, pairs: int) -> Rows:
-    """1 - m / (2 - m), m the sum of minima of two rows, where below 1."""
+    """The distances 1 - m / (2 - m) below 1, where m is the sum of minima of two rows."""
     count = len(encoding.counts)
     device = encoding.columns.device
     row = torch.repeat_interleave(torch.arange(count, device=device), encoding.counts)
@@ -148,7 +148,7 @@ def _distances(encoding: _Rows, max_distance: float, pairs: int) -> Rows:
         row[order],
         encoding.values[order],
     )
-    # As many rows at a time as have `pairs` pairs of entries in common columns, or one row.
+    # Blocks of rows with `pairs` pairs of entries in common columns; at least one row.
     work = by_column.counts[encoding.columns]
     cost = _offsets(work)[encoding.offsets].cpu().numpy()
     sizes, columns, values = [], [], []
@@ -183,7 +183,7 @@ def _offsets(sizes: Tensor) -> Tensor:
 
 
 def _sum_by_key(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct keys in order, and the sum of the values of each, in double precision."""
+    """The distinct keys in order, and the sum of each key's values in double precision."""
     found, which = torch.unique(keys, return_inverse=True)
     sums = torch.zeros(len(found), dtype=torch.float64, device=keys.device)
     return found, sums.index_add_(0, which, values.double())

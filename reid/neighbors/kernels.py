@@ -20,21 +20,22 @@ Flags = npt.NDArray[np.bool_]
 _CHUNK = 64
 _NO_NANS = {"nnan", "nsz"}
 PIECE = 5e7
-"""Operations of a thread between two chances to stop: some tenths of a second."""
+"""Operations of a thread between two chances for Ctrl-C: some tenths of a second."""
 
 
 def run_in_pieces(
     kernel: Callable[..., None], count: int, operations: float, *arguments: object
 ) -> None:
-    """Calls `kernel(start, stop, *arguments)` over `count` rows, a part of them at a time.
+    """Calls `kernel(start, stop, *arguments)` for all `count` rows, part by part.
 
-    Python answers Ctrl-C between two calls of compiled code, not within one.
+    Python handles Ctrl-C between two calls of compiled code, not during one.
 
     Args:
         kernel: Works on the rows from start to stop, with all threads.
         count: Rows.
-        operations: About how many a row takes; times the number of threads if one works alone.
-        *arguments: Of the kernel.
+        operations: About how many operations a row takes; for a kernel of one thread, multiply by
+            the number of threads.
+        *arguments: Further arguments of the kernel.
     """
     step = max(1, int(PIECE / max(operations, 1))) * numba.get_num_threads()
     for start in range(0, count, step):
@@ -42,10 +43,10 @@ def run_in_pieces(
 
 
 def as_rows(features: Tensor) -> Floats:
-    """(N, D) features as an array of single precision.
+    """Features (N, D) as an array of single precision.
 
     Raises:
-        ValueError: They have another shape, there is none, or a number is not finite.
+        ValueError: The shape is wrong, there is no feature, or a number is not finite.
     """
     if features.ndim != 2 or not len(features) or not features.shape[1]:
         raise ValueError(f"features: expected (N, D) with N, D > 0, got {tuple(features.shape)}")
@@ -57,7 +58,7 @@ def as_rows(features: Tensor) -> Floats:
 
 @njit(cache=True)
 def _insert(value: float, item: int, scores: npt.NDArray[Any], index: Indices) -> None:
-    """Puts an item into a list that is sorted by score, then index, in place of its last."""
+    """Puts an item into a list sorted by score, then index; the last item drops out."""
     place = len(scores) - 1
     while place > 0 and (
         scores[place - 1] < value or (scores[place - 1] == value and index[place - 1] > item)
@@ -71,7 +72,7 @@ def _insert(value: float, item: int, scores: npt.NDArray[Any], index: Indices) -
 
 @njit(cache=True)
 def _replace_worst(value: float, item: int, scores: Floats, index: Indices) -> None:
-    """Puts an item into a heap, whose worst item is at its root, in place of that one."""
+    """Replaces the worst item of a heap, which is its root, by a new item."""
     place = 0
     while True:
         child = 2 * place + 1
@@ -97,7 +98,7 @@ def take_rows(
     scores: Floats,
     index: Indices,
 ) -> None:
-    """Takes x.y - y.y / 2 of a block as candidates of the x, whose heaps start at `left`."""
+    """Offers the scores x.y - y.y / 2 of a block to the heaps of the x, which start at `left`."""
     height, width = products.shape
     for r in prange(height):
         i = left + r
@@ -105,7 +106,7 @@ def take_rows(
         for start in range(0, width, _CHUNK):
             product = products[r, start : start + _CHUNK]
             norm = half_norms[right + start : right + start + len(product)]
-            hits = np.int32(0)  # counting without a branch is what the CPU does 16 at a time
+            hits = np.int32(0)  # without branches, a CPU counts 16 values at a time
             for c in range(len(product)):
                 hits += np.int32(product[c] - norm[c] > threshold)
             if hits:
@@ -125,7 +126,7 @@ def take_columns(
     scores: Floats,
     index: Indices,
 ) -> None:
-    """Takes x.y - x.x / 2 of a block as candidates of the y, whose heaps start at `right`."""
+    """Offers the scores x.y - x.x / 2 of a block to the heaps of the y, which start at `right`."""
     height, width = products.shape
     for chunk in prange((width + _CHUNK - 1) // _CHUNK):
         start = chunk * _CHUNK
@@ -149,8 +150,8 @@ def take_columns(
 def dot(one: Floats, other: Floats) -> float:
     """Inner product in double precision, in the same order of additions on every machine.
 
-    The product of two single-precision numbers is exact in double precision, so that fused
-    multiply-adds make no difference.
+    Products of single-precision numbers are exact in double precision, so fused multiply-adds
+    change nothing.
     """
     dim = len(one)
     whole = dim - dim % 8
@@ -170,7 +171,7 @@ def dot(one: Floats, other: Floats) -> float:
 
 
 def half_squared_norms(rows: Floats) -> Doubles:
-    """(N,) halves of the squared lengths."""
+    """Half the squared length of each row (N,)."""
     norms = np.empty(len(rows), np.float64)
     run_in_pieces(_half_squared_norms, *rows.shape, rows, norms)
     return norms
@@ -192,9 +193,9 @@ def rescore(
     bound: float,
     unit: float,
 ) -> tuple[Indices, Flags]:
-    """The k best candidates of the rows `which`, and whether one could have been missed.
+    """The k best candidates of the rows `which`, and whether a neighbour may be missing.
 
-    The candidates' scores and their error bound are `unit` times those of the rows.
+    The candidates' scores and their error bound are scaled by `unit`.
     """
     found, doubtful = np.empty((len(which), k), np.int32), np.zeros(len(which), np.bool_)
     run_in_pieces(
@@ -223,7 +224,7 @@ def _rescore(
         i = which[number]
         best = np.full(k, -np.inf, np.float64)
         best_index = np.full(k, count, np.int32)
-        # What lies lower by more than both errors cannot be among the k best.
+        # A score lower by more than both errors cannot be among the k best.
         enough = np.sort(scores[number])[kept - k] - 2 * bound
         for place in range(kept):
             j = index[number, place]
@@ -238,7 +239,7 @@ def _rescore(
 
 
 def search_exactly(rows: Floats, half_norms: Doubles, which: Indices, k: int) -> Indices:
-    """(n, k) nearest of the rows `which`, with every score in double precision."""
+    """The nearest neighbours (n, k) of the rows `which`, with all scores in double precision."""
     found = np.empty((len(which), k), np.int32)
     run_in_pieces(_search_exactly, len(which), rows.size, rows, half_norms, which, found)
     return found
@@ -261,7 +262,7 @@ def _search_exactly(
 
 
 def all_finite(rows: Floats) -> bool:
-    """Whether there is neither NaN nor infinity, without a mask of the size of the rows."""
+    """Whether all numbers are finite; needs no mask as large as the rows."""
     finite = np.ones(len(rows), np.bool_)
     run_in_pieces(_finite_rows, *rows.shape, rows, finite)
     return bool(finite.all())

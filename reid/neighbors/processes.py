@@ -1,4 +1,4 @@
-"""An exact neighbour search that several processes share."""
+"""An exact neighbour search, shared among processes."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ class SearchError(RuntimeError):
 
 
 def search_together(task: SearchTask, progress: ProgressBar | None) -> Indices:
-    """(N, k) lists of a search of the main process in `distributed.run_on_main`.
+    """The neighbour lists (N, k); the main process calls this in `distributed.run_on_main`.
 
-    The process of number r searches and certifies the rows from N r / R to N (r + 1) / R, R
-    processes in all, and the main process gets all lists. They are those that it would have found
-    alone, bit for bit.
+    Of R processes, process r searches and certifies the rows from N r / R to N (r + 1) / R; the
+    main process gets all lists. They equal those of a search by one process, bit for bit.
 
-    Two rows of different processes are multiplied twice, once by each, so that two processes save a
-    quarter of the multiplications that one would wait for, and eight three quarters.
+    Two rows of different processes are multiplied by both processes. So two processes save a
+    quarter of the time that one process needs for multiplications, and eight save three quarters.
 
     Raises:
         SearchError: Some process failed.
@@ -41,9 +40,7 @@ def search_together(task: SearchTask, progress: ProgressBar | None) -> Indices:
 
 @dataclass(frozen=True)
 class _Part:
-    """The search of one process, for its share of the rows.
-
-    The processes of a machine share its threads.
+    """The search of one process for its share of the rows; processes share a machine's threads.
 
     Attributes:
         task: The search without its vectors.
@@ -52,7 +49,7 @@ class _Part:
     task: SearchTask
 
     def __call__(self, rows: Tensor, progress: ProgressBar | None) -> Indices:
-        """(n, k) lists of this process's share of the vectors (N, D)."""
+        """The neighbour lists (n, k) of this process's share of the vectors (N, D)."""
         count, rank, world = len(rows), distributed.rank(), distributed.world_size()
         first, last = count * rank // world, count * (rank + 1) // world
         threads = numba.get_num_threads()

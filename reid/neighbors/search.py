@@ -41,12 +41,12 @@ def nearest_neighbors(
     """Exact nearest neighbours of N vectors among themselves, by Euclidean distance.
 
     Args:
-        features: (N, D), finite; need not be of unit length. On a CUDA device candidates are
-            found there, and scored again on the CPU: the result is the same.
+        features: (N, D), finite; need not be of unit length. On a CUDA device, the
+            device finds candidates and the CPU scores them again: the result is the same.
         k: Length of the lists, the vector itself included; at most N.
         block_size: Rows in a block of scores; does not change the result.
-        half_precision: Look for candidates in bfloat16. None: where the device has instructions
-            for it. Does not change the result.
+        half_precision: Search candidates in bfloat16. None: if the device has instructions for it.
+            Does not change the result.
         progress: Called with (images' worth of pairs done, N).
 
     Returns:
@@ -71,7 +71,7 @@ def nearest_neighbors(
 def farthest_distances(
     features: Tensor, *, block_size: int = BLOCK_SIZE, progress: ProgressBar | None = None
 ) -> Floats:
-    """(N,) largest squared Euclidean distance from each vector to any other, single precision.
+    """Each vector's largest squared Euclidean distance to any other (N,), in single precision.
 
     Args:
         features: (N, D), finite.
@@ -103,17 +103,17 @@ def farthest_distances(
 def approximate_neighbors(
     features: Tensor, k: int, search: Search, *, progress: ProgressBar | None = None
 ) -> Indices:
-    """Nearest neighbours through FAISS, some of them missed (Johnson et al. 2019).
+    """Approximate nearest neighbours through FAISS (Johnson et al. 2019).
 
-    For more vectors than the exact search can take, some millions. Missed neighbours cost clusters:
+    For some millions of vectors, too many for the exact search. Missed neighbours cost clusters:
     at 130,000 points an inverted file with a recall of 0.74 left an adjusted Rand index of 0.44.
 
     Args:
         features: (N, D), finite.
         k: Length of the lists, the vector itself included; at most N.
-        search: `ivf`: an inverted file of 4 sqrt(N) lists, a sixteenth of which is looked through,
-            on a GPU where FAISS was built for one and finds it (`faiss-gpu`; this was not run on a
-            GPU yet). `hnsw`: a navigable small world graph with 32 links (Malkov & Yashunin 2018).
+        search: `ivf`: an inverted file of 4 sqrt(N) lists, of which a sixteenth is searched; on a
+            GPU if FAISS was built for one and finds it (`faiss-gpu`; not yet run on a GPU). `hnsw`:
+            a navigable small world graph with 32 links (Malkov & Yashunin 2018).
         progress: Called with (images' worth of work done, N).
 
     Returns:
@@ -141,7 +141,7 @@ def approximate_neighbors(
     without_itself = ~(found == everyone[:, None]).any(1)
     found[without_itself, -1] = everyone[without_itself]
     half_norms = half_squared_norms(rows)
-    scores = np.zeros(found.shape, np.float32)  # all alike: every candidate is scored again
+    scores = np.zeros(found.shape, np.float32)  # equal scores: every candidate is scored again
     neighbors, _ = rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0, 1.0)
     too_few = (found < 0).any(1)
     neighbors[too_few] = search_exactly(rows, half_norms, everyone[too_few], k)
@@ -149,12 +149,12 @@ def approximate_neighbors(
 
 
 def _faiss_index(rows: Floats, k: int, search: Search, gpu: int) -> Any:
-    """An empty index, trained on a part of the rows where it needs that.
+    """An empty index, trained on some of the rows if the kind of index needs it.
 
     Raises:
         ValueError: The search is unknown.
     """
-    import faiss  # here, since the exact search needs none, and it is 18 MB
+    import faiss  # here: the exact search does not need these 18 MB
 
     count, dim = rows.shape
     index: Any

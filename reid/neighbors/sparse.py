@@ -1,4 +1,4 @@
-"""Sparse matrices as plain arrays, so that clusters need no scipy."""
+"""Sparse matrices as plain arrays, so that clustering works without scipy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Array = npt.NDArray[Any]
 
 
 class Compressed(Protocol):
-    """What is read of a sparse matrix: scipy's CSR and CSC have it, and `Rows` has."""
+    """What we read of a sparse matrix, be it scipy's CSR or CSC, or `Rows`."""
 
     @property
     def indptr(self) -> _Array:
@@ -50,7 +50,7 @@ class Rows:
     shape: tuple[int, int]
 
     def csr(self) -> scipy.sparse.csr_matrix:
-        """The same as scipy has it; nothing is copied."""
+        """The matrix as scipy's CSR, without a copy."""
         import scipy.sparse
 
         return scipy.sparse.csr_matrix((self.data, self.indices, self.indptr), shape=self.shape)

@@ -18,11 +18,11 @@ Fusion = Literal["mean", "max", "min"]
 def attention_rollout(attentions: Sequence[Tensor], fusion: Fusion = "mean") -> Tensor:
     """Attention through all layers (Abnar and Zuidema, *Quantifying Attention Flow*, ACL 2020).
 
-    Of every layer, heads are fused into A; A' = 0.5 A + 0.5 I stands for attention and residual
-    connection, its rows made to sum to 1; the rollout is A'_L ... A'_2 A'_1 (equation 1).
+    In every layer, heads are fused into A. A' = 0.5 A + 0.5 I, with rows scaled to sum to 1, stands
+    for attention and residual connection. The rollout is A'_L ... A'_2 A'_1 (equation 1).
 
     Args:
-        attentions: Of the layers in order, each (B, heads, N, N), rows summing to 1.
+        attentions: For each layer in order (B, heads, N, N), with rows that sum to 1.
         fusion: How heads are fused.
 
     Returns:
@@ -58,14 +58,13 @@ def attention_rollout(attentions: Sequence[Tensor], fusion: Fusion = "mean") -> 
 def attention_paths(model: Any) -> list[list[nn.Module]]:
     """The attention layers from the image to each output, in order.
 
-    A head with `branches` has a path for each of them: the backbone's layers, then the branch's
-    own.
+    A head with `branches` has one path for each: the backbone's layers, then the branch's layers.
 
     Args:
-        model: With `backbone` and `head`.
+        model: A model with `backbone` and `head`.
 
     Raises:
-        ValueError: It has no attention that is timm's.
+        ValueError: The model has no attention layers of timm.
     """
     shared = _attention_layers(model.backbone)
     branches = getattr(model.head, "branches", None)
@@ -82,8 +81,8 @@ def attention_paths(model: Any) -> list[list[nn.Module]]:
 def rollout_maps(model: Any, batch: Batch, fusion: Fusion = "mean") -> list[Tensor]:
     """How much of each patch reaches the class token, for each path through the model.
 
-    The model is run as it is, in eval mode; attention is computed a second time beside it, since
-    fused attention does not give its weights away.
+    The model runs unchanged, in eval mode; the attention weights are computed once more beside it,
+    since fused attention does not return them.
 
     Args:
         model: Backbone and head; its mode is restored.
@@ -91,10 +90,11 @@ def rollout_maps(model: Any, batch: Batch, fusion: Fusion = "mean") -> list[Tens
         fusion: How heads are fused.
 
     Returns:
-        For each path (B, h, w), shares of the whole.
+        For each path (B, h, w): the share of each patch.
 
     Raises:
-        ValueError: The model has no attention that is timm's, or its class token is not alone.
+        ValueError: The model has no attention layers of timm, or further tokens beside class token
+            and patches.
     """
     paths = attention_paths(model)
     layers = list(dict.fromkeys(layer for path in paths for layer in path))
@@ -121,7 +121,7 @@ def rollout_maps(model: Any, batch: Batch, fusion: Fusion = "mean") -> list[Tens
 
 @contextmanager
 def _recording(layers: Sequence[nn.Module]) -> Iterator[dict[nn.Module, Tensor]]:
-    """Attention weights (B, heads, N, N) of these layers, as they are called."""
+    """Records the attention weights (B, heads, N, N) of these layers when they are called."""
     weights: dict[nn.Module, Tensor] = {}
 
     def record(layer: Any, inputs: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Tiles of images with frames, marks and captions: what the pictures are put together from."""
+"""Tiles of images with frames, marks and captions, from which pictures are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INK: Colour = (45, 50, 58)
 GREEN: Colour = (34, 160, 84)
 RED: Colour = (212, 56, 56)
 GREY: Colour = (150, 154, 160)
-# Okabe and Ito's colours, told apart with any colour vision
+# Okabe and Ito's colours, distinguishable with any colour vision
 PALETTE: tuple[Colour, ...] = (
     (0, 114, 178),
     (230, 159, 0),
@@ -42,12 +42,12 @@ CELL = (IMAGE[0] + 2 * FRAME, IMAGE[1] + 2 * FRAME)
 
 @dataclass(frozen=True)
 class Style:
-    """How a tile is framed; the mark says the same as the colour.
+    """The frame of a tile; colour and mark say the same.
 
     Attributes:
-        text: For the legend.
-        colour: Of the frame.
-        mark: In the tile's corner; a `dash` makes the frame dashed and the image pale.
+        text: Text in the legend.
+        colour: Colour of the frame.
+        mark: Mark in the tile's corner; a `dash` makes the frame dashed and the image pale.
     """
 
     text: str
@@ -57,12 +57,12 @@ class Style:
 
 @lru_cache
 def font(size: int = 18) -> Font:
-    """The font that Pillow brings."""
+    """Pillow's default font."""
     return ImageFont.load_default(size=size)
 
 
 def canvas(width: int, height: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """A white picture and its pencil."""
+    """A white picture, and an object to draw on it."""
     picture = Image.new("RGB", (width, height), WHITE)
     return picture, ImageDraw.Draw(picture)
 
@@ -74,22 +74,22 @@ def save(picture: Image.Image, path: Path) -> None:
 
 
 def read_image(name: str, size: tuple[int, int] = IMAGE) -> Image.Image:
-    """An image at (width, height) pixels.
+    """An image, resized to (width, height) pixels.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The image cannot be read.
     """
     return Image.fromarray(images.read_image(name)).resize(size, Image.Resampling.BICUBIC)
 
 
 def paste_tile(picture: Image.Image, name: str, corner: tuple[int, int], style: Style) -> None:
-    """An image in its frame.
+    """Draws an image in its frame.
 
     Args:
-        picture: Where to.
+        picture: The picture to draw on.
         name: Path of the image.
         corner: Left and top of the frame; see `CELL` for its size.
-        style: Of the frame.
+        style: Style of the frame.
 
     Raises:
         DataError: The image cannot be read.
@@ -109,7 +109,7 @@ def paste_tile(picture: Image.Image, name: str, corner: tuple[int, int], style: 
 
 
 def draw_mark(draw: ImageDraw.ImageDraw, middle: tuple[int, int], style: Style) -> None:
-    """A tick or a cross on a disc of the style's colour; a short dash for `dash`."""
+    """Draws a tick or a cross on a disc of the style's colour; a short dash for `dash`."""
     x, y = middle
     if style.mark == "dash":
         draw.line((x - 9, y, x - 3, y), fill=style.colour, width=4)
@@ -124,7 +124,7 @@ def draw_mark(draw: ImageDraw.ImageDraw, middle: tuple[int, int], style: Style) 
 
 
 def draw_legend(draw: ImageDraw.ImageDraw, left: int, middle: int, styles: Sequence[Style]) -> int:
-    """Styles and what they mean, side by side; returns where the last one ends."""
+    """Draws the legend of some styles, side by side; returns the x where the last one ends."""
     for style in styles:
         if style.mark:
             draw_mark(draw, (left + 12, middle), style)
@@ -141,7 +141,7 @@ def text_width(text: str, size: int = 18) -> int:
 
 
 def shortened(text: str, width: int, size: int = 18) -> str:
-    """A text, its end left out where it is wider than so many pixels."""
+    """The text, cut at the end if it is wider than `width` pixels."""
     if text_width(text, size) <= width:
         return text
     kept = text

@@ -16,17 +16,17 @@ from reid.files import replacing
 from reid.pictures.canvas import GREY, PALETTE, Colour
 
 Method = Literal["tsne", "umap"]
-_FINE_BINS = 10_000  # for thresholds; what is drawn is coarser
+_FINE_BINS = 10_000  # for thresholds; drawn bins are coarser
 _MARKERS = "osD^vP*X"
 
 
 class Threshold(NamedTuple):
-    """Pairs count as the same person from here on.
+    """A similarity from which on pairs count as the same person.
 
     Attributes:
-        similarity: Cosine.
-        false_rate: At most this share of the pairs of different persons lies there.
-        found: Share of the pairs of the same person that lies there.
+        similarity: The cosine.
+        false_rate: At most this share of the pairs of different persons lies at or above it.
+        found: Share of the pairs of the same person that lies at or above it.
     """
 
     similarity: float
@@ -40,17 +40,17 @@ def similarity_thresholds(
     edges: NDArray[np.float64],
     false_rates: Sequence[float] = (1e-2, 1e-3, 1e-4),
 ) -> list[Threshold]:
-    """The lowest edges of bins from which on few enough pairs are of different persons.
+    """The lowest thresholds with at most the given shares of wrong pairs at or above them.
 
     Args:
         positive: (bins,) pairs of the same person; at least one.
         negative: (bins,) pairs of different persons.
-        edges: (bins + 1,) of the bins, ascending.
-        false_rates: Shares of the negative pairs. One that is less than a single pair is left out,
-            since so few pairs do not tell.
+        edges: (bins + 1,) edges of the bins, ascending.
+        false_rates: Shares of the negative pairs. A share of less than one pair is left out, since
+            there are too few pairs to measure it.
     """
     total = int(negative.sum())
-    # pairs from each edge on
+    # number of pairs from each edge on
     false = np.append(np.cumsum(negative[::-1])[::-1], 0)
     true = np.append(np.cumsum(positive[::-1])[::-1], 0)
     found = []
@@ -62,14 +62,14 @@ def similarity_thresholds(
 
 
 def draw_similarities(path: Path, similarities: PairSimilarities, bins: int = 100) -> None:
-    """How similar images of the same person and of different persons are, with thresholds.
+    """Draws how similar images of the same and of different persons are, with thresholds.
 
-    Each kind of pairs by its share. Junk counts nowhere; see `PairSimilarities.histogram`.
+    Both histograms show shares of their pairs. Junk is ignored; see `PairSimilarities.histogram`.
 
     Args:
         path: The PNG to write.
-        similarities: Of all pairs that count.
-        bins: At most, over the similarities that there are.
+        similarities: The pairs to draw.
+        bins: The largest number of bins over the range of similarities.
 
     Raises:
         ValueError: There are no pairs of one of the kinds, or no bin.
@@ -80,7 +80,7 @@ def draw_similarities(path: Path, similarities: PairSimilarities, bins: int = 10
     positive, negative, edges = similarities.histogram(_FINE_BINS)
     thresholds = similarity_thresholds(positive, negative, edges)
     filled = np.flatnonzero(positive + negative)
-    wide = -(-(filled[-1] + 1 - filled[0]) // bins)  # fine bins in one that is drawn
+    wide = -(-(filled[-1] + 1 - filled[0]) // bins)  # fine bins per drawn bin
     starts = np.arange(filled[0], filled[-1] + 1, wide)
     positive, negative = np.add.reduceat(positive, starts), np.add.reduceat(negative, starts)
     edges = edges[[*starts, min(starts[-1] + wide, _FINE_BINS)]]
@@ -112,15 +112,15 @@ def draw_similarities(path: Path, similarities: PairSimilarities, bins: int = 10
 
 
 def embed(features: Tensor, method: Method = "tsne", *, seed: int = 0) -> NDArray[np.float64]:
-    """Features in the plane, near ones near each other.
+    """Maps features to the plane, similar features near each other.
 
-    t-SNE is scikit-learn's (van der Maaten and Hinton, JMLR 2008), UMAP that of umap-learn
-    (McInnes et al., 2018), which is an extra.
+    t-SNE is scikit-learn's (van der Maaten and Hinton, JMLR 2008); UMAP is umap-learn's (McInnes et
+    al., 2018), an optional package.
 
     Args:
         features: (N, D) of unit length; N of 3 or more.
         method: `tsne` or `umap`.
-        seed: Of the random start.
+        seed: Seed of the random start.
 
     Returns:
         (N, 2).
@@ -159,15 +159,15 @@ def draw_embedding(
     noun: str = "identity",
     largest: int = 24,
 ) -> None:
-    """Points in the plane, coloured and shaped by group.
+    """Draws points in the plane, coloured and shaped by group.
 
     Args:
         path: The PNG to write.
         points: (N, 2).
-        groups: (N,) of whole numbers, -1 = none.
-        title: Above the plot.
-        noun: What a group is.
-        largest: Groups that get a colour, the largest ones; all others are small and grey.
+        groups: (N,) group of each point, a whole number; -1 = none.
+        title: Title above the plot.
+        noun: What a group is, for the legend.
+        largest: How many of the largest groups get a colour; all others are small and grey.
 
     Raises:
         ValueError: Lengths do not fit.

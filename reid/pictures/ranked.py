@@ -48,15 +48,15 @@ def draw_evaluation(
 
     Args:
         evaluation: With paths, ranked lists and similarities.
-        name: Of the test set, for messages.
-        output_dir: Where to.
+        name: Name of the test set, for messages.
+        output_dir: The folder to write to.
         suffix: Added to the names of the files.
 
     Returns:
-        The pictures.
+        The paths of the pictures.
 
     Raises:
-        ValueError: The evaluation has not what is drawn.
+        ValueError: The evaluation lacks paths, ranked lists or similarities.
         DataError: An image cannot be read.
     """
     lists, similarities = evaluation.ranked_lists, evaluation.similarities

@@ -44,7 +44,7 @@ _VERDICTS: dict[Verdict, Style] = {
 _QUERY_GAP = 30  # between the query and its first match
 _HEADER = 34
 _LEGEND = 46
-_BAND = 24  # with the camera, below an image
+_BAND = 24  # height of the camera's band below an image
 
 
 def draw_ranked_lists(
@@ -56,7 +56,7 @@ def draw_ranked_lists(
     grey frame.
 
     Args:
-        path: The PNG to write. Its folder is made; an older file is replaced as a whole.
+        path: The PNG to write. A missing folder is made; an older file is replaced.
         queries: Q paths of images.
         matches: For each query (path of an image, verdict), best first. Rows may differ in length.
 
@@ -72,7 +72,7 @@ def draw_ranked_lists(
     found = {verdict for row in matches for _, verdict in row}
     legend = [_QUERY, *(style for verdict, style in _VERDICTS.items() if verdict in found)]
     lefts = [MARGIN, *(MARGIN + CELL[0] + _QUERY_GAP + i * (CELL[0] + GAP) for i in range(columns))]
-    # The legend needs some width even below a single match.
+    # The legend may be wider than the images.
     width = max(lefts[-1] + CELL[0] + MARGIN, _legend_width(legend))
     height = MARGIN + _HEADER + len(queries) * (CELL[1] + GAP) - GAP + _LEGEND + MARGIN
     picture, draw = canvas.canvas(width, height)
@@ -98,17 +98,17 @@ def draw_clusters(
     columns: int = 12,
     chosen: Sequence[int] | None = None,
 ) -> list[int]:
-    """A contact sheet: one row per cluster, its images ordered by camera.
+    """Draws a contact sheet: one row per cluster, its images ordered by camera.
 
-    A coloured band below each image tells the camera, see `camera_name`. Where identities are
-    known, images of another person than the cluster's most frequent one are marked with a cross.
+    A coloured band below each image names the camera (see `camera_name`). If identities are known,
+    a cross marks images of another person than the cluster's most frequent one.
 
     Args:
         path: The PNG to write.
-        clusters: (N,) a cluster for each image, -1 = outlier.
+        clusters: (N,) the cluster of each image, -1 = outlier.
         records: The N images.
         rows: Clusters to draw, spread evenly from the largest to the smallest.
-        columns: Images per row; of larger clusters every n-th image is drawn.
+        columns: Images per row; larger clusters show every n-th image.
         chosen: The clusters to draw, in this order, in place of `rows`; -1 draws outliers.
 
     Returns:
@@ -180,13 +180,13 @@ def _from_large_to_small(members: Mapping[int, Sequence[ImageRecord]], count: in
 
 
 def _spread(items: Sequence[T], count: int) -> list[T]:
-    """At most `count` of the items, spread evenly, the first and the last among them."""
+    """At most `count` of the items, spread evenly, with the first and the last."""
     places = np.unique(np.linspace(0, len(items) - 1, min(count, len(items))).round())
     return [items[int(place)] for place in places]
 
 
 def draw_pairs(path: Path, pairs: Sequence[tuple[str, str, str]], *, columns: int = 4) -> None:
-    """Pairs of images side by side, each with a line of text below.
+    """Draws pairs of images side by side, each with a line of text below.
 
     Args:
         path: The PNG to write.
@@ -216,7 +216,7 @@ def draw_pairs(path: Path, pairs: Sequence[tuple[str, str, str]], *, columns: in
 def draw_attention(
     path: Path, images: Sequence[str], columns: Sequence[tuple[str, Tensor]]
 ) -> None:
-    """Images, and beside each its maps, laid over it (TMGF, figure 3).
+    """Draws images, and beside each its attention maps laid over the image (TMGF, figure 3).
 
     Every map is stretched from its smallest to its largest value; dark is low, bright is high.
 
@@ -257,8 +257,8 @@ def stripe_edges(rows: int, parts: int) -> list[tuple[float, float]]:
     """Top and bottom of horizontal parts as shares of the height, as the TMGF head cuts them.
 
     Args:
-        rows: Of the map of tokens.
-        parts: Where they do not divide the rows, the upper ones have a row more.
+        rows: Rows in the map of tokens.
+        parts: Number of parts; if it does not divide the rows, the upper parts have a row more.
 
     Raises:
         ValueError: There are more parts than rows, or none.
@@ -272,13 +272,13 @@ def stripe_edges(rows: int, parts: int) -> list[tuple[float, float]]:
 def draw_stripes(
     path: Path, images: Sequence[str], rows: int, granularities: Sequence[int]
 ) -> None:
-    """Images with the horizontal parts of each branch.
+    """Draws images with the horizontal parts of each branch.
 
     Args:
         path: The PNG to write.
         images: Q paths of images.
-        rows: Of the map of tokens.
-        granularities: Parts of each branch.
+        rows: Rows in the map of tokens.
+        granularities: Number of parts of each branch.
 
     Raises:
         ValueError: There is no image or no part, or there are more parts than rows.
@@ -314,7 +314,7 @@ def draw_stripes(
 
 
 def camera_colour(camid: int) -> tuple[int, int, int]:
-    """Of a camera, grey if it is unknown; repeats after eight."""
+    """The colour of a camera, grey if it is unknown; colours repeat after eight cameras."""
     return GREY if camid < 0 else PALETTE[camid % len(PALETTE)]
 
 

@@ -43,7 +43,7 @@ def apply(step: PixelTransform, seed: int, pixels: np.ndarray | None = None) -> 
 
 
 @pytest.mark.parametrize("name", ALWAYS)
-def test_draws_from_its_generator_alone_and_leaves_the_input(name: str) -> None:
+def test_uses_only_its_generator_and_leaves_the_input(name: str) -> None:
     step, pixels = ALWAYS[name], picture()
     before = pixels.copy()
     torch.manual_seed(0)
@@ -125,7 +125,7 @@ def test_erased_area_and_aspect() -> None:
         assert 1.8 < height / width < 3.3
 
 
-def test_what_is_filled_in() -> None:
+def test_fills_of_erasing() -> None:
     for fill, values in (("raw_mean", MEAN), ("mean", (0, 0, 0)), ((1.0, 2.0, 3.0), (1, 2, 3))):
         image = erased(fill, prob=1.0)
         where = (image != 9).any(0)

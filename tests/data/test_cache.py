@@ -7,7 +7,7 @@ from reid.data import cache as module
 from reid.data.cache import PixelCache, available_bytes, cache_bytes, size_text
 
 
-def test_it_gives_what_it_took() -> None:
+def test_it_returns_what_was_stored() -> None:
     cache = PixelCache(3, (4, 2))
     assert cache.num_bytes == cache_bytes(3, (4, 2)) == 3 * 4 * 2 * 3 + 3
     pixels = np.arange(24, dtype=np.uint8).reshape(4, 2, 3)
@@ -17,7 +17,7 @@ def test_it_gives_what_it_took() -> None:
     assert cache.get(0) is cache.get(2) is None
 
 
-def test_too_little_memory_is_said_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_available_memory", lambda: 10**9)
     assert available_bytes(shared=False) == 10**9
     assert PixelCache(1000, (256, 128)).available == 10**9

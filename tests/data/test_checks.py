@@ -21,14 +21,14 @@ TOOL = Path(__file__).parents[2] / "tools" / "check_data.py"
 
 
 def picture(seed: int, size: tuple[int, int] = (64, 32)) -> np.ndarray:
-    """Coloured pixels that look like no others."""
+    """Coloured pixels that differ from those of every other seed."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (8, 4, 3), np.uint8))
     return np.asarray(coarse.resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 class Market(ReIDDataset):
-    """The folders of Market-1501 with counts of our own."""
+    """The folders of Market-1501, with other published counts."""
 
     name = "Small"
 
@@ -73,7 +73,7 @@ def found(report: dict[str, object], kind: str) -> list[str]:
     return [Path(one["subject"]).name for one in findings if one["kind"] == kind]
 
 
-def test_nothing_is_found_in_good_data(root: Path) -> None:
+def test_good_data_have_no_findings(root: Path) -> None:
     report = checked(root)
     assert report["ok"]
     assert report["findings"] == []
@@ -118,7 +118,7 @@ def test_broken_and_odd_images(root: Path) -> None:
     assert found(checked(root, min_side=15), "tiny") == []
 
 
-def test_copies_and_what_becomes_of_them(root: Path) -> None:
+def test_copies_and_which_to_leave_out(root: Path) -> None:
     train, query, gallery = (
         root / name for name in ("bounding_box_train", "query", "bounding_box_test")
     )
@@ -153,7 +153,7 @@ def test_a_query_in_the_gallery_is_no_fault(root: Path) -> None:
 
 def test_one_file_listed_twice(root: Path) -> None:
     def listed(*rows: tuple[Split, str, int, int]) -> list[tuple[Split, str, str, bool]]:
-        """What is found when the images are read; their paths alone tell the same."""
+        """The findings with images read; checks that the paths alone give the same."""
         splits: dict[Split, list[ImageRecord]] = {"train": [], "query": [], "gallery": []}
         for split, name, pid, camid in rows:
             path = root / "bounding_box_train" / f"000{name}_c1s1_0.png"
@@ -285,7 +285,7 @@ def test_a_list_of_test_images_alone(
     assert "has neither training images nor query and gallery" in capsys.readouterr().err
 
 
-def test_what_was_read_is_shown_first(
+def test_the_report_starts_with_the_version_read(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REID_DATASETS", str(root))
@@ -371,7 +371,7 @@ def test_a_damaged_picture_is_noted(root: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
-def test_what_is_no_regular_file_is_unreadable(root: Path) -> None:
+def test_pipes_and_folders_are_unreadable(root: Path) -> None:
     os.mkfifo(root / "bounding_box_train" / "0001_c1s1_8.jpg")
     (root / "bounding_box_train" / "0001_c1s1_9.jpg").symlink_to("/dev/zero")
     report = checked(root)
@@ -393,7 +393,7 @@ def test_lists_to_leave_out_are_written_through_links(
     assert Path("/dev/null").is_char_device()
 
 
-def test_names_that_a_terminal_would_obey_are_escaped(
+def test_control_characters_in_names_are_escaped(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("REID_DATASETS", str(root))
@@ -406,13 +406,13 @@ def test_names_that_a_terminal_would_obey_are_escaped(
     assert r"door/\x1b[2J1.png: " in out
 
 
-def test_training_images_alone_are_checked_and_the_rest_is_told(
+def test_missing_splits_are_reported(
     root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     market = root / "Market-1501-v15.09.15"
     market.mkdir()
     (root / "bounding_box_train").rename(market / "bounding_box_train")
-    (root / "query").rename(market / "query")  # of no use without the gallery
+    (root / "query").rename(market / "query")  # useless without the gallery
     monkeypatch.setenv("REID_DATASETS", str(root))
     assert run(monkeypatch, "Market1501", "--json", root / "report.json") == 1
     text = capsys.readouterr().out
@@ -425,7 +425,9 @@ def test_training_images_alone_are_checked_and_the_rest_is_told(
     assert report["counts"].keys() == {"train"}
 
     validation = ("VALIDATION", "{IDENTITIES: 1}")
-    assert run(monkeypatch, "Market1501", *validation) == 0  # published counts are of the whole
+    assert (
+        run(monkeypatch, "Market1501", *validation) == 0
+    )  # published counts are those of the whole set
     text = capsys.readouterr().out
     assert "NOT THERE" not in text
     assert re.search(r"query +images +1 +-", text)

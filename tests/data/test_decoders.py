@@ -18,7 +18,7 @@ from reid.data.images import read_image, read_image_noting
 
 
 def jpeg(path: Path, junk: bytes = b"") -> Path:
-    """A JPEG file, with bytes in front of its end that libjpeg passes over and complains of."""
+    """A JPEG file with extra bytes before its end, which libjpeg skips and complains of."""
     pixels = np.random.default_rng(0).integers(0, 255, (96, 48, 3), np.uint8)
     Image.fromarray(pixels).save(path, "JPEG")
     content = path.read_bytes()
@@ -27,7 +27,7 @@ def jpeg(path: Path, junk: bytes = b"") -> Path:
 
 
 def tiff(path: Path) -> Path:
-    """A TIFF file with a tag that lies behind its end, which Pillow warns of."""
+    """A TIFF file with a tag beyond the file's end, which Pillow warns of."""
     Image.new("RGB", (8, 16), (10, 20, 30)).save(path, "TIFF", software="x" * 20)
     content = bytearray(path.read_bytes())
     tag = content.index(struct.pack("<HH", 305, 2))
@@ -55,7 +55,7 @@ def test_complaints_name_the_file(
     assert capfd.readouterr() == ("", "")
 
 
-def test_complaints_are_told_a_few_times(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_a_few_complaints_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     odd = jpeg(tmp_path / "odd.jpg", b"\0\0\x12\x34")
     for _ in range(8):
         read_image(str(odd))
@@ -63,7 +63,9 @@ def test_complaints_are_told_a_few_times(tmp_path: Path, caplog: pytest.LogCaptu
     assert caplog.messages[-1].endswith("further complaints of decoders are not shown")
 
 
-def test_threads_are_told_apart(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_complaints_belong_to_their_thread(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     paths = [jpeg(tmp_path / f"{i}.jpg", b"\0\0\x12\x34" if i % 7 == 3 else b"") for i in range(60)]
     heard: dict[str, str] = {}
 
@@ -111,7 +113,7 @@ def test_one_of_two_that_decode_at_once_has_complained() -> None:
     assert found == {"loud": "noise", "quiet": ""}
 
 
-def test_what_others_write_passes(capfd: pytest.CaptureFixture[str]) -> None:
+def test_text_of_other_threads_passes(capfd: pytest.CaptureFixture[str]) -> None:
     assert listen(lambda: os.write(2, b"\r 50%|#### |"))[1] == ""  # another thread's bar
     assert capfd.readouterr().err == "\r 50%|#### |"
     with pytest.warns(UserWarning, match="of another part"):
@@ -158,7 +160,7 @@ def test_an_error_of_a_decoder_passes_and_all_is_as_before(
 
 
 def progressive(path: Path, scans: int, between: bytes = b"") -> Path:
-    """A progressive JPEG file whose last scan stands there again and again."""
+    """A progressive JPEG file whose last scan is repeated many times."""
     pixels = np.random.default_rng(0).integers(0, 255, (32, 16, 3), np.uint8)
     Image.fromarray(pixels).save(path, "JPEG", progressive=True)
     content = path.read_bytes()
@@ -177,7 +179,7 @@ def test_scans_are_counted_first(tmp_path: Path, between: bytes) -> None:
     assert read_image(str(progressive(path, 100, between))).shape == (32, 16, 3)
 
 
-def test_what_looks_like_scans_is_not_counted(tmp_path: Path) -> None:
+def test_bytes_like_scans_outside_the_picture_do_not_count(tmp_path: Path) -> None:
     path = tmp_path / "thumbnails.jpg"
     Image.new("RGB", (16, 32), (90, 30, 200)).save(path, comment=b"\xff\xda" * 500)
     assert read_image(str(path)).shape == (32, 16, 3)
@@ -185,7 +187,7 @@ def test_what_looks_like_scans_is_not_counted(tmp_path: Path) -> None:
     assert read_image(str(path)).shape == (32, 16, 3)
 
 
-def test_a_file_of_scans_alone_is_refused_in_no_time(tmp_path: Path) -> None:
+def test_a_file_of_nothing_but_scans_is_refused_fast(tmp_path: Path) -> None:
     path = progressive(tmp_path / "many.jpg", 20_000)
     started = time.perf_counter()
     with pytest.raises(images.DataError):

@@ -18,7 +18,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "export_crops.py"
 
 
 class Listed(ReIDDataset):
-    """Given images."""
+    """A dataset of given images."""
 
     name = "Listed"
 
@@ -83,7 +83,7 @@ def test_labels_lie_beside_the_crops(
     by_path = {record.path: record for record in Folder("shop").load("train")}
     assert len(by_path) == 8
     labels = CSV("shop/labels.csv")
-    assert labels.name == "shop"  # as the folder's, so that a model knows the cameras
+    assert labels.name == "shop"  # the folder's name, so that a model knows the cameras
     for split in ("query", "gallery"):
         records = labels.load(split)  # type: ignore[arg-type]
         before = images[split]  # type: ignore[index]

@@ -15,7 +15,7 @@ from reid.structures import DataError
 
 
 def noise(height: int = 40, width: int = 24) -> np.ndarray:
-    """Smooth pixels with some noise, so that JPEG and resizing have something to do."""
+    """Smooth pixels with some noise: a real test for JPEG and resizing."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (height // 8, width // 8, 3), dtype=np.uint8)
     smooth = np.asarray(Image.fromarray(small).resize((width, height))).astype(int)
@@ -148,7 +148,7 @@ def test_a_file_too_large_to_be_a_picture_is_not_read(
         read_image(str(path))
 
 
-def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
@@ -158,7 +158,7 @@ def test_too_little_memory_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         read_image(str(tmp_path / "x.png"))
 
 
-def test_what_is_no_image(tmp_path: Path) -> None:
+def test_files_that_are_not_images(tmp_path: Path) -> None:
     for content in (b"no image", b"\xff\xd8\xff\xe0cut", b"\x89PNG\r\n\x1a\nno"):
         (tmp_path / "x.jpg").write_bytes(content)
         with pytest.raises(DataError, match=r"x\.jpg: is not a readable image"):
@@ -246,19 +246,19 @@ def test_a_package_or_a_feature_that_is_missing_is_named(
     (b"outs:\n- md5: 0\n  path: a.jpg\n", "run `dvc pull` on it"),
     (b"<!DOCTYPE html>\n<html>", "it is a web page, not the file that its address promised"),
     (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code>', "the error message of a server"),
-    (b"", r"empty \(0 bytes\); its copy or download has failed"),
+    (b"", r"empty \(0 bytes\); a copy or download failed"),
     (b"PK\3\4" + bytes(99), "it is a zip archive; unpack it"),
     (b"8BPS\0\1" + bytes(99), "it is a PSD picture; convert to JPEG or PNG"),
     (b"\0\0\0\x18ftypmp42" + bytes(99), "it is a video"),
     (b'<svg xmlns="x">', "it is an SVG picture; convert to JPEG or PNG"),
 ])  # fmt: skip
-def test_what_is_no_picture_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_errors_name_the_kind_of_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.jpg: is not a readable image \(.*{message}"):
         read_image(str(tmp_path / "a.jpg"))
 
 
-def test_of_a_raw_file_the_preview_is_not_taken(tmp_path: Path) -> None:
+def test_the_preview_of_a_raw_file_is_not_read(tmp_path: Path) -> None:
     Image.fromarray(noise()).save(tmp_path / "a.nef", "TIFF")
     with pytest.raises(DataError, match=r"it is camera raw; convert to JPEG or PNG"):
         read_image(str(tmp_path / "a.nef"))

@@ -167,7 +167,7 @@ def test_a_batch_of_training_shrinks(
     whole = batches(records)
     bad = whole[0].index[1]
     break_files([records[bad]])
-    STEPS[2] = RandomPatch(0)  # which would read other images, bad ones too
+    STEPS[2] = RandomPatch(0)  # it would read other images, unreadable ones too
     try:
         expected = batches_without(records, int(bad))
         with caplog.at_level(logging.WARNING):
@@ -187,7 +187,9 @@ def batches_without(records: list[ImageRecord], bad: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_too_many_to_skip_in_training(records: list[ImageRecord], num_workers: int) -> None:
+def test_too_many_unreadable_images_in_a_training_batch(
+    records: list[ImageRecord], num_workers: int
+) -> None:
     break_files(records)
     with pytest.raises(DataError, match=r"4 of 4 images of a batch cannot be read.*\d\.png"):
         batches(records, [0], num_workers, on_error="skip")

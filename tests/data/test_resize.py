@@ -32,7 +32,7 @@ def difference(one: np.ndarray, other: np.ndarray) -> int:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize(("height", "width", "size"), SIZES)
 @pytest.mark.parametrize("levels", [2, 256])
-def test_pixels_are_pillows(height, width, size, interpolation, levels) -> None:
+def test_pixels_equal_pillows(height, width, size, interpolation, levels) -> None:
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, levels, (height, width, 3)) * (255 // (levels - 1))
     pixels = drawn.astype(np.uint8)

@@ -73,7 +73,7 @@ def test_fewer_groups_than_a_batch_takes() -> None:
     assert len(batch) == 32
 
 
-def test_the_end_of_a_pass_that_fills_no_batch_is_passed_over() -> None:
+def test_a_rest_that_fills_no_batch_is_left_out() -> None:
     found = labels([4] * 7, outliers=0)
     sampler = PKSampler(8, images_per_identity=4, steps_per_epoch=30)
     sampler.set_labels(found)
@@ -188,7 +188,7 @@ def test_a_round_of_identities(seed: int) -> None:
     assert repeated <= {8, 9}  # those of fewer than three images
 
 
-def test_fast_reids_epochs_go_on_where_the_round_is() -> None:
+def test_fast_reids_epochs_continue_the_round() -> None:
     sizes = [4, 5, 7, 6, 8, 9, 3, 12]
     sampler, _ = identity_sampler(sizes, epoch="images")
     numbers = range(7)

@@ -33,7 +33,7 @@ def settle(folder: Path) -> None:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(module, "CACHED_FROM", 1)
-    # A change of a folder's times is a change now, to its ctime: so nothing would be settled here.
+    # Setting a folder's times changes its ctime to now, so no folder would count as old.
     monkeypatch.setattr(module, "_SETTLED", 0)
     return tmp_path / "cache" / "reid"
 
@@ -56,11 +56,11 @@ def picture(path: Path, kind: str) -> None:
     Image.new("RGB", (8, 16)).save(path, kind)
 
 
-def test_content_counts_where_the_suffix_says_nothing(tmp_path: Path) -> None:
+def test_content_decides_for_unknown_suffixes(tmp_path: Path) -> None:
     for name, kind in (("a", "JPEG"), ("b.JPG_original", "JPEG"), ("c.bak", "PNG")):
         picture(tmp_path / name, kind)
     touch(tmp_path, "d.jfif", "e.TIFF", "f.gif", "g.x", "h.txt", "i.mp4", "j.x", "empty")
-    (tmp_path / "h.txt").write_bytes((tmp_path / "a").read_bytes())  # nobody looks into it
+    (tmp_path / "h.txt").write_bytes((tmp_path / "a").read_bytes())  # never opened
     (tmp_path / "raw").write_bytes(b"8BPS\0\1" + bytes(20))
     for name in ("k.psd", "l.JXL", "m.jxl", "n.nef"):
         touch(tmp_path, name)
@@ -79,7 +79,7 @@ def test_content_counts_where_the_suffix_says_nothing(tmp_path: Path) -> None:
     assert scan_folder(tmp_path).others == scan.others
 
 
-def test_only_what_the_name_does_not_tell_is_opened(
+def test_only_files_of_unknown_suffix_are_opened(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     touch(tmp_path, *(f"{i}{suffix}" for i in range(9) for suffix in (".jpg", ".txt", ".heic")))
@@ -113,11 +113,11 @@ def test_pipes_and_devices_are_named_and_not_opened(tmp_path: Path) -> None:
     assert scan.images == ["a/1.jpg"]
     assert scan.odd == ["pipe", "zero.png", "a/2.jpg"]
     assert "pipes, sockets or devices: 3 ('pipe', 'zero.png', 'a/2.jpg')" in scan.passed_over()
-    assert scan_folder(tmp_path / "a").images == ["1.jpg", "2.jpg"]  # told when it is read
+    assert scan_folder(tmp_path / "a").images == ["1.jpg", "2.jpg"]  # an error only when it is read
     assert scan_folder(tmp_path).others == {}
 
 
-def test_a_file_that_was_looked_into_is_looked_into_again(tmp_path: Path, cache: Path) -> None:
+def test_folders_with_files_of_unknown_suffix_are_read_again(tmp_path: Path, cache: Path) -> None:
     root = tmp_path / "root"
     touch(root, "1.jpg", "named/2.jpg", "later")
     assert scan_images(root).images == ["1.jpg", "named/2.jpg"]
@@ -126,7 +126,7 @@ def test_a_file_that_was_looked_into_is_looked_into_again(tmp_path: Path, cache:
     assert scan_images(root).images == ["1.jpg", "later", "named/2.jpg"]
 
 
-def test_another_reader_makes_the_cache_anew(
+def test_a_change_of_readable_kinds_makes_the_cache_anew(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = tmp_path / "root"
@@ -141,7 +141,7 @@ def test_links(tmp_path: Path) -> None:
     root = tmp_path / "root"
     touch(root, "b/1.jpg", "b/deep/2.jpg")
     touch(tmp_path, "elsewhere/3.jpg", "elsewhere/c/4.jpg")
-    (root / "a").symlink_to(root / "b")  # comes before b, which keeps its own place all the same
+    (root / "a").symlink_to(root / "b")  # sorted before b, but b is read as the real folder
     (root / "b" / "up").symlink_to(root)
     (root / "c").symlink_to(tmp_path / "elsewhere")
     (root / "d").symlink_to(tmp_path / "elsewhere")

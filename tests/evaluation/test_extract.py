@@ -125,12 +125,12 @@ def test_the_network_has_a_precision_of_its_own_and_features_are_fp32(
     assert low.test.dtype == low.unit.dtype == torch.float32
     difference = (full.test - low.test).abs().max() / full.test.abs().max()
     assert 0 < difference < 2 * error
-    assert not low.test.is_inference()  # a memory is made of it, and changed in place
+    assert not low.test.is_inference()  # memories are made of it and change in place
 
 
 def test_features_are_copies_of_what_the_model_gives() -> None:
     class Reuses(nn.Module):
-        """Gives the same tensor for each batch, as CUDA graphs do."""
+        """Returns the same tensor for each batch, as a CUDA graph does."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -156,7 +156,7 @@ def test_test_features_of_another_size_than_the_banks() -> None:
     assert found.test[:, 5].tolist() == found.unit[:, 1, 2].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_a_process_tells_the_others_of_its_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_one_process_is_raised_on_all(monkeypatch: pytest.MonkeyPatch) -> None:
     Told = tuple[str, bool, str]
     others: list[Told] = [("", False, ""), ("OSError", False, "no space")]
     told: list[Told] = []

@@ -21,7 +21,7 @@ ONE_MATCH = make_set("one", 0, 1, *[0] * 8)
 NO_MATCH = make_set("none", *[0] * 10)
 
 
-def test_queries_that_count_nowhere_are_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_ignored_queries_are_logged(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         assert usable_test_sets([GOOD]) == [GOOD]
         assert not caplog.messages
@@ -50,7 +50,7 @@ def test_a_set_that_cannot_be_scored_is_left_out_beside_a_good_one(
     )
 
 
-def test_none_that_can_be_scored_is_an_error() -> None:
+def test_no_usable_test_set_is_an_error() -> None:
     with pytest.raises(DataError, match=r"^none: no query has a match: all images are of camera 0"):
         usable_test_sets([NO_MATCH])
     other = make_set("other", *[0] * 10)

@@ -45,7 +45,7 @@ def problem(num_queries: int, num_gallery: int, seed: int = 0, levels: int = 0) 
 
 
 def ids(pids: list[int], camids: list[int]) -> FeatureSet:
-    """Images whose features do not matter."""
+    """Images with dummy features."""
     return FeatureSet.of(torch.zeros(len(pids), 1), torch.tensor(pids), torch.tensor(camids))
 
 
@@ -55,7 +55,7 @@ def squared(query: FeatureSet, gallery: FeatureSet) -> np.ndarray:
 
 
 def left_out(query: FeatureSet, gallery: FeatureSet) -> Tensor:
-    """(Q, G) what the protocol removes."""
+    """(Q, G) whether the protocol removes the gallery image."""
     same = query.pids[:, None] == gallery.pids
     own_camera = (query.camids[:, None] == gallery.camids) & (query.camids[:, None] >= 0)
     return (gallery.pids == -1) | (same & own_camera)
@@ -64,7 +64,7 @@ def left_out(query: FeatureSet, gallery: FeatureSet) -> Tensor:
 def plain(
     distance: np.ndarray, query: FeatureSet, gallery: FeatureSet, ap: str = "step"
 ) -> tuple[list[float], list[float], list[int]]:
-    """The protocol, one sorted list after the other; of equals, wrong answers come first."""
+    """The protocol with sorted lists; of equally near images, wrong answers come first."""
     aps, inps, firsts = [], [], []
     removed = left_out(query, gallery).numpy()
     for i in range(len(distance)):
@@ -106,7 +106,7 @@ def test_ranking_is_the_protocol(
 
 
 def by_hand(pids: list[int], camids: list[int], ap: AP = "step") -> RankingResult:
-    """One query of identity 1 and camera 0; the gallery lies in the order given."""
+    """One query of identity 1 and camera 0; the gallery's distances rise in the given order."""
     distance = np.arange(len(pids), dtype=np.float32)[None]
     return rank_distances([(0, distance)], ids([1], [0]), ids(pids, camids), ap=ap)
 
@@ -121,7 +121,7 @@ def test_by_hand() -> None:
     assert trapezoid.mAP == pytest.approx(((0 + 1 / 2) / 2 + (1 / 3 + 2 / 4) / 2) / 2)
 
 
-def test_queries_without_a_match_count_nowhere() -> None:
+def test_queries_without_a_match_are_ignored() -> None:
     distance = np.array([[0, 1], [0, 1]], np.float32)
     result = rank_distances([(0, distance)], ids([1, 7], [0, 0]), ids([1, 2], [1, 1]))
     assert result.num_valid == 1
@@ -129,7 +129,7 @@ def test_queries_without_a_match_count_nowhere() -> None:
     assert result.mAP == result.rank(1) == 1
 
 
-def test_images_that_could_not_be_read_count_nowhere() -> None:
+def test_unreadable_images_are_ignored() -> None:
     query, gallery = problem(20, 60)
     present = torch.arange(60) % 3 > 0
     found = rank(query, replace(gallery, present=present)).ranking
@@ -140,7 +140,7 @@ def test_images_that_could_not_be_read_count_nowhere() -> None:
 
 
 def test_an_image_is_never_its_own_match() -> None:
-    """Cameras are unknown, so that they remove nothing; paths tell."""
+    """Cameras are unknown and remove nothing; only paths show that images are the same."""
     features = F.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     whole = FeatureSet.of(features, torch.arange(30) % 6)
     query, gallery = whole[:12], whole
@@ -192,7 +192,7 @@ def test_figures_do_not_depend_on_the_order_of_the_gallery(
     assert "40 of 40 queries are exactly as far from one of their matches" in caplog.messages[0]
 
 
-def test_features_that_are_all_alike_get_the_lowest_figures(
+def test_equal_features_get_the_lowest_figures(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     same = FeatureSet.of(torch.ones(1, 4).expand(101, 4), torch.arange(101) // 100 * 0 + 1)
@@ -229,7 +229,7 @@ def test_very_many_dimensions_take_bounded_memory(monkeypatch: pytest.MonkeyPatc
     assert all(rows <= 7 for rows, _ in shapes)
 
 
-def test_top_matches_leave_out_what_the_protocol_removes() -> None:
+def test_top_matches_leave_out_junk() -> None:
     query, gallery = problem(20, 60)
     found = top_matches(query, gallery, k=8)
     distance = torch.cdist(query.test, gallery.test).masked_fill(
@@ -242,7 +242,7 @@ def test_top_matches_leave_out_what_the_protocol_removes() -> None:
         top_matches(query, gallery, k=0)
 
 
-def test_lists_tell_what_each_image_is() -> None:
+def test_lists_hold_verdicts() -> None:
     query, gallery = problem(40, 60)
     lists = list_matches(query, gallery, 5, k=60)
     assert lists.queries == spread(40, 5).tolist() == [0, 9, 19, 29, 39]
@@ -296,7 +296,7 @@ def test_numbers_of_the_authors(oracle_dir: Path) -> None:
         result = rank(*sets, max_rank=len(a["cmc"])).ranking
         assert result.mAP == pytest.approx(float(a["mAP"]), abs=1e-6), path
         np.testing.assert_allclose(result.cmc, a["cmc"], atol=1e-6, err_msg=str(path))
-        assert not result.ties.any()  # so that no rule for ties has a say
+        assert not result.ties.any()  # so no rule for ties matters
 
 
 def test_block_size_does_not_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,7 +455,7 @@ def test_true_positive_rates() -> None:
 
 
 def test_similarities_by_hand() -> None:
-    """Cosines 1 and 0 are of matches, -1 is not; the query's own camera and junk count nowhere."""
+    """Cosines 1 and 0 are matches, -1 is not; junk and the query's camera are ignored."""
     query = FeatureSet.of(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), torch.tensor([0]))
     gallery = FeatureSet.of(
         torch.tensor([[1.0, 0], [0, 1], [-1, 0], [1, 0], [1, 0]]),

@@ -16,7 +16,7 @@ from reid.structures import FeatureSet
 def sets(
     q_pids: np.ndarray, g_pids: np.ndarray, q_cams: np.ndarray, g_cams: np.ndarray
 ) -> list[FeatureSet]:
-    """Images whose features do not matter."""
+    """Images with dummy features."""
     return [
         FeatureSet.of(torch.zeros(len(pids), 1), torch.from_numpy(pids), torch.from_numpy(cams))
         for pids, cams in ((q_pids, q_cams), (g_pids, g_cams))
@@ -38,7 +38,7 @@ def test_numbers_are_those_of_sorted_lists(
     q_cams, g_cams = (rng.integers(-1, num_cameras, n) for n in (num_query, num_gallery))
     aps, inps, firsts = [], [], []
     for i in range(num_query):
-        order = np.lexsort((g_pids == q_pids[i], distance[i]))  # of equals, wrong ones come first
+        order = np.lexsort((g_pids == q_pids[i], distance[i]))  # ties: wrong ones first
         same = g_pids[order] == q_pids[i]
         removed = same & (g_cams[order] == q_cams[i]) & (q_cams[i] >= 0)
         hits = np.flatnonzero(same[~removed & (g_pids[order] != -1)])

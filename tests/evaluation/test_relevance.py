@@ -27,7 +27,7 @@ def images(*rows: tuple[int, int], name: str = "image") -> list[ImageRecord]:
         (-1, 0, 2, 0, False),
     ],
 )
-def test_what_is_junk(pid: int, camid: int, other_pid: int, other_camid: int, junk: bool) -> None:
+def test_junk(pid: int, camid: int, other_pid: int, other_camid: int, junk: bool) -> None:
     assert is_junk(pid, camid, other_pid, other_camid) == junk
     found = Relevance.of_records(images((pid, camid), name="q"), images((other_pid, other_camid)))
     assert found.junk_of(0).tolist() == [junk]
@@ -36,7 +36,7 @@ def test_what_is_junk(pid: int, camid: int, other_pid: int, other_camid: int, ju
     assert found.matches().tolist() == [matches]
 
 
-def test_an_image_is_the_same_whatever_its_path_is_called_by() -> None:
+def test_different_spellings_of_a_path_are_one_image() -> None:
     query = [ImageRecord("a/../b.jpg", 1), ImageRecord("c.jpg", 2), ImageRecord("d.jpg", 1)]
     gallery = [ImageRecord(path, 1) for path in ("b.jpg", "e.jpg", "b.jpg", "./c.jpg")]
     found = Relevance.of_records(query, gallery)
@@ -49,7 +49,7 @@ def test_an_image_is_the_same_whatever_its_path_is_called_by() -> None:
     assert some.matches().tolist() == [2, 0, 3]
 
 
-def test_features_and_records_say_the_same() -> None:
+def test_features_and_records_give_the_same_relevance() -> None:
     rng = np.random.default_rng(0)
     rows = [(int(pid), int(camid)) for pid, camid in rng.integers(-1, 4, (60, 2))]
     records = images(*rows)

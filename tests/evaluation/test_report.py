@@ -120,7 +120,7 @@ def test_options_reach_the_evaluator(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_every_table_is_of_the_ranking_that_the_numbers_are_of(
+def test_all_tables_use_the_ranking_of_the_numbers(
     tmp_path: Path, options: list[str], ap: str, ranked_by: str
 ) -> None:
     np.savez(tmp_path / "all.npz", **arrays())
@@ -164,8 +164,8 @@ def test_queries_without_a_match_are_counted(
     assert "all images are of camera 0, and an image of the query's own" in capsys.readouterr().err
 
 
-def test_a_list_tells_that_a_query_is_in_the_gallery_too(tmp_path: Path) -> None:
-    """Without cameras nothing else tells; the query itself would be a perfect match."""
+def test_a_query_in_the_gallery_is_recognised_by_its_path(tmp_path: Path) -> None:
+    """Cameras are unknown: without paths the query itself would be a perfect match."""
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 4))
     np.savez(tmp_path / "f.npz", features=np.concatenate([features[:3], features]))
@@ -269,7 +269,7 @@ def test_features_of_any_scale_give_the_same_figures(
     for scale in (1, factor):
         np.savez(tmp_path / "f.npz", **scaled("feat", scale, dtype))
         reports.append(evaluate_file(tmp_path / "f.npz"))
-    # what is left of features near the end of their range has fewer digits
+    # features near the end of their range have fewer digits
     near_the_end = 0.02 if dtype is not np.float64 and abs(factor) < 1e-30 else 0
     assert reports[0]["numbers"] == pytest.approx(reports[1]["numbers"], abs=near_the_end)
 
@@ -356,7 +356,7 @@ def test_many_dimensions_take_little_memory(tmp_path: Path) -> None:
     ("feature_files.np.load", MemoryError("Unable to allocate 9 GiB")),
     ("report.rank", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
 ])  # fmt: skip
-def test_short_memory_names_the_file(
+def test_out_of_memory_errors_name_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: Exception
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -364,11 +364,11 @@ def test_short_memory_names_the_file(
 
     np.savez(tmp_path / "f.npz", **arrays())
     monkeypatch.setattr(f"reid.evaluation.{place}", fail)
-    with pytest.raises(DataError, match=r"f\.npz: memory does not suffice for its features"):
+    with pytest.raises(DataError, match=r"f\.npz: memory is too small for its features"):
         evaluate_file(tmp_path / "f.npz")
 
 
-def test_other_errors_pass_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_pass_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
@@ -378,7 +378,7 @@ def test_other_errors_pass_as_they_are(tmp_path: Path, monkeypatch: pytest.Monke
         evaluate_file(tmp_path / "f.npz")
 
 
-def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
+def test_a_member_that_is_not_an_array_is_an_error(tmp_path: Path) -> None:
     for name in ("query_pids", "query_pids.npy"):
         np.savez(tmp_path / "f.npz", **{k: v for k, v in arrays().items() if k != "query_pids"})
         with zipfile.ZipFile(tmp_path / "f.npz", "a") as archive:
@@ -395,7 +395,7 @@ def test_a_member_that_is_no_array_is_named(tmp_path: Path) -> None:
     (b"", "it is empty"),
     (b"\x93NUMPY\1\0", r"it is an array of NumPy \(\.npy\)"),
 ])  # fmt: skip
-def test_what_is_no_file_of_features_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_errors_name_the_kind_of_file(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "f.npz").write_bytes(content)
     with pytest.raises(DataError, match=rf"f\.npz: .*{message}.*expected what numpy\.savez writes"):
         load_features(tmp_path / "f.npz")

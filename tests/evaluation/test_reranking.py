@@ -45,7 +45,7 @@ def test_progress_goes_on_to_the_last_block(monkeypatch: pytest.MonkeyPatch) -> 
     assert done[-1] == (30, 30)
 
 
-def test_large_jobs_tell_their_memory(
+def test_large_jobs_log_their_memory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -46,7 +46,7 @@ def test_a_run_in_a_table() -> None:
     ]
 
 
-def test_counts_stand_beside_figures_where_they_differ() -> None:
+def test_counts_are_shown_if_queries_are_ignored() -> None:
     whole = Counts(queries=20, with_match=20, gallery=97, junk=0, distractors=0)
     few = Counts(queries=10, with_match=1, gallery=1097, junk=3, distractors=20)
     rows = [("a", "w", {"mAP": 0.5}), ("b", "w", {"F1": 0.25})]

@@ -140,7 +140,7 @@ def test_k_means() -> None:
 ], ids=lambda clusterer: type(clusterer).__name__)  # fmt: skip
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("alike", [True, False])
-def test_few_images_are_clustered_or_told(
+def test_few_images_are_clustered_or_an_error(
     clusterer: FeatureClusterer, count: int, alike: bool
 ) -> None:
     features = torch.ones(count, 4) / 2 if alike else torch.eye(4)[:count]
@@ -152,7 +152,7 @@ def test_few_images_are_clustered_or_told(
     assert "clusterer." in told or "cannot cluster" in told if told else len(labels) == count
 
 
-def test_features_that_are_not_finite_are_told() -> None:
+def test_an_error_says_that_features_are_not_finite() -> None:
     features, _ = grouped()
     for value in (torch.nan, torch.inf):
         features.test[[3, 7], 1] = value
@@ -160,7 +160,7 @@ def test_features_that_are_not_finite_are_told() -> None:
             cluster_present(KMeans(4), features)
 
 
-def test_what_a_clusterer_of_others_refuses_is_told() -> None:
+def test_errors_of_a_plug_ins_clusterer_are_clustering_errors() -> None:
     class Means:
         def __call__(self, features: FeatureSet, progress: object = None) -> PseudoLabels:
             means = sklearn.cluster.KMeans(1000).fit(features.test.numpy())
@@ -210,7 +210,7 @@ def test_features_that_are_not_finite(clusterer: FeatureClusterer, bad: float) -
 @pytest.mark.parametrize(
     "clusterer", [HDBSCAN(), Agglomerative(), JaccardDBSCAN(), KMeans(8), Infomap()]
 )
-def test_large_jobs_tell_their_memory(
+def test_large_jobs_log_their_memory(
     clusterer: FeatureClusterer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     features, _ = grouped()
@@ -247,7 +247,7 @@ def test_images_that_could_not_be_read_are_outliers() -> None:
         cluster_present(KMeans(4), features)
 
 
-def test_a_clusterer_of_a_project_is_warned_of_too(caplog: pytest.LogCaptureFixture) -> None:
+def test_bad_clusters_of_a_plug_in_give_a_warning_too(caplog: pytest.LogCaptureFixture) -> None:
     class Given:
         def __init__(self, cluster: list[int]) -> None:
             self._cluster = torch.tensor(cluster)
@@ -277,7 +277,7 @@ def test_health_of_features_and_of_the_last_epoch() -> None:
 
 
 @pytest.mark.parametrize("outliers", ["drop", "nearest", "singleton"])
-def test_many_outliers_are_warned_of_whatever_becomes_of_them(
+def test_many_outliers_give_a_warning_under_every_policy(
     outliers: Outliers, caplog: pytest.LogCaptureFixture
 ) -> None:
     features, _ = grouped()
@@ -304,7 +304,7 @@ def test_many_outliers_are_warned_of_whatever_becomes_of_them(
         (KMeans(2), r"raise clusterer\.num_clusters \(2\)"),
     ],
 )
-def test_a_large_cluster_is_warned_of_with_the_clusterers_own_options(
+def test_the_warning_of_a_large_cluster_names_the_clusterers_options(
     clusterer: FeatureClusterer, advice: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -317,7 +317,7 @@ def test_a_large_cluster_is_warned_of_with_the_clusterers_own_options(
 
 
 def full(graph: scipy.sparse.csr_matrix) -> np.ndarray:
-    """What is not stored is 1."""
+    """The dense distances; pairs that are not stored are 1."""
     distance = np.ones(graph.shape)
     distance[np.repeat(np.arange(len(distance)), np.diff(graph.indptr)), graph.indices] = graph.data
     np.fill_diagonal(distance, 0)
@@ -357,7 +357,7 @@ def test_agglomerative_on_a_graph_is_average_linkage(seed: int, threshold: float
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_hdbscan_on_a_graph_takes_what_is_not_stored_as_1(seed: int) -> None:
+def test_hdbscan_on_a_graph_counts_missing_pairs_as_1(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randn(6, 8, generator=generator)
     features = centres[torch.arange(90) % 6] + 0.6 * torch.randn(90, 8, generator=generator)
@@ -367,11 +367,11 @@ def test_hdbscan_on_a_graph_takes_what_is_not_stored_as_1(seed: int) -> None:
     ).fit_predict(full(graph))
     found = HDBSCAN().graph_clusters(graph).numpy()
     assert found.max() == expected.max() > 0
-    # mutual reachability has many equal distances; which is merged first decides on single images
+    # mutual reachability has many ties, whose order decides about single images
     assert adjusted_rand_score(expected, found) > 0.95
 
 
-def test_a_joined_graph_says_the_same_of_every_pair() -> None:
+def test_a_connected_graph_has_the_same_distances() -> None:
     features, _ = grouped()
     graph = jaccard_distance(features.test, 5, 1)
     assert connected_components(graph, directed=False)[0] > 1

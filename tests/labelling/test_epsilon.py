@@ -1,4 +1,4 @@
-"""The eps that chooses itself."""
+"""The automatic choice of eps."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_silhouette_is_scikit_learns(graph: scipy.sparse.csr_matrix, eps: fl
     )
     assert mean_silhouette(graph, clusters) == pytest.approx(expected.sum() / len(clusters))
     without = graph.copy()
-    without.setdiag(1)  # the distance of an image to itself counts nowhere
+    without.setdiag(1)  # an image's distance to itself is ignored
     assert mean_silhouette(without, clusters) == pytest.approx(expected.sum() / len(clusters))
 
 
@@ -65,7 +65,7 @@ def test_silhouettes_by_hand() -> None:
     graph = half + half.T
     found = mean_silhouette(graph, np.array([0, 0, 1, 1, -1]))
     assert found == pytest.approx((0.8 + (1 - 0.2 / 0.8) + (1 - 0.4 / 0.8) + 0.6) / 5)
-    # one that is alone in its cluster counts 0, but is a cluster to the others
+    # an image alone in its cluster counts 0, but is a cluster for the others
     found = mean_silhouette(graph, np.array([0, 0, 1, 2, 2]))
     assert found == pytest.approx((0.8 + (1 - 0.2 / 0.6) + 0 + (0.4 - 1) / 1 + 0) / 5)
     for clusters in ([0, 0, 0, 0, -1], [-1] * 5):
@@ -104,7 +104,7 @@ def test_bad_clusters_are_better_than_none() -> None:
         choose_eps(near, 2, [])
 
 
-def test_the_clusterers_take_auto_and_tell(caplog: pytest.LogCaptureFixture) -> None:
+def test_eps_auto_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     features = persons(20, 12, 1.0)[1]
     spec = {"name": "CameraProxyClusterer", "eps": "auto"}

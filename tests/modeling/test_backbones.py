@@ -132,7 +132,7 @@ def test_weights_of_timm_need_the_network_once(monkeypatch: pytest.MonkeyPatch) 
         raise OSError("no network")
 
     monkeypatch.setattr("timm.create_model", offline)
-    with pytest.raises(ValueError, match=r"'resnet18\.a1_in1k' cannot be had \(no network\); down"):
+    with pytest.raises(ValueError, match=r"'resnet18\.a1_in1k' cannot be downloaded \(no net"):
         TimmBackbone("resnet18.a1_in1k", (64, 32), pretrained=True)
     assert asked == [("resnet18.a1_in1k", True)]
 

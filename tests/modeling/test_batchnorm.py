@@ -59,7 +59,7 @@ def test_each_group_is_as_if_it_were_alone() -> None:
         alone = copy.deepcopy(plain)
         part = slice(start, start + 4)
         torch.testing.assert_close(found[part], alone(image[part]), atol=1e-5, rtol=1e-5)
-        if start == 0:  # the first replica's statistics are those that are kept
+        if start == 0:  # only the first replica moves the running statistics
             torch.testing.assert_close(grouped.running_mean, alone.running_mean)
             torch.testing.assert_close(grouped.running_var, alone.running_var)
     assert int(grouped.num_batches_tracked) == 1
@@ -85,7 +85,7 @@ def results(module: nn.Module, image: Tensor, first: int = 0) -> dict[str, Tenso
 
 
 def check_groups(found: dict[str, Tensor], sizes: list[int]) -> None:
-    """As if each group were alone in torch's BatchNorm, the first one's statistics kept."""
+    """torch's BatchNorm on each group alone; only the first group moves the statistics."""
     plain, image = problem()
     starts = torch.tensor([0, *sizes]).cumsum(0).tolist()
     alone = [
@@ -123,7 +123,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_processes_with_unequal_shares(tmp_path: Path) -> None:
-    """As when one of them could not read an image."""
+    """As if one process could not read an image."""
     start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for group_size, sizes in GROUPS.items():
@@ -136,7 +136,7 @@ def test_processes_with_unequal_shares(tmp_path: Path) -> None:
         check_groups(found, sizes)
 
 
-def test_one_value_is_normalised_with_what_was_seen_before() -> None:
+def test_a_group_of_one_value_uses_the_running_statistics() -> None:
     grouped = GroupedBatchNorm(layer(nn.BatchNorm1d, 3), 1)
     before = copy.deepcopy(grouped.state_dict())
     feature = torch.randn(4, 3)

@@ -32,7 +32,7 @@ def call(network: nn.Module, batch: int) -> tuple[Embeddings, Tensor]:
     return embeddings, gradient.clone()
 
 
-def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(
+def test_without_a_compiler_the_network_runs_uncompiled(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     network = Network()
@@ -44,12 +44,12 @@ def test_where_nothing_can_be_compiled_the_network_runs_as_it_is(
         call(network, 5)
     messages = [r.getMessage() for r in caplog.records if r.name == "reid.modeling.compiling"]
     assert len(messages) == 1
-    assert messages[0].startswith("The network cannot be compiled and runs as it is: ")
+    assert messages[0].startswith("The network cannot be compiled and runs uncompiled: ")
     assert "no_compiler_of_this_name" in messages[0] or "compiler" in messages[0].lower()
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_errors_of_the_network_are_its_own() -> None:
+def test_errors_of_the_network_pass_unchanged() -> None:
     network = Network()
     compile_network(network)
     with pytest.raises((RuntimeError, TypeError), match=r"shape|size"):
@@ -57,7 +57,7 @@ def test_errors_of_the_network_are_its_own() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_is_the_network() -> None:
+def test_the_compiled_network_gives_the_same_numbers() -> None:
     network = Network()
     plain = copy.deepcopy(network)
     compile_network(network)

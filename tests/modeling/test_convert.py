@@ -141,7 +141,7 @@ def test_errors_leave_no_file(source: Path, tmp_path: Path) -> None:
     assert not output.exists()
 
 
-def test_statistics_that_the_file_brings(tmp_path: Path) -> None:
+def test_statistics_of_the_file_go_to_the_metadata(tmp_path: Path) -> None:
     stages = {
         f"backbone.layer{stage}.0.{name}": torch.ones(1)
         for stage in (1, 2, 3, 4)

@@ -46,7 +46,7 @@ def numpy_file(save: object) -> bytes:
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("m.pth", b"", r"is empty \(0 bytes\); its copy or download has failed"),
+    ("m.pth", b"", r"is empty \(0 bytes\); a copy or download failed"),
     ("m.pth", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
      "is a Git LFS pointer, not the file that it stands for; run `git lfs pull`"),
     ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
@@ -57,8 +57,8 @@ def numpy_file(save: object) -> bytes:
     ("m.pth", b'{"error": "Not found"}', "is the error message of a server"),
     ("m.pth", b"Invalid username or password.", "is text that starts with 'Invalid username"),
     ("m.pth", b'{"metadata": {}, "weight_map": {"a": "1.safetensors"}}', "the index of a check"),
-    ("m.onnx", b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff", "is an ONNX model; it is for running"),
-    ("m.pth", b"\x08\x07:\xff\x01\n", "is an ONNX model; .* take the checkpoint that it was made"),
+    ("m.onnx", b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff", "is an ONNX model; it is made for"),
+    ("m.pth", b"\x08\x07:\xff\x01\n", "is an ONNX model; .* use the checkpoint that it was made"),
     ("m.xml", b'<?xml version="1.0"?>\n<net name="m" version="11">', "is an OpenVINO model"),
     ("saved.pb", b"\x08\x01\x12\xb4\x80\x01\x0a\x10", "is a TensorFlow model"),
     ("frozen.pb", b"\x0a\x1e\x0a\x05input\x12\x0b", "is a TensorFlow model by its name"),
@@ -87,7 +87,7 @@ def numpy_file(save: object) -> bytes:
     ("m.tar", tar("m.pth"), "is a tar archive; unpack it"),
     ("m.pth", b"\xff\xd8\xff\xe0" + bytes(9), "is a JPEG picture, not a checkpoint"),
 ])  # fmt: skip
-def test_what_is_no_checkpoint_is_named(
+def test_errors_name_the_kind_of_file(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -130,7 +130,7 @@ def test_folders_are_named(tmp_path: Path) -> None:
             ("archive/data.pkl", "archive/version"),
             "is the folder of a checkpoint that was unpacked",
         ),
-        (("data.pkl", "data/0"), "unpacked, as some browsers do; .*zip -0 -r"),
+        (("data.pkl", "data/0"), "that a browser unpacked; .*zip -0 -r"),
         (("config.json", "model.safetensors"), r"a folder, .*name the file in it: model\.safetens"),
         (("saved_model.pb", "variables/x"), "is the folder of a TensorFlow model"),
         ((), "is a folder, expected a checkpoint file without weights in it: nothing"),
@@ -154,13 +154,13 @@ def test_only_regular_files_are_read(tmp_path: Path) -> None:
 
 
 def long_header() -> bytes:
-    """A safetensors file with more to say of itself than 4 MiB."""
+    """A safetensors file with a header of more than 4 MiB."""
     header = json.dumps({"__metadata__": {"k": "v" * 2**22}}).encode()
     return struct.pack("<Q", len(header)) + header
 
 
 def pickled(count: int) -> bytes:
-    """A checkpoint of empty tensors of one storage."""
+    """A checkpoint of empty tensors that share one storage."""
     one = torch.zeros(1)
     stream = io.BytesIO()
     torch.save({i: one[:0] for i in range(count)}, stream)  # noqa: C420  (each its own)
@@ -168,7 +168,7 @@ def pickled(count: int) -> bytes:
 
 
 def million_records() -> bytes:
-    """The end of an archive that claims a long list of records, in the form for large ones."""
+    """The end of a zip64 archive that claims a long list of records."""
     first = archive(m__data_dot_pkl=b"\x80\x02}.")[:-22]
     large = b"PK\6\6" + struct.pack("<Q2H2L4Q", 44, 45, 45, 0, 0, 9, 9, 2**30, 0)
     locator = b"PK\6\7" + struct.pack("<LQL", 0, len(first), 1)
@@ -182,7 +182,7 @@ def million_records() -> bytes:
     (pickled(600), "its pickle has more than 8,000 steps, which is more than 50,000 tensors"),
     (million_records(), "its list of records has 1,073,741,824 bytes"),
 ])  # fmt: skip
-def test_millions_of_nothing_are_refused(
+def test_millions_of_empty_records_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, message: str
 ) -> None:
     monkeypatch.setattr(screening, "MOST_TENSORS", 200 if "200" in message else 50_000)

@@ -1,4 +1,4 @@
-"""Fake checkpoints with the names of each project, and what becomes of them here."""
+"""Fake checkpoints with each project's names, converted to ours."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def resnet(**options: Any) -> ReIDModel:
 
 
 def scrambled(model: ReIDModel) -> ReIDModel:
-    """Other values everywhere, so that a tensor in the wrong place would show."""
+    """Different values in each tensor, so that a swap shows."""
     for name, value in model.state_dict().items():
         if value.is_floating_point():
             value.copy_(torch.rand_like(value) * (1 if "running_var" in name else 0.2) + 0.1)
@@ -173,7 +173,7 @@ def test_a_whole_model_gives_the_same_features(name: str) -> None:
     ids=["TransReID-SSL", "timm", "DINO", "torchvision", "torchreid", "SwAV", "MoCo", "MoCo v3",
          "MoCo v3 ViT", "SimSiam", "Barlow Twins"],
 )  # fmt: skip
-def test_a_backbone_comes_over_whole(name: str, prefix: str, more: State) -> None:
+def test_all_tensors_of_a_backbone_are_mapped(name: str, prefix: str, more: State) -> None:
     name, _, network = name.partition(" ")
     transformer = name in ("vit", "dino") or network
     backbone = (vit() if transformer else resnet()).backbone
@@ -187,7 +187,7 @@ def test_a_backbone_comes_over_whole(name: str, prefix: str, more: State) -> Non
     assert translation.state.keys() == {f"backbone.{n}" for n in backbone.state_dict()}
 
 
-def test_what_no_rule_knows_is_said() -> None:
+def test_unknown_names_are_unmapped() -> None:
     state = transreid(vit()) | {"base.extra.weight": torch.ones(1)}
     assert translate(state, find_format(state) or formats.FORMATS[0]).unmapped == (
         "base.extra.weight",
@@ -210,7 +210,7 @@ def test_a_plug_in_adds_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_format({"my.net.x": torch.ones(1)}) is added
 
 
-def test_what_a_format_leaves_out_is_told_with_its_reason() -> None:
+def test_left_out_names_have_a_reason() -> None:
     source = vit("patches", camera_embedding=True)
     state = use_our_names(local_features(source))
     report = load_weights(source, state)

@@ -56,7 +56,7 @@ def test_triplet_and_cross_entropy_of_the_authors(oracle_dir: Path) -> None:
                 loss = batch_hard_triplet(taken, label, margin)
                 loss.backward()
                 assert loss.item() == pytest.approx(float(b[f"{name}_loss"]), rel=1e-4), path
-                # where an image is alone with its label, its distance to itself is rounding alone
+                # an image alone with its label has only a rounding error as distance to itself
                 torch.testing.assert_close(
                     feature.grad, b[f"{name}_grad"], atol=1e-5, rtol=1e-4, msg=f"{path} {name}"
                 )
@@ -105,7 +105,7 @@ def test_classifier_starts_with_the_published_spread(std: float) -> None:
         CrossEntropy(embed_dim=4, num_classes=2, init_std=0.0)
 
 
-def test_triplet_takes_the_feature_it_is_told() -> None:
+def test_triplet_uses_the_given_feature() -> None:
     raw, normal = (torch.randn(4, 8, generator=torch.Generator().manual_seed(i)) for i in (0, 1))
     unit = F.normalize(normal, dim=1)
     embeddings = Embeddings(raw[:, None], normal[:, None], unit[:, None], unit)
@@ -219,7 +219,7 @@ def test_a_loss_gets_the_embeddings_that_it_asks_for_and_several_values_share_a_
 @pytest.mark.parametrize(
     ("banks", "rows"), [("global", [0]), ("parts", [1, 2]), ("all", [0, 1, 2])]
 )
-def test_losses_take_the_banks_that_they_are_told(banks: Any, rows: list[int]) -> None:
+def test_losses_use_the_given_banks(banks: Any, rows: list[int]) -> None:
     feature = torch.randn(4, 3, 8, generator=torch.Generator().manual_seed(0))
     embeddings = Embeddings(feature, feature + 1, feature, feature[:, 0])
     labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1]))

@@ -57,14 +57,14 @@ def test_hard_update_takes_the_least_similar_sample(rows: list[int]) -> None:
     torch.testing.assert_close(memory.rows, expected)
 
 
-def test_of_equals_the_first_is_the_hardest() -> None:
+def test_of_equally_hard_samples_the_first_counts() -> None:
     memory = ProxyMemory(0.5, "hard")
     memory.reset(torch.tensor([0]), 1, FeatureSet.of(torch.tensor([[1.0, 0.0]])))
     memory.update(torch.tensor([0, 0]), torch.tensor([[[0.0, 1.0], [0.0, -1.0]]]))
     assert float(memory.rows[0, 0, 1]) > 0
 
 
-def test_it_moves_where_a_step_was_taken_and_is_in_no_checkpoint() -> None:
+def test_it_moves_only_after_a_step_and_is_in_no_checkpoint() -> None:
     memory, row, banks = filled()
     before = memory.rows.clone()
     memory.update(row, banks, torch.tensor(False))

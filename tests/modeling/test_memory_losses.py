@@ -22,7 +22,7 @@ NAMES = ("global_offline", "global_online", "part_offline", "part_online")
 
 
 def as_embeddings(feature: Tensor) -> Embeddings:
-    """Of (1 + K, B, D)."""
+    """Embeddings with the unit features (1 + K, B, D)."""
     banks = feature.transpose(0, 1)
     return Embeddings(banks, banks, banks, banks[:, 0])
 
@@ -32,7 +32,7 @@ def as_batch(index: Tensor) -> Batch:
 
 
 def as_feature_set(banks: Tensor, camids: Tensor) -> FeatureSet:
-    """Of (1 + K, N, D)."""
+    """A feature set with the unit features (1 + K, N, D)."""
     return FeatureSet.of(banks[0], camids=camids, unit=banks.transpose(0, 1))
 
 
@@ -49,7 +49,7 @@ def random_problem(
 
 @pytest.fixture(scope="module")
 def benchmark() -> Any:
-    """The equations sample by sample, with which the benchmark compares too."""
+    """The equations, sample by sample; the benchmark compares with them too."""
     folder = str(Path(__file__).parents[2] / "tools" / "benchmarks")
     sys.path.insert(0, folder)
     try:
@@ -231,10 +231,10 @@ def test_the_benchmark_agrees(benchmark: Any) -> None:
 
 @pytest.mark.parametrize("loss", [O2CAPLoss(average="camera"), ClusterContrastLoss(),
                                   ClusterContrastLoss(update="hard")])  # fmt: skip
-def test_a_step_asks_a_device_for_nothing(
+def test_a_step_reads_no_number_from_the_device(
     loss: MemoryLoss, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the device `meta` there are no numbers: whatever needs one of them on the host fails."""
+    """The device `meta` has no numbers, so code that reads one on the host fails."""
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
     labels, features = random_problem([(c, k) for c in range(4) for k in range(3)])
     loss.set_labels(labels, features)

@@ -1,4 +1,4 @@
-"""OSNet beside a second, functional one that reads tensors under torchreid's names."""
+"""OSNet, compared with a functional version that reads torchreid's names."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_torchreid_gives_its_features(
 
 @pytest.mark.parametrize("gone", ["conv4.1.conv3.conv.weight", "fc.1.running_var", "conv1.bn.bias",
                                   "conv2.0.gate.fc1.bias"])  # fmt: skip
-def test_a_tensor_that_the_file_lacks_is_told(gone: str, norm: Norm, tmp_path: Path) -> None:
+def test_a_missing_tensor_is_reported(gone: str, norm: Norm, tmp_path: Path) -> None:
     state = torchreid_state(norm)
     del state[gone]
     torch.save(state, tmp_path / "osnet.pth")
@@ -194,7 +194,7 @@ def test_weights_of_another_width_do_not_fit(tmp_path: Path) -> None:
         load_backbone_weights(OSNet(0.25), tmp_path / "osnet.pth")
 
 
-def test_our_own_files_are_not_taken_for_torchreids() -> None:
+def test_our_files_are_not_mistaken_for_torchreids() -> None:
     found = find_format(f"backbone.{name}" for name in OSNet(0.25).state_dict())
     assert found is not None
     assert found.name == "reid"
@@ -208,7 +208,7 @@ def test_parameters_are_as_many_as_published() -> None:
     assert found == {1.0: 2.2, 0.75: 1.3, 0.5: 0.6, 0.25: 0.2}
 
 
-def test_whole_and_places_lie_in_one_space(norm: Norm) -> None:
+def test_whole_image_and_map_lie_in_one_space(norm: Norm) -> None:
     backbone = OSNet(0.25, norm)
     torch.nn.init.normal_(backbone.net.fc.weight)
     tokens, grid = backbone.eval()(Batch.of(torch.randn(2, 3, 96, 32)))
@@ -227,7 +227,7 @@ def test_statistics_of_the_embedding_come_from_whole_images() -> None:
     assert torch.allclose(whole, F.relu(F.batch_norm(pooled, None, None, training=True)))
     before = backbone.state_dict()["net.fc_norm.running_mean"].clone()
     assert torch.allclose(before, 0.1 * pooled.mean(0))
-    backbone(Batch.of(image[:1]))  # has no variance
+    backbone(Batch.of(image[:1]))  # one image has no variance
     assert torch.equal(backbone.state_dict()["net.fc_norm.running_mean"], before)
     group_batch_norms(backbone, 0)
     assert backbone(Batch.of(image[:1])).tokens.isfinite().all()

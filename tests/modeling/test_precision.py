@@ -19,7 +19,7 @@ def test_only_strided_convolutions_change_and_names_stay() -> None:
 
 
 def test_the_gradient_on_maps_of_one_pixel_is_that_of_float32() -> None:
-    """In bfloat16 torch leaves parts of it unwritten; memory is filled first, so that they show."""
+    """torch leaves parts unwritten in bfloat16; we fill memory first, so that they show."""
     torch.manual_seed(0)
     plain = nn.Conv2d(16, 16, 3, stride=2, padding=1)
     exact = copy.deepcopy(plain)

@@ -106,7 +106,7 @@ def test_grid_of_a_position_embedding_is_guessed(count: int, size: int) -> None:
     torch.testing.assert_close(other[0, 1::columns, 0], torch.arange(float(size // 2)) * 2 + 0.5)
 
 
-def test_position_embedding_that_is_no_grid() -> None:
+def test_position_embedding_without_a_grid() -> None:
     with pytest.raises(ValueError, match="of 7 tokens is no grid of 2:1, 3:1 or 1:1"):
         resize_position_embedding(torch.zeros(1, 8, 4), (4, 2))
     with pytest.raises(ValueError, match=r"expected a position embedding \(1, 1 \+ n, D\)"):

@@ -191,7 +191,7 @@ def test_odd_numbers_are_refused(tmp_path: Path, suffix: str, dtype: torch.dtype
         read_checkpoint(path)
 
 
-def test_half_precision_is_widened() -> None:
+def test_half_precision_becomes_float32() -> None:
     source, target = network(), network()
     load_weights(target, {name: value.bfloat16() for name, value in source.state_dict().items()})
     for name, value in source.state_dict().items():

@@ -1,4 +1,4 @@
-"""The neighbour search shared by several processes, and ended by Ctrl-C."""
+"""The neighbour search on several processes, and its end by Ctrl-C."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_processes_find_what_one_finds(world_size: int, tmp_path: Path) -> None:
+def test_several_processes_give_the_lists_of_one(world_size: int, tmp_path: Path) -> None:
     start_processes(process, (world_size, str(tmp_path)), nprocs=world_size, start_method="spawn")
     expected = results()
     messages = [

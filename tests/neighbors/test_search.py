@@ -129,7 +129,7 @@ def test_equal_vectors_are_ordered_by_index(half: bool) -> None:
 
 @pytest.mark.parametrize("half", [True, False])
 @pytest.mark.parametrize("spread", [3e-5, 3e-3, 0.1])
-def test_rows_that_rounding_leaves_open_are_searched_again(spread: float, half: bool) -> None:
+def test_rows_in_doubt_are_searched_again(spread: float, half: bool) -> None:
     # 90 vectors closer to each other than half or single precision can tell apart
     generator = torch.Generator().manual_seed(0)
     centre = F.normalize(torch.randn(1, 48, generator=generator), dim=1)
@@ -329,7 +329,7 @@ def test_jaccard_and_dbscan_of_the_authors(oracle_dir: Path) -> None:
 def test_candidates_of_torch_give_the_exact_lists(
     monkeypatch: pytest.MonkeyPatch, half: bool, first: int, last: int
 ) -> None:
-    # what runs on a GPU, here on the CPU, in columns that do not divide the rows
+    # the GPU's code on the CPU, with blocks that do not divide the rows
     features = clustered_features(300, 10)
     calls = []
 
@@ -358,7 +358,7 @@ def test_candidates_of_torch_give_the_exact_lists(
 def test_jaccard_distance_of_torch_is_that_of_the_cpu(
     count: int, k1: int, k2: int, pairs: int
 ) -> None:
-    # what runs on a GPU, here on the CPU, in blocks of few pairs too
+    # the GPU's code on the CPU, in small blocks too
     features = clustered_features(count, max(2, count // 12), noise=0.4)
     features[count // 2] = features[0]
     for max_distance in (1.0, 0.5):

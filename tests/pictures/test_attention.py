@@ -56,7 +56,7 @@ def plain() -> ReIDModel:
     return ReIDModel(backbone, BNNeckHead(backbone))
 
 
-def test_recorded_attention_is_the_models_own() -> None:
+def test_recorded_attention_is_the_models() -> None:
     torch.manual_seed(0)
     model = plain().train()
     batch = Batch.of(torch.randn(2, 3, 64, 32), torch.zeros(2, dtype=torch.int64))

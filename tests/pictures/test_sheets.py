@@ -76,7 +76,7 @@ def test_clusters_from_the_largest_to_the_smallest(tmp_path: Path, images: list[
     assert RED not in colours(path)
 
 
-def test_cameras_go_by_their_names(
+def test_cameras_have_their_names(
     tmp_path: Path, images: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[str] = []

@@ -1,4 +1,4 @@
-"""BoT: the published settings, a small run, and what other people's data bring."""
+"""BoT: the published settings, a small run, and odd data."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_published_settings(name: str, images: int, network: str) -> None:
             solver.schedule, solver.gamma, solver.warmup_iterations, solver.warmup_factor,
             solver.bias_lr_factor, solver.amp] == [
         "Adam", 3.5e-4, 5e-4, 120, "multistep", 0.1, 2000, 0.1, 1, "fp16"]  # fmt: skip
-    # fast-reid's counter of epochs starts in the epoch in which the warm-up ends
+    # fast-reid counts epochs from the one in which the warm-up ends
     late = 2000 // (images // 64)
     assert solver.milestones == [40 + late, 90 + late]
     assert config.dataloader.sampler == {"name": "RandomIdentitySampler", "batch_size": 64,
@@ -87,7 +87,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def list_of(root: Path, images_of_identity: list[int], unlabelled: int = 0) -> str:
-    """A CSV list of drawn persons, so many images of each."""
+    """A CSV list of drawn persons, with the given number of images of each."""
     persons = SyntheticPersons(num_train=8, num_test=2, num_cameras=3, num_distractors=0, height=32,
                                width=16)  # fmt: skip
     by_identity: dict[int, list[tuple[str, int]]] = {}

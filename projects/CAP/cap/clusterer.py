@@ -11,8 +11,8 @@ from reid.structures import FeatureSet, ProgressBar, PseudoLabels
 class CameraProxyClusterer(JaccardDBSCAN):
     """Jaccard-DBSCAN clusters, each split by camera into proxies (CAP; O2CAP; TMGF, section 3.3).
 
-    Proxies are numbered by cluster, then camera; only cameras present in a cluster have one. For
-    the options see `JaccardDBSCAN`.
+    Proxies are numbered by cluster, then camera; a cluster has a proxy for each of its cameras. The
+    options are those of `JaccardDBSCAN`.
     """
 
     def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:

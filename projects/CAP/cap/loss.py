@@ -16,19 +16,20 @@ class CAPLoss(ProxyLoss):
     Wang et al., *Camera-aware Proxies for Unsupervised Person Re-Identification* (AAAI 2021):
 
     - intra: InfoNCE of the sample's proxy among the proxies of its own camera;
-    - inter, from an epoch on (0 before): positives are all proxies of the sample's cluster, its
-      own among them; negatives the most similar others of any camera; the cross entropy between
-      the softmax over both and an even target on the positives, times `inter_weight`.
+    - inter, from `inter_from_epoch` on (0 before): positives are all proxies of the sample's
+      cluster, negatives are the most similar other proxies of any camera; the loss is the cross
+      entropy between the softmax over both and an even target on the positives, times
+      `inter_weight`.
 
-    Both are averaged by `camera`, as the published code does: the means of the cameras in a batch
-    are added up, not averaged.
+    Both losses are averaged by `camera`, as in the published code: the means of the cameras in a
+    batch are summed, not averaged.
 
     Args:
         temperature: tau.
         momentum: Share of a memory row that an update keeps (mu).
         inter_weight: Weight of `inter`.
         inter_from_epoch: The first epoch with `inter`, from 0.
-        num_negatives: Negatives of `inter`; all others where there are fewer.
+        num_negatives: Number of negatives of `inter`; all other proxies if there are fewer.
         part_weight: Weight of the mean over the parts, if the model has any.
         average: See `reid.modeling.contrastive.sample_weights`.
 

@@ -1,4 +1,4 @@
-"""CAP: the published numbers, data that break the published code, whole runs."""
+"""CAP: the published numbers, data on which the published code fails, whole runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_losses_gradients_and_memory_of_the_authors(
         ([(c, 0) for c in range(5)], "one camera"),
         ([(c, -1) for c in range(5)], "cameras unknown"),
         ([(0, 0), (0, 1), (0, 3)], "one cluster"),
-        ([(0, 0), (1, 0), (1, 2), (-1, 1), (-1, 4)], "cameras of outliers alone"),
+        ([(0, 0), (1, 0), (1, 2), (-1, 1), (-1, 4)], "cameras with outliers only"),
     ],
 )
 def test_losses_are_the_definition(proxies_of: list[tuple[int, int]], what: str) -> None:

@@ -17,8 +17,8 @@ class ClusterContrastLoss(MemoryLoss):
     """InfoNCE over a memory of clusters, without cameras: `contrast`.
 
     Dai et al., *Cluster Contrast for Unsupervised Person Re-Identification* (ACCV 2022); with the
-    hard update also the unsupervised stage of TransReID-SSL. Clusters that are split by camera
-    are one row each all the same. The published code trains ResNets with `update: sequential` and
+    hard update it is also the unsupervised stage of TransReID-SSL. A cluster has one row even if it
+    is split by camera. The published code trains ResNets with `update: sequential` and
     a momentum of 0.1, the ViT with `hard` and 0.2.
 
     Args:
@@ -31,7 +31,7 @@ class ClusterContrastLoss(MemoryLoss):
         ValueError: A number is out of its range.
     """
 
-    normalizes = True  # as the published module does
+    normalizes = True  # as in the published module
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Cluster Contrast: the published numbers, data that break the published code, whole runs."""
+"""Cluster Contrast: the published numbers, data on which the published code fails, whole runs."""
 
 from __future__ import annotations
 

@@ -17,12 +17,13 @@ class O2CAPLoss(ProxyLoss):
 
     Wang et al., *Offline-Online Associated Camera-Aware Proxies for Unsupervised Person
     Re-identification* (O2CAP, TIP 2022); with parts, TMGF (section 3.3, equations 6 to 9). Each
-    bank of the memory has losses of its own, with its own choice of proxies:
+    bank of the memory has these losses, with its own choice of proxies:
 
-    - offline: positives are all proxies of the sample's cluster; negatives the most similar others;
-    - online: by `balance` * similarity to the feature + (1 - `balance`) * similarity to the
-      feature's own proxy, the best proxy of each camera is found; the best of these are the
-      positives, whatever their cluster; negatives are the most similar others.
+    - offline: positives are all proxies of the sample's cluster; negatives are the most similar
+      others;
+    - online: proxies are scored by `balance` * similarity to the feature + (1 - `balance`) *
+      similarity to the proxy of the sample. Among the best proxies of each camera, the best are
+      the positives, whatever their cluster; negatives are the most similar others.
 
     A loss is the cross entropy between the softmax over positives and negatives and an even target
     on the positives. O2CAP averages by `camera`, TMGF over the `batch`.
@@ -32,8 +33,8 @@ class O2CAPLoss(ProxyLoss):
         momentum: Share of a memory row that an update keeps (mu).
         balance: Weight of the feature's own similarity in the online choice.
         part_weight: Weight of the mean over the parts, if the model has any (lambda_p).
-        num_positives: Online positives; no more than there are cameras.
-        num_negatives: Negatives; all others where there are fewer.
+        num_positives: Number of online positives; at most one for each camera.
+        num_negatives: Number of negatives; all other proxies if there are fewer.
         average: See `sample_weights`.
 
     Raises:
@@ -66,13 +67,13 @@ class O2CAPLoss(ProxyLoss):
             ValueError: Features are missing, or no image has a label.
         """
         super().set_labels(labels, features)
-        # Cameras that have a proxy; a camera whose images are all outliers plays no part.
+        # Only cameras with a proxy: a camera whose images are all outliers is ignored.
         self._cameras = ProxyGroups(labels.proxy_to_camera)
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`offline` and `online` (1 + K, B)."""
         with torch.no_grad():
-            # b s + (1 - b) K_y . K = K . (b f + (1 - b) K_y): one product, the batch's proxies only
+            # b K.f + (1 - b) K.K_y = K.(b f + (1 - b) K_y): so one product is enough
             mixed = torch.lerp(self.memory.rows[:, row], feature, self._balance)
             both = self.memory.similarity(torch.cat((feature, mixed), 1))
             scores, similarity = both.chunk(2, 1)

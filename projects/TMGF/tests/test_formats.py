@@ -1,4 +1,4 @@
-"""Checkpoints of the authors, as safetensors of ours."""
+"""The authors' checkpoints, converted to our safetensors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_conversion_gives_the_same_features(tmp_path: Path, copies: bool) -> Non
     for name, value in source.state_dict().items():
         ours, theirs = next(pair for pair in names.items() if name.startswith(pair[0]))
         state[theirs + name.removeprefix(ours)] = value
-    if copies:  # the authors' file holds the layer that the branches have copied too
+    if copies:  # the authors' file also holds the layer that the branches copied
         for branch, old in (("b1.0.", "base.blocks.2."), ("b1.1.", "base.norm.")):
             state |= {
                 name.replace(branch, old): torch.zeros_like(value)

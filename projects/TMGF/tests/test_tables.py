@@ -1,4 +1,4 @@
-"""The rows of the paper's tables: what is published, what each config makes, one small table."""
+"""The rows of the paper's tables: published numbers, configs, and one small table."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from reid.workflows.reproduce import plan_runs
 ROOT = Path(__file__).parents[3]
 PAPER = load_paper(ROOT / "projects" / "TMGF" / "tables.yaml")
 DATASETS = ["market", "duke", "msmt", "synthetic"]
-COMPARED = {  # rows of other projects, and the files that are laid over each other
+COMPARED = {  # rows of other projects, and their config files in order
     "cluster_contrast": ["ClusterContrast/configs/{}", "ClusterContrast/configs/variants/infomap"],
     "cap": ["CAP/configs/{}"],
     "o2cap": ["O2CAP/configs/{}"],
@@ -79,7 +79,7 @@ def test_a_row_changes_its_own_settings_alone(dataset: str) -> None:
 
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_compared_methods_are_those_of_their_projects(dataset: str) -> None:
-    """The published settings, which the projects' own tests check; none where there are none."""
+    """They have the settings that the projects' tests check; without a config there is a note."""
     missing = {"transreid_ssl", "transreid_ssl_gt"} if dataset == "duke" else set()
     runs, notes = plan_runs(PAPER, [*COMPARED], dataset, Path("nowhere"), 1)
     assert notes == dict.fromkeys(missing, "no config for duke")
@@ -122,7 +122,7 @@ def test_a_row_works_by_hand() -> None:
 
 @pytest.mark.parametrize("row", ROWS)
 def test_wiring(row: str) -> None:
-    """At the paper's 24 x 8 tokens: which branch makes which feature, out of which rows."""
+    """At the paper's 24 x 8 tokens: each feature's branch, and the rows it is pooled from."""
     parts, copies, used = ROWS[row]
     chosen = config(row, "msmt")
     register_parts(chosen)
@@ -208,5 +208,5 @@ def test_a_data_set_that_is_missing_does_not_stop_the_others(
     assert stop.value.code == 2
     said = capsys.readouterr()
     assert "market failed: DataError" in said.out
-    assert "withdrawn" in said.err  # DukeMTMC-reID takes a word of the user
+    assert "withdrawn" in said.err  # DukeMTMC-reID needs ACCEPT_WITHDRAWN
     assert "msmt failed: DataError" in said.out

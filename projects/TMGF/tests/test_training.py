@@ -41,7 +41,7 @@ class Batches(list[Batch]):
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """They are the same in every epoch."""
+        """Does nothing: the batches are the same in every epoch."""
 
 
 @pytest.mark.oracle

@@ -1,4 +1,4 @@
-"""How the authors of TMGF name their tensors."""
+"""The tensor names of the TMGF authors' checkpoints."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PARTS = (
     Rule(rf"part_bns\.(\d+)\.{_NECK}", r"head.part_necks.\1.\2"),
 )
 
-# One branch, or two on the same last layer: the backbone's own is the head's.
+# One branch, or two that share the last layer: the head uses the backbone's last layer.
 register_format(
     Format(
         "tmgf-one-branch",

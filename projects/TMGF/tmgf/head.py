@@ -19,18 +19,18 @@ from reid.structures import Batch, Embeddings, FeatureTokens
 class TMGFHead(nn.Module):
     """Branches with their own last layer, each cut into horizontal parts (TMGF, section 3.2).
 
-    The head takes the last layer and the final norm over from the backbone and copies them, so
-    pre-trained weights must be in the backbone before. The map of branch i is average-pooled into
-    K_i stripes, top to bottom (equation 4); parts are numbered branch after branch. Where K_i does
-    not divide the rows, stripes differ by one row, and every row is in one. The global feature is
-    made of the branches' class tokens (equation 5). Each feature has a BatchNorm of its own.
+    The head takes the last layer and the final norm from the backbone and copies them, so load
+    pre-trained weights into the backbone first. The map of branch i is average-pooled into
+    K_i stripes, top to bottom (equation 4); parts are numbered branch after branch. If K_i does not
+    divide the rows, stripes differ by one row, and every row is used. The global feature is made of
+    the branches' class tokens (equation 5). Each feature has its own BatchNorm.
 
     Args:
         backbone: A ViT, such as IBNViT.
-        granularities: K_i of each branch; empty: no parts, the class token alone (TMGF1).
+        granularities: K_i of each branch; empty: no parts, only the class token (TMGF1).
         duplicate_layer: Each branch has its own copy of the last layer; otherwise all share one
             (TMGF4). A single branch has nothing to copy.
-        global_fusion: Mean of the branches' class tokens, or the first or the second alone (TMGF5,
+        global_fusion: Mean of the branches' class tokens, or only the first or the second (TMGF5,
             TMGF6).
 
     Attributes:
@@ -98,5 +98,5 @@ class TMGFHead(nn.Module):
 
 
 def _token_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """(B, h, w, D) of the tokens behind the class token."""
+    """The map (B, h, w, D) of the tokens after the class token."""
     return tokens[:, 1:].reshape(len(tokens), *grid, -1)

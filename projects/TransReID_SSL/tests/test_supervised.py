@@ -1,4 +1,4 @@
-"""TransReID-SSL, supervised: the published settings, small runs, cameras of other people."""
+"""TransReID-SSL, supervised: the published settings, small runs, cameras of any numbers."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ SIE = ("MODEL.BACKBONE.CAMERA_EMBEDDING", "true")
 @pytest.mark.parametrize(
     ("camera", "rows", "trained"),
     [
-        ({0: 0, 1: 3, 2: 7}, 8, {0, 3, 7}),  # gaps; cameras 1 and 2 are in the tests alone
+        ({0: 0, 1: 3, 2: 7}, 8, {0, 3, 7}),  # gaps; cameras 1 and 2 are only in the tests
         ({0: 12, 1: 12, 2: 12}, 13, {12}),  # one camera, and two digits
         ({0: "", 1: "", 2: ""}, 0, set()),  # unknown
     ],
@@ -130,7 +130,7 @@ SIE = ("MODEL.BACKBONE.CAMERA_EMBEDDING", "true")
 def test_camera_embeddings_of_any_cameras(
     tmp_path: Path, camera: dict[int, int | str], rows: int, trained: set[int]
 ) -> None:
-    """Trains and tests; what a camera without training images has stays exactly zero."""
+    """Trains and tests; the embedding of a camera without training images stays exactly zero."""
     train(small(tmp_path / "run", list_of(tmp_path, "own", camera), *SIE))
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 < results["final"][0]["numbers"]["mAP"] <= 1

@@ -1,4 +1,4 @@
-"""What a dataset is, and what the common folder layouts share."""
+"""The base of datasets, and what common folder layouts share."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MARKET_FOLDERS: Mapping[Split, str] = {
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """How much a split has, counted as `ReIDDataset.load` gives it; None: nobody publishes it.
+    """The size of a split, counted as `ReIDDataset.load` gives it; None: not published.
 
     Attributes:
-        identities: Different identities from 0; distractors of identity 0 are one of them, junk
-            (-1) is none.
-        images: All of them, with distractors and junk.
+        identities: Different identities from 0; distractors count as one (identity 0), junk (-1)
+            does not count.
+        images: All images, with distractors and junk.
         cameras: Different cameras from 0.
     """
 
@@ -46,7 +46,7 @@ class SplitCounts:
 
     @classmethod
     def of(cls, records: Sequence[ImageRecord]) -> SplitCounts:
-        """The counts of images that were found."""
+        """The counts of these records."""
         return cls(
             len({record.pid for record in records if record.pid >= 0}),
             len(records),
@@ -65,14 +65,14 @@ class ReIDDataset(ABC):
     Attributes:
         name: For tables and messages.
         root: Folder of all datasets.
-        version: Which of several circulating versions or layouts `load` has found; empty where
-            there is one only, and before it was looked for.
-        same_numbers: Whether an identity has one number in training and test; where it has not, a
-            number that both have is of different persons.
+        version: The version or layout that `load` read, if several circulate; else empty. Empty
+            before `load` too.
+        same_numbers: Whether a number means the same identity in training and test; if not, a
+            number that both have means different persons.
         cameras: Names of the cameras in the order of their numbers, once images are loaded; empty
-            where they have none.
-        is_validation: Whether query and gallery were taken out of the training images: they are
-            there to choose by, and are no test set.
+            if they have no names.
+        is_validation: Whether query and gallery were taken out of the training images: then they
+            serve to choose settings and are not a test set.
     """
 
     name: str
@@ -88,15 +88,15 @@ class ReIDDataset(ABC):
     def site(self) -> str:
         """Whose cameras these are: in datasets of one site a number means the same camera.
 
-        Of a benchmark its name, of anybody's images the folder where they lie.
+        A benchmark's name, or the folder of a user's images.
         """
         return self.name
 
     @property
     def scanned_folder(self) -> Path | None:
-        """The folder below which every picture is an image of the set; None: a list or names tell.
+        """The folder whose pictures all belong to the set; None: a list or the names decide.
 
-        Nothing else may write pictures there.
+        No other code may write pictures there.
         """
         return None
 
@@ -117,7 +117,7 @@ class ReIDDataset(ABC):
         return True
 
     def missing_splits(self) -> Mapping[Split, Path]:
-        """Splits that a whole copy of the data set has and this one has not, and where they belong.
+        """Splits that this copy of the data set lacks, and the paths where they belong.
 
         Raises:
             DataError: There is no folder of the data set at all.
@@ -154,7 +154,7 @@ class MarketLike(ReIDDataset):
     """A dataset of three folders whose names start with `PID_cCAMERA`, as those of Market-1501 do.
 
     Attributes:
-        candidates: Where it may lie below the root, the likelier first.
+        candidates: Folders below the root where it may be, the likeliest first.
         layout: What is expected there, for messages.
         folders: The folder of each split.
     """
@@ -199,12 +199,12 @@ def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
     """The images of a folder whose names start with `PID_cCAMERA`, as those of Market-1501 do.
 
     Identity -1 is junk; 0000 stays an identity of its own, which no query has: a distractor.
-    Cameras are counted from 1 in the names, from 0 in the records. What is no image, such as
-    `Thumbs.db`, is passed over.
+    Cameras are counted from 1 in the names, from 0 in the records. Other files, such as
+    `Thumbs.db`, are passed over.
 
     Raises:
-        DataError: The folder is missing or has no image, a name does not parse, or a camera has
-            pictures of a kind alone that is not read.
+        DataError: The folder is missing or has no image, a name does not parse, or all
+            pictures of a camera are of a kind that is not read.
     """
     scan = list_images(folder, layout)
     records = []
@@ -226,7 +226,7 @@ def scan_market_folder(folder: Path, layout: str) -> list[ImageRecord]:
 
 
 def image_names(folder: Path, layout: str) -> list[str]:
-    """The names of the images of a folder, sorted; what is no image is passed over.
+    """The names of the images of a folder, sorted; other files are passed over.
 
     Raises:
         DataError: The folder is missing or has no image.
@@ -235,7 +235,7 @@ def image_names(folder: Path, layout: str) -> list[str]:
 
 
 def list_images(folder: Path, layout: str) -> Scan:
-    """The images of a folder alone; the log tells what was passed over.
+    """The images of a folder, without its subfolders; the log says what was passed over.
 
     Raises:
         DataError: The folder is missing or has no image.
@@ -252,7 +252,7 @@ def list_images(folder: Path, layout: str) -> Scan:
 
 
 def no_image(source: Path, layout: str, scan: Scan | None = None) -> str:
-    """The words for a data set without images."""
+    """The message for a data set without images."""
     passed_over = "" if scan is None else scan.passed_over()
     found = f" but {passed_over}" if passed_over else ""
     return f"{source}: no image found{found}; expected layout: {layout}"
@@ -270,7 +270,7 @@ def check_cameras(
         source: The folder, for messages.
 
     Raises:
-        DataError: A camera has pictures of such kinds alone.
+        DataError: All pictures of a camera are of such kinds.
     """
     for kind, paths in scan.unread.items():
         lost: dict[str, list[str]] = {}
@@ -287,10 +287,10 @@ def check_cameras(
 
 
 def read_lines(path: Path, layout: str) -> Iterator[tuple[str, str]]:
-    """The lines of a list that hold something, each with its place for messages.
+    """The non-empty lines of a list, each with its place for messages.
 
     Raises:
-        DataError: The list is missing, is no regular file, or is not text.
+        DataError: The list is missing, is not a regular file, or is not text.
     """
     if not path.exists():
         raise DataError(f"{path}: there is no such list; expected layout: {layout}")
@@ -306,10 +306,10 @@ def read_lines(path: Path, layout: str) -> Iterator[tuple[str, str]]:
 def not_empty(
     records: list[ImageRecord], source: Path, layout: str, scan: Scan | None = None
 ) -> list[ImageRecord]:
-    """`records`, if there are any; `scan` tells what lies there else.
+    """`records`, if there are any; `scan` says what else the folder holds.
 
     Raises:
-        DataError: There are none.
+        DataError: There are no records.
     """
     if not records:
         raise DataError(no_image(source, layout, scan))
@@ -319,12 +319,12 @@ def not_empty(
 def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = False) -> Path:
     """The path of an image that a list names, below the folder that the list is about.
 
-    An absolute path below the folder is taken for the relative one. Symbolic links below the folder
-    may lead anywhere: who owns the folder has put them there. The text of a list may not.
+    An absolute path below the folder counts as the relative one. Symbolic links below the folder
+    may lead anywhere, since the folder's owner made them; the text of a list may not.
 
     Args:
         folder: What `listed` is relative to.
-        listed: As it stands in the list.
+        listed: The path as the list has it.
         where: Names the list and the line in messages.
         allow_outside: Takes any path.
 
@@ -334,15 +334,15 @@ def join_below(folder: Path, listed: str, where: str, *, allow_outside: bool = F
     """
     if not listed or "\0" in listed:
         raise DataError(f"{where}: {listed!r} is no path; expected one relative to {folder}")
-    # Taking each of 100,000 paths apart takes seconds; nearly all have nothing to look at.
+    # Parsing 100,000 paths takes seconds, and nearly none has anything suspect in it.
     suspect = ".." in listed or ":" in listed or listed[0] in "/\\"
     if not suspect or allow_outside:
         return folder / listed
-    path, windows = Path(listed), PureWindowsPath(listed)  # there both / and \ separate
+    path, windows = Path(listed), PureWindowsPath(listed)  # Windows separates by / and \
     if ".." not in windows.parts:
         if not path.anchor and not windows.is_absolute():
             return folder / path
-        for find in (folder.absolute, folder.resolve):  # links to the folder kept, and followed
+        for find in (folder.absolute, folder.resolve):  # the folder's path with links, and without
             if path.is_relative_to(base := find()):
                 return folder / path.relative_to(base)
     raise DataError(
@@ -354,7 +354,7 @@ def check_files(records: Iterable[ImageRecord], source: Path) -> None:
     """Checks that the images of a list exist.
 
     Raises:
-        DataError: One does not, or is no regular file.
+        DataError: One does not exist, or is not a regular file.
     """
     for record in records:
         # Path.is_file takes twice the time, and stops at a name that is too long.
@@ -368,7 +368,7 @@ def check_files(records: Iterable[ImageRecord], source: Path) -> None:
 
 
 def backslash_hint(path: str) -> str:
-    """What to do about a path as Windows writes it, where it is not found; empty for others."""
+    """What to do about a missing path with backslashes, as Windows has them; empty for others."""
     if os.sep == "\\" or "\\" not in path:
         return ""
     slashes = path.replace("\\", "/")
@@ -379,7 +379,7 @@ def backslash_hint(path: str) -> str:
 def check_spelling(names: Iterable[str], known: Sequence[str]) -> None:
     """Checks that no name is another word for a known one that is missing.
 
-    What is just kept if it has an unknown name would else leave a dataset without identities.
+    Unknown names are only stored, so a misspelt `pid` would leave a dataset without identities.
 
     Raises:
         ValueError: One seems to be, such as `PID`, `camera` or `person_id`.

@@ -31,14 +31,14 @@ _COLUMNS = ("path", "pid", "camid", "split")
 _DIGITS = 18  # of a 64-bit number
 _LONGEST_NAME = 255
 _LAYOUT = "a CSV file with the header path,pid,camid,split (only path is needed)"
-_NUMBER = re.compile(r"[+-]?[\d.,]*\d[\d.,]*(?:[eE][+-]?\d+)?")  # whatever a person takes for one
+_NUMBER = re.compile(r"[+-]?[\d.,]*\d[\d.,]*(?:[eE][+-]?\d+)?")  # looks like a number
 _WHOLE = re.compile(rf"(-1|[0-9]{{1,{_DIGITS}}})(?:\.0*)?")
 _MISSING = ("nan", "<na>", "none", "null", "n/a")  # as pandas and databases write it
 
 
 @DATASET.register()
 class CSV(ReIDDataset):
-    """A CSV file with the header `path,pid,camid,split`, and any columns more.
+    """A CSV file with the header `path,pid,camid,split` and any further columns.
 
     UTF-8, with or without a byte order mark, any line ends, fields in double quotes where needed;
     separated by commas, or by semicolons or tabs if the header has no comma. `path` is relative
@@ -47,9 +47,10 @@ class CSV(ReIDDataset):
     too (`104.0`, as pandas writes a column with gaps), or names: if any of a column is a name, all
     of it are numbered from 0 in natural order, `cam2` before `cam10`, and the log says which is
     which. `split` is `train`, `query` or `gallery`. An image has one identity, however often it is
-    listed. Columns but `path` may be left out: all images are then unlabelled,
-    of unknown cameras, or for training. Further columns are kept as they stand, in
-    `ImageRecord.extra`. A file without queries can be trained on, but not tested on.
+    listed. Without the column `pid` all images are unlabelled, without
+    `camid` their cameras are unknown, without `split` all are for training. The text of further
+    columns goes to `ImageRecord.extra`. A file without queries can be trained on, but not tested
+    on.
 
     Args:
         path: The CSV file, below the root.
@@ -126,7 +127,7 @@ class CSV(ReIDDataset):
 
 @dataclass(frozen=True)
 class ImageList:
-    """What a list holds.
+    """The content of a list.
 
     Attributes:
         rows: Split and record of each line.
@@ -141,7 +142,7 @@ class ImageList:
 
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A line as it stands, with `pid` and `camid` in one form for each number."""
+    """A line of the file; `pid` and `camid` have one form for equal numbers."""
 
     path: str
     pid: str
@@ -162,11 +163,11 @@ def read_list(file: Path, train_split: str = "train", *, allow_outside: bool = F
 
     Args:
         file: With the header `path,pid,camid,split`; see `CSV`.
-        train_split: Another name of a split, besides `train`, `query` and `gallery`.
+        train_split: A further name that the column `split` may hold.
         allow_outside: Takes paths that lead out of the file's folder, too.
 
     Raises:
-        DataError: The file is missing, is no regular file, or empty, or a line is wrong.
+        DataError: The file is missing, is not a regular file, is empty, or a line is wrong.
     """
     try:
         text = read_text(file)
@@ -259,7 +260,7 @@ def _number_or_name(text: str | None, where: str) -> str:
 
 
 def _numbers(texts: set[str], empty: int) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Text -> number; and the names in the order of their numbers, where there are names."""
+    """Text -> number; and the names in the order of their numbers, if the texts are names."""
     given = texts - {"", "-1"}
     known = {"": empty, "-1": -1}
     if all(text.isascii() and text.isdigit() for text in given):
@@ -275,10 +276,10 @@ def _extra(line: _Line, cameras: Sequence[str]) -> dict[str, str]:
 
 
 def _check_labels(rows: Sequence[tuple[str, ImageRecord]], file: Path) -> None:
-    """Checks that no image has two identities; one without labels may be listed beside.
+    """Checks that no image has two identities; a second line without a label is fine.
 
     Raises:
-        DataError: One has.
+        DataError: An image has two.
     """
     pids: dict[str, int] = {}
     for _, record in rows:

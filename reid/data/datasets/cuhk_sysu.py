@@ -24,8 +24,8 @@ class CUHKSYSU(ReIDDataset):
     """Xiao et al., *Joint Detection and Identification Feature Learning* (CVPR 2017), cropped.
 
     A person search set: 5,532 persons for training and 2,900 others for tests, each with one
-    query. It circulates as a re-identification set in two forms, of which the first found is
-    taken. cuhksysu4reid/ is the persons' boxes cut out along the set's own split; the gallery is
+    query. It circulates as a re-identification set in two forms; the first one on disk is
+    used. cuhksysu4reid/ is the persons' boxes cut out along the set's own split; the gallery is
     all boxes of the persons asked for in the scenes of the protocol with 50 scenes a query, for
     all queries together. cropped_images/ has no split: all of it is for training.
 
@@ -63,7 +63,7 @@ class CUHKSYSU(ReIDDataset):
         return self.version == _SPLIT
 
     def published(self) -> Mapping[Split, SplitCounts]:
-        """The persons of the paper's split, or the counts of the form without one, if found."""
+        """The persons of the paper's split, or the counts of the form without a split."""
         if self.version == _CROPPED:
             return {"train": SplitCounts(11934, 34574, 0)}
         return {

@@ -18,10 +18,10 @@ class DukeMTMCreID(MarketLike):
 
     Withdrawn: Duke University took the recordings offline in April 2019, since making and
     publishing them went beyond what its review board had approved and the persons seen had not
-    agreed. For comparison with older results only, and only for who says so.
+    agreed. Use it only to compare with older results; it must be asked for by `accept_withdrawn`.
 
     Args:
-        accept_withdrawn: Whether the user knows this, and has a reason to use it all the same.
+        accept_withdrawn: The user knows this, and has a reason to use it nevertheless.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
 
     Raises:
@@ -53,7 +53,7 @@ def check_accepted(name: str, accepted: bool) -> None:
     """Refuses images of the withdrawn DukeMTMC recordings, unless the user asked for them.
 
     Raises:
-        ValueError: Not accepted; says why it was withdrawn and what to set.
+        ValueError: `accepted` is false; says why they were withdrawn and what to set.
     """
     if not accepted:
         raise ValueError(

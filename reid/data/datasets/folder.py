@@ -28,8 +28,8 @@ class Folder(ReIDDataset):
 
     Cameras are numbered from 0 in the order of their folders' names, `cam2` before `cam10`. A
     folder with images and no other folder is a dataset of unknown cameras. Links are followed;
-    hidden files and what is no image are passed over, counted by kind. For training alone, since a
-    test needs identities. Images keep their camera's name, as `camera` in `ImageRecord.extra`.
+    hidden files and files that are not images are passed over, counted by kind. For training only,
+    since a test needs identities. `ImageRecord.extra` has the camera's name as `camera`.
 
     Args:
         path: The folder, below the root.
@@ -100,11 +100,11 @@ class Folder(ReIDDataset):
         return records
 
     def has_test(self) -> bool:
-        """No: there are no identities."""
+        """False: there are no identities."""
         return False
 
 
 def _camera(path: str) -> str | None:
-    """The camera's folder; None: the picture lies beside those of the cameras."""
+    """The camera's folder; None: the picture lies outside the cameras' folders."""
     name, separator, _ = path.partition("/")
     return name if separator else None

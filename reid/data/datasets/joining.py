@@ -15,12 +15,12 @@ from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
 logger = logging.getLogger(__name__)
 
 Origin = tuple[str, int]
-"""Name of a dataset, and a number there."""
+"""Name of a dataset, and a number in it."""
 
 
 @dataclass(frozen=True)
 class JoinedImages:
-    """Images of several datasets, with identities and cameras of their own.
+    """Images of several datasets, with identities and cameras numbered anew.
 
     Attributes:
         records: In the order of the datasets; `source` names the dataset, `domain` counts it.
@@ -34,10 +34,10 @@ class JoinedImages:
 
 
 def join_images(parts: Sequence[tuple[str, Sequence[ImageRecord]]]) -> JoinedImages:
-    """Joins datasets: no identity and no camera of one is taken for one of another.
+    """Joins datasets; identities and cameras of different datasets stay different.
 
-    Those of a dataset follow those of the one before, in the order of their own numbers and
-    without gaps. -1 stays -1.
+    Numbers of a dataset follow those of the dataset before, in their old order and without gaps; -1
+    stays -1.
 
     Args:
         parts: Name and images of each dataset; the names differ.
@@ -61,7 +61,7 @@ def join_images(parts: Sequence[tuple[str, Sequence[ImageRecord]]]) -> JoinedIma
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
-    """The names, with a number after those that came before.
+    """The names; a repeated one gets a number.
 
     >>> unique_names(["own", "own", "Market1501"])
     ['own', 'own (2)', 'Market1501']
@@ -77,10 +77,10 @@ def unique_names(names: Sequence[str]) -> list[str]:
 
 
 class PartOfDataset(ReIDDataset):
-    """A dataset without some of its images; all else is the dataset's.
+    """A dataset without some of its images; all other facts are those of the whole dataset.
 
     Args:
-        dataset: All images.
+        dataset: The whole dataset.
     """
 
     def __init__(self, dataset: ReIDDataset) -> None:
@@ -88,45 +88,45 @@ class PartOfDataset(ReIDDataset):
         self._dataset = dataset
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # a dataset's own may be set when it is built
-        """The dataset's."""
+    def name(self) -> str:  # type: ignore[override]  # other datasets set an attribute
+        """The whole dataset's name."""
         return self._dataset.name
 
     @property
     def version(self) -> str:  # type: ignore[override]  # known once the dataset is loaded
-        """The dataset's."""
+        """The whole dataset's version."""
         return self._dataset.version
 
     @property
-    def same_numbers(self) -> bool:  # type: ignore[override]  # a class's own is a plain attribute
-        """The dataset's."""
+    def same_numbers(self) -> bool:  # type: ignore[override]  # elsewhere a plain attribute
+        """Whether a number means the same identity in training and test."""
         return self._dataset.same_numbers
 
     @property
     def site(self) -> str:
-        """The dataset's."""
+        """The whole dataset's site."""
         return self._dataset.site
 
     @property
     def scanned_folder(self) -> Path | None:
-        """The dataset's."""
+        """The whole dataset's folder."""
         return self._dataset.scanned_folder
 
     @property
     def cameras(self) -> tuple[str, ...]:  # type: ignore[override]  # known once it is loaded
-        """The dataset's."""
+        """The whole dataset's cameras."""
         return self._dataset.cameras
 
     def has_train(self) -> bool:
-        """The dataset's answer."""
+        """Whether the whole dataset has training images."""
         return self._dataset.has_train()
 
     def has_test(self) -> bool:
-        """The dataset's answer."""
+        """Whether the whole dataset has query and gallery."""
         return self._dataset.has_test()
 
     def missing_splits(self) -> Mapping[Split, Path]:
-        """The dataset's answer."""
+        """The splits that this copy of the whole dataset lacks."""
         return self._dataset.missing_splits()
 
 
@@ -134,9 +134,9 @@ class LeaveOut(PartOfDataset):
     """A dataset without the images that a file lists.
 
     Args:
-        dataset: All images.
-        file: A path a line, absolute or relative to the root of datasets. Empty lines and lines
-            that start with `#` say nothing (`./#1.jpg` is a path).
+        dataset: The whole dataset.
+        file: One path a line, absolute or relative to the root of datasets. Empty lines and lines
+            that start with `#` are ignored (`./#1.jpg` is a path).
 
     Raises:
         ValueError: The file is missing or is not text.
@@ -161,7 +161,7 @@ class LeaveOut(PartOfDataset):
         """The images of a split that are not left out, in the dataset's order.
 
         Raises:
-            DataError: As the dataset does; or none is left.
+            DataError: The dataset cannot be loaded, or no image is left.
         """
         records = self._dataset.load(split)
         kept = [record for record in records if _plain(record.path) not in self._left_out]
@@ -199,5 +199,5 @@ def _read_list(file: Path, root: Path) -> Iterable[str]:
 
 
 def _plain(path: str | Path) -> str:
-    """An absolute path without `.` and `..`, with links as they are."""
+    """An absolute path without `.` and `..`; links are not followed."""
     return os.path.abspath(path)  # noqa: PTH100  (Path.absolute keeps `..`)

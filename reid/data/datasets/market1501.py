@@ -28,9 +28,9 @@ class Market1501(MarketLike):
     Args:
         distractors_500k: Adds the 500,000 distractors that the authors publish beside the dataset
             to the gallery: from `images/` in the dataset's folder, where their archive unpacks to,
-            or `distractors_500k/` in it or beside it. All of them are distractors (0) whatever
-            their names say, but names with identity -1 are junk and left out; the camera is the
-            name's, if it tells one.
+            or `distractors_500k/` in it or beside it. All count as distractors (identity 0)
+            whatever their names say, except that names with identity -1 are junk and left out. The
+            camera is read from the name, if it has one.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
     """
 

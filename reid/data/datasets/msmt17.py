@@ -45,7 +45,7 @@ class MSMT17(ReIDDataset):
 
     Args:
         version: `V1` or `V2`; empty: whichever is there, V1 if both are.
-        with_val: Train on list_val.txt too; without, on the 30,248 images of list_train.txt alone,
+        with_val: Train on list_val.txt too; false: only on the 30,248 images of list_train.txt,
             as fast-reid does.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
     """

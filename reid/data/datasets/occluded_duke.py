@@ -21,7 +21,7 @@ class OccludedDuke(MarketLike):
     publish lists of names only, and a script that makes the folders from DukeMTMC-reID.
 
     Args:
-        accept_withdrawn: Whether the user knows this, and has a reason to use it all the same.
+        accept_withdrawn: The user knows this, and has a reason to use it nevertheless.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
 
     Raises:

@@ -31,27 +31,27 @@ _SHOWN = 5
 
 @DATASET.register()
 class Pattern(ReIDDataset):
-    r"""Images anywhere below a folder, whose paths a regular expression takes apart.
+    r"""Images anywhere below a folder; a regular expression reads identity and camera in paths.
 
     The expression is searched in each path relative to the folder, with `/` between folders; `^`
     and `$` bind it to the ends. Its named groups are `pid`, `camid` and `split`, all optional:
 
-    - `pid`: whole numbers stay as they are, with -1 for junk; if any of the names is no number of
-      at most 9 digits, all are numbered from 0 in natural order. Empty or left out: unlabelled.
+    - `pid`: whole numbers are used as they are, -1 is junk; if any name is not a number of at most
+      9 digits, all names are numbered from 0 in natural order. Empty or left out: unlabelled.
     - `camid`: numbered from 0 in natural order, `cam2` before `cam10`. Empty or left out: unknown.
-    - `split`: `train`, `query` or `gallery`, or what `splits` names; left out: all is `train`.
-    - Any other group is kept as it stands, in `ImageRecord.extra`, and so is the camera's name, as
+    - `split`: `train`, `query` or `gallery`, or the words in `splits`; left out: all is `train`.
+    - The text of any other group goes to `ImageRecord.extra`, and so does the camera's name, as
       `camera`.
 
-    What was parsed is shown in the log. `(?P<pid>\d+)_c(?P<camid>\d+)` reads
+    The log shows examples of what was read. `(?P<pid>\d+)_c(?P<camid>\d+)` reads
     `monday/0002_c1s1_000451.jpg` as identity 2 of the first camera.
 
     Args:
         path: The folder, below the root.
         pattern: The regular expression, in Python's syntax.
-        unmatched: What becomes of images that it does not match: `error` stops and names them,
+        unmatched: What to do about images that it does not match: `error` stops and names them,
             `skip` passes them over and counts them.
-        splits: Split -> what its paths say in the group `split`, where that is another word.
+        splits: Split -> the word for it in the group `split`, if that differs from its name.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
 
     Attributes:
@@ -189,7 +189,7 @@ class Pattern(ReIDDataset):
         return records
 
     def _camera(self, path: str) -> str | None:
-        """The camera in a path, if it tells one."""
+        """The camera in a path; None: the path has none."""
         match = self._pattern.search(path)
         return None if match is None else match.groupdict(default="").get("camid") or None
 
@@ -212,7 +212,7 @@ class Pattern(ReIDDataset):
         records: list[tuple[str, ImageRecord]],
         unmatched: list[str],
     ) -> None:
-        """The preview: images spread over the whole, and what did not match."""
+        """Logs a preview: images spread over the whole set, and those that did not match."""
         shown = sorted({place * (len(parsed) - 1) // max(_SHOWN - 1, 1) for place in range(_SHOWN)})
         rows = [
             (repr(parsed[row][0]), records[row][1].pid, records[row][1].camid, records[row][0])
@@ -242,7 +242,7 @@ def _extra(groups: Mapping[str, str]) -> dict[str, str]:
 
 
 def _number_identities(names: Iterable[str]) -> tuple[dict[str, int], dict[int, str]]:
-    """Name -> number; and number -> name, where the names are no numbers themselves."""
+    """Name -> number; and number -> name, unless the names are numbers themselves."""
     given = set(names) - {""}
     if all(_NUMBER.fullmatch(name) for name in given):
         return {name: int(name) for name in given} | {"": UNLABELLED}, {}

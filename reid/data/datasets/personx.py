@@ -18,8 +18,8 @@ class PersonX(MarketLike):
 
     Drawn persons. This is the subset with complex backgrounds, on which domain adaptation is
     measured: 410 identities with 9,840 images for training; 5,136 queries of 856 other identities
-    and a gallery of 30,816 images. Its six cameras bear the numbers 3, 4, 8, 10, 11 and 12; here
-    they are 0 to 5. The counts are those of the datasets' tables of Ge et al., *Self-paced
+    and a gallery of 30,816 images. Its six cameras have the numbers 3, 4, 8, 10, 11 and 12 in the
+    names, and 0 to 5 here. The counts are those of the datasets' tables of Ge et al., *Self-paced
     Contrastive Learning* (NeurIPS 2020). The folders 1/ to 6/ of PersonX_v1, one for each
     background of the first paper, are another set and not read.
 

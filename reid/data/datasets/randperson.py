@@ -18,10 +18,10 @@ _CAMERAS_OF_SCENE = (2, 2, 2, 2, 1, 1, 2, 1, 1, 1, 4)
 class RandPerson(ReIDDataset):
     """Wang et al., *Surpassing Real-World Source Training Data* (ACM Multimedia 2020).
 
-    Drawn persons, for training alone: the subset of 132,145 images of 8,000 identities on which
+    Drawn persons, for training only: the subset of 132,145 images of 8,000 identities on which
     the paper trains; the counts are the paper's and its official page's. Its 11 scenes have 19
-    cameras; names count them from 0 in each scene, in either order (`_s00_c00_`, or `_c00_s00_` as
-    first published), records count them through.
+    cameras; names count them from 0 in each scene (`_s00_c00_`, or `_c00_s00_` as first published);
+    here they have the numbers 0 to 18.
 
     Args:
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
@@ -41,7 +41,7 @@ class RandPerson(ReIDDataset):
         return [_read_name(f"{folder}/{name}") for name in image_names(folder, _LAYOUT)]
 
     def has_test(self) -> bool:
-        """It has not."""
+        """False: the set is for training only."""
         return False
 
     def published(self) -> Mapping[Split, SplitCounts]:

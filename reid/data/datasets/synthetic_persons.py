@@ -1,4 +1,4 @@
-"""Persons drawn by the project, on the spot."""
+"""Synthetic persons, drawn on first use."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class SyntheticPersons(ReIDDataset):
     same options give the same files.
 
     Args:
-        seed: Another seed has other persons and other cameras.
+        seed: Each seed gives other persons and other cameras.
         num_train: Identities for training.
         num_test: Identities for query and gallery.
         num_cameras: Cameras; each identity is seen by two or more of them.
@@ -68,7 +68,7 @@ class SyntheticPersons(ReIDDataset):
 
     @property
     def site(self) -> str:
-        """The options, all of them."""
+        """A name made of all options."""
         return self.folder.name
 
     def load(self, split: Split) -> list[ImageRecord]:

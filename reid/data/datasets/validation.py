@@ -18,22 +18,22 @@ logger = logging.getLogger(__name__)
 class ValidationSplit(PartOfDataset):
     """A labelled training set, some of whose identities are its query and gallery.
 
-    With it the best epoch, thresholds and settings are chosen without the test set. Training loses
-    these identities' images and no other: images without a label stay, and so do identities that
-    cannot be asked for, since one camera alone has seen them.
+    It serves to choose the best epoch, thresholds and settings without the test set. Training loses
+    only these identities' images: unlabelled images stay, and so do identities that only one camera
+    has seen, which cannot be queries.
 
     As in Market-1501 (Zheng et al., ICCV 2015) each identity has one query for each camera, and its
     other images are the gallery. Where that leaves a query without a match from another camera, as
     in a set with one image for each identity and camera, half of the identity's cameras that have
     a single image give it to the gallery instead.
 
-    What is drawn depends on the seed, the identities' numbers and the images' names, not on their
-    order: another identity in the set leaves the others where they were, or takes one's place.
+    The choice depends on the seed, the identities' numbers and the images' names, not on their
+    order: one more identity in the set changes at most one of the chosen identities.
 
     Args:
         dataset: Its training images are split; its own query and gallery are not used.
-        identities: How many, or from 0 to 1 the share of those that can be asked for, rounded.
-        seed: Another seed draws other identities and other queries.
+        identities: How many, or from 0 to 1 the share of those that can be queries, rounded.
+        seed: Each seed chooses other identities and other queries.
 
     Raises:
         ValueError: `identities` is out of its range.
@@ -53,26 +53,26 @@ class ValidationSplit(PartOfDataset):
         self._splits: Mapping[Split, list[ImageRecord]] | None = None
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # a dataset's own may be set when it is built
-        """The dataset's, with what tells one split from another."""
+    def name(self) -> str:  # type: ignore[override]  # other datasets set an attribute
+        """The dataset's name and the options of the split."""
         return f"{self._dataset.name}-validation-{self._identities:g}-seed{self._seed}"
 
     def load(self, split: Split) -> list[ImageRecord]:
         """The images of a split, in the dataset's order.
 
         Raises:
-            DataError: As the dataset does; or it has too few identities, or no other image.
+            DataError: The dataset cannot be loaded, has too few identities, or no image is left.
         """
         if self._splits is None:
             self._splits = self._split(self._dataset.load("train"))
         return self._splits[split]
 
     def has_test(self) -> bool:
-        """It has, if there are training images to make it of."""
+        """Whether there are training images to make query and gallery of."""
         return self.has_train()
 
     def missing_splits(self) -> Mapping[Split, Path]:
-        """The dataset's answer for training; its own query and gallery are not needed."""
+        """The training split, if it is missing; the dataset's query and gallery are not needed."""
         missing = self._dataset.missing_splits()
         return {split: path for split, path in missing.items() if split == "train"}
 
@@ -111,7 +111,7 @@ class ValidationSplit(PartOfDataset):
     def _draw(
         self, records: Sequence[ImageRecord], of_identity: Mapping[int, Sequence[int]]
     ) -> list[int]:
-        """The identities that are taken out."""
+        """The identities that are chosen for validation."""
         able = [
             pid
             for pid, numbers in of_identity.items()
@@ -124,7 +124,7 @@ class ValidationSplit(PartOfDataset):
             raise DataError(
                 f"{self._dataset.name}: validation needs {count:,} identities that two cameras "
                 f"have seen (or that have two images of unknown cameras), but only {len(able):,} "
-                f"of the {len(of_identity):,} identities in training are such; lower "
+                f"of the {len(of_identity):,} training identities qualify; lower "
                 "validation.identities"
             )
         return sorted(able, key=lambda pid: (self._rank(str(pid)), pid))[: int(count)]
@@ -137,7 +137,7 @@ class ValidationSplit(PartOfDataset):
         queries = {camid: images[0] for camid, images in by_camera.items()}
         in_gallery = {camid for camid, images in by_camera.items() if len(images) > 1}
         if not all(in_gallery - ({camid} - {UNKNOWN_CAMERA}) for camid in queries):
-            # in the drawn order, since the images are
+            # `queries` has the order of `_ordered`, so this choice depends on the seed too.
             single = [camid for camid in queries if camid not in in_gallery]
             for camid in single[: -(-len(single) // 2)]:
                 del queries[camid]
@@ -152,10 +152,10 @@ class ValidationSplit(PartOfDataset):
         return sorted(numbers, key=place)
 
     def _rank(self, text: str) -> bytes:
-        """Puts names in an order that looks random and is the same everywhere."""
+        """A sort key: a random order that depends on the seed alone."""
         return hashlib.sha256(f"{self._seed}/{text}".encode(errors="surrogateescape")).digest()
 
 
 def _can_be_asked(camids: Sequence[int]) -> bool:
-    """Whether one of an identity's images can be asked for, and matched by another."""
+    """Whether an identity can have a query and a match for it."""
     return len(set(camids)) > 1 or camids.count(UNKNOWN_CAMERA) > 1

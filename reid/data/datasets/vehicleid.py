@@ -35,15 +35,15 @@ class VehicleID(ReIDDataset):
     6,493, 13,377 and 19,777 images. These are the counts of the lists that circulate, as fast-reid
     states them.
 
-    The protocol: one image of each vehicle, drawn at random, is the gallery, all its other images
-    are queries; published results are the mean of ten draws. Here the draw is the image whose
-    SHA-256 of `SEED/NAME` is the smallest of its vehicle, so it depends on nothing but the seed
-    and the names; set other seeds for other draws. Cameras are unknown (-1), and the ranking
-    removes nothing: query and gallery share no image.
+    The protocol: one image of each vehicle, chosen at random, is the gallery, all its other images
+    are queries; published results are the mean of ten such choices. Here the chosen image is the
+    one whose SHA-256 of `SEED/NAME` is the smallest of its vehicle, so the choice depends only on
+    the seed and the names; set other seeds for other choices. Cameras are unknown (-1), and the
+    ranking removes nothing: query and gallery share no image.
 
     Args:
         test_size: Vehicles of the test.
-        gallery_seed: Another seed draws another gallery.
+        gallery_seed: Each seed chooses another gallery.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
 
     Raises:

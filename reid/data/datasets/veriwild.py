@@ -35,12 +35,12 @@ class VeRiWild(ReIDDataset):
     Vehicles seen by 174 cameras: 30,671 with 277,797 images for training; tests of 3,000, 5,000
     and 10,000 others, with one query each. The official page asks to remove what the query's own
     camera has seen of the vehicle, as for persons. The counts are the paper's, as fast-reid states
-    them; how large the galleries are and how many cameras a split has could not be confirmed, so
-    these stay open.
+    them; the sizes of the galleries and the numbers of cameras could not be confirmed, so these are
+    None.
 
     An image is listed as `VEHICLE/IMAGE`, with or without `.jpg`; the folder is the identity. The
     camera is the third field of the line, or else the second one of vehicle_info.txt; its number
-    is kept as it stands, since nobody documents whether they start at 0 or 1.
+    is not shifted, since nobody documents whether cameras start at 0 or 1.
 
     Args:
         test_size: Vehicles of the test.

@@ -7,8 +7,8 @@ persons share a few colours and cameras change these strongly, so that neither r
 colour histograms find a person again, while clothes, patterns and bags survive in the picture.
 `CameraStyle` and `PictureStyle` hold the constants that set the difficulty.
 
-Everything comes from generators seeded by (seed, kind, index...), so that the same arguments give
-the same files in whatever order and in however many processes they are drawn. The pixels of a JPEG
+All random numbers come from generators seeded by (seed, kind, index...), so the same arguments give
+the same files, in any order and with any number of processes. The pixels of a JPEG
 file also depend on the JPEG library that Pillow was built with.
 """
 

@@ -14,7 +14,7 @@ from reid.data.synthetic.paint import Range, between
 
 @dataclass(frozen=True)
 class CameraStyle:
-    """How much cameras differ: (low, high), between which each has a number of its own.
+    """How much cameras differ: each camera gets a number between (low, high).
 
     Attributes:
         cast: Gain of one colour channel, as a power of two.
@@ -91,12 +91,12 @@ class ImageChain:
     def develop(
         self, image: Image.Image, exposure: float, rng: np.random.Generator
     ) -> npt.NDArray[np.uint8]:
-        """The pixels (H, W, 3) that the camera gives: light and colours, haze, optics, sensor.
+        """The camera's pixels (H, W, 3): light and colours, haze, optics, then the sensor.
 
         Args:
             image: What the camera looks at.
             exposure: Gain of all channels in this picture, besides the camera's own.
-            rng: Of the noise.
+            rng: Random numbers of the noise.
         """
         width, height = image.size
         image = image.convert("RGB", self._colour_matrix(exposure))
@@ -136,7 +136,7 @@ class Camera:
     Attributes:
         scene: Seed of the scene behind the persons.
         path: Usual walking direction in radians; 0 is towards the camera. People also come back.
-        chain: What becomes of the light.
+        chain: How light becomes pixels.
         pitch: Looking down; 0 is level.
         light: From the left (-1) or the right (1).
         style: What changes between pictures.
@@ -158,14 +158,14 @@ def synthesise_camera(
     """Makes up one camera.
 
     Args:
-        rng: Of all its numbers.
-        style: Between which bounds they lie; None: the constants of `CameraStyle`.
+        rng: Random numbers of the camera.
+        style: The bounds of its numbers; None: the constants of `CameraStyle`.
         picture_style: What changes between its pictures; None: the constants of `PictureStyle`.
     """
     style = style or CameraStyle()
     exposure = between(rng, style.exposure)
     red, green, blue = (2.0 ** (exposure + between(rng, style.cast)) for _ in range(3))
-    # The order of the fields is the order of the random numbers: another one makes other cameras.
+    # Keep the order of the fields: it decides which random numbers each gets.
     return Camera(
         scene=int(rng.integers(2**31)),
         path=between(rng, (0.0, math.pi)),

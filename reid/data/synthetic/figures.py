@@ -24,7 +24,7 @@ class Figure:
         person: Who walks.
         pitch: How far the camera looks down: 0 is level.
         yaw: Walking direction in radians; 0 is towards the camera.
-        phase: Of the step, in radians.
+        phase: Phase of the step, in radians.
         origin: Pixel (x, y) of the top of the head.
         scale: Height of the body in pixels.
     """
@@ -223,7 +223,7 @@ class Figure:
         self.draw_front(hem)
 
     def draw_front(self, hem: float) -> None:
-        """Draws the patterns that are no repetition: logo, open jacket, sash."""
+        """Draws the patterns that do not repeat: logo, open jacket, sash."""
         upper, second = self.person.upper, self.person.upper.colours[1]
         front = self.cos > 0.25
         if front and upper.pattern == "logo":
@@ -242,14 +242,14 @@ class Figure:
             self.bar(ends, (0.05, 0.05), second)
 
     def draw_bag(self, over: bool) -> None:
-        """Draws the part of the bag that comes before (`over` false) or after the torso."""
+        """Draws the part of the bag that is drawn before (`over` false) or after the torso."""
         if self.person.bag.kind == "backpack":
             self.draw_backpack(over)
         elif self.person.bag.kind == "shoulder":
             self.draw_shoulder_bag(over)
 
     def draw_backpack(self, over: bool) -> None:
-        """Draws the sack, or the straps of one that the torso hides."""
+        """Draws the backpack, or only its straps if the torso hides it."""
         colour = self.person.bag.colour
         if over != (self.cos > 0.0):
             half = math.hypot(0.082 * self.cos, 0.05 * self.sin)

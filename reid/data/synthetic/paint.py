@@ -19,7 +19,7 @@ CLOTHES: tuple[Colour, ...] = (
     *((62, 92, 150), (178, 40, 44), (46, 112, 70), (226, 190, 60), (126, 72, 46), (196, 176, 140)),
     *((214, 116, 48), (112, 60, 128), (222, 140, 168), (110, 180, 204)),
 )
-"""Colours of clothes, and of things in a scene: what is not a person must look like one."""
+"""Colours of clothes, and of things in a scene, so that colour alone does not show a person."""
 
 
 def between(rng: np.random.Generator, bounds: Range) -> float:

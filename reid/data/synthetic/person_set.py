@@ -37,11 +37,11 @@ class Shot(NamedTuple):
 
     Attributes:
         folder: Name of its folder.
-        pid: As in the file's name.
+        pid: Identity in the file's name.
         camera: Number of the camera, from 1.
-        frame: As in the file's name.
+        frame: Frame in the file's name.
         person: Who is in it; None: nobody.
-        rng: What differs from picture to picture.
+        rng: Random numbers of this picture.
         box_error: Factor of the errors of the box.
     """
 
@@ -65,7 +65,7 @@ class PersonSet:
     boxed pictures of test identities (junk, identity -1).
 
     Attributes:
-        seed: At least 0. Another seed has other persons and other cameras.
+        seed: At least 0. Each seed gives other persons and other cameras.
         num_train: Identities for training, at least 1.
         num_test: Identities for testing, at least 1.
         num_cameras: At least 2.

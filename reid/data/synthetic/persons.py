@@ -10,7 +10,7 @@ from reid.data.synthetic.paint import CLOTHES, Colour, between, near, pick, tint
 
 _SKIN = ((245, 214, 190), (230, 190, 160), (205, 155, 120), (165, 115, 80), (120, 80, 55))
 _HAIR = ((25, 20, 20), (60, 40, 30), (110, 75, 45), (190, 155, 95), (140, 60, 35), (150, 150, 150))
-# What is listed twice is twice as likely.
+# Words that are listed twice are twice as likely.
 _HAIR_CUTS = ("short", "short", "short", "long", "long", "bun", "bun", "bald")
 _HATS = ("none",) * 7 + ("cap", "beanie", "brim")
 _UPPER_CUTS = ("long", "long", "long", "short", "short", "coat", "dress")
@@ -140,7 +140,7 @@ def synthesise_person(rng: np.random.Generator) -> Person:
     if max(abs(a - b) for a, b in zip(main, second, strict=True)) < 60:
         # A pattern in two equal colours could not be seen.
         second = tint((255, 255, 255), 0.92) if sum(main) < 380 else (30, 30, 36)
-    # The order of the fields is the order of the random numbers: another one makes other persons.
+    # Keep the order of the fields: it decides which random numbers each gets.
     return Person(
         build=Build(
             width=between(rng, (0.78, 1.3)),

@@ -15,7 +15,7 @@ from reid.data.synthetic.persons import Person, synthesise_person
 from reid.data.synthetic.scenes import draw_obstacle, draw_scene
 
 MIN_HEIGHT, MIN_WIDTH = 16, 8
-"""Of a picture, in pixels; in a smaller one no person could be told."""
+"""Smallest picture, in pixels: in a smaller one nobody could be recognised."""
 
 _SUPERSAMPLE = 3  # pixels of the layers of figures and obstacles for each of the picture
 
@@ -33,7 +33,7 @@ def draw_image(
     Args:
         person: Who is in the picture; None: nobody.
         camera: Through which camera.
-        rng: What differs from picture to picture: pose, direction, box, obstacles, noise.
+        rng: Random numbers of this picture: pose, direction, box, obstacles, noise.
         height: Pixels, at least 16.
         width: Pixels, at least 8.
         box_error: Factor of the errors of the box.
@@ -62,10 +62,10 @@ def draw_image(
 
 
 def at_least(name: str, value: int, least: int) -> None:
-    """Checks a number.
+    """Checks that a number is an integer of at least `least`.
 
     Raises:
-        ValueError: It is too small, or no integer.
+        ValueError: It is too small, or not an integer.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: expected an integer of at least {least}, got {value!r}")
@@ -112,10 +112,10 @@ def _draw_walker(
         picture: Drawn on in place.
         person: Who walks.
         camera: Who sees it.
-        rng: Of direction and step.
-        aside: From the middle to the right, in heights of the body.
+        rng: Random numbers of direction and step.
+        aside: Distance from the middle to the right, in heights of the body.
         scale: Height of the body in pixels of a layer.
-        top: Of the head, in pixels of a layer.
+        top: Top of the head, in pixels of a layer.
     """
     yaw = _direction(camera.path, camera.style, rng)
     phase = between(rng, (0.0, 2.0 * math.pi))

@@ -20,12 +20,12 @@ def draw_scene(seed: int, height: int, width: int) -> Image.Image:
     """Draws the scene of a camera, from which each picture cuts its background.
 
     Args:
-        seed: Of the scene.
-        height: Pixels of a picture.
-        width: Pixels of a picture.
+        seed: Seed of the scene.
+        height: Height of a picture in pixels.
+        width: Width of a picture in pixels.
 
     Returns:
-        Six pictures wide, and a quarter higher than a picture; not to be drawn on.
+        The scene, six pictures wide and a quarter higher than one; callers must not draw on it.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     wide, high = 2 * _WIDTH * width, int(2.5 * height)
@@ -45,12 +45,12 @@ def draw_scene(seed: int, height: int, width: int) -> Image.Image:
 
 
 def draw_obstacle(layer: Image.Image, seed: int, rng: np.random.Generator) -> None:
-    """Draws a thing of the scene in front of the person; the same one in all pictures.
+    """Draws an obstacle in front of the person; a scene has one, the same in all its pictures.
 
     Args:
         layer: RGBA, drawn on in place.
-        seed: Of the scene.
-        rng: Of the place, and of leaves.
+        seed: Seed of the scene.
+        rng: Random numbers of the place, and of leaves.
     """
     wide, high = layer.size
     of_scene = np.random.Generator(np.random.PCG64((seed, 1)))

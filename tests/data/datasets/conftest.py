@@ -1,4 +1,4 @@
-"""A folder of datasets made on the spot."""
+"""A temporary root of datasets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def plant(root: Path) -> Plant:
-    """Makes files in a folder below the root; a dataset does not open its images."""
+    """Makes empty files in a folder below the root: a dataset does not open its images."""
 
     def make(folder: str, names: Iterable[str]) -> Path:
         for name in names:

@@ -119,7 +119,7 @@ def test_names_are_numbered_in_natural_order(root: Path, caplog: pytest.LogCaptu
 
 
 @pytest.mark.parametrize("word", ["1.5", "-2", "1e3", "1,5", "NaN", "<NA>", "None", "٣", "+1"])
-def test_what_is_neither_number_nor_name_is_told(root: Path, word: str) -> None:
+def test_malformed_numbers_are_an_error(root: Path, word: str) -> None:
     dataset = listed(root, f"path;pid\nq1.jpg;1\nq2.jpg;{word}\n")
     with pytest.raises(DataError, match=r"list\.csv, line 3: pid is '"):
         dataset.load("train")
@@ -127,7 +127,7 @@ def test_what_is_neither_number_nor_name_is_told(root: Path, word: str) -> None:
         listed(root, f"path,camid\nq1.jpg,{'x' * 256}\n").load("train")
 
 
-def test_backslashes_are_told_as_the_cause(root: Path) -> None:
+def test_backslashes_in_a_missing_path_get_a_hint(root: Path) -> None:
     dataset = listed(root, "path\ncam0\\q1.jpg\n")
     with pytest.raises(DataError, match=r"lists it; Windows puts backslashes .*, write / in their"):
         dataset.load("train")
@@ -135,7 +135,7 @@ def test_backslashes_are_told_as_the_cause(root: Path) -> None:
     (root / "cam0" / "q1.jpg").touch()
     with pytest.raises(DataError, match=r"cam0/q1\.jpg is there\)"):
         dataset.load("train")
-    (root / "cam0\\q1.jpg").touch()  # a name may have one
+    (root / "cam0\\q1.jpg").touch()  # a file's name may hold a backslash
     assert len(dataset.load("train")) == 1
     with pytest.raises(DataError, match=r"leaves the folder.*Windows puts backslashes"):
         listed(root, "path\nC:\\own\\1.png\n").load("train")
@@ -146,13 +146,13 @@ def test_backslashes_are_told_as_the_cause(root: Path) -> None:
     (",path,pid\n0,q1.jpg,1\n", "pandas' index: write with index=False"),
     ("path\nq1\0.jpg\n", r"list\.csv: has a NUL byte in line 2, which no text has; expected a CSV"),
 ])  # fmt: skip
-def test_what_other_programs_write_is_named(root: Path, text: str, message: str) -> None:
+def test_headers_of_other_programs_get_a_hint(root: Path, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         listed(root, text).load("train")
     assert "ALLOW_OUTSIDE" not in str(caught.value)
 
 
-def test_utf16_is_named(root: Path) -> None:
+def test_utf16_is_an_error(root: Path) -> None:
     (root / "list.csv").write_bytes("path\nq1.jpg\n".encode("utf-16"))
     with pytest.raises(DataError, match="is not UTF-8 text but UTF-16; save it as UTF-8"):
         CSV("list.csv").load("train")

@@ -25,7 +25,7 @@ def test_the_form_with_a_split(plant: Callable[..., Path], folder: str) -> None:
     assert dataset.has_test()
     query, gallery = dataset.load("query"), dataset.load("gallery")
     assert [r.pid for r in query] == [r.pid for r in gallery] == [5600, 5601]
-    # No camera is known, so nothing is removed: every query has its match.
+    # No camera is known, so no image is removed: every query has its match.
     pids = torch.tensor([r.pid for r in query])
     camids = torch.tensor([r.camid for r in query])
     features = FeatureSet.of(torch.eye(2), pids, camids)

@@ -22,7 +22,7 @@ def test_splits(plant: Callable[..., Path], folder: str) -> None:
     assert dataset.published()["gallery"].identities == 1110
 
 
-def test_needs_a_word_of_the_user() -> None:
+def test_needs_accept_withdrawn() -> None:
     with pytest.raises(ConfigError) as caught:
         build_dataset({"name": "DukeMTMCreID"}, "datasets.train")
     message = str(caught.value)

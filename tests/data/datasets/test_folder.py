@@ -21,7 +21,7 @@ def touch(folder: Path, *names: str) -> None:
         (folder / name).touch()
 
 
-def test_a_camera_a_folder(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_folder_is_a_camera(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     touch(root / "own", "cam10/a.jpg", "cam2/day 1/b.png", "cam2/c.jpg", "cam1/ü.jpg", "cam1/x.txt")
     (root / "own" / "empty").mkdir()
@@ -49,7 +49,7 @@ def test_a_flat_folder_is_of_unknown_cameras(root: Path) -> None:
     assert dataset.cameras == ()
 
 
-def test_what_does_not_work_says_why(root: Path) -> None:
+def test_errors_say_why(root: Path) -> None:
     touch(root / "own", "door/1.jpg", "2.jpg")
     with pytest.raises(DataError, match=r"1 images lie beside the cameras' folders.*'2\.jpg'"):
         Folder("own").load("train")
@@ -85,9 +85,7 @@ def test_a_camera_that_vanishes_is_an_error(root: Path, caplog: pytest.LogCaptur
     assert "JPEG XL pictures, which are not read (convert to JPEG or PNG): 3 (" in caplog.text
 
 
-def test_folders_that_are_no_cameras_are_named(
-    root: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_folders_without_images_are_logged(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     touch(root / "own", "a/1.jpg", "videos/1.mp4", "labels/1.txt")
     (root / "own" / "empty").mkdir()
     (root / "own" / "again").symlink_to(root / "own" / "a")

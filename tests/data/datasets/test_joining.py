@@ -10,7 +10,7 @@ from reid.data.datasets.joining import LeaveOut, join_images, unique_names
 from reid.structures import DataError, ImageRecord
 
 
-def test_nothing_of_one_dataset_is_taken_for_another() -> None:
+def test_identities_and_cameras_of_datasets_stay_apart() -> None:
     first = [ImageRecord("a", 7, 0), ImageRecord("b", -1, -1, extra={"x": "1"}),
              ImageRecord("c", 0, 5), ImageRecord("d", 7, 5)]  # fmt: skip
     second = [ImageRecord("e", 7, 5), ImageRecord("f", -1, 0)]
@@ -23,7 +23,7 @@ def test_nothing_of_one_dataset_is_taken_for_another() -> None:
     assert joined.records[1].extra == {"x": "1"}
 
 
-def test_no_name_comes_twice() -> None:
+def test_names_are_unique() -> None:
     assert unique_names(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
     assert unique_names(["a", "a (2)", "a"]) == ["a", "a (2)", "a (3)"]
 

@@ -102,14 +102,14 @@ def test_pictures_of_other_suffixes(market: Path, caplog: pytest.LogCaptureFixtu
 
 
 @pytest.mark.skipif(os.name == "nt", reason="makes pipes")
-def test_a_pipe_among_the_images_is_told_when_it_is_read(market: Path) -> None:
+def test_a_pipe_among_the_images_is_an_error_when_read(market: Path) -> None:
     os.mkfifo(market / "bounding_box_train" / "0009_c1s1_1.jpg")
     last = Market1501().load("train")[-1]
     with pytest.raises(DataError, match=r"0009_c1s1_1\.jpg: is not .* \(is a pipe, expected a"):
         read_image(last.path)
 
 
-def test_the_training_part_alone(plant: Callable[..., Path]) -> None:
+def test_a_copy_with_training_images_only(plant: Callable[..., Path]) -> None:
     folder = plant("Market-1501-v15.09.15/bounding_box_train", TRAIN).parent
     dataset = Market1501()
     assert dataset.has_train()

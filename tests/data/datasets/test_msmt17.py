@@ -34,7 +34,7 @@ def test_lists(
     assert [(r.pid, r.camid) for r in dataset.load("gallery")] == [(0, 13)]
     assert dataset.version == version
     assert dataset.published()["train"].images == 32621
-    # the lists number persons apart: 0 in training is another one than 0 in the test
+    # identity 0 in training is another person than identity 0 in the test
     report = check_dataset(dataset, load_splits(dataset), images=False)
     assert "shared-identity" not in {finding["kind"] for finding in report["findings"]}
     without = MSMT17(with_val=False)

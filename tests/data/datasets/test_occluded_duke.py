@@ -20,6 +20,6 @@ def test_splits(plant: Callable[..., Path], folder: str) -> None:
     assert dataset.published()["query"] == SplitCounts(519, 2210, 8)
 
 
-def test_needs_a_word_of_the_user() -> None:
+def test_needs_accept_withdrawn() -> None:
     with pytest.raises(ValueError, match=r"^Occluded-Duke shows people .* withdrawn in 2019"):
         OccludedDuke()

@@ -1,4 +1,4 @@
-"""Validation splits: which images they take, and what they leave."""
+"""Validation splits: which images they take, and which stay in training."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from reid.data.datasets.validation import ValidationSplit
 from reid.structures import DataError, ImageRecord
 
 Seen = dict[int, dict[int, int]]
-"""Images by identity and camera."""
+"""Identity -> camera -> number of images."""
 
 
 class Listed(ReIDDataset):
-    """A training set of so many images."""
+    """A training set with the given numbers of images."""
 
     name = "Listed"
     cameras = ("door", "hall")
@@ -70,7 +70,7 @@ def test_each_identity_and_camera_has_one_query() -> None:
     assert not check_labels(found)
 
 
-def test_the_seed_alone_draws() -> None:
+def test_the_choice_depends_on_the_seed_alone() -> None:
     source = Listed(many())
     first = splits(ValidationSplit(source, 10, seed=1))
     again = Listed(many())
@@ -84,7 +84,7 @@ def test_the_seed_alone_draws() -> None:
     # more of them hold the fewer
     more = splits(ValidationSplit(source, 11))
     assert {r.pid for r in first["query"]} < {r.pid for r in more["query"]}
-    # results under one name must be of one split, whatever the version
+    # the name must tell splits apart, whatever the version
     order = sorted(many(), key=lambda pid: sha256(f"1/{pid}".encode()).digest())
     assert {r.pid for r in first["query"]} == set(order[:10])
 
@@ -118,7 +118,7 @@ def test_every_query_has_a_match(
             assert sorted(record.camid for record in found["gallery"]) == gallery
 
 
-def test_a_share_is_of_those_that_can_be_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_share_counts_identities_that_can_be_queries(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     seen = many(20) | {pid: {0: 5} for pid in range(100, 130)} | {200: {-1: 1}}
     dataset = ValidationSplit(Listed(seen, unlabelled=3), 0.25, seed=4)
@@ -138,7 +138,7 @@ def test_a_share_is_of_those_that_can_be_asked_for(caplog: pytest.LogCaptureFixt
     assert len({r.pid for r in ValidationSplit(Listed(many(20)), 0.001).load("query")}) == 1
 
 
-def test_what_else_it_says_of_itself() -> None:
+def test_name_site_and_splits() -> None:
     dataset = ValidationSplit(Listed(many()), 0.2, seed=3)
     assert dataset.name == "Listed-validation-0.2-seed3"
     assert (dataset.site, dataset.cameras) == ("Listed", ("door", "hall"))
@@ -149,17 +149,19 @@ def test_what_else_it_says_of_itself() -> None:
 
 
 @pytest.mark.parametrize("identities", [0, -1, 0.0, 1.0, 2.5])
-def test_numbers_that_are_none(identities: float) -> None:
+def test_wrong_numbers_of_identities(identities: float) -> None:
     with pytest.raises(ValueError, match=r"validation\.identities: expected a number"):
         ValidationSplit(Listed(many()), identities)
 
 
 def test_too_few_identities() -> None:
-    with pytest.raises(DataError, match=r"needs 3 identities .* only 2 of the 3 identities"):
+    with pytest.raises(
+        DataError, match=r"needs 3 identities .* only 2 of the 3 training identities"
+    ):
         ValidationSplit(Listed({1: {0: 2, 1: 2}, 2: {0: 1, 1: 1}, 3: {0: 9}}), 3).load("train")
     with pytest.raises(DataError, match="leaves none to train on"):
         ValidationSplit(Listed({1: {0: 2, 1: 2}}), 1).load("train")
-    with pytest.raises(DataError, match="only 0 of the 0 identities"):
+    with pytest.raises(DataError, match="only 0 of the 0 training identities"):
         ValidationSplit(Listed({}, unlabelled=5), 0.5).load("train")
 
 

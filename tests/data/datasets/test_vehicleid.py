@@ -48,7 +48,7 @@ def test_one_gallery_image_of_each_vehicle(folder: Path) -> None:
     assert small.name == "VehicleID-1600"
 
 
-def test_the_draw_depends_on_seed_and_names_alone(folder: Path) -> None:
+def test_the_gallery_depends_on_seed_and_names_alone(folder: Path) -> None:
     def drawn(seed: int) -> set[str]:
         return {Path(r.path).stem for r in VehicleID(gallery_seed=seed).load("gallery")}
 

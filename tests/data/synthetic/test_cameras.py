@@ -19,7 +19,7 @@ PLAIN = {
 
 
 def develop(exposure: float = 1.0, **changes: object) -> np.ndarray:
-    """A picture of one colour, through a chain that changes only what is asked."""
+    """A picture of one colour, through a chain with only the given changes."""
     chain = ImageChain(**{**PLAIN, **changes})  # type: ignore[arg-type]
     image = Image.new("RGB", (8, 16), (120, 60, 30))
     return chain.develop(image, exposure, np.random.default_rng(0))

@@ -42,7 +42,7 @@ COLOURS = [
 
 
 def test_pictures_are_those_of_earlier_versions() -> None:
-    """Drawn sets are made anew on each machine, and figures of runs on them are compared.
+    """Each machine draws the sets anew, and results on them are compared.
 
     Means, since the last bit of a pixel may change with Pillow's version.
     """
@@ -66,7 +66,7 @@ def test_pixels_do_not_depend_on_what_was_drawn_before() -> None:
         np.testing.assert_array_equal(one(*pair), forward[pair])
 
 
-def test_nobody_is_in_the_picture() -> None:
+def test_a_picture_of_nobody() -> None:
     calm = PictureStyle(**dict.fromkeys(("flicker", "pole", "crowd", "shade"), 0.0))
     silent = CameraStyle(noise=(0.0, 0.0), blur=(0.0, 0.0))
     camera = synthesise_camera(np.random.default_rng(1), silent, calm)
@@ -94,7 +94,7 @@ def test_cameras_differ_more_than_persons_in_colour() -> None:
     assert means.mean(0).std(0).mean() > 2 * means.mean(1).std(0).mean()
 
 
-def test_persons_survive_in_the_picture() -> None:
+def test_persons_are_recognisable_without_nuisances() -> None:
     """Without the nuisances, another picture of a person is nearer than another person."""
     style = CameraStyle(
         **dict.fromkeys(("cast", "exposure", "haze", "blur", "noise", "pitch"), (0.0, 0.0)),
