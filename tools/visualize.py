@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from reid.engine.logs import show_picture, tool_logging
+from reid.engine.logs import tool_logging
+from reid.engine.metrics import show_picture
 from reid.evaluation.feature_files import load_features
 from reid.evaluation.ranking import pair_similarities
 from reid.pictures.plots import draw_similarities

@@ -25,7 +25,7 @@ from reid.assembly.network import pick_device
 from reid.assembly.plugins import register_parts
 from reid.assembly.trainer import build_trainer
 from reid.config import load_config
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.engine.randomness import seed_everything
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import Trainer
