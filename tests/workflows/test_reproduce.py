@@ -179,7 +179,7 @@ def test_results_of_fewer_epochs_or_of_nobody_do_not_count(
     (run / "results.json").write_text(text.replace('"epoch": 2', '"epoch": 1'))
     assert "1/1" not in table(folder, "other", report_only=True)[1]
     (run / "results.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"results\.json: not the results of a run"):
+    with pytest.raises(ConfigError, match=r"results\.json: expected the results of a run"):
         table(folder, "other", report_only=True)
 
 
@@ -208,8 +208,8 @@ def test_a_row_without_a_config_for_the_data_set(folder: Path) -> None:
         ({"rows": ["known"]}, "rows: known cannot be trained: published numbers only"),
         ({"rows": ["plain"], "dataset": "other"}, "plain cannot be trained: no config for other"),
         ({"seeds": 0}, "seeds: expected 1 or more, got 0"),
-        ({"number": 3}, "has the tables 1, 2, got 3"),
-        ({"overrides": ["SEED", "3"]}, "SEED: set by the table"),
+        ({"number": 3}, "expected one of 1, 2 of .*, got 3"),
+        ({"overrides": ["SEED", "3"]}, "SEED: the table sets it"),
         ({"overrides": ["SEDE", "3"]}, r"sede: unknown key .*on the command line"),
     ],
 )

@@ -222,7 +222,7 @@ def test_a_stopped_run_resumes_bit_for_bit(folder: Path, name: str, epoch: int) 
 
 def test_resume_without_a_checkpoint_starts_anew(folder: Path) -> None:
     train(config(folder, "supervised", "anew", "SOLVER.MAX_EPOCHS", 1), resume=True)
-    assert "training starts anew" in (folder / "anew" / "log.txt").read_text()
+    assert "training starts over" in (folder / "anew" / "log.txt").read_text()
 
 
 def test_a_truncated_checkpoint_is_refused(finished: Path, folder: Path) -> None:
