@@ -191,7 +191,7 @@ def test_each_model_is_shown_the_cameras_that_it_knows(runs: Path, tmp_path: Pat
 def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = ["--output", tmp_path / "out.png"]
     for arguments, message in (
-        (["histogram"], "expected a --model"),
+        (["histogram"], "expected --model"),
         (["stripes", "--model", runs / "plain"], "BNNeckHead cuts no parts"),
         (["ranked", "--model", tmp_path], "config.yaml' does not exist"),
         (

@@ -13,9 +13,9 @@ from reid.workflows.gpu_check.page import cell_text, columns, facts, machine_of
 BEGIN = "<!-- gpu_check: begin -->"
 END = "<!-- gpu_check: end -->"
 EMPTY = """\
-No GPU has been measured yet: none was at hand since the check was written. On a machine with one,
-`make gpu-check` takes six minutes, and `python tools/gpu_check.py --docs logs/gpu_check/gpu_check.json`
-puts what it has measured here.
+No GPU has been measured yet: none has been available since the check was written. On a machine with a
+GPU, `make gpu-check` takes six minutes; then `python tools/gpu_check.py --docs
+logs/gpu_check/gpu_check.json` writes the measurements here.
 """  # noqa: E501
 
 
