@@ -20,7 +20,7 @@ logs/gpu_check/gpu_check.json` writes the measurements here.
 
 
 class DocsError(ValueError):
-    """The results or the page cannot be used; says which file, and why."""
+    """The results or the page cannot be used; the message names the file and the reason."""
 
 
 def write_docs(results_file: Path, page_file: Path) -> None:
@@ -48,10 +48,10 @@ def write_docs(results_file: Path, page_file: Path) -> None:
 
 
 def replaced(page: str, text: str, name: str) -> str:
-    """A page with `text` between its marks.
+    """Puts `text` between the two marks of a page.
 
     Raises:
-        DocsError: It has not one of each, in their order.
+        DocsError: The page does not have each mark once, in this order.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise DocsError(f"{name}: expected one line {BEGIN} and one line {END} after it")
@@ -60,7 +60,7 @@ def replaced(page: str, text: str, name: str) -> str:
 
 
 def section_text(results: Mapping[str, Any]) -> str:
-    """What a run on a GPU has shown, in Markdown.
+    """The results of a run on a GPU, in Markdown.
 
     Raises:
         DocsError: The run was on a CPU, or at toy sizes.

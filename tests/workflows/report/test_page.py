@@ -130,7 +130,7 @@ def test_names_do_not_become_html(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("without", "words"),
     [
-        ("results.json", "results.json tells nothing of single queries and cameras."),
+        ("results.json", "results.json has no details about queries and cameras."),
         ("config.yaml", "config.yaml is missing"),
         ("metrics.json", "metrics.json has nothing of this."),
         ("log.txt", "2.6"),
@@ -146,8 +146,8 @@ def test_a_killed_run(make_run: MakeRun) -> None:
     folder = make_run(finished=False, SOLVER={"MAX_EPOCHS": 50})
     text = squeezed(page(folder).text)
     assert "ended in or after epoch 3 of 50; log.txt does not say why" in text
-    assert "to which this run has not come" in text
-    assert "The last evaluation, which alone tells of queries and cameras, was not reached" in text
+    assert "which this run has not reached" in text
+    assert "Only the last evaluation has queries and cameras, and this run has not rea" in text
     assert f"--config-file {folder}/config.yaml --resume OUTPUT_DIR {folder}" in text
     assert "70.0" in text  # from metrics.json
     with (folder / "log.txt").open("a") as log:
@@ -284,7 +284,7 @@ def test_equal_runs_get_different_names(make_run: MakeRun, tmp_path: Path) -> No
     write_report([one, other], tmp_path / "new" / "page.html")
     text = squeezed(Page((tmp_path / "new" / "page.html").read_text("utf-8")).text)
     assert "All settings on which results depend are the same." in text
-    assert "Settings that leave results as they are (1)" in text
+    assert "Settings that do not change results (1)" in text
     assert text.count(f"{tmp_path}/b/run") > 3
     write_report([one, one], tmp_path / "page.html")
     assert f"{one} (2)" in (tmp_path / "page.html").read_text("utf-8")
