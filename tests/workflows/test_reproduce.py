@@ -141,7 +141,7 @@ def test_a_failed_row_does_not_stop_the_others_and_goes_on_later(
     assert whole
     assert "plain/seed1: goes on" in said
     assert said.count("finished already") == 1
-    # a broken run that went on gives what an unbroken one gives
+    # A resumed run gives the results of an uninterrupted one.
     runs = [
         root / "plain" / "seed1" / "results.json" for root in (finished, folder / "failing/drawn")
     ]
