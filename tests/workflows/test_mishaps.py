@@ -367,8 +367,8 @@ def test_a_collapse_in_the_first_epoch_or_with_stop_ends_the_run(folder: Path) -
     for number, (clusters, word, message) in enumerate(
         [
             ([0], "keep", "epoch 1: no cluster: raise eps"),
-            ([1], "keep", "epoch 1: all 43 images .* one cluster; other options"),
-            ([5, 1], "stop", "epoch 2: all 43 images .* one cluster"),
+            ([1], "keep", "epoch 1: there is only one cluster, of all 43 images .*; other options"),
+            ([5, 1], "stop", "epoch 2: there is only one cluster, of all 43 images"),
             ([5, 0], "warn", "epoch 2: no cluster"),
         ]
     ):

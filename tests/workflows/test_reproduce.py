@@ -221,5 +221,5 @@ def test_wrong_arguments_are_named(folder: Path, options: dict[str, object], mes
 def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(ConfigError, match="trained by one process"):
+    with pytest.raises(ConfigError, match="expected one process, not torchrun"):
         table(folder, "several")
