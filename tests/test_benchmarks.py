@@ -1,4 +1,4 @@
-"""What the benchmarks report."""
+"""The measurements that the benchmarks report."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def measure(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("measure")
 
 
-def test_a_side_is_measured_in_a_process_of_its_own(measure: Any) -> None:
+def test_a_side_is_measured_in_a_new_process(measure: Any) -> None:
     measured = measure.measure(len, range, 10)
     assert measured.result == 10
     assert measured.seconds >= 0
@@ -26,7 +26,7 @@ def test_a_side_is_measured_in_a_process_of_its_own(measure: Any) -> None:
 
 
 def test_a_side_on_a_gpu(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # stand-ins for the GPU; the clock is read after it has finished
+    # Stand-ins for a GPU; the clock must be read after the GPU has finished.
     calls: list[str] = []
     monkeypatch.setattr(measure, "_put", lambda data, device: calls.append(device) or data)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: calls.append("synchronize"))

@@ -48,7 +48,7 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     build_evaluator(config)
     if config.clusterer is not None:
         build_part(CLUSTERER, config.clusterer, "clusterer")
-    if not config.datasets.train:  # to be inherited from; it is no run
+    if not config.datasets.train:  # a base for other configs, not a run
         return
     dataset = dict(config.datasets.train)
     if dataset["name"] in ("DukeMTMCreID", "OccludedDuke"):
@@ -65,7 +65,7 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found.test.shape == (1, model.embed_dim)
 
 
-def test_every_run_has_a_folder_of_its_own() -> None:
+def test_every_run_has_a_different_folder() -> None:
     runs = [config for config in map(load_config, CONFIGS) if config.datasets.train]
     assert len({config.output_dir for config in runs}) == len(runs) > 10
 

@@ -1,4 +1,4 @@
-"""What the main process does for all, and what it shares with the others."""
+"""Work that the main process does for all, and work that it shares with the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WORLD_SIZE = 2
 
 
 def part(rows: Tensor, progress: Any) -> tuple[int, float, bool]:
-    """Each process's number, what it got of the rows, and whether it has the bar."""
+    """Returns the process's number, the sum of its rows, and whether it has the progress bar."""
     return distributed.rank(), float(rows.sum()), progress is not None
 
 

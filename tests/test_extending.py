@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md are short, and run as they stand there."""
+"""The examples of docs/extending.md are short, and run unchanged."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ def test_the_console_takes_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
     sys.stdout.write("ü \udce9.jpg")
     assert written.getvalue() == rb"\xfc \udce9.jpg"
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    escape_output()  # it takes all as it is
+    escape_output()  # a stream that is not a TextIOWrapper stays unchanged
 
 
 def test_after_an_error_the_old_file_stands(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_what_is_no_json_is_named(tmp_path: Path, text: str) -> None:
 @on_posix
 def test_a_link_stays_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "far").mkdir()
-    for name in ("old", "new"):  # a file that is there, and one that is made
+    for name in ("old", "new"):  # an existing file, and a new one
         link = tmp_path / name
         link.symlink_to(tmp_path / "far" / name)
     (tmp_path / "far" / "old").write_text("before")
@@ -209,7 +209,7 @@ def test_a_pipe_gets_the_bytes_if_somebody_reads(tmp_path: Path) -> None:
         opened.set()
         os.set_blocking(descriptor, True)
         with os.fdopen(descriptor) as file:
-            while not got:  # nothing, until somebody writes
+            while not got:  # empty until somebody writes
                 text = file.read()
                 if text:
                     got.append(text)

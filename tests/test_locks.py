@@ -35,7 +35,7 @@ def test_a_second_holder_is_told_of_the_first(tmp_path: Path) -> None:
         os.kill(holder.pid, signal.SIGKILL)
         holder.wait(10)
         assert (tmp_path / "run.lock").exists()
-        with locked(tmp_path):  # the system has let it go
+        with locked(tmp_path):  # the system has released the lock
             assert (tmp_path / "run.lock").read_text().startswith(f"process {os.getpid()} on ")
     finally:
         holder.kill()

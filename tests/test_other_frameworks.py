@@ -1,4 +1,4 @@
-"""Keys of other frameworks lead to keys that exist here."""
+"""For keys of other frameworks, the table names keys that exist here."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PARTS = {
 
 
 def ours() -> list[str]:
-    """Every key that the table names, in parentheses too."""
+    """Every key that the table names, including those in parentheses."""
     texts = (re.sub(r"[()]", " ", text) for text in OUR_KEYS.values())
     words = {word.strip(";:,") for text in texts for word in text.split()}
     keys = {word for word in words if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", word)}

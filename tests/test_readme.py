@@ -1,4 +1,4 @@
-"""What the README says is true."""
+"""The README is true."""
 
 from __future__ import annotations
 

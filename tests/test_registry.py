@@ -56,7 +56,7 @@ def test_options_come_from_the_config_and_facts_from_the_caller(parts):
 def test_what_is_wrong_is_named(parts, spec, message):
     with pytest.raises(ConfigError, match=message) as built:
         build(parts, spec, "clusterer", num_cameras=6)
-    if "more than 0" in message:  # the part itself refuses it
+    if "more than 0" in message:  # the part refuses it, not the registry
         assert check_spec(parts, spec, "clusterer", ["num_cameras"]) == {"num_cameras"}
         return
     with pytest.raises(ConfigError) as checked:
@@ -203,7 +203,7 @@ def test_values_are_converted_where_nothing_is_lost(value, annotation, expected)
     ],
 )
 def test_values_out_of_bounds_are_refused(value, annotation, message):
-    if message is None:  # what stands inside `Any` is the part's to judge
+    if message is None:  # the part checks values of type `Any`
         assert check_type(value, annotation, "key") == value
         return
     with pytest.raises(ConfigError, match=message):

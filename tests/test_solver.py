@@ -23,7 +23,7 @@ def test_an_overflow_in_the_first_step_leaves_no_rubbish_in_the_momentum():
     layer = nn.Linear(2, 2)
     optimizer = build_optimizer(layer.parameters(), "SGD", lr=1.0, momentum=0.9)
     scaler = torch.amp.GradScaler("cpu")
-    # fills memory that nothing was written to with NaN
+    # Fills uninitialised memory with NaN.
     torch.use_deterministic_algorithms(True)
     try:
         for factor in (torch.inf, 1.0):

@@ -1,4 +1,4 @@
-"""What the tools do alike: output that cannot be written is told in a line."""
+"""All tools report output that they cannot write in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OUTPUT = "in_the_way/output"
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working directory, with something for each tool to read, and a file in the way."""
+    """The working directory, with input for each tool, and a file where a folder is needed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REID_DATASETS", str(tmp_path / "data"))
     torch.save(TimmBackbone("test_resnet", (64, 32)).net.state_dict(), "weights.pth")

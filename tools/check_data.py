@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Checks a data set: published counts, broken and doubled images, labels that cannot be right."""
+"""Checks a data set: published counts, broken and duplicate images, labels that must be wrong."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from reid.structures import DataError
 from reid.workflows.errors import tell, tells_errors
 
 EPILOG = """\
-Give a data set by name with its options, or a config file, whose data sets are all checked:
+Give the name of a data set with its options, or a config file, to check all of its data sets:
 
   python tools/check_data.py Market1501
   python tools/check_data.py Folder PATH shop --fix-list shop_leave_out.txt
   python tools/check_data.py --config-file configs/own_cameras.yaml DATASETS.TRAIN.PATH shop
 
-The list of --fix-list is what LEAVE_OUT of any data set takes: DATASETS.TRAIN.LEAVE_OUT FILE.
-Exit code: 0 nothing wrong, 1 something wrong, 2 the command is.
+Use the list of --fix-list as LEAVE_OUT of the data set: DATASETS.TRAIN.LEAVE_OUT FILE.
+Exit code: 0 nothing is wrong, 1 something is wrong, 2 the command is wrong.
 """
 
 
@@ -47,10 +47,14 @@ def main() -> int:
     )
     parser.add_argument("--config-file", action="append", metavar="FILE", help="YAML file")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a file")
-    parser.add_argument("--fix-list", type=Path, metavar="FILE", help="write what to leave out")
+    parser.add_argument("--fix-list", type=Path, metavar="FILE", help="list to leave out")
     parser.add_argument("--no-images", action="store_true", help="do not read the images")
     parser.add_argument(
-        "--min-side", type=int, default=16, metavar="PIXELS", help="tiny below (default: 16)"
+        "--min-side",
+        type=int,
+        default=16,
+        metavar="PIXELS",
+        help="tiny if smaller (default: 16)",
     )
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="threads (default: CPUs)"
@@ -66,7 +70,7 @@ def main() -> int:
         for dataset in datasets:
             splits = load_splits(dataset)
             total = len({record.path for records in splits.values() for record in records})
-            # standard error is what the decoders write their complaints to
+            # The bar goes to standard output, since decoders write complaints to standard error.
             with tqdm(total=total, unit=" images", disable=None, file=sys.stdout) as bar:
                 report = check_dataset(
                     dataset,
@@ -94,11 +98,11 @@ def main() -> int:
 
 
 def _specs(config_files: list[str] | None, settings: list[str]) -> tuple[object, str]:
-    """The specs of the data sets to check, and where they stand."""
+    """The specs of the data sets to check, and their key for messages."""
     if config_files is not None:
-        found = load_config(config_files, settings).datasets
-        train = found.train if isinstance(found.train, list) else [found.train]
-        return [spec for spec in [*train, *found.test] if spec], "datasets"
+        datasets = load_config(config_files, settings).datasets
+        train = datasets.train if isinstance(datasets.train, list) else [datasets.train]
+        return [spec for spec in [*train, *datasets.test] if spec], "datasets"
     return spec_of_words(settings), "dataset"
 
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Turns a published checkpoint, or one of a run, into safetensors that load here by name."""
+"""Converts a published checkpoint, or one of a run, to safetensors that this framework loads."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from reid.modeling.formats import FORMATS
 from reid.workflows.errors import tells_errors
 
 EPILOG = """\
-The format is found from the names in the file. The report says what became of every tensor; a
-mapping that is not complete is an error unless --partial is given. Nothing in a file is ever run.
+The names of the tensors show the format. The report says what became of every tensor; an incomplete
+mapping is an error unless you give --partial. No code in a file is ever run.
 
   python tools/convert_weights.py vit_small_ics_cfs_lup.pth weights/luperson.safetensors
   python tools/convert_weights.py tmgf_market.pth weights/tmgf.safetensors --plugins tmgf
@@ -34,17 +34,19 @@ def main() -> int:
     )
     parser.add_argument("source", type=Path, help="checkpoint: .pth, .pt, .tar or .safetensors")
     parser.add_argument("output", type=Path, help="safetensors file to write")
-    parser.add_argument("--format", metavar="NAME", help="take the source for this format")
+    parser.add_argument("--format", metavar="NAME", help="format of the source")
     parser.add_argument(
         "--part",
         choices=("model", "backbone"),
         default="model",
-        help="backbone: without head and camera embeddings, to start from",
+        help="backbone: without head and camera embeddings, as the start of a training",
     )
     parser.add_argument("--half", action="store_true", help="write in half precision")
     parser.add_argument("--partial", action="store_true", help="write an incomplete mapping too")
-    parser.add_argument("--drop", nargs="+", default=(), metavar="PATTERN", help="leave out names")
-    parser.add_argument("--plugins", nargs="+", default=(), metavar="PACKAGE", help="to import")
+    parser.add_argument(
+        "--drop", nargs="+", default=(), metavar="PATTERN", help="tensors to leave out"
+    )
+    parser.add_argument("--plugins", nargs="+", default=(), metavar="PACKAGE", help="import first")
     parser.add_argument("--url", default="", help="where the source came from")
     parser.add_argument("--size", nargs=2, type=int, metavar=("H", "W"), help="image size, pixels")
     parser.add_argument("--mean", nargs=3, type=float, help="pixel mean in training, with --std")

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Evaluates features that any code has made, under the protocol of Market-1501."""
+"""Evaluates features from any code with the protocol of Market-1501."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from reid.files import say, write_text
 from reid.workflows.errors import tells_errors
 
 EPILOG = """\
-FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
-`gallery_pids`, `query_camids`, `gallery_camids`; or of `features` (N, D) together with --csv, a
-list of N images with the header path,pid,camid,split in the same order. Features are made unit
-vectors first.
+FEATURES is an .npz file with the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
+`gallery_pids`, `query_camids` and `gallery_camids`. Or it has `features` (N, D), and --csv gives a
+list of the N images in the same order, with the header path,pid,camid,split. Features are
+normalised to unit length first.
 
   python tools/evaluate.py features.npz
   python tools/evaluate.py features.npz --csv list.csv --output results.json RERANKING true K1 20

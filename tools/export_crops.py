@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Copies a data set's images into a bare folder of crops for each camera, without identities."""
+"""Copies a data set's images into a folder for each camera, without identities."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from reid.files import say
 from reid.workflows.errors import tells_errors
 
 EPILOG = """\
-To try training on own cameras before one has any (docs/own_cameras.md):
+Use this to try training on your own cameras (docs/own_cameras.md) before you have crops:
 
   python tools/export_crops.py datasets/shop SyntheticPersons SEED 3
 
-makes datasets/shop/camera1/000000.jpg and so on of the training images. Names say nothing of who
-is who. With --labelled, query and gallery images lie among them, and datasets/shop/labels.csv tells
-who is on these.
+copies the training images to datasets/shop/camera1/000000.jpg and so on. The names do not show the
+identities. With --labelled, query and gallery images are copied too, and datasets/shop/labels.csv
+has their identities.
 """
 
 
@@ -36,7 +36,9 @@ def main() -> int:
         "dataset", nargs="+", metavar="NAME KEY VALUE", help="name of a data set and its options"
     )
     parser.add_argument(
-        "--labelled", action="store_true", help="test images too, with their labels in labels.csv"
+        "--labelled",
+        action="store_true",
+        help="copy test images too, with their labels in labels.csv",
     )
     arguments = parser.parse_intermixed_args()
     dataset = build_dataset(spec_of_words(arguments.dataset), "dataset")

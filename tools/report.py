@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Makes a page of HTML of a run, or of several side by side; it needs no network."""
+"""Writes an HTML page about a run, or about several side by side; it needs no network."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from reid.workflows.errors import tells_errors
 from reid.workflows.report import write_report
 
 EPILOG = """\
-  python tools/report.py logs/run                        # logs/run/report.html
-  python tools/report.py logs/run logs/other             # report.html here, both side by side
+  python tools/report.py logs/run                        # writes logs/run/report.html
+  python tools/report.py logs/run logs/other             # writes report.html here, side by side
 """
 
 
@@ -27,7 +27,7 @@ def main() -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--output", type=Path, metavar="HTML",
-        help="(default: report.html in the run's folder; of several runs, here)",
+        help="(default: report.html in the run's folder; for several runs, here)",
     )  # fmt: skip
     arguments = parser.parse_args()
     print(f"Written to {write_report(arguments.runs, arguments.output)}")

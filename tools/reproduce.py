@@ -13,12 +13,12 @@ from reid.workflows.errors import USER_ERRORS, tell, tells_errors
 from reid.workflows.reproduce import reproduce
 
 EPILOG = """\
-Every row is a run in OUTPUT/DATASET/ROW/seedS, shared by all tables. The same command again skips
-finished runs and goes on with broken ones. A failed row or data set is reported and the others are
-trained; the exit code is then not 0. KEY VALUE pairs go to every row:
+Every row is a run in OUTPUT/DATASET/ROW/seedS, shared by all tables. If you repeat the command, it
+skips finished runs and resumes interrupted ones. If a row or data set fails, the tool reports it,
+trains the others, and ends with an exit code other than 0. KEY VALUE pairs go to every row:
 
   python tools/reproduce.py --table 2 --dataset msmt --seeds 3
-  python tools/reproduce.py --table 2 --dataset synthetic                 (minutes a row on a CPU)
+  python tools/reproduce.py --table 2 --dataset synthetic               (minutes per row on a CPU)
   python tools/reproduce.py --table 5                                     (all its data sets)
   python tools/reproduce.py --table 3 --dataset msmt --rows parts_2_4,parts_3_4 DEVICE cuda:1
   python tools/reproduce.py --table 3 --dataset msmt --report-only
@@ -54,7 +54,7 @@ def main() -> int:
         type=Path,
         default=Path("projects/TMGF/tables.yaml"),
         metavar="FILE",
-        help="what the paper has (default: %(default)s)",
+        help="file of the paper's tables (default: %(default)s)",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the files'"
@@ -77,9 +77,9 @@ def main() -> int:
                 say=lambda text: print(text, flush=True),
             )
         except Interrupted as stop:
-            sys.stderr.write(f"{stop}; the same command goes on\n")
+            sys.stderr.write(f"{stop}; the same command resumes it\n")
             return stop.exit_code
-        except USER_ERRORS as error:  # of one data set; the others can still be trained
+        except USER_ERRORS as error:  # the other data sets can still be trained
             codes.append(tell(error))
         else:
             codes.append(0 if whole else 1)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Puts a training run into Slurm's queue through submitit, and again when its time is over."""
+"""Puts a training run into Slurm's queue through submitit, and again when its time is up."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ EPILOG = """\
   python tools/submit.py --nodes 2 --gpus-per-node 4 --hours 12 --partition gpu -- \\
       --config-file projects/TMGF/configs/msmt.yaml OUTPUT_DIR logs/tmgf/msmt
 
-What stands after -- are the arguments of tools/train_net.py, which gets --resume besides. Needs
-submitit (pip install submitit). See docs/distributed.md.
+The arguments after -- go to tools/train_net.py, which also gets --resume. This tool needs submitit
+(pip install submitit). See docs/distributed.md.
 """
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass
 class Run:
-    """One task a machine: torchrun, which starts a process for each GPU.
+    """The task of one machine: it starts torchrun, which starts a process for each GPU.
 
-    submitit calls it, and `checkpoint` when the job is about to be stopped.
+    submitit calls this object to run it, and `checkpoint` when Slurm is about to stop the job.
     """
 
     nodes: int
@@ -34,7 +34,7 @@ class Run:
     arguments: tuple[str, ...]
 
     def __call__(self) -> None:
-        """Runs until the end.
+        """Runs the training to its end.
 
         Raises:
             subprocess.CalledProcessError: Training ended with an error.
@@ -57,7 +57,7 @@ class Run:
         ]  # fmt: skip
 
     def checkpoint(self) -> Any:
-        """The job to queue next: the same, which goes on from the last checkpoint."""
+        """The job to queue next: the same one, which resumes from the last checkpoint."""
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
@@ -72,12 +72,12 @@ def main() -> int:
     parser.add_argument("--gpus-per-node", type=int, default=1, help="(default: 1)")
     parser.add_argument("--cpus-per-gpu", type=int, default=8, help="(default: 8)")
     parser.add_argument("--hours", type=float, default=24, help="time limit (default: 24)")
-    parser.add_argument("--partition", help="of the cluster")
-    parser.add_argument("--name", default="reid", help="of the job (default: reid)")
+    parser.add_argument("--partition", help="the cluster's partition")
+    parser.add_argument("--name", default="reid", help="name of the job (default: reid)")
     parser.add_argument(
         "--logs", type=Path, default=Path("logs/slurm"), help="folder (default: logs/slurm)"
     )
-    parser.add_argument("arguments", nargs="+", help="of tools/train_net.py, after --")
+    parser.add_argument("arguments", nargs="+", help="for tools/train_net.py, after --")
     options = parser.parse_args()
     try:
         import submitit

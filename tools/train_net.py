@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Trains or evaluates what a config file describes."""
+"""Trains or evaluates the model that a config file describes."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ EPILOG = """\
 Any setting can be given after the options as KEY VALUE pairs, which win over the file:
 
   python tools/train_net.py --config-file projects/TMGF/configs/msmt.yaml SOLVER.BASE_LR 7e-4
-  python tools/train_net.py --config-file DATA --config-file METHOD  (METHOD lies over DATA)
+  python tools/train_net.py --config-file DATA --config-file METHOD  (METHOD wins over DATA)
   python tools/train_net.py --config-file FILE --resume
   python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS logs/run/model_best.safetensors
   torchrun --nproc-per-node 4 tools/train_net.py --config-file FILE
 
-Ctrl-C and SIGTERM end the run after the step, with a checkpoint and the command that goes on with it
-(exit code 130, 143); a second one ends it at once.
+Ctrl-C and SIGTERM end the run after the current step, with a checkpoint and the command that resumes it
+(exit code 130 or 143); a second one ends it at once.
 
-reid/config.py documents every key. Datasets lie below $REID_DATASETS (default: datasets/).
+reid/config.py documents every key. Datasets are in $REID_DATASETS (default: datasets/).
 """  # noqa: E501
 
 
@@ -39,20 +39,20 @@ def main() -> int:
         required=True,
         action="append",
         metavar="FILE",
-        help="YAML file; given several times, each lies over those before it",
+        help="YAML file; if given several times, later files win",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     mode.add_argument(
-        "--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR"
+        "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"
     )
     mode.add_argument(
-        "--overwrite", action="store_true", help="start anew in an OUTPUT_DIR that holds a run"
+        "--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds"
     )
     parser.add_argument(
         "--allow-config-change",
         action="store_true",
-        help="resume though settings have changed that training depends on",
+        help="resume even if settings that change training differ",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's"

@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Draws what a model sees and finds: attention, parts, ranked lists, clusters, similarities."""
+"""Draws pictures of a model: attention, parts, ranked lists, clusters, similarities."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from reid.engine.logs import show_picture, tool_logging
+from reid.engine.logs import tool_logging
+from reid.engine.metrics import show_picture
 from reid.evaluation.feature_files import load_features
 from reid.evaluation.ranking import pair_similarities
 from reid.pictures.plots import draw_similarities
@@ -16,7 +17,7 @@ from reid.workflows import pictures
 from reid.workflows.errors import tells_errors
 
 EPILOG = """\
-A model is the folder of a run, or a config file and weights:
+Give a model as the folder of a run, or as a config file and weights:
 
   python tools/visualize.py rollout --model logs/tmgf1 --model logs/tmgf   # side by side (figure 3)
   python tools/visualize.py rollout --model projects/TMGF/configs/market.yaml tmgf.safetensors
@@ -24,8 +25,8 @@ A model is the folder of a run, or a config file and weights:
   python tools/visualize.py embed --model logs/run --colour camera
   python tools/visualize.py histogram --features features.npz
 
-The picture of a run, or of weights in its folder, is shown in the run's TensorBoard too, below
-"pictures". tools/evaluate.py --help tells what an .npz file has.
+A picture of a run, or of weights in a run's folder, also appears in the run's TensorBoard, under
+"pictures". tools/evaluate.py --help describes the .npz file.
 """
 
 
@@ -38,7 +39,7 @@ def main() -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (
-        ("rollout", "attention rollout, of each model and each branch"),
+        ("rollout", "attention rollout of each model and each branch"),
         ("stripes", "the horizontal parts of each branch"),
         ("ranked", "queries with their best matches; junk is marked"),
         ("clusters", "contact sheet of the clusters in the training set"),
@@ -55,30 +56,36 @@ def main() -> int:
             help="(default: %(default)s)",
         )  # fmt: skip
         command.add_argument(
-            "--set", nargs="+", default=[], metavar="KEY VALUE", help="win over the models' configs"
+            "--set",
+            nargs="+",
+            default=[],
+            metavar="KEY VALUE",
+            help="settings that win over the models' configs",
         )
         command.add_argument(
             "--no-tensorboard", dest="tensorboard", action="store_false",
-            help="leave the TensorBoard of the models' runs as it is",
+            help="do not show the picture in the TensorBoard of the models' runs",
         )  # fmt: skip
         if name in ("embed", "histogram"):
-            command.add_argument("--features", type=Path, metavar="NPZ", help="in place of a model")
-            command.add_argument("--csv", type=Path, metavar="LIST", help="of the images in NPZ")
+            command.add_argument(
+                "--features", type=Path, metavar="NPZ", help="draw this, not a model"
+            )
+            command.add_argument("--csv", type=Path, metavar="LIST", help="list of NPZ's images")
         if name in ("rollout", "stripes", "ranked", "clusters"):
             command.add_argument("--count", type=int, default=8, help="rows (default: 8)")
         if name in ("rollout", "stripes"):
             command.add_argument(
                 "--images", nargs="+", type=Path, default=(), metavar="FILE",
-                help="in place of queries of the first test set",
+                help="images to show instead of queries of the first test set",
             )  # fmt: skip
         if name == "rollout":
             command.add_argument(
                 "--heads", choices=("mean", "max", "min"), default="mean",
-                help="how those of a layer are joined (default: mean)",
+                help="how the heads of a layer are combined (default: mean)",
             )  # fmt: skip
         if name == "clusters":
             command.add_argument(
-                "--columns", type=int, default=12, help="images of a cluster (default: 12)"
+                "--columns", type=int, default=12, help="images per cluster (default: 12)"
             )
         if name == "embed":
             command.add_argument(
@@ -100,7 +107,7 @@ def main() -> int:
 
 
 def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
-    """Draws the picture that was asked for; returns the models that it is of."""
+    """Draws the picture; returns the models that it shows."""
     output, features = arguments.output, getattr(arguments, "features", None)
     for paths in arguments.model:
         if len(paths) > 2:
@@ -110,7 +117,7 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
             )
     models = [pictures.load_trained(*paths, overrides=arguments.set) for paths in arguments.model]
     if features is None and not models:
-        raise ConfigError("expected a --model to draw, got none")
+        raise ConfigError("expected --model, got none")
     if len(models) > 1 and arguments.command != "rollout":
         raise ConfigError(f"{arguments.command}: expected one --model, got {len(models)}")
     match arguments.command:
@@ -126,18 +133,18 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
             pictures.picture_clusters(output, models[0], arguments.count, arguments.columns)
         case "embed" if arguments.colour == "cluster":
             if not models:
-                raise ConfigError("--colour cluster needs a --model, whose clusterer is asked")
+                raise ConfigError("--colour cluster needs --model, since its clusterer is used")
             pictures.picture_cluster_embedding(output, models[0], arguments.method)
         case _:
             if features is not None:
-                found, name = load_features(features, arguments.csv)[:2], features.stem
-                models = []  # the picture is of none
+                pair, name = load_features(features, arguments.csv)[:2], features.stem
+                models = []  # the picture shows none of them
             else:
-                found, name = models[0].test_features(), models[0].name
+                pair, name = models[0].test_features(), models[0].name
             if arguments.command == "histogram":
-                draw_similarities(output, pair_similarities(*found))
+                draw_similarities(output, pair_similarities(*pair))
             else:
-                pictures.picture_embedding(output, *found, arguments.colour, arguments.method, name)
+                pictures.picture_embedding(output, *pair, arguments.colour, arguments.method, name)
     return models
 
 

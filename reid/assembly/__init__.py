@@ -1,1 +1,1 @@
-"""Config to objects: the one floor that reads the config."""
+"""Builds objects from the config; no other code reads the config."""

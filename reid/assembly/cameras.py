@@ -1,4 +1,4 @@
-"""Which camera of a data set is which camera of a model: by data set and name, never by chance."""
+"""Matches the cameras of a data set with those that a model knows, by data set and name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Camera(NamedTuple):
     """A camera that a model has learned.
 
     Attributes:
-        site: Whose cameras these are; see `ReIDDataset.site`.
-        number: In its data set.
-        name: Its name there; empty where cameras have none.
-        seen: Whether a training image is of it.
+        site: The place where the camera stands; see `ReIDDataset.site`.
+        number: The camera's number in its data set.
+        name: The camera's name in its data set; empty if cameras have no names.
+        seen: Whether a training image comes from this camera.
     """
 
     site: str
@@ -36,18 +36,18 @@ class Camera(NamedTuple):
 
 
 def training_cameras(images: TrainImages) -> list[Camera]:
-    """The cameras of the training images, by their number in the model.
+    """The cameras of the training images, in the order of their numbers in the model.
 
     Raises:
-        DataError: Files are not what was expected, or cameras have far-off numbers.
+        DataError: The data set's files are wrong, or the camera numbers have large gaps.
     """
     count = images.count_cameras()
     seen = {record.camid for record in images.load()}
     cameras = []
     for number in range(count):
-        dataset, own = images.origin_of_camera(number)
-        name = dataset.cameras[own] if own < len(dataset.cameras) else ""
-        cameras.append(Camera(dataset.site, own, name, number in seen))
+        dataset, there = images.origin_of_camera(number)
+        name = dataset.cameras[there] if there < len(dataset.cameras) else ""
+        cameras.append(Camera(dataset.site, there, name, number in seen))
     return cameras
 
 
@@ -57,10 +57,10 @@ def dump_cameras(cameras: Sequence[Camera]) -> str:
 
 
 def read_cameras(metadata: Mapping[str, str], path: str) -> list[Camera] | None:
-    """The cameras that a weights file knows; None: it does not say.
+    """The cameras that a weights file names; None: it names none.
 
     Raises:
-        WeightsError: What it says is no list of cameras.
+        WeightsError: The entry is not a list of cameras.
     """
     if "cameras" not in metadata:
         return None
@@ -79,10 +79,10 @@ def read_cameras(metadata: Mapping[str, str], path: str) -> list[Camera] | None:
 
 
 def match_camera(cameras: Sequence[Camera], site: str, number: int, name: str) -> int | None:
-    """The number in the model of a data set's camera; None: the model has not learned it.
+    """The model's number for a camera of a data set; None: the model has not learned this camera.
 
-    Of one site, names count where both sides have them, since either may have cameras of its own;
-    else numbers do. Of several data sets of one site with that number, none is taken.
+    Cameras match if they belong to the same site and have the same name, or the same number where
+    one of them has no name. If the number fits several cameras of a site, none of them matches.
     """
     places = [
         place
@@ -97,14 +97,15 @@ def match_camera(cameras: Sequence[Camera], site: str, number: int, name: str) -
 def renumber_cameras(
     cameras: Sequence[Camera] | None, records: Sequence[ImageRecord], dataset: ReIDDataset
 ) -> list[ImageRecord]:
-    """A data set's images as the model sees them: a camera has the number it had in training.
+    """Gives the cameras of a data set's images the numbers that the model knows them by.
 
-    Cameras that the model has not learned become unknown ones, and a line says which.
+    Cameras that the model has not learned become unknown, and the log names them.
 
     Args:
-        cameras: Of the model; None: it knows of no cameras, or not whose. Numbers stay.
+        cameras: The model's cameras; None: the model uses no cameras, or its weights do not name
+            them, and numbers stay.
         records: The images.
-        dataset: They are of it, and loaded.
+        dataset: The data set of the images, loaded.
     """
     if cameras is None:
         return list(records)
@@ -135,16 +136,16 @@ def renumber_cameras(
 def carry_cameras(
     table: Tensor, old: Sequence[Camera] | None, new: Sequence[Camera], path: str
 ) -> Tensor:
-    """A table of camera embeddings for other cameras, to go on training with.
+    """Turns the camera embeddings of trained weights into embeddings for the training cameras.
 
-    A camera that the weights know, by data set and name, keeps its row; the others start from the
-    mean of the rows that were learned. A row of zeros belongs to a camera without training images.
+    A camera that the weights know, by data set and name, keeps its row. The other cameras start
+    with the mean of the learned rows. Cameras without training images get zeros.
 
     Args:
-        table: (C, ...) of the weights.
-        old: Whose rows these are; None: the file does not say.
-        new: Cameras of the training images, by number.
-        path: Of the weights, for the log.
+        table: (C, ...) camera embeddings of the weights.
+        old: The camera of each row; None: the file does not say.
+        new: The cameras of the training images, in the order of their numbers.
+        path: The weights file, for the log.
     """
     learned = table.flatten(1).any(1)
     mean = table[learned].mean(0) if bool(learned.any()) else torch.zeros_like(table[0])
@@ -157,13 +158,13 @@ def carry_cameras(
             matched += 1
         if not camera.seen:
             carried[place] = 0
-    reason = "" if old is not None else "; the file does not say whose cameras it knows"
+    reason = "" if old is not None else "; the file does not name its cameras"
     logger.info(
-        "Cameras: %d of %d are known to %s by data set and name; the others start from the mean of "
-        "its %d%s",
+        "Cameras: %s knows %d of %d by data set and name; the others start from the mean of its "
+        "%d%s",
+        path,
         matched,
         len(new),
-        path,
         int(learned.sum()),
         reason,
     )

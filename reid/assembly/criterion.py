@@ -1,4 +1,4 @@
-"""From the config to the losses."""
+"""Builds the losses of a config."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from reid.registry import LOSS, ConfigError, build
 def build_criterion(
     specs: Sequence[Any], *, embed_dim: int, num_parts: int, num_classes: int
 ) -> Criterion:
-    """The losses of the list, each with its `weight` (1 if not given) and `as`, its name.
+    """Builds a list of losses; each may have a `weight` (default 1) and a name (`as`).
 
     Raises:
         ConfigError: The list is empty, or an entry is wrong.
     """
     if not specs:
-        raise ConfigError("criterion: expected a list of losses, it is empty")
+        raise ConfigError("criterion: expected a list of losses, but it is empty")
     losses, weights, names = [], [], []
     for number, spec in enumerate(specs):
         where = f"criterion[{number}]"

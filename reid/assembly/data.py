@@ -1,4 +1,4 @@
-"""From the datasets that a config names to the images of a run."""
+"""Builds the datasets that a config names, and collects their training images."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ logger = logging.getLogger(__name__)
 
 
 def build_dataset(spec: Any, where: str) -> ReIDDataset:
-    """A dataset by name, without the images that the file of its `leave_out` lists.
+    """Builds a dataset by name, without the images listed in the file of its `leave_out`.
 
-    With `validation`, some of its training identities are its query and gallery; see
+    With `validation`, some of the training identities become its query and gallery; see
     `ValidationSplit`.
 
     Raises:
-        ConfigError: None is named, the name is unknown, or an option is wrong.
+        ConfigError: The name is missing or unknown, or an option is wrong.
     """
     options, leave_out, validation = dataset_options(spec, where)
     dataset = cast(ReIDDataset, build(DATASET, options, where))
@@ -49,23 +49,23 @@ def _validation_options(options: Any, where: str) -> dict[str, Any]:
     """The arguments of a `ValidationSplit`.
 
     Raises:
-        ConfigError: There are others, one is missing, or one is of another type.
+        ConfigError: An option is unknown, missing or of the wrong type.
     """
     known: dict[str, Any] = {"identities": int | float, "seed": int}
     unknown = set(options) - set(known) if isinstance(options, Mapping) else {"identities"}
     if unknown or "identities" not in options:
         raise ConfigError(
-            f"{where}: expected {{IDENTITIES: a number or a share}}, and SEED if wanted; got "
+            f"{where}: expected {{IDENTITIES: a number or a share}} with an optional SEED, got "
             f"{options!r}"
         )
     return {key: check_type(value, known[key], f"{where}.{key}") for key, value in options.items()}
 
 
 def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
-    """The spec that `NAME KEY VALUE KEY VALUE` on a command line stands for; values are YAML.
+    """Turns `NAME KEY VALUE KEY VALUE` of a command line into a spec; values are YAML.
 
     Raises:
-        ConfigError: There is no name, a key has no value, or a value is no YAML.
+        ConfigError: The name or a value is missing, or a value is not YAML.
     """
     if not words:
         raise ConfigError("expected the name of a data set")
@@ -73,10 +73,10 @@ def spec_of_words(words: Sequence[str]) -> dict[str, Any]:
 
 
 def build_datasets(specs: Any, where: str) -> list[ReIDDataset]:
-    """The datasets of a list, or the one that stands in its place.
+    """Builds the datasets of a list, or a single dataset.
 
     Raises:
-        ConfigError: None is named, a name is unknown, or an option is wrong.
+        ConfigError: A name is missing or unknown, or an option is wrong.
     """
     if not isinstance(specs, list) or not specs:
         return [build_dataset(specs, where)]
@@ -90,9 +90,9 @@ class TrainImages:
         datasets: One or more.
 
     Attributes:
-        datasets: As given.
-        names: Of the datasets, each once.
-        name: For tables and messages.
+        datasets: The datasets that were passed in.
+        names: Their names, made unique.
+        name: All names joined, for tables and messages.
     """
 
     def __init__(self, datasets: Sequence[ReIDDataset]) -> None:
@@ -104,14 +104,14 @@ class TrainImages:
 
     @property
     def version(self) -> str:
-        """The versions found by `load`."""
+        """The versions of the datasets on disk, which `load` detects."""
         return " + ".join(dataset.version for dataset in self.datasets if dataset.version)
 
     def load(self) -> list[ImageRecord]:
-        """The images; those of a single set with its own numbers, of several with new ones.
+        """The images. If several datasets are joined, identities and cameras get new numbers.
 
         Raises:
-            DataError: Its files are not what was expected, or its cameras have far-off numbers.
+            DataError: The files are not what was expected, or camera numbers have large gaps.
         """
         if self._records is None:
             loaded = [dataset.load("train") for dataset in self.datasets]
@@ -123,10 +123,10 @@ class TrainImages:
         return self._records
 
     def count_cameras(self) -> int:
-        """The highest number of a camera, plus 1; 0 = all are unknown.
+        """The highest camera number plus 1; 0 = all cameras are unknown.
 
         Raises:
-            DataError: The numbers have such gaps that a model of each would be a mistake.
+            DataError: The numbers have so large gaps that they must be a mistake.
         """
         camids = {record.camid for record in self.load()} - {UNKNOWN_CAMERA}
         count = max(camids, default=-1) + 1
@@ -138,25 +138,25 @@ class TrainImages:
         return count
 
     def origin_of_camera(self, number: int) -> tuple[ReIDDataset, int]:
-        """The data set of a camera, and its number there.
+        """The data set of a camera, and the camera's number in it.
 
         Raises:
-            DataError: Files are not what was expected.
+            DataError: The files are not what was expected.
         """
         self.load()
         if self._joined is None:
             return self.datasets[0], number
-        source, own = self._joined.cameras[number]
-        return self.datasets[self.names.index(source)], own
+        source, there = self._joined.cameras[number]
+        return self.datasets[self.names.index(source)], there
 
 
 def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDataset]:
-    """The datasets of a list of test sets, or else the training sets that have query and gallery.
+    """The listed test sets; if none is listed, the training sets that have query and gallery.
 
     Raises:
-        ConfigError: A dataset is unknown or an option is wrong, or a validation split holds images
-            that are trained on.
-        DataError: There is no folder of a training set.
+        ConfigError: A dataset is unknown, an option is wrong, or a validation split holds training
+            images.
+        DataError: The folder of a training set does not exist.
     """
     if specs:
         datasets = build_datasets(specs, "datasets.test")
@@ -170,39 +170,39 @@ def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDatas
 
 
 def _with_test(datasets: Sequence[ReIDDataset]) -> list[ReIDDataset]:
-    """Those that have query and gallery; logs where these are missing."""
+    """The datasets that have query and gallery; warns about the others."""
     for dataset in datasets:
         missing = dataset.missing_splits().items()
         places = [f"{split} ({path})" for split, path in missing if split != "train"]
         if places:
             logger.warning(
-                "%s: there is no %s; it is not tested on", dataset.name, " and no ".join(places)
+                "%s has no %s, so it is not evaluated", dataset.name, " and no ".join(places)
             )
     return [dataset for dataset in datasets if dataset.has_test()]
 
 
 def _check_not_trained_on(dataset: ReIDDataset, train: TrainImages) -> None:
-    """Makes sure that a validation split was left out of training.
+    """Requires that a validation split is left out of training.
 
     Raises:
-        ConfigError: It was not.
+        ConfigError: Training uses some of its images.
     """
     trained = {record.path for record in train.load()}
     tested = [record.path for split in ("query", "gallery") for record in dataset.load(split)]
-    both = [path for path in tested if path in trained]
-    if both:
+    shared = [path for path in tested if path in trained]
+    if shared:
         raise ConfigError(
-            f"datasets.train: {len(both):,} of the {len(tested):,} images of {dataset.name} are "
-            f"trained on, such as {both[0]}; give each training set that has these images the same "
-            "VALIDATION"
+            f"datasets.train: training uses {len(shared):,} of the {len(tested):,} images of "
+            f"{dataset.name}, such as {shared[0]}; give each training set that has these images "
+            "the same VALIDATION"
         )
 
 
 def _log_joined(names: Sequence[str], joined: JoinedImages) -> None:
     rows = []
     for name in names:
-        pids = [number for number, (own, _) in enumerate(joined.identities) if own == name]
-        camids = [number for number, (own, _) in enumerate(joined.cameras) if own == name]
+        pids = [number for number, (source, _) in enumerate(joined.identities) if source == name]
+        camids = [number for number, (source, _) in enumerate(joined.cameras) if source == name]
         count = sum(record.source == name for record in joined.records)
         rows.append([name, f"{count:,}", _span(pids), _span(camids)])
     headers = ["dataset", "images", "identities", "cameras"]

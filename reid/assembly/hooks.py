@@ -1,4 +1,4 @@
-"""From the config to the hooks of a training run."""
+"""Builds the hooks of a training run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reid.engine.hooks.draw_clusters import DrawClusters
 from reid.engine.hooks.evaluate import Evaluate
 from reid.engine.hooks.log_metrics import LogMetrics
 from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import ImageSet
 from reid.evaluation.query_gallery import QueryGallery
@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 
 
 def build_evaluator(config: Config) -> Evaluator:
-    """The evaluator of `test.evaluator`.
+    """Builds the evaluator of `test.evaluator`.
 
     Raises:
-        ConfigError: It is unknown or an option is wrong.
+        ConfigError: The evaluator is unknown or an option is wrong.
     """
     return cast(Evaluator, build(EVALUATOR, config.test.evaluator, "test.evaluator"))
 
@@ -44,7 +44,7 @@ def build_hooks(
     provenance: Mapping[str, Any],
     writer: MetricWriter,
 ) -> list[Hook]:
-    """The trainer's own hooks, then those of the config, in the order in which they are called.
+    """The hooks of every run, then those of the config, in the order in which they are called.
 
     Raises:
         ConfigError: A hook is unknown or an option is wrong.
@@ -71,7 +71,7 @@ def build_hooks(
             )
         )
     else:
-        logger.warning("There is no query and gallery: nothing will be evaluated")
+        logger.warning("No data set has query and gallery, so nothing will be evaluated")
     if not labeller.fixed and config.test.ranked_lists:
         hooks.append(DrawClusters(labels, records, output_dir, writer, config.test.ranked_lists))
     return hooks + [

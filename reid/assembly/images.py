@@ -1,4 +1,4 @@
-"""From the config to images: transforms, caches, training and test sets."""
+"""Builds transforms, caches, training sets and test sets."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """The training images, read in two ways.
+    """The training images, in two forms.
 
     Attributes:
-        images: As a model sees them in tests: for features of all of them.
-        loader: Augmented batches, as the sampler chooses them.
+        images: All images once, prepared as in tests, for extracting features.
+        loader: Augmented batches of the images that the sampler chooses.
     """
 
     images: ImageSet
@@ -40,10 +40,10 @@ class TrainingSet:
 
 
 def build_train_images(config: Config) -> TrainImages:
-    """The training set, or several joined; nothing is read yet.
+    """The training set or several joined ones; reads nothing yet.
 
     Raises:
-        ConfigError: None is named, a dataset is unknown or an option is wrong.
+        ConfigError: No dataset is named, one is unknown, or an option is wrong.
     """
     return TrainImages(build_datasets(config.datasets.train, "datasets.train"))
 
@@ -58,15 +58,15 @@ def build_training_set(
     """The training images with their loaders.
 
     Args:
-        config: Of the run.
+        config: The run's config.
         records: The images.
-        sampler: Which images come.
-        device: Of the training.
-        views: How often each image is augmented.
+        sampler: Chooses the images of each batch.
+        device: The device that trains.
+        views: How many augmented versions of each image a batch has.
 
     Raises:
-        ConfigError: A setting is wrong, or the cache finds too little memory.
-        DataError: Images lack a number that others have.
+        ConfigError: A setting is wrong, or memory is too small for the cache.
+        DataError: Some images have a number in their `extra` that others lack.
     """
     cache = build_cache(config, len(records))
     loader = train_loader(
@@ -87,7 +87,7 @@ def build_training_set(
 def build_image_set(
     config: Config, name: str, records: Sequence[ImageRecord], cache: PixelCache | None = None
 ) -> ImageSet:
-    """Training images as a model sees them in tests.
+    """Training images, prepared as in tests.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -118,20 +118,19 @@ def build_test_sets(
     *,
     check: bool = True,
 ) -> list[QueryGallery]:
-    """The test sets of `datasets.test`, or else query and gallery of the training sets, if any.
+    """The test sets of `datasets.test`; if empty, query and gallery of the training sets.
 
-    The model sees a camera under the number that it had in training; evaluation keeps the
-    dataset's own.
+    The model gets a camera's number from training; evaluation uses the number in the dataset.
 
     Args:
         config: Names the datasets.
-        train: The training images, where they are built already.
-        cameras: Of the model; None: it has none, or numbers count as they are.
-        check: Leave out, with a warning, test sets that cannot be scored.
+        train: The training images, if they are built already.
+        cameras: The model's cameras; None: it has none, or camera numbers stay as they are.
+        check: Leave out test sets that cannot be scored, with a warning.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
-        DataError: Its files are not what was expected, or no test set can be scored.
+        DataError: A dataset's files are not what was expected, or no test set can be scored.
     """
     if train is None and config.datasets.train:
         train = build_train_images(config)
@@ -163,10 +162,10 @@ def build_test_sets(
 
 
 def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
-    """From pictures to the model's input; with augmentation in training.
+    """Turns pictures into the model's input; in training, with augmentation.
 
     Raises:
-        ConfigError: A transform is unknown, an option is wrong, or the order is.
+        ConfigError: A transform is unknown, an option is wrong, or the order is wrong.
     """
     steps = [
         build(TRANSFORM, spec, f"input.transforms[{i}]", mean=tuple(config.pixel_mean))
@@ -186,10 +185,10 @@ def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
 
 
 def build_cache(config: Config, count: int) -> PixelCache | None:
-    """Memory for the training images, if `dataloader.cache` says so; logs its size.
+    """A memory cache for the training images, if `dataloader.cache` asks for it; logs its size.
 
     Raises:
-        ConfigError: There is too little memory.
+        ConfigError: The machine has too little memory.
     """
     if config.dataloader.cache == "off":
         return None
@@ -199,7 +198,7 @@ def build_cache(config: Config, count: int) -> PixelCache | None:
     except ValueError as error:
         raise ConfigError(f"dataloader.cache: {error}; 'off' needs none") from error
     logger.info(
-        "Cache: %s images of %dx%d take %s of memory%s as they are read; %s are available",
+        "Cache: %s images of %dx%d will take %s of memory%s as they are read; %s are available",
         f"{count:,}",
         *size,
         size_text(cache.num_bytes),
@@ -215,6 +214,6 @@ def image_size(config: InputConfig) -> tuple[int, int]:
 
 
 def _num_workers(config: Config) -> int:
-    """No more than there are CPUs; the images are the same for any number."""
+    """At most one worker for each CPU; the number of workers does not change the images."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return min(config.dataloader.num_workers, available or 1)

@@ -1,4 +1,4 @@
-"""From the config to the labeller."""
+"""Builds the labeller of a config."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from reid.structures import ImageRecord
 
 
 def labeller_spec(config: Config) -> dict[str, Any]:
-    """The spec of `labeller`, with what `clusterer` stands for filled in.
+    """The spec of `labeller`, completed from `clusterer`.
 
-    `clusterer` alone means the labeller Clusters with it, and neither of the two the identities.
+    If only `clusterer` is set, the labeller is Clusters with this clusterer. If neither is set, the
+    labeller is Identities.
 
     Raises:
-        ConfigError: Both name a clusterer.
+        ConfigError: `clusterer` and `labeller.clusterer` are both set.
     """
     spec, clusterer = config.labeller, config.clusterer
     if spec is None:
@@ -25,26 +26,26 @@ def labeller_spec(config: Config) -> dict[str, Any]:
     if clusterer is None:
         return dict(spec)
     if "clusterer" in spec:
-        raise ConfigError("clusterer: labeller.clusterer names one already; remove one of the two")
+        raise ConfigError("clusterer: labeller.clusterer is set too; remove one of the two")
     return {**spec, "clusterer": clusterer}
 
 
 def build_labeller(config: Config, records: Sequence[ImageRecord], name: str) -> Labeller:
-    """Where the labels of an epoch come from.
+    """Builds the labeller, which makes the labels of an epoch.
 
     Args:
-        config: Of the run.
+        config: The run's config.
         records: The training images.
-        name: Of their dataset, for messages.
+        name: The dataset's name, for messages.
 
     Raises:
-        ConfigError: A part is unknown, an option is wrong, or no image has an identity where
-            identities are the labels.
+        ConfigError: A part is unknown, an option is wrong, or identities are to be the labels but
+            no image has one.
     """
     labeller = cast(Labeller, build(LABELLER, labeller_spec(config), "labeller"))
     if labeller.fixed and not any(record.pid >= 0 for record in records):
         raise ConfigError(
-            f"clusterer: null takes the identities as labels, but no training image of {name} has "
-            "one; set a clusterer, e.g. JaccardDBSCAN"
+            "clusterer: null means that identities are the labels, but no training image of "
+            f"{name} has one; set a clusterer, e.g. JaccardDBSCAN"
         )
     return labeller

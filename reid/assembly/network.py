@@ -1,4 +1,4 @@
-"""The network of a config, on its device, with its weights."""
+"""Builds the network of a config and loads its weights."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ logger = logging.getLogger(__name__)
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of this process: with several, each takes the GPU of its local rank.
+    """The device of this process; with several processes, the GPU of its local rank.
 
     Raises:
-        ConfigError: CUDA was asked for and there is none.
+        ConfigError: `name` asks for CUDA, but torch sees no CUDA device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device: {name!r} was asked for, but torch sees no CUDA device")
+        raise ConfigError(f"device: {name!r} needs CUDA, but torch sees no CUDA device")
     if name == "cuda":
         name = f"cuda:{distributed.local_rank()}"
     return torch.device(name)
@@ -54,10 +54,11 @@ def build_model(
     num_cameras: int,
     unseen_cameras: Sequence[int] = (),
 ) -> ReIDModel:
-    """The network with its pre-trained backbone; `model.weights` are not loaded yet.
+    """Builds the network with its pre-trained backbone; does not load `model.weights` yet.
 
-    The backbone's weights come first, since a head may take over or copy layers of the backbone.
-    Where there are `model.weights`, which hold the backbone too, its own are not read.
+    The backbone's weights are loaded before the head is built, because a head may take over or copy
+    layers of the backbone. If `model.weights` is set, `model.backbone_weights` is not read, because
+    `model.weights` contains the backbone.
 
     Raises:
         ConfigError: A part is unknown or an option is wrong.
@@ -81,22 +82,22 @@ def build_model(
 
 
 def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDModel:
-    """The network with `model.weights`, and as many cameras as these weights know.
+    """Builds the network with `model.weights` and the number of cameras that they know.
 
-    With `model.backbone_weights` alone, the backbone is theirs and neck and head are as they start.
+    If only `model.backbone_weights` is set, the neck and head are untrained.
 
     Raises:
-        ConfigError: Neither is set.
+        ConfigError: Neither setting has a file.
         WeightsError: The weights do not fit.
     """
     if not config.model.weights and config.model.backbone_weights:
         logger.info(
-            "Figures are of the backbone in %s alone: neck and head are untrained",
+            "Only the backbone's weights are given (%s): neck and head are untrained",
             config.model.backbone_weights,
         )
         return build_model(config, image_size, 0)
     if not config.model.weights:
-        raise ConfigError("model.weights: expected a checkpoint to evaluate, it is not set")
+        raise ConfigError("model.weights: expected a checkpoint to evaluate, but it is not set")
     state, _ = read_checkpoint(Path(config.model.weights))
     count = camera_counter(config)
     model = build_model(config, image_size, count(state) if count is not None else 0)
@@ -110,9 +111,9 @@ def load_model_weights(
     """Loads `model.weights` and logs the report.
 
     Args:
-        model: What to fill.
+        model: The weights are loaded into it.
         config: Names the file.
-        cameras: Of the training images, where training goes on from these weights; see
+        cameras: The cameras of the training images, if training continues from these weights; see
             `carry_cameras`. None: the model has the cameras of the weights.
 
     Raises:
@@ -135,10 +136,10 @@ def load_model_weights(
 
 
 def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:
-    """Warns if the weights were trained on pixels that were normalised in another way.
+    """Warns if the weights were trained with another normalisation of pixels.
 
     Raises:
-        WeightsError: What the file says of its pixels is not three numbers.
+        WeightsError: The file's mean or standard deviation is not three numbers.
     """
     for key, ours in (("pixel_mean", config.pixel_mean), ("pixel_std", config.pixel_std)):
         if key not in metadata:
@@ -153,7 +154,7 @@ def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], 
             ) from error
         if not same:
             logger.warning(
-                "input.%s is %s, but %s was trained with %s; set it to that if in doubt",
+                "input.%s is %s, but %s was trained with %s; if in doubt, set it to the latter",
                 key,
                 list(ours),
                 path,
@@ -164,11 +165,11 @@ def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], 
 def build_training_model(
     config: Config, size: tuple[int, int], images: TrainImages, device: torch.device
 ) -> ReIDModel:
-    """The network that a run trains, on its device, with the weights that training starts from.
+    """The network that a run trains, on its device, with its starting weights.
 
     Raises:
         ConfigError: A part is unknown or an option is wrong.
-        DataError: Cameras have far-off numbers.
+        DataError: The camera numbers have large gaps.
         WeightsError: The weights do not fit.
     """
     cameras = training_cameras(images)
@@ -181,28 +182,32 @@ def build_training_model(
     if device.type == "cpu" and config.solver.amp != "off":
         changed = keep_strided_convolutions_exact(model)
         if changed:
-            logger.info("%d strided convolutions stay in float32, as a CPU needs it", changed)
+            logger.info(
+                "%d strided convolutions stay in float32: bfloat16 ones can be wrong on a CPU",
+                changed,
+            )
     place_model(model, config, device)
     return model
 
 
 def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:
-    """To its device, and compiled if `model.compile` says so."""
+    """Moves the network to its device, and compiles it if `model.compile` says so."""
     model.to(device)
     if config.model.compile != "off":
         compile_network(model, config.model.compile)
 
 
 def camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | None:
-    """How to count the cameras that weights of the backbone know; None: it knows of no cameras."""
+    """The function that counts the cameras in a backbone's weights; None: it uses no cameras."""
     name = config.model.backbone.get("name")
     return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
 
 
 def known_cameras(config: Config, train: TrainImages | None) -> list[Camera] | None:
-    """The cameras of a trained model: those that its weights name, or else of what it trains on.
+    """The cameras of a trained model, named by its weights or else by its training sets.
 
-    None: the model knows of no cameras, or nothing says whose; then numbers count as they are.
+    None: the model uses no cameras, or neither source names them; camera numbers then stay as they
+    are.
 
     Raises:
         DataError: The training sets' files are not what was expected.

@@ -1,4 +1,4 @@
-"""From the config to the optimizer and the learning rate."""
+"""Builds the optimizer and the learning rate of a config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reid.solver import LearningRate, build_optimizer
 
 
 def build_learning_rate(solver: SolverConfig) -> LearningRate:
-    """The rate of every step."""
+    """Builds the learning rate, a function of epoch and step."""
     return LearningRate(
         solver.base_lr,
         solver.max_epochs,
@@ -30,7 +30,7 @@ def build_learning_rate(solver: SolverConfig) -> LearningRate:
 def build_optimization(
     config: Config, model: nn.Module, criterion: Criterion, device: torch.device
 ) -> Optimization:
-    """Optimizer, rate, precision, accumulation and clipping for model and losses."""
+    """Builds optimizer, learning rate, precision, accumulation and clipping."""
     solver = config.solver
     optimizer = build_optimizer(
         [*model.named_parameters(), *criterion.named_parameters()],

@@ -1,4 +1,4 @@
-"""The framework's own parts: importing this module registers them."""
+"""Imports all parts of the core, which registers them."""
 
 import reid.data.augmentation
 import reid.data.datasets

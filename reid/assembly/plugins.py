@@ -1,4 +1,4 @@
-"""Plug-ins: packages whose import registers parts."""
+"""Imports plug-ins: packages that register parts when they are imported."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 
-from reid.assembly import parts  # noqa: F401  (registers the framework's own)
+from reid.assembly import parts  # noqa: F401  (registers the core's parts)
 from reid.config import Config
 from reid.projects import MOVED
 from reid.registry import ConfigError
 
 
 def register_parts(config: Config) -> None:
-    """Imports the packages of `plugins`, and the projects of parts that once stood in the core.
+    """Imports the packages of `plugins`, and the projects of parts that moved out of the core.
 
     Raises:
         ConfigError: A package is not installed.
@@ -27,7 +27,7 @@ def register_parts(config: Config) -> None:
 def import_plugins(names: Sequence[str]) -> None:
     """Imports packages, which registers their parts.
 
-    `tmgf` is `reid.projects.tmgf` if there is such a project, else a package of that name.
+    The name `tmgf` means the project `reid.projects.tmgf` if it exists, else the package `tmgf`.
 
     Raises:
         ConfigError: A package is not installed.
@@ -41,13 +41,12 @@ def import_plugins(names: Sequence[str]) -> None:
             if error.name not in (name, name.split(".")[0]):
                 raise
             raise ConfigError(
-                f"plugins: there is no package {name!r}; install it, or put its folder on "
-                "PYTHONPATH"
+                f"plugins: found no package {name!r}; install it, or put its folder on PYTHONPATH"
             ) from error
 
 
 def _part_names(tree: object) -> Iterator[str]:
-    """The names of all parts of a config, those inside other parts too."""
+    """The names of all parts in a config, including parts inside parts."""
     if isinstance(tree, Mapping):
         if isinstance(tree.get("name"), str):
             yield tree["name"]

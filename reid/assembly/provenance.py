@@ -1,4 +1,4 @@
-"""Where results come from, and what has changed since a run began."""
+"""Records where results come from, and compares a run's settings with new ones."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ LIBRARIES = (
     "reid", "torch", "torchvision", "timm", "numpy", "scipy", "scikit-learn", "numba", "faiss-cpu",
     "pillow",
 )  # fmt: skip
-"""What results depend on."""
+"""Libraries that results depend on."""
 BOOKKEEPING = (
     "output_dir", "device", "log_period", "checkpoint_period", "checkpoint_keep",
     "dataloader.num_workers", "dataloader.cache", "process_timeout", "test.ranked_lists",
 )  # fmt: skip
-"""Settings that leave the results as they are."""
+"""Settings that do not change the results."""
 _FREE_ON_RESUME = (
     *BOOKKEEPING, "test", "datasets.test", "dataloader.on_error", "on_collapse",
     "solver.on_nonfinite", "solver.max_skipped",
 )  # fmt: skip
-"""Settings that leave the course of training as it was, so that a run may go on with others."""
+"""Settings that do not change how training goes on, so a resumed run may change them."""
 _BOUND_ON_RESUME = ("test.precision",)
 """Exceptions to the list above: clusters depend on them."""
 
@@ -43,16 +43,16 @@ _BOUND_ON_RESUME = ("test.precision",)
 def provenance(
     config: Config, device: torch.device, data: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
-    """What to know for running something again.
+    """Everything that somebody needs to repeat a run.
 
     Args:
-        config: Of the run.
-        device: Of the run.
-        data: What each split of each data set holds.
+        config: The run's config.
+        device: The run's device.
+        data: The content of each split of each data set, from `count_splits`.
 
     Returns:
-        `git`: `commit` and `dirty` (whether tracked files differ from it), None outside a
-        repository; `config_hash` (see `config_hash`); `data`; `seed`; `device`, `processes`,
+        `git`: `commit` and `dirty` (whether tracked files differ from the commit), or None outside
+        a repository; `config_hash` (see `config_hash`); `data`; `seed`; `device`, `processes`,
         `python` and `libraries` with their versions; `date` in UTC.
     """
     return {
@@ -69,7 +69,7 @@ def provenance(
 
 
 def config_hash(config: Config) -> str:
-    """SHA-256 of all settings but `BOOKKEEPING`: the same for runs of one experiment."""
+    """SHA-256 of all settings except `BOOKKEEPING`: the same for all runs of an experiment."""
     settings = asdict(config)
     for key in BOOKKEEPING:
         *parents, last = key.split(".")
@@ -81,9 +81,9 @@ def config_hash(config: Config) -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the repository that holds this code, and whether files differ from it.
+    """The commit of the repository that holds this code, and whether files differ from it.
 
-    None where git does not know this code: it was installed, or git is missing.
+    None if this code is not in a repository, as after an installation, or if git is missing.
     """
     source = Path(reid.__file__)
     try:
@@ -97,14 +97,14 @@ def git_state() -> dict[str, Any] | None:
 
 
 def config_diff(stored: Path, config: Config) -> tuple[str, bool]:
-    """How a run's config.yaml differs from the config it is to go on with.
+    """Compares a run's config.yaml with the config that it is resumed with.
 
     Args:
-        stored: The run's config.yaml. Settings that it does not have count as their defaults.
-        config: What is asked for now.
+        stored: The run's config.yaml. Settings missing from it count as their defaults.
+        config: The present config.
 
     Returns:
-        A unified diff, empty if nothing differs; and whether training would take another course.
+        A unified diff, empty if nothing differs; and whether the difference changes training.
 
     Raises:
         ConfigError: The file is missing or broken.

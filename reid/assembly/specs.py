@@ -1,4 +1,4 @@
-"""Every spec of a config is checked before the first image is looked for."""
+"""Checks every spec of a config before the first image is looked for."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ RUNTIME: Mapping[str, tuple[str, ...]] = {
     "TRANSFORM": ("mean",),
     "HOOK": ("output_dir", "images", "labeller", "writer"),
 }
-"""Registry -> names of the facts that its parts are given, besides their options."""
+"""Registry -> names of the arguments that its parts get from `build`, beside their options."""
 
-_NOT_ON_TRIAL = (BACKBONE, HEAD, HOOK)  # large, or with effects such as a file that is opened
+_NOT_ON_TRIAL = (BACKBONE, HEAD, HOOK)  # these are large, or have effects such as opening a file
 _Weight = Annotated[float, Range(0, 1_000_000)]
 
 
 def check_specs(config: Config, *, training: bool) -> None:
     """Checks the name and the options of every part that a config names.
 
-    Parts that need no facts about the data are built once on trial, so that they check the values
-    of their options too; that may draw random numbers. No image is looked for, and no weights are
-    read.
+    Parts that need no facts about the data are built once as a trial, so that they also check the
+    values of their options. This may use random numbers, but looks for no image and reads no
+    weights.
 
     Args:
-        config: Its plug-ins are imported.
-        training: The parts that training cannot do without must be there.
+        config: The config; its plug-ins must be imported already.
+        training: Require the parts that only training needs.
 
     Raises:
         ConfigError: A part is unknown or missing, or an option is unknown, missing or wrong.
@@ -73,7 +73,7 @@ def check_specs(config: Config, *, training: bool) -> None:
     if training or config.dataloader.sampler:
         check(SAMPLER, config.dataloader.sampler, "dataloader.sampler")
     if training and not config.criterion:
-        raise ConfigError("criterion: expected a list of losses, it is empty")
+        raise ConfigError("criterion: expected a list of losses, but it is empty")
     for i, spec in enumerate(config.criterion):
         check(LOSS, loss_options(spec, f"criterion[{i}]")[0], f"criterion[{i}]")
     if config.clusterer is not None:
@@ -84,13 +84,15 @@ def check_specs(config: Config, *, training: bool) -> None:
 
 
 def dataset_options(spec: Any, where: str) -> tuple[Any, str, Any]:
-    """The spec of a dataset without `leave_out` and `validation`, and these two ("", None).
+    """Splits a dataset's spec into the spec itself, `leave_out` ("" if not set) and `validation`.
 
     Raises:
-        ConfigError: No dataset is named, or `leave_out` is no text.
+        ConfigError: No dataset is named, or `leave_out` is not text.
     """
     if not spec:
-        raise ConfigError(f"{where}: expected a dataset, e.g. {{NAME: Market1501}}; it is not set")
+        raise ConfigError(
+            f"{where}: expected a dataset, e.g. {{NAME: Market1501}}, but it is not set"
+        )
     if not isinstance(spec, Mapping):
         return spec, "", None
     options = dict(spec)
@@ -101,10 +103,10 @@ def dataset_options(spec: Any, where: str) -> tuple[Any, str, Any]:
 
 
 def loss_options(spec: Any, where: str) -> tuple[Any, float, str]:
-    """The spec of a loss without `weight` and `as`; the weight (1), and the name of its values.
+    """Splits a loss's spec into the spec itself, `weight` (default 1) and `as` (default "").
 
     Raises:
-        ConfigError: The weight is no number from 0, or the name is no text.
+        ConfigError: The weight is not a number of 0 or more, or the name is not text.
     """
     if not isinstance(spec, Mapping):
         return spec, 1.0, ""
@@ -114,7 +116,7 @@ def loss_options(spec: Any, where: str) -> tuple[Any, float, str]:
 
 
 class _Checker:
-    """Checks specs; builds the parts on trial whose facts are known before there is data."""
+    """Checks specs; builds a part as a trial if it needs no facts about the data."""
 
     def __init__(self, config: Config) -> None:
         self._known: dict[str, object] = {

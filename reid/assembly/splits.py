@@ -1,4 +1,4 @@
-"""What the splits of a run's data hold, counted and logged."""
+"""Counts and logs the splits of a run's data."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ logger = logging.getLogger(__name__)
 def count_splits(
     name: str, train: Sequence[ImageRecord], test_sets: Sequence[QueryGallery], version: str = ""
 ) -> list[dict[str, Any]]:
-    """What each split holds: `dataset`, `split`, `images`, `identities`, `cameras`, `version`.
+    """Counts each split: `dataset`, `split`, `images`, `identities`, `cameras`, `version`.
 
-    0 identities: unlabelled; 0 cameras: unknown; an empty version: there is one only.
+    0 identities mean unlabelled, 0 cameras mean unknown, and an empty version means that the
+    dataset has only one.
     """
     splits = [(name, "train", train, version)] if train else []
     for test_set in test_sets:
@@ -28,10 +29,10 @@ def count_splits(
             (test_set.name, "query", test_set.query, test_set.version),
             (test_set.name, "gallery", test_set.gallery, test_set.version),
         ]
-    found = []
+    counted = []
     for dataset, split, records, which in splits:
         counts = SplitCounts.of(records)
-        found.append(
+        counted.append(
             {
                 "dataset": dataset,
                 "split": split,
@@ -41,11 +42,11 @@ def count_splits(
                 "version": which,
             }
         )
-    return found
+    return counted
 
 
 def log_dataset(splits: Sequence[Mapping[str, Any]]) -> None:
-    """Logs what `count_splits` has found."""
+    """Logs the table that `count_splits` returned."""
     rows = [
         [
             split["dataset"],

@@ -1,4 +1,4 @@
-"""How weights were trained: written into every file of a run, and taken from there."""
+"""Writes into weights files how they were trained, and adopts these settings from a file."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ _INPUT = {
     "pixel_std": "pixel_std",
     "interpolation": "test_interpolation",
 }
-"""Name in a file's metadata -> setting below `input`."""
+"""Key in a file's metadata -> setting in `input`."""
 
 
 def describe_course(records: Sequence[ImageRecord]) -> dict[str, str]:
-    """What else the bits of a run depend on: the images' paths and sizes, and the CPU threads."""
+    """Facts beside the config that change a run's bits: images' paths and sizes, CPU threads."""
     digest = hashlib.sha256()
     for record in records:
         try:
             size = os.path.getsize(record.path)  # noqa: PTH202  (a million paths)
-        except OSError:  # told when it is read
+        except OSError:  # the loader reports it later
             size = -1
         digest.update(f"{record.path}\0{size}\n".encode("utf-8", "surrogateescape"))
     return {"images": digest.hexdigest(), "cpu_threads": str(torch.get_num_threads())}
@@ -48,13 +48,13 @@ def describe_course(records: Sequence[ImageRecord]) -> dict[str, str]:
 def describe_training(
     config: Config, model: ReIDModel, cameras: Sequence[Camera], identities: int
 ) -> dict[str, str]:
-    """What a weights file says of its training, for the file's metadata.
+    """Describes a training for the metadata of its weights files.
 
     Args:
-        config: Of the run.
-        model: Of the run.
-        cameras: Of the training images, by their number in the model.
-        identities: Of the training images; 0: unlabelled.
+        config: The run's config.
+        model: The run's model.
+        cameras: The cameras of the training images, in the order of their numbers in the model.
+        identities: Number of identities in the training images; 0: unlabelled.
     """
     settings: dict[str, Any] = {
         **{name: getattr(config.input, key) for name, key in _INPUT.items()},
@@ -73,16 +73,16 @@ def describe_training(
 
 
 def adopt_training(config: Config) -> None:
-    """Takes size, pixel statistics, interpolation and network from `model.weights`.
+    """Adopts image size, pixel statistics, interpolation and network from `model.weights`.
 
-    Where the config sets one of these itself, that counts, and a difference is told in a line.
-    Weights that say nothing of their training, such as those of other code, change nothing.
+    Settings that the config gives win; a warning names any difference in the input settings.
+    Weights without such metadata, for example from other code, change nothing.
 
     Args:
         config: Changed in place.
 
     Raises:
-        WeightsError: The file is missing or broken, or what it says is not what it should be.
+        WeightsError: The file is missing or broken, or its metadata is wrong.
     """
     path = config.model.weights
     if not path:
@@ -102,7 +102,7 @@ def adopt_training(config: Config) -> None:
                 logger.info("%s is %s, as %s says", key, spec["name"], path)
     if "plugins" in metadata and not config.is_given("plugins"):
         names = _read(metadata, "plugins", path)
-        # A file may name projects that are installed here; it may not have other code imported.
+        # A file may only import projects of this framework, never other code.
         config.plugins += [
             name
             for name in names
@@ -121,7 +121,7 @@ def _adopt_input(config: Config, key: str, trained_with: Any) -> None:
     where = f"input.{key}"
     if config.is_given(where):
         logger.warning(
-            "%s is %s, but %s was trained with %s; figures may fall",
+            "%s is %s, but %s was trained with %s; results may be worse",
             where,
             _text(ours),
             config.model.weights,
@@ -130,7 +130,7 @@ def _adopt_input(config: Config, key: str, trained_with: Any) -> None:
         return
     setattr(config.input, key, value)
     try:
-        type(config.input)(**vars(config.input))  # checks itself
+        type(config.input)(**vars(config.input))  # building it checks the values
     except ConfigError as error:
         raise WeightsError(f"{config.model.weights}: its metadata: {error}") from error
     logger.info("%s is %s, as %s was trained", where, _text(value), config.model.weights)

@@ -1,4 +1,4 @@
-"""From the config to a training run."""
+"""Builds a training run from a config."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from reid import distributed
-from reid.assembly import parts  # noqa: F401  (registers the framework's own)
+from reid.assembly import parts  # noqa: F401  (registers the core's parts)
 from reid.assembly.cameras import training_cameras
 from reid.assembly.criterion import build_criterion
 from reid.assembly.data import TrainImages
@@ -26,17 +26,17 @@ from reid.assembly.splits import count_splits, log_dataset
 from reid.assembly.trained import describe_course, describe_training
 from reid.config import Config
 from reid.data.samplers import LabelledSampler
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.engine.nonfinite import NonFiniteLosses
 from reid.engine.stopping import StopSignals
-from reid.engine.trainer import Trainer
+from reid.engine.trainer import RunFacts, Trainer
 from reid.registry import SAMPLER, ConfigError, build
 
 
 def build_trainer(
     config: Config, device: torch.device, writer: MetricWriter, signals: StopSignals
 ) -> Trainer:
-    """Everything that a training run needs, put together.
+    """Builds everything that a training run needs.
 
     Raises:
         ConfigError: A part is unknown, an option is wrong, or parts do not fit each other.
@@ -81,8 +81,9 @@ def build_trainer(
         device=device,
         hooks=hooks,
         signals=signals,
-        about=describe_training(config, model, cameras or (), identities),
-        course=describe_course(records),
+        facts=RunFacts(
+            describe_training(config, model, cameras or (), identities), describe_course(records)
+        ),
         nonfinite=NonFiniteLosses(
             config.solver.on_nonfinite,
             config.solver.max_skipped,
@@ -93,22 +94,26 @@ def build_trainer(
 
 
 def _check_output_dir(output_dir: Path, images: TrainImages) -> None:
-    """Raises ConfigError where the run's pictures would become training images."""
+    """Requires that the run's pictures do not become training images.
+
+    Raises:
+        ConfigError: The output folder lies in the images' folder.
+    """
     for dataset in images.datasets:
         folder = dataset.scanned_folder
         if folder is not None and output_dir.resolve().is_relative_to(folder):
             raise ConfigError(
-                f"output_dir: {str(output_dir)!r} lies in {folder}, whose pictures are the images "
-                f"of {dataset.name}: the run's pictures would become training images; choose "
-                "another folder"
+                f"output_dir: {str(output_dir)!r} lies in {folder}, where {dataset.name} looks for "
+                "images, so the run's pictures would become training images; choose another folder"
             )
 
 
 def build_sampler(config: Config) -> LabelledSampler:
-    """Which images come in which batch of this process.
+    """Builds the sampler, which chooses the images of this process's batches.
 
     Raises:
-        ConfigError: It is unknown, an option is wrong, or BatchNorm's groups do not fit the batch.
+        ConfigError: The sampler is unknown, an option is wrong, or the batch cannot be divided into
+            BatchNorm's groups.
     """
     sampler: LabelledSampler = build(
         SAMPLER,

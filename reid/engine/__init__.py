@@ -1,1 +1,1 @@
-"""The training loop, and what it needs while it runs."""
+"""The training loop and the parts it uses while it runs."""

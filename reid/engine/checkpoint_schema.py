@@ -1,8 +1,8 @@
-"""What a checkpoint of a run must look like, checked before any of it is loaded.
+"""What a checkpoint of a run must look like. Every entry is checked before any is loaded.
 
-torch loads an optimizer's moments as they are, and its fused kernels then write to them as if they
-had the shape and the layout of their parameter; numpy takes any position in its table of random
-words. So nothing of a file is handed on before every entry has passed.
+torch loads an optimizer's moments without a check, and its fused kernels then write to them as if
+they had their parameter's shape and layout. numpy accepts any position in its table of random
+words. A wrong value could therefore write outside its memory.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ def check_checkpoint(
     optimizer: Optimizer,
     device_type: str,
 ) -> None:
-    """Checks every entry of a checkpoint but the hooks' own states, which they check themselves.
+    """Checks every entry of a checkpoint except the states of hooks, which check theirs themselves.
 
     Args:
-        state: What the file holds.
-        model: Tensors of the model that it is to be loaded into.
-        criterion: Those of the criterion.
+        state: The content of the file.
+        model: The state of the model that will load it.
+        criterion: The state of the criterion that will load it.
         optimizer: The optimizer, freshly built.
-        device_type: Where training goes on, `cpu` or `cuda`.
+        device_type: The device that training continues on: `cpu` or `cuda`.
 
     Raises:
-        ValueError: An entry is missing, or of another type, shape, dtype or range than expected;
-            names it.
+        ValueError: An entry is missing or has an unexpected type, shape, dtype or range; the
+            message names the entry.
     """
     for name in ENTRIES:
         if name not in state:
@@ -65,7 +65,7 @@ def check_checkpoint(
 
 
 def _check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> None:
-    """The same names, shapes and dtypes, all finite."""
+    """Requires the same names, shapes and dtypes, and finite values."""
     _mapping(given, where)
     missing = sorted(expected.keys() - given.keys())
     unknown = sorted(map(str, given.keys() - expected.keys()))
@@ -83,7 +83,7 @@ def _check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> No
 
 
 def _check_optimizer(given: Any, optimizer: Optimizer) -> None:
-    """The same groups of parameters, and moments of their parameters' shape and layout."""
+    """Requires the same parameter groups, and moments with their parameter's shape and layout."""
     _mapping(given, "optimizer")
     groups, states = given.get("param_groups"), given.get("state")
     _sequence(groups, "optimizer.param_groups")
@@ -100,7 +100,9 @@ def _check_optimizer(given: Any, optimizer: Optimizer) -> None:
         first = len(parameters)
         parameters += built["params"]
         if group.get("params") != list(range(first, len(parameters))):
-            raise ValueError(f"{where}.params: expected {first} to {len(parameters) - 1} in order")
+            raise ValueError(
+                f"{where}.params: expected the numbers {first} to {len(parameters) - 1} in order"
+            )
     for key, moments in states.items():
         if type(key) is not int or not 0 <= key < len(parameters):
             raise ValueError(
@@ -126,13 +128,15 @@ def _check_moment(value: Any, where: str, parameter: Tensor) -> None:
         return
     _tensor(value, where, parameter.shape, parameter.dtype)
     if value.stride() != parameter.stride() and not _is_dense(value):
-        raise ValueError(f"{where}: its elements share memory; expected a tensor of its own")
+        raise ValueError(
+            f"{where}: expected separate memory for each element, but elements share it"
+        )
     if name in _POSITIVE and bool((value < 0).any()):
-        raise ValueError(f"{where}: a mean of squares is below 0")
+        raise ValueError(f"{where}: expected means of squares, but a value is below 0")
 
 
 def _is_dense(value: Tensor) -> bool:
-    """Whether each element has memory of its own: strides are those of some order of the axes."""
+    """Whether no two elements share memory: the strides fit a dense tensor with permuted axes."""
     size = 1
     for stride, length in sorted(zip(value.stride(), value.shape, strict=True)):
         if length > 1:
@@ -150,11 +154,11 @@ def _check_scaler(given: Any) -> None:
         elif name in ("scale", "growth_factor", "backoff_factor"):
             _number(value, f"scaler.{name}", lambda number: 0 < number <= 2.0**127)
         else:
-            raise ValueError(f"scaler.{name}: there is no such entry")
+            raise ValueError(f"scaler.{name}: unknown entry")
 
 
 def _check_generators(given: Any, where: str, device_type: str) -> None:
-    """The states of Python's, numpy's and torch's generators; see `random_state`."""
+    """Checks the states of Python's, numpy's and torch's generators; see `random_state`."""
     _mapping(given, where)
     for name in ("python", "numpy", "torch"):
         if name not in given:
@@ -200,7 +204,7 @@ def _tensor(value: Any, where: str, shape: torch.Size, dtype: torch.dtype) -> No
             f"{where}: expected {dtype} {tuple(shape)}, got {value.dtype} {tuple(value.shape)}"
         )
     if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-        raise ValueError(f"{where}: has values that are not finite")
+        raise ValueError(f"{where}: expected finite values, but some are NaN or infinite")
 
 
 def _whole(value: Any, where: str, low: int, high: int) -> None:
@@ -228,7 +232,7 @@ def _sequence(value: Any, where: str, length: int | None = None) -> None:
 
 
 def _kind(value: Any) -> str:
-    """A value in a message: numbers and words themselves, of others the type."""
+    """A value as messages show it: numbers and text as they are, otherwise the type."""
     if value is None or isinstance(value, (bool, int, float, str)):
         text = repr(value)
         return text if len(text) < 60 else f"{text[:60]}..."

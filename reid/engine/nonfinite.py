@@ -1,4 +1,4 @@
-"""Batches whose loss is not finite: what they do to a run, and what is told about them."""
+"""Batches whose loss is not finite: the run stops or skips them, and a file describes them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ logger = logging.getLogger(__name__)
 
 OnNonFinite = Literal["stop", "skip"]
 _ADVICE = (
-    "a lower solver.base_lr, solver.clip_grad_norm or solver.amp: bf16 help; solver.on_nonfinite: "
-    "skip passes over such batches"
+    "a lower solver.base_lr, solver.clip_grad_norm or solver.amp: bf16 may help; "
+    "solver.on_nonfinite: skip leaves out such batches"
 )
 
 
 class NonFiniteLosses:
-    """Stops a run at the first loss that is not finite, or skips some such batches.
+    """Stops a run at the first loss that is not finite, or skips a limited number of such batches.
 
-    A skipped batch leaves no trace but in the random numbers: neither in the parameters nor in
-    running statistics or memories. With accumulated gradients it takes with it what its group has
-    gathered so far.
+    A skipped batch changes only the random numbers: parameters, running statistics and memories
+    stay as they were. When gradients are accumulated, the gradients that its group has gathered so
+    far are dropped too.
 
     Args:
         action: `stop` or `skip`.
-        limit: Batches that are skipped in a run; the next one stops it.
+        limit: How many batches a run may skip; the next one stops it.
         paths: Files of the training images, by index; for the report.
-        output_dir: Where the report goes; None: nothing is written.
+        output_dir: The report is written here; None: no report.
 
     Attributes:
-        action: See above.
+        action: `stop` or `skip`.
         skipped: Batches skipped so far.
 
     Raises:
-        ValueError: The action is unknown, or the limit below 0.
+        ValueError: The action is unknown, or the limit is below 0.
     """
 
     def __init__(
@@ -53,7 +53,10 @@ class NonFiniteLosses:
         output_dir: Path | None = None,
     ) -> None:
         if action not in ("stop", "skip") or limit < 0:
-            raise ValueError(f"expected stop or skip and a limit from 0, got {action!r}, {limit}")
+            raise ValueError(
+                "expected the action stop or skip and a limit of 0 or more, got "
+                f"{action!r} and {limit}"
+            )
         self.action = action
         self.skipped = 0
         self._limit = limit
@@ -61,21 +64,21 @@ class NonFiniteLosses:
         self._output_dir = output_dir
 
     def handle(self, report: Mapping[str, Any], rows: Sequence[int], *, here: bool) -> None:
-        """Reports a batch and counts it; ends the run where it must.
+        """Reports a batch and counts it; stops the run unless the batch may be skipped.
 
         Args:
             report: `step` and `epoch` from 1, `losses`, and more for the file.
             rows: Indices of the batch's images.
-            here: Whether it is this process's part of the batch that is not finite.
+            here: Whether the loss is not finite on this process.
 
         Raises:
-            FloatingPointError: The run is to stop.
+            FloatingPointError: The run must stop.
         """
         where = f"step {report['step']}, epoch {report['epoch']}"
         losses = ", ".join(f"{name} {value:.4g}" for name, value in report["losses"].items())
         seen = ""
         if not here:
-            losses = "that of another process is"
+            losses = "on another process"
         elif self._output_dir is not None:
             suffix = f"_rank{distributed.rank()}" if distributed.is_distributed() else ""
             path = self._output_dir / f"nonfinite_step{report['step']}{suffix}.json"
@@ -85,22 +88,22 @@ class NonFiniteLosses:
         if self.action == "skip" and self.skipped < self._limit:
             self.skipped += 1
             logger.warning(
-                "%s: the loss is not finite (%s), the batch is skipped, number %d of at most %d%s",
+                "%s: the loss is not finite (%s); skipped the batch, number %d of at most %d%s",
                 where, losses, self.skipped, self._limit, seen,
             )  # fmt: skip
             return
         count = f" after {self.skipped} skipped batches" if self.action == "skip" else ""
         raise FloatingPointError(
-            f"{where}: the loss is not finite ({losses}){count}{seen}. The batch has changed no "
-            f"checkpoint: --resume goes on from the last one; {_ADVICE}"
+            f"{where}: the loss is not finite ({losses}){count}{seen}. --resume goes on from the "
+            f"last checkpoint, which this batch did not change; {_ADVICE}"
         )
 
 
 def check_finite(module: nn.Module, epoch: int) -> None:
-    """Makes sure that what a checkpoint would hold is finite; waits for the GPU once.
+    """Requires that everything a checkpoint would hold is finite; waits for the GPU once.
 
     Raises:
-        FloatingPointError: A tensor of the module's state is not; names the first ones.
+        FloatingPointError: A tensor of the module's state is not finite; names the first ones.
     """
     state = {
         name: value for name, value in module.state_dict().items() if value.is_floating_point()
@@ -108,27 +111,27 @@ def check_finite(module: nn.Module, epoch: int) -> None:
     broken = _not_finite(state)
     if broken:
         raise FloatingPointError(
-            f"epoch {epoch}: {len(broken)} of {len(state)} tensors of the model are not finite at "
-            f"its end, though every loss was: {', '.join(broken[:4])}; a gradient was not. No "
-            f"checkpoint holds them: --resume goes on from the last one; {_ADVICE}"
+            f"epoch {epoch}: every loss was finite, but at the end {len(broken)} of {len(state)} "
+            f"tensors of the model are not finite: {', '.join(broken[:4])}; probably a gradient "
+            f"overflowed. --resume goes on from the last checkpoint, which is sound; {_ADVICE}"
         )
 
 
 def largest_activations(
     model: nn.Module, forward: Callable[[], object]
 ) -> tuple[list[dict[str, Any]], str | None]:
-    """What the modules of a model give in a forward pass.
+    """The largest output values of a model's modules in a forward pass.
 
     Args:
         model: Its modules are watched.
-        forward: Runs it.
+        forward: Runs the model once.
 
     Returns:
-        For each module that gives tensors, largest first: `module`, `largest` absolute finite
-        value, `not_finite` and `values` (counts). And the first module, in the order in which they
-        end, that gives what is not finite, if any.
+        A list with the largest first, one entry for each module whose output has tensors:
+        `module`, `largest` absolute finite value, `not_finite` and `values` (counts). And the first
+        module to finish with an output that is not finite, or None.
     """
-    found: list[dict[str, Any]] = []
+    outputs: list[dict[str, Any]] = []
     handles = []
 
     def watch(name: str) -> Callable[..., None]:
@@ -138,7 +141,7 @@ def largest_activations(
                 return
             values = torch.cat([t.flatten() for t in tensors])
             finite = torch.isfinite(values)
-            found.append(
+            outputs.append(
                 {
                     "module": name or "(model)",
                     "largest": float(values.abs().where(finite, 0).max()),
@@ -158,17 +161,17 @@ def largest_activations(
     finally:
         for handle in handles:
             handle.remove()
-    first = next((entry["module"] for entry in found if entry["not_finite"]), None)
-    return sorted(found, key=lambda entry: -cast(float, entry["largest"])), first
+    first = next((entry["module"] for entry in outputs if entry["not_finite"]), None)
+    return sorted(outputs, key=lambda entry: -cast(float, entry["largest"])), first
 
 
 def broken_parameters(model: nn.Module) -> list[str]:
-    """Names of the parameters that are not finite."""
+    """The names of parameters with values that are not finite."""
     return _not_finite(dict(model.named_parameters()))
 
 
 class LaterNumber:
-    """A number that a GPU is still computing, copied without waiting for what comes after it."""
+    """A number from a GPU. Reading it waits until it is computed, not for work queued later."""
 
     def __init__(self, value: Tensor) -> None:
         self._value = value.detach()
@@ -186,7 +189,7 @@ class LaterNumber:
 
 
 class BufferCopy:
-    """What the buffers of a module held: running statistics.
+    """A copy of a module's buffers (running statistics), which can be restored.
 
     Args:
         module: Its buffers are copied.
@@ -197,10 +200,10 @@ class BufferCopy:
         self._values = {name: buffer.clone() for name, buffer in module.named_buffers()}
 
     def restore(self, condition: Tensor | None = None) -> None:
-        """Gives it back to them; waits for no GPU.
+        """Restores the buffers; does not wait for a GPU.
 
         Args:
-            condition: (), on their device; where it is false they stay as they are. None = true.
+            condition: () bool on the buffers' device; false: they are not restored. None = true.
         """
         for name, value in self._values.items():
             buffer = self._module.get_buffer(name)
@@ -223,7 +226,7 @@ def _tensors(output: object) -> Iterator[Tensor]:
 
 
 def _json(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become words."""
+    """Turns NaN and infinity into text, since JSON has neither."""
     if isinstance(value, Mapping):
         return {key: _json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

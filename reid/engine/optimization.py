@@ -1,4 +1,4 @@
-"""The optimizer's side of training: precision, accumulation, clipping, rate, and steps undone."""
+"""The optimizer's side of training: precision, accumulation, clipping, rate, undoing steps."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ _AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat
 
 
 class Optimization:
-    """From losses to parameters that have moved.
+    """Turns losses into gradients and moves the parameters.
 
-    A step whose gradients overflow in fp16 is left out and leaves no trace: running statistics go
-    back to what they were with the weights, while torch alone would keep those of such batches.
+    If gradients overflow in fp16, the step is skipped and running statistics are restored as well;
+    torch's scaler alone would leave them changed by those batches.
 
     Args:
-        optimizer: Over the parameters of model and criterion.
-        rate: Of every step.
+        optimizer: Holds the parameters of model and criterion.
+        rate: Gives the learning rate of every step.
         device: Where to compute.
         amp: Mixed precision of the forward pass; `fp16` scales the loss.
-        accumulation_steps: Batches whose mean gradient makes one optimizer step. The last group
-            of an epoch may be smaller, and is averaged over the batches it has.
+        accumulation_steps: One optimizer step uses the mean gradient of this many batches. The last
+            group of an epoch may be smaller and is averaged over the batches it has.
         clip_grad_norm: Largest norm of the gradient; 0 = no clipping.
-        may_skip: Whether steps may be undone for other reasons than an overflow.
+        may_skip: Whether `discard` may be called for a batch, so its changes must be undone.
 
     Attributes:
-        optimizer: As given.
-        accumulation_steps: As given.
+        optimizer: The optimizer that was passed in.
+        accumulation_steps: The number that was passed in.
 
     Raises:
-        ValueError: A number or a word is out of its range.
+        ValueError: `amp` is unknown or a number is out of its range.
     """
 
     def __init__(
@@ -75,14 +75,14 @@ class Optimization:
 
     @property
     def loss_scale(self) -> float:
-        """What `fp16` multiplies the loss by; 1 without it."""
+        """The factor that `fp16` multiplies the loss by; 1 in other precisions."""
         return float(self._scaler.get_scale())
 
     def position(self, number: int, count: int) -> tuple[float, bool]:
-        """A batch's weight in its accumulation group, and whether it ends the group.
+        """A batch's weight in its accumulation group, and whether the batch ends the group.
 
         Args:
-            number: Of the batch in its epoch, from 0.
+            number: The batch's index in its epoch, from 0.
             count: Batches in the epoch.
         """
         group = number - number % self.accumulation_steps
@@ -90,12 +90,12 @@ class Optimization:
         return share, (number + 1) % self.accumulation_steps == 0 or number + 1 == count
 
     def begin(self, model: nn.Module, epoch: int, step: int) -> None:
-        """Before a batch: sets the rate, and remembers running statistics that may go back.
+        """Prepares for a batch: sets the rate, and copies running statistics that may be restored.
 
         Args:
-            model: Its buffers are remembered, at the first batch of an accumulation group.
-            epoch: Of the batch, from 0.
-            step: Batches of the whole run before it.
+            model: Its buffers are copied at the first batch of an accumulation group.
+            epoch: The batch's epoch, from 0.
+            step: Batches that the whole run has seen before.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(epoch, step, group.get(LR_FACTOR, 1.0))
@@ -103,21 +103,21 @@ class Optimization:
             self._before = BufferCopy(model)
 
     def autocast(self) -> torch.autocast:
-        """The precision of the forward pass."""
+        """The context in which the forward pass runs, for its precision."""
         return torch.autocast(
             self._device_type, self._dtype, enabled=self._dtype is not torch.float32
         )
 
     def backward(self, loss: Tensor) -> None:
-        """Adds the gradient of a loss, weighted by its share of the accumulation group."""
+        """Adds the gradient of a loss; the caller weights it by its share of the group."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> Tensor | None:
-        """Takes a step with the gradients that were added up, and forgets them.
+        """Takes a step with the accumulated gradients, and clears them.
 
         Returns:
-            () bool on the device, false where the gradients overflowed and no step was taken; only
-            the device knows. None: the step was taken.
+            With fp16, a () bool on the device, which alone knows the result: false if gradients
+            overflowed and no step was taken. Otherwise None: the step was taken.
         """
         if self._clip_grad_norm:
             self._scaler.unscale_(self.optimizer)
@@ -128,7 +128,7 @@ class Optimization:
         taken = None
         if self._scaler.is_enabled():
             assert self._before is not None
-            # Gradients are the same in every process, so all of them decide alike.
+            # Every process has the same gradients, so all of them decide alike.
             (overflow,) = self._scaler._found_inf_per_device(self.optimizer).values()
             taken = overflow == 0
             self._before.restore(~taken)
@@ -138,21 +138,21 @@ class Optimization:
         return taken
 
     def discard(self) -> None:
-        """Forgets the gradients that were added up; running statistics go back."""
+        """Clears the accumulated gradients and restores running statistics."""
         self.optimizer.zero_grad()
         if self._before is not None:
             self._before.restore()
             self._before = None
 
     def state_dict(self) -> dict[str, Any]:
-        """State of optimizer and scaler."""
+        """The state of optimizer and scaler."""
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave; rate, weight decay and the like stay as built.
+        """Restores what `state_dict` returned; settings such as weight decay stay as built.
 
         Raises:
-            ValueError: The parameter groups are others.
+            ValueError: The parameter groups differ.
         """
         load_optimizer_state(self.optimizer, state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

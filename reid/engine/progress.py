@@ -1,4 +1,4 @@
-"""The progress of a long job as lines of a log, where there is no terminal for a bar."""
+"""Progress of a long job as lines in the log, for when no terminal can show a bar."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from datetime import timedelta
 logger = logging.getLogger(__name__)
 
 QUIET = 10.0
-"""Seconds. A job that takes less leaves no line."""
+"""Seconds before the first line. A shorter job logs nothing."""
 
 PERIOD = 60.0
-"""Seconds between two lines of a job that goes on."""
+"""Seconds between two lines."""
 
 
 class ProgressLines:
-    """Lines that tell how far a job is: one after ten seconds, one a minute, one at its end.
+    """Logs how far a job is: the first line after ten seconds, then one a minute, one at the end.
 
-    They come from calls, so that nothing is said while the job reports nothing.
+    A line can only appear when the job calls this object.
 
     Args:
-        title: What is done, e.g. `Extracting`.
-        unit: What is counted, e.g. `img`.
-        clock: Seconds.
+        title: The name of the job, e.g. `Extracting`.
+        unit: The unit that is counted, e.g. `img`.
+        clock: Returns the time in seconds.
     """
 
     def __init__(self, title: str, unit: str, clock: Callable[[], float] = time.monotonic) -> None:
@@ -34,7 +34,7 @@ class ProgressLines:
         self._done = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """Tells of `done` of `total` units, if a line is due."""
+        """Logs that `done` of `total` units are finished, if a line is due."""
         self._done = done
         now = self._clock()
         if now < self._next_line or done >= total:
@@ -53,7 +53,7 @@ class ProgressLines:
         )
 
     def finish(self) -> None:
-        """Tells how long the job took."""
+        """Logs how long the job took, unless it was short."""
         seconds = self._clock() - self._started
         if seconds < QUIET:
             return
@@ -75,5 +75,5 @@ class ProgressLines:
 
 
 def _time(seconds: float) -> str:
-    """A duration as the training log has it: `0:01:05`."""
+    """A duration in the format of the training log, e.g. `0:01:05`."""
     return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""Where random numbers come from: seeds, and the states of generators."""
+"""Random numbers: seeds, and the states of generators."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
-    """Takes back what `random_state` gave."""
+    """Restores what `random_state` returned."""
     version, words, gauss = state["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, *rest = state["numpy"]
@@ -43,7 +43,7 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def torch_random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of torch's generators alone; waits for no GPU."""
+    """The state of torch's generators only; does not wait for a GPU."""
     state = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -52,7 +52,7 @@ def torch_random_state(device: torch.device) -> dict[str, Tensor]:
 
 @contextmanager
 def replaying(device: torch.device, state: Mapping[str, Tensor]) -> Iterator[None]:
-    """In its block torch draws the random numbers that it drew after `torch_random_state`."""
+    """Within the block, torch repeats the random numbers that followed `torch_random_state`."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         _set_torch_random_state(state, device)

@@ -1,4 +1,4 @@
-"""How a run ends early: a signal or Ctrl-C, at a moment that loses nothing."""
+"""Signals and Ctrl-C end a run early, at a moment when nothing is lost."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from typing import Any
 from reid import distributed
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-"""SIGHUP: the terminal is gone; `nohup` ignores it, and so do we then. SIGUSR1: what Slurm sends
-before the end of a job's time."""
+"""SIGHUP: the terminal has closed; a run under `nohup` ignores it. SIGUSR1: Slurm can send it
+shortly before a job's time is up."""
 _SAME_SIGNAL_S = 1.0
-"""A launcher such as torchrun hands on what the terminal has sent to its processes already."""
+"""Ctrl-C can arrive twice: from the terminal, and passed on by a launcher such as torchrun."""
 _LONGEST_STOP_S = 25.0
 """torchrun waits 30 s for its processes before it kills them."""
 
@@ -29,12 +29,12 @@ class Interrupted(KeyboardInterrupt):
     """A signal has ended the run.
 
     Args:
-        signum: Which.
-        message: What it means for the run.
+        signum: The signal's number.
+        message: What happened to the run and how to continue it.
 
     Attributes:
-        exit_code: What a shell expects of a process that a signal has ended: 143 after SIGTERM,
-            130 after SIGINT, 129 after SIGHUP, 138 after SIGUSR1.
+        exit_code: The code that shells expect after a signal: 143 for SIGTERM, 130 for SIGINT,
+            129 for SIGHUP, 138 for SIGUSR1.
     """
 
     def __init__(self, signum: int, message: str = "") -> None:
@@ -44,14 +44,14 @@ class Interrupted(KeyboardInterrupt):
 
 
 class StopSignals:
-    """While its block runs, SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 raise `Interrupted`.
+    """Within the block, SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 raise `Interrupted`.
 
-    At once, but at the end of a `delayed` block where one is open. A second signal, a second or
-    more after the first, ends the process at once. Does nothing outside the main thread, where
-    Python takes no signals.
+    They raise it at once, or at the end of a `delayed` block if one is open. If another signal
+    comes a second or more after the first, the process ends at once. In other threads than the
+    main one this does nothing, because Python handles signals only there.
 
     Attributes:
-        signum: The signal that came, 0 before.
+        signum: The signal that came; 0: none yet.
     """
 
     def __init__(self) -> None:
@@ -76,10 +76,10 @@ class StopSignals:
 
     @contextmanager
     def delayed(self) -> Iterator[None]:
-        """What runs in this block is not interrupted.
+        """Within this block, signals do not interrupt.
 
         Raises:
-            Interrupted: At its end, where a signal came meanwhile and no other such block is open.
+            Interrupted: At its end, if a signal came and no other `delayed` block is open.
         """
         self._depth += 1
         try:
@@ -98,24 +98,24 @@ class StopSignals:
             raise Interrupted(self.signum)
 
     def came(self, within_s: float = 0.0) -> bool:
-        """Whether a signal came, or comes within some seconds."""
+        """Whether a signal has come; waits up to `within_s` seconds for one."""
         deadline = time.monotonic() + within_s
         while not self.signum and time.monotonic() < deadline:
             time.sleep(0.01)
         return bool(self.signum)
 
     def stop(self, signum: int) -> None:
-        """Ends the run because of a signal that came to this process or to another.
+        """Ends the run after this process or another one received a signal.
 
         Raises:
-            Interrupted: Always, though `delayed` blocks are open.
+            Interrupted: Always, even if `delayed` blocks are open.
         """
         self.signum = signum
         raise Interrupted(signum)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
-            return  # a process that reads images: the one that started it says when to end
+            return  # a data loader's worker: the training process tells it when to stop
         if self.signum:
             if time.monotonic() - self._came_at >= _SAME_SIGNAL_S:
                 signal.signal(signum, signal.SIG_DFL)
@@ -133,9 +133,9 @@ class StopSignals:
 
 
 def resume_command(arguments: Sequence[str]) -> str:
-    """The command that goes on with the run that `arguments` (a `sys.argv`) has started."""
+    """The command that resumes the run; `arguments` is the `sys.argv` that started it."""
     script, *options = arguments
-    kept = [option for option in options if option not in ("--resume", "--overwrite")]
+    options = [option for option in options if option not in ("--resume", "--overwrite")]
     installed = script.startswith("reid ")  # the command of that name
     program = [] if installed else [Path(sys.executable).name]
     words = script.split() if installed else [script]
@@ -145,4 +145,4 @@ def resume_command(arguments: Sequence[str]) -> str:
         nodes = int(os.environ["WORLD_SIZE"]) // distributed.local_world_size()
         if nodes > 1:
             program += ["--nnodes", str(nodes)]
-    return shlex.join([*program, *words, "--resume", *kept])
+    return shlex.join([*program, *words, "--resume", *options])

@@ -15,16 +15,16 @@ from reid.registry import HOOK, Hook
 
 @HOOK.register()
 class MeanTeacher(Hook):
-    """Keeps a moving average of the model, which losses may ask for as the network `teacher`.
+    """A moving average of the model, which losses can use as the network `teacher`.
 
     Tarvainen and Valpola, *Mean teachers are better role models* (NeurIPS 2017). After each step
-    that the optimizer takes, theta' <- a theta' + (1 - a) theta. Losses name it in `asks_for`.
+    of the optimizer, theta' <- a theta' + (1 - a) theta. Losses name the teacher in `asks_for`.
 
     Args:
-        momentum: a, the share of the teacher that a step keeps.
-        ramp: In step t, counted from 1, a is at most 1 - 1 / t: the first step copies the student.
-        average_buffers: Average running statistics too; otherwise they are the student's.
-        inference: The teacher is what is clustered, tested and saved.
+        momentum: a, the share of the old teacher in the new one.
+        ramp: Limit a to 1 - 1 / t in step t, counted from 1: the first step copies the student.
+        average_buffers: Average running statistics too; otherwise the student's are copied.
+        inference: Cluster, test and save the teacher instead of the student.
 
     Raises:
         ValueError: The momentum is not in [0, 1).
@@ -47,9 +47,9 @@ class MeanTeacher(Hook):
         self._loaded: Mapping[str, Any] | None = None
 
     def before_train(self, trainer: Trainer) -> None:
-        """Makes the teacher, a copy of the student or as a checkpoint has it."""
+        """Creates the teacher as a copy of the student, or from a checkpoint."""
         self._teacher = copy.deepcopy(trainer.model).requires_grad_(False).train()
-        vars(self._teacher).pop("forward", None)  # a compiled forward pass is the student's
+        vars(self._teacher).pop("forward", None)  # a compiled `forward` would run the student
         if self._loaded is not None:
             self._teacher.load_state_dict(self._loaded)
         trainer.networks["teacher"] = self._teacher
@@ -58,13 +58,13 @@ class MeanTeacher(Hook):
 
     @torch.no_grad()
     def after_step(self, trainer: Trainer) -> None:
-        """Moves the teacher, if the optimizer has taken a step."""
+        """Moves the teacher if the optimizer has taken a step."""
         if trainer.taken is False or self._teacher is None:
             return
         keep = min(self._momentum, 1 - 1 / trainer.step) if self._ramp else self._momentum
-        theirs = dict(trainer.model.named_parameters())
+        students = dict(trainer.model.named_parameters())
         for name, mine in self._teacher.named_parameters():
-            self._move(mine, theirs[name], keep, trainer.taken)
+            self._move(mine, students[name], keep, trainer.taken)
         buffers = dict(trainer.model.named_buffers())
         for name, buffer in self._teacher.named_buffers():
             share = keep if self._average_buffers and buffer.is_floating_point() else 0.0
@@ -72,9 +72,9 @@ class MeanTeacher(Hook):
 
     @staticmethod
     def _move(
-        mine: torch.Tensor, theirs: torch.Tensor, keep: float, taken: bool | torch.Tensor
+        mine: torch.Tensor, students: torch.Tensor, keep: float, taken: bool | torch.Tensor
     ) -> None:
-        moved = torch.lerp(theirs, mine, keep) if keep else theirs
+        moved = torch.lerp(students, mine, keep) if keep else students
         mine.copy_(moved if taken is True else torch.where(torch.as_tensor(taken), moved, mine))
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,5 +82,5 @@ class MeanTeacher(Hook):
         return {} if self._teacher is None else {"teacher": self._teacher.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Keeps the teacher's weights until training starts."""
+        """Stores the teacher's weights until `before_train` creates the teacher."""
         self._loaded = state.get("teacher")

@@ -1,4 +1,4 @@
-"""A model on a test set: features, one ranking, an evaluator's numbers."""
+"""Testing a model on a test set: features, one ranking, an evaluator's numbers."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from reid.structures import FeatureSet, part_of_progress
 
 
 class EvaluationError(RuntimeError):
-    """A test set cannot be evaluated; says which and why."""
+    """A test set cannot be evaluated; the message says which one and why."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What comes of a test set.
+    """The result of a model on a test set.
 
     Attributes:
-        numbers: The evaluator's.
-        counts: What stands behind them.
-        details: What `ranking_details` gives; empty if not asked for.
-        evaluation: What tables and pictures are made of; on the main process alone, else None.
+        numbers: The evaluator's numbers.
+        counts: How many queries, junk images and so on the numbers rest on.
+        details: The result of `ranking_details`; empty if it was not asked for.
+        evaluation: The ranking, for tables and pictures; None except on the main process.
     """
 
     numbers: dict[str, float]
@@ -47,20 +47,21 @@ def evaluate(
     device: torch.device,
     details: Details | None = None,
 ) -> Scores:
-    """A model on a test set: features are extracted once and ranked once.
+    """Tests a model on a test set; extracts features once and ranks once.
 
     Args:
         model: Gives the features.
         test_set: Query and gallery.
         evaluator: Gives the numbers.
-        device: Where the model is.
-        details: What else is to be collected; None: nothing, and the result has no `details`.
+        device: The model's device.
+        details: What else to collect; None: nothing, and the result's `details` are empty.
 
     Returns:
-        Numbers, counts and details are the same on every process.
+        The scores; numbers, counts and details are the same on every process.
 
     Raises:
-        EvaluationError: On every process, whatever the cause and wherever it came up.
+        EvaluationError: The evaluation failed, for any reason and on any process; every process
+            raises it.
     """
     try:
         with progress_bar(f"Extracting {test_set.name}", "img") as progress:
@@ -105,8 +106,8 @@ def _score(
     broken = [name for name, value in numbers.items() if not math.isfinite(value)]
     if broken:
         raise ValueError(f"{type(evaluator).__name__} gave no finite {', '.join(broken)}")
-    told = ranking_details(evaluation) if details is not None else {}
-    return Scores(numbers, evaluation.counts, told), evaluation
+    collected = ranking_details(evaluation) if details is not None else {}
+    return Scores(numbers, evaluation.counts, collected), evaluation
 
 
 def _failed(test_set: QueryGallery, error: Exception) -> EvaluationError:

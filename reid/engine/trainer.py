@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from types import MappingProxyType
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -34,18 +34,32 @@ from reid.structures import Batch, Embeddings
 
 logger = logging.getLogger(__name__)
 
-_FORMER_HOOKS = ("WarmUp",)  # in checkpoints of version 0.1; the rate has it now
+_FORMER_HOOKS = ("WarmUp",)  # checkpoints of version 0.1 have it; `LearningRate` warms up now
 _Seen = tuple[dict[Source, Embeddings], Batch]
-"""What a criterion has seen of a batch."""
+"""What `Criterion.commit` needs of a batch: detached embeddings, and the batch without pixels."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts about a run that its files carry.
+
+    Attributes:
+        about: What each weights file says about its training.
+        course: What the run's exact bits depend on beside the config: the images and the number of
+            CPU threads. A resumed run warns of differences.
+    """
+
+    about: Mapping[str, str] = field(default_factory=dict)
+    course: Mapping[str, str] = field(default_factory=dict)
 
 
 class _Step(nn.Module):
     """Model and criterion as one module, so that DistributedDataParallel sees both.
 
-    With several processes, each runs the model on its share of a batch, and all have the losses of
-    the whole batch: no loss needs to know how many processes there are, and all of them look for
-    hard samples in the whole batch. The gradients that DistributedDataParallel averages are then
-    those of one process with the whole batch.
+    With several processes, each runs the model on its share of the batch and gathers the embeddings
+    of the others. So every loss sees the whole batch, finds hard samples in all of it, and need not
+    know how many processes there are. The gradients that DistributedDataParallel averages then
+    equal those of one process with the whole batch.
     """
 
     def __init__(
@@ -54,12 +68,13 @@ class _Step(nn.Module):
         super().__init__()
         self.model = model
         self.criterion = criterion
-        self._networks = networks  # a plain mapping: they have no gradients, and are no submodules
+        # Kept as a plain mapping, not as submodules, because they are not trained.
+        self._networks = networks
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], _Seen]:
-        """The losses, and what `Criterion.commit` is to be given."""
+        """The losses by name, and the arguments for `Criterion.commit`."""
         embeddings = {source: self._embed(batch, *source) for source in self.criterion.asks_for}
-        # Images stay where they are: losses do not use them.
+        # Losses do not use pixels, so these are not sent to the other processes.
         gathered = batch.without_pixels().map(distributed.gather_rows)
         losses: dict[str, Tensor] = self.criterion(embeddings, gathered)
         seen = {source: value.map(Tensor.detach) for source, value in embeddings.items()}
@@ -70,11 +85,11 @@ class _Step(nn.Module):
         if view:
             batch = batch._replace(image=batch.views[view - 1])
         if network == STUDENT[0]:
-            own: Embeddings = self.model(batch)
-            return own.map(distributed.gather_with_gradient)
+            share: Embeddings = self.model(batch)
+            return share.map(distributed.gather_with_gradient)
         with torch.no_grad():
-            own = self._networks[network](batch)
-            return own.map(distributed.gather_rows)
+            share = self._networks[network](batch)
+            return share.map(distributed.gather_rows)
 
 
 class Trainer:
@@ -83,27 +98,26 @@ class Trainer:
     Args:
         model: Batch -> Embeddings; on `device`.
         criterion: Embeddings and batch -> named losses, which are summed; on `device`.
-        optimization: Of the parameters of both.
+        optimization: Trains the parameters of model and criterion.
         loader: Yields `Batch`; its batch sampler has `set_epoch`.
-        max_epochs: Epochs in all.
-        device: Where to compute.
-        hooks: See `Hook`.
-        about: What weights files say of their training.
-        course: What else the bits of the run depend on; a resumed run is warned of a difference.
-        signals: What may interrupt training, though never in a step; none by default.
-        nonfinite: What happens to a batch whose loss is not finite; by default it ends training.
+        max_epochs: Epochs of the whole run.
+        device: Where training computes.
+        hooks: Called in this order; see `Hook`.
+        facts: What checkpoints and weights files say about the run.
+        signals: May interrupt training, but never within a step; none by default.
+        nonfinite: Handles a batch whose loss is not finite; by default such a batch ends training.
 
     Attributes:
-        epoch: The epoch that is running, or the number of finished epochs between two.
+        epoch: Finished epochs, which is also the index of the running epoch, from 0.
         step: Batches seen since the start of the first epoch.
         losses: The last batch's losses, detached, with their sum as `loss`; empty if the batch was
             skipped.
-        networks: Networks beside the model that losses may ask for, by name, such as a teacher.
-        inference_model: What is clustered, tested and saved: the model, or its teacher.
-        taken: Whether the last batch ended in a step of the optimizer: True or False, or a ()
+        networks: Further networks that losses may ask for, by name, such as a teacher.
+        inference_model: The network that is clustered, tested and saved: the model or its teacher.
+        taken: Whether the optimizer took a step after the last batch: True or False, or a ()
             bool tensor where only the device knows (fp16).
-        data_time: Seconds that the last batch was waited for.
-        step_time: Seconds of the last batch, waiting included.
+        data_time: Seconds that training waited for the last batch.
+        step_time: Seconds that the last batch took, including the wait.
 
     Raises:
         ValueError: A number is out of its range.
@@ -119,8 +133,7 @@ class Trainer:
         max_epochs: int,
         device: torch.device,
         hooks: Sequence[Hook] = (),
-        about: Mapping[str, str] = MappingProxyType({}),
-        course: Mapping[str, str] = MappingProxyType({}),
+        facts: RunFacts | None = None,
         signals: StopSignals | None = None,
         nonfinite: NonFiniteLosses | None = None,
     ) -> None:
@@ -135,8 +148,7 @@ class Trainer:
         self.max_epochs = max_epochs
         self.device = device
         self.hooks = list(hooks)
-        self.about = dict(about)
-        self._course = dict(course)
+        self.facts = facts or RunFacts()
         self.signals = signals or StopSignals()
         self.epoch = 0
         self.step = 0
@@ -149,17 +161,17 @@ class Trainer:
         self._signum = 0
         self._step_module: nn.Module = _Step(model, criterion, self.networks)
         if distributed.is_distributed():
-            # Parameters no loss uses keep `grad=None`, as with one process.
+            # Finding them lets parameters that no loss uses keep `grad=None`, as with one process.
             self._step_module = DistributedDataParallel(
                 self._step_module, find_unused_parameters=True
             )
 
     def train(self) -> None:
-        """Trains from the present epoch to the last.
+        """Trains from the current epoch to the last one.
 
         Raises:
             FloatingPointError: A loss, or the model after an epoch, is not finite.
-            Interrupted: A signal came; with several processes, to any of them.
+            Interrupted: This process, or any other process of the run, received a signal.
         """
         try:
             self._train()
@@ -216,7 +228,7 @@ class Trainer:
             hook.after_epoch(self)
 
     def run_step(self, batch: Batch, share: float = 1.0, update: bool = True) -> None:
-        """Forward and backward of one batch.
+        """Runs one batch forward and backward.
 
         Args:
             batch: On the trainer's device.
@@ -236,8 +248,8 @@ class Trainer:
         self.losses = {"loss": total.detach()} | {k: v.detach() for k, v in losses.items()}
         self._remember(seen)
         self.taken = False
-        # The GPU is busy with the backward pass while this waits for the end of the forward pass.
-        # What becomes infinite in the backward pass of fp16 is the scaler's business.
+        # This waits only for the forward pass; the GPU goes on with the backward pass meanwhile.
+        # The scaler handles gradients that overflow in fp16.
         here = not math.isfinite(later)
         broken, self._signum = distributed.largest(here, self.signals.signum)
         if broken:
@@ -253,10 +265,10 @@ class Trainer:
             self.taken = True if taken is None else taken
 
     def _remember(self, seen: _Seen) -> None:
-        """Keeps what the criterion commits once the optimizer has taken its step."""
+        """Stores what the criterion will commit after the optimizer's step."""
         embeddings, batch = seen
         if self.optimization.accumulation_steps > 1:
-            # The next batch's forward pass may overwrite them where CUDA graphs run.
+            # With CUDA graphs, the next batch's forward pass may overwrite these tensors.
             embeddings = {source: value.map(Tensor.clone) for source, value in embeddings.items()}
         self._waiting.append((embeddings, batch))
 
@@ -278,9 +290,9 @@ class Trainer:
         self._nonfinite.handle(report, batch.index.tolist(), here=here)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `after_epoch` and the next epoch depend on.
+        """Everything that `after_epoch` and the next epoch depend on.
 
-        Pseudo-labels and memories are made anew.
+        Labels and memories that every epoch makes anew are left out.
         """
         return {
             "epoch": self.epoch,
@@ -291,21 +303,20 @@ class Trainer:
             "skipped": self._nonfinite.skipped,
             "random": distributed.gather_objects(random_state(self.device)),
             "hooks": [{"name": type(hook).__name__, **hook.state_dict()} for hook in self.hooks],
-            "about": self.about,
-            "course": self._course,
+            "about": dict(self.facts.about),
+            "course": dict(self.facts.course),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes back what `state_dict` gave.
+        """Restores what `state_dict` returned, after checking all of it.
 
-        Learning rate, weight decay and the like stay those that this trainer was built with. A hook
-        that the other run did not have starts anew; a warning names it, and those that are gone.
-
-        Everything is checked before anything is loaded.
+        The learning rate, weight decay and other settings stay as this trainer was built. A hook
+        that the saved run did not have starts fresh. A warning names hooks that were added or
+        removed.
 
         Raises:
-            ValueError: The state is of a run with another number of processes or of another model,
-                or an entry is not what it should be; names it.
+            ValueError: The state belongs to another model or another number of processes, or an
+                entry is wrong; the message names the entry.
         """
         check_checkpoint(
             state,
@@ -316,8 +327,8 @@ class Trainer:
         )
         if len(state["random"]) != distributed.world_size():
             raise ValueError(
-                f"the checkpoint is of a run with {len(state['random'])} processes, "
-                f"this one has {distributed.world_size()}"
+                f"the checkpoint comes from a run with {len(state['random'])} processes, "
+                f"but this run has {distributed.world_size()}; start as many as before"
             )
         self._compare_course(state.get("course", {}))
         self.model.load_state_dict(state["model"])
@@ -332,25 +343,26 @@ class Trainer:
     def _compare_course(self, before: object) -> None:
         if not isinstance(before, Mapping):
             raise ValueError(f"course: expected a mapping, got {type(before).__name__}")
-        changed = [name for name, now in self._course.items() if before.get(name, now) != now]
+        course = self.facts.course
+        changed = [name for name, now in course.items() if before.get(name, now) != now]
         if "images" in changed:
             logger.warning(
-                "The training images have changed since the checkpoint was written: paths or sizes "
-                "of files are others. Training goes on with those that are there now"
+                "The training images have changed since the checkpoint was written: paths or file "
+                "sizes differ. Training goes on with the present images"
             )
         if "cpu_threads" in changed:
             logger.warning(
-                "The run had %s CPU threads and now has %s: sums round in another way, so it will "
-                "not end with the same bits (OMP_NUM_THREADS sets them)",
+                "The run had %s CPU threads and now has %s: sums will round differently, so the "
+                "results will not be bit for bit the same. OMP_NUM_THREADS sets the number",
                 before["cpu_threads"],
-                self._course["cpu_threads"],
+                course["cpu_threads"],
             )
 
     def _load_hooks(self, states: Sequence[Mapping[str, Any]]) -> None:
         saved: dict[str, list[dict[str, Any]]] = {}
         for state in states:
-            own = {key: value for key, value in state.items() if key != "name"}
-            saved.setdefault(state["name"], []).append(own)
+            values = {key: value for key, value in state.items() if key != "name"}
+            saved.setdefault(state["name"], []).append(values)
         added = []
         for hook in self.hooks:
             name = type(hook).__name__
@@ -365,10 +377,10 @@ class Trainer:
         gone = [name for name, rest in saved.items() for _ in rest if name not in _FORMER_HOOKS]
         if added or gone:
             logger.warning(
-                "The run that made the checkpoint had other hooks: %s",
+                "The hooks have changed since the checkpoint was written: %s",
                 "; ".join(
                     f"{what} {', '.join(names)}"
-                    for what, names in (("it did not have", added), ("it alone had", gone))
+                    for what, names in (("added", added), ("removed", gone))
                     if names
                 ),
             )

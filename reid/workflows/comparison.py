@@ -1,4 +1,4 @@
-"""A paper's tables as data, and our numbers set beside them."""
+"""Reads a paper's tables from a file, and compares our numbers with them."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class PaperDataset:
 
     Attributes:
         label: Its name in the paper.
-        beside: Another data set, whose published numbers stand beside ours; empty: its own.
-        counts: Published counts, `SPLIT cameras`, `SPLIT identities`, `SPLIT images`.
+        beside: Another data set whose published numbers are shown beside ours; empty: this one.
+        counts: Published counts, by `SPLIT cameras`, `SPLIT identities`, `SPLIT images`.
     """
 
     label: str
@@ -33,12 +33,12 @@ class PaperDataset:
 
 @dataclass
 class Method:
-    """What stands in a row.
+    """A method, shown in a row of a table.
 
     Attributes:
         label: Its name in the paper.
-        configs: Files that make it, each lying over those before it, relative to the tables'
-            file; `{dataset}` stands for the data set. Empty: it is shown, not trained.
+        configs: Config files of the method, relative to the tables' file; later ones win.
+            `{dataset}` stands for the data set. Empty: the method is shown but not trained.
         published: By data set, percent in the order of `Paper.metrics`; None: not published.
     """
 
@@ -49,14 +49,14 @@ class Method:
 
 @dataclass
 class PaperTable:
-    """A table.
+    """A table of the paper.
 
     Attributes:
-        title: What it is about.
-        datasets: Data sets that the paper has it for.
+        title: The table's title.
+        datasets: Data sets for which the paper shows this table.
         metrics: Its columns.
-        rows: Methods, with their label in this table; empty label: the method's. No rows: the
-            table counts the data.
+        rows: Key of a method -> its label in this table; empty label: the method's label. A table
+            without rows counts images.
     """
 
     title: str
@@ -67,16 +67,16 @@ class PaperTable:
 
 @dataclass
 class Paper:
-    """Everything that `load_paper` reads.
+    """A paper's tables, as `load_paper` reads them.
 
     Attributes:
-        paper: Its name.
-        data_config: Config of a data set, as in `Method.configs`.
+        paper: The paper's name.
+        data_config: Config of a data set; paths as in `Method.configs`.
         metrics: Names of all numbers, as the evaluator calls them.
-        datasets: By key.
-        methods: By key.
-        tables: By number.
-        folder: Where the file lies; set by `load_paper`.
+        datasets: Data sets by key.
+        methods: Methods by key.
+        tables: Tables by number.
+        folder: The folder of the file; set by `load_paper`.
     """
 
     paper: str
@@ -95,11 +95,11 @@ class Paper:
         """
         if number not in self.tables:
             known = ", ".join(map(str, self.tables))
-            raise ConfigError(f"table: {self.paper} has the tables {known}, got {number}")
+            raise ConfigError(f"table: expected one of {known} of {self.paper}, got {number}")
         return self.tables[number]
 
     def published(self, method: str, dataset: str, metric: str) -> float | None:
-        """A published number in percent, or None; of the data set that stands beside ours."""
+        """The published number to show beside ours, in percent; None: not published."""
         numbers = self.methods[method].published.get(self.datasets[dataset].beside or dataset)
         return numbers[self.metrics.index(metric)] if numbers else None
 
@@ -108,7 +108,7 @@ def load_paper(path: Path) -> Paper:
     """Reads a YAML file of a paper's tables.
 
     Raises:
-        ConfigError: The file is missing or is not what `Paper` describes.
+        ConfigError: The file is missing, or its content does not fit `Paper`.
     """
     try:
         content = read_yaml(path)
@@ -158,42 +158,42 @@ def compare_results(
     results: Mapping[str, Mapping[int, Mapping[str, float] | None]],
     notes: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Our numbers beside the published ones, all in percent, ready for JSON.
+    """Compares our numbers with the published ones, all in percent, ready for JSON.
 
     Args:
-        paper: Published numbers.
-        number: Of the table.
-        dataset: Key of the data set that ours are from.
+        paper: The published numbers.
+        number: The table's number.
+        dataset: Key of the data set of our numbers.
         rows: Methods to show, in the table's order.
-        results: By method and seed, the evaluator's numbers from 0 to 1; None: not finished. A
-            method that is missing is not to be trained.
-        notes: Why a method has no or not all numbers.
+        results: The evaluator's numbers (0 to 1) by method and seed; None: not finished. Methods
+            that are not trained are missing.
+        notes: Why a method lacks numbers, by method.
 
     Returns:
-        `rows`, each with, by metric, `values` (one a seed), their `mean`, the sample standard
-        deviation `std` (divided by n - 1; None for one seed), `paper` and `difference` (None on
-        another data set than the paper's); and `order` by metric: over all pairs of rows that the
-        paper orders and we have, how many `agree`, and Kendall's tau-b (1: the same order, -1:
-        the reverse; None where all of ours are equal).
+        `rows`: for each metric, `values` (one per seed), their `mean`, the sample standard
+        deviation `std` (divided by n - 1; None for one seed), `paper`, and `difference` (None if
+        the paper used another data set). `order`: for each metric, how many `pairs` of rows both we
+        and the paper have, without the paper's ties; how many of these `agree`; and Kendall's
+        tau-b (1: the same order, -1: the reverse; None if all our numbers are equal).
 
     Raises:
-        ConfigError: The evaluator gives no number of the name of a column.
+        ConfigError: The evaluator does not compute a metric of the table.
     """
     table, beside = paper.table(number), paper.datasets[dataset].beside
     body = []
     for row in rows:
-        found = {seed: numbers for seed, numbers in results.get(row, {}).items() if numbers}
-        _check_metrics(f"table {number}, {row}", table.metrics, found.values())
+        finished = {seed: numbers for seed, numbers in results.get(row, {}).items() if numbers}
+        _check_metrics(f"table {number}, {row}", table.metrics, finished.values())
         body.append(
             {
                 "row": row,
                 "label": table.rows[row] or paper.methods[row].label,
                 "seeds": [*results.get(row, {})],
-                "finished_seeds": [*found],
+                "finished_seeds": [*finished],
                 "note": notes.get(row, ""),
                 "metrics": {
                     metric: _compare_values(
-                        [100 * numbers[metric] for numbers in found.values()],
+                        [100 * numbers[metric] for numbers in finished.values()],
                         paper.published(row, dataset, metric),
                         same_dataset=not beside,
                     )
@@ -227,7 +227,7 @@ def _check_metrics(
 def _compare_values(
     values: Sequence[float], published: float | None, *, same_dataset: bool
 ) -> dict[str, Any]:
-    """One metric of a row; a difference only from a number on the same data set."""
+    """Compares one metric of a row; the difference needs a number on the same data set."""
     mean = statistics.fmean(values) if values else None
     return {
         "values": values,
@@ -241,30 +241,30 @@ def _compare_values(
 
 
 def _compare_order(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any] | None:
-    """How our order of the rows agrees with the paper's; None for fewer than two rows."""
-    pairs = [row["metrics"][metric] for row in rows]
-    both = [
-        (pair["paper"], pair["mean"]) for pair in pairs if None not in (pair["paper"], pair["mean"])
+    """Compares our order of the rows with the paper's; None for fewer than two rows."""
+    cells = [row["metrics"][metric] for row in rows]
+    numbers = [
+        (cell["paper"], cell["mean"]) for cell in cells if None not in (cell["paper"], cell["mean"])
     ]
     ordered = [
         (a[0] - b[0]) * (a[1] - b[1]) > 0
-        for i, a in enumerate(both)
-        for b in both[i + 1 :]
+        for i, a in enumerate(numbers)
+        for b in numbers[i + 1 :]
         if a[0] != b[0]
     ]
     if not ordered:
         return None
-    equal = len({ours for _, ours in both}) == 1
-    tau = None if equal else float(kendalltau(*zip(*both, strict=True)).statistic)
-    return {"rows": len(both), "pairs": len(ordered), "agree": sum(ordered), "kendall_tau": tau}
+    equal = len({ours for _, ours in numbers}) == 1
+    tau = None if equal else float(kendalltau(*zip(*numbers, strict=True)).statistic)
+    return {"rows": len(numbers), "pairs": len(ordered), "agree": sum(ordered), "kendall_tau": tau}
 
 
 def results_text(comparison: Mapping[str, Any], tablefmt: str = "simple") -> str:
-    """What `compare_results` gives as text.
+    """Formats a comparison as text.
 
     Args:
-        comparison: As `compare_results` gives it.
-        tablefmt: Of tabulate; `github` for Markdown.
+        comparison: The result of `compare_results`.
+        tablefmt: tabulate's table format; `github` for Markdown.
     """
     same = comparison["dataset"] == comparison["published_on"]
     metrics = [*comparison["order"]]
@@ -284,7 +284,7 @@ def results_text(comparison: Mapping[str, Any], tablefmt: str = "simple") -> str
     headers += ["seeds", "note"]
     if not any(line[-1] for line in body):
         headers, body = headers[:-1], [line[:-1] for line in body]
-    about = "Percent, after the last epoch; seeds: how many are finished, of how many."
+    about = "Percent, after the last epoch; seeds: finished / planned."
     if any(
         cell["std"] is not None for row in comparison["rows"] for cell in row["metrics"].values()
     ):
@@ -294,7 +294,7 @@ def results_text(comparison: Mapping[str, Any], tablefmt: str = "simple") -> str
     if not same:
         about += (
             f" The paper's numbers are those on {comparison['published_on']}: another data set, so "
-            "that only the order of the rows can be compared."
+            "only the order of the rows can be compared."
         )
     orders = [_order_text(metric, order) for metric, order in comparison["order"].items()]
     title = "Table {table} of {paper} on {dataset}: {title}".format(**comparison)
@@ -312,13 +312,13 @@ def _order_text(metric: str, order: Mapping[str, Any] | None) -> str:
 
 
 def counts_text(counts: Mapping[str, Any], tablefmt: str = "simple") -> str:
-    """What `reid.workflows.reproduce.count_data` gives as text; `tablefmt` as in `results_text`."""
+    """Formats the result of `reid.workflows.reproduce.count_data`; see `results_text`."""
     body = [
         [name, f"{pair['found']:,}", "-" if pair["paper"] is None else f"{pair['paper']:,}"]
         for name, pair in counts["counts"].items()
     ]
     title = "Table {table} of {paper} on {dataset}: {title}".format(**counts)
-    about = "Junk images (identity -1) are not counted; distractors (0) are one identity."
+    about = "Junk images (identity -1) are not counted; distractors (identity 0) count as one."
     return _page(title, ["", "found", "paper"], body, [about], tablefmt)
 
 

@@ -1,4 +1,4 @@
-"""Errors that the user of a tool can mend: told in a line, without a traceback."""
+"""Errors that the user of a tool can fix: tools print one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ USER_ERRORS: tuple[type[Exception], ...] = (
     ConfigError, DataError, WeightsError, ClusteringError, EvaluationError, FloatingPointError,
     InputError, OutputError,
 )  # fmt: skip
-"""Something about settings, files, numbers or the disk; the message says what to do."""
+"""Errors about settings, files, numbers or the disk; the message says what to do."""
 
 
 def tell(error: Exception, code: int = 2) -> int:
-    """Writes an error to stderr, made `printable`; returns the exit code."""
+    """Writes an error to stderr, with control characters escaped; returns the exit code."""
     sys.stderr.write(printable(f"{type(error).__name__}: {error}") + "\n")
     return code
 
 
 def tells_errors(*more: type[Exception]) -> Callable[[Callable[[], int]], Callable[[], int]]:
-    """Decorates a tool's `main`: `USER_ERRORS` are told, and the exit code is 2.
+    """Decorates a tool's `main`: after one of `USER_ERRORS`, prints a line and exits with 2.
 
     Args:
-        more: Other errors that are to be told.
+        more: Further errors to treat in this way.
     """
 
     def decorate(main: Callable[[], int]) -> Callable[[], int]:

@@ -1,4 +1,4 @@
-"""Evaluation of a trained model."""
+"""Evaluates a trained model."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 def evaluate(config: Config) -> dict[str, dict[str, float]]:
     """Evaluates `config.model.weights` on the test sets.
 
-    Leaves in `config.output_dir`, under names that no training has, log_eval_only.txt, the pictures
-    that `test.ranked_lists` asks for, and results_eval_only.json: `weights`, `provenance`, by test
-    set the `numbers` with the details that `ranking_details` describes, and `failed`: why others
-    have none, if there are such.
+    Writes log_eval_only.txt, results_eval_only.json and the pictures of `test.ranked_lists` to
+    `config.output_dir`; no training writes files of these names. results_eval_only.json holds
+    `weights`, `provenance`, for each test set its `numbers` and the details that `ranking_details`
+    describes, and, if test sets could not be evaluated, the reasons in `failed`.
 
     Returns:
         Numbers by test set.
@@ -51,7 +51,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         ConfigError: A setting is wrong, no weights are set, or there is no test set.
         DataError: The images are not what was expected.
         WeightsError: The weights are broken or do not fit.
-        EvaluationError: A test set could not be evaluated; those that could are written first.
+        EvaluationError: A test set could not be evaluated; the others' results are written first.
     """
     output_dir = Path(config.output_dir)
     with started(config, "log_eval_only.txt") as (device, _):
@@ -61,7 +61,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         train = build_train_images(config) if config.datasets.train else None
         test_sets = build_test_sets(config, train, known_cameras(config, train))
         if not test_sets:
-            raise ConfigError("datasets.test: there is nothing to evaluate on")
+            raise ConfigError("datasets.test: expected a test set to evaluate on, but none is set")
         splits = count_splits("", [], test_sets)
         log_dataset(splits)
         model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
@@ -97,27 +97,27 @@ def _evaluate_each(
     device: torch.device,
     ranked_lists: int,
 ) -> tuple[dict[str, Scores], dict[str, EvaluationError]]:
-    """Scores by test set, with lists and features of the first alone; and why others have none."""
+    """Scores by test set (ranked lists only for the first), and the errors of failed test sets."""
     scores: dict[str, Scores] = {}
     failed: dict[str, EvaluationError] = {}
     for place, test_set in enumerate(test_sets):
         lists = 0 if place else ranked_lists
         wanted = Details(camera_pairs=True, similarities=lists > 0, ranked_lists=lists)
         try:
-            found = evaluate_model(model, test_set, evaluator, device, wanted)
+            score = evaluate_model(model, test_set, evaluator, device, wanted)
         except EvaluationError as error:
             failed[test_set.name] = error
             if distributed.is_main():
                 logger.error("No figures: %s", error)
-        else:  # the features of the first set alone are needed yet, for pictures
-            scores[test_set.name] = replace(found, evaluation=None) if place else found
+        else:  # pictures need the features of the first set; those of the others are freed
+            scores[test_set.name] = replace(score, evaluation=None) if place else score
     return scores, failed
 
 
 def _described(
     scores: Mapping[str, Scores], failed: Mapping[str, EvaluationError]
 ) -> dict[str, dict[str, Any]]:
-    """Numbers and details by test set, and under `failed` why others have none."""
+    """Numbers and details by test set, and the reasons of failed ones under `failed`."""
     sets = {name: {"numbers": each.numbers, **each.details} for name, each in scores.items()}
     why = {name: str(error) for name, error in failed.items()}
     return sets | ({"failed": why} if why else {})

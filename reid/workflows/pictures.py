@@ -1,4 +1,4 @@
-"""Pictures of trained models: from a run, or from a config and weights, to PNG files."""
+"""Draws pictures of trained models, from a run or from a config and weights, as PNG files."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ _MOST_POINTS = 3000
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A model with all that its config says about images.
+    """A trained model with its config.
 
     Attributes:
-        name: For titles.
-        config: Of the model; `model.weights` are those that it has.
-        model: In eval mode.
-        device: Where it is.
-        run: Folder of the run that the weights lie in, if any.
+        name: The model's name in titles.
+        config: The model's config; `model.weights` names its weights.
+        model: The model in eval mode.
+        device: The model's device.
+        run: Folder of the run that holds the weights, if any.
     """
 
     name: str
@@ -65,7 +65,7 @@ class TrainedModel:
 
     @cached_property
     def train_images(self) -> TrainImages | None:
-        """What the config trains on; None: it does not say.
+        """The training images of the config; None: it names none.
 
         Raises:
             ConfigError: A dataset is unknown or an option is wrong.
@@ -82,11 +82,12 @@ class TrainedModel:
         return known_cameras(self.config, self.train_images)
 
     def batch(self, records: Sequence[ImageRecord], dataset: ReIDDataset | None = None) -> Batch:
-        """Some images as the model sees them in tests.
+        """Loads some images, prepared as in tests.
 
         Args:
             records: The images.
-            dataset: They are of it; None: of none, so that their cameras are unknown.
+            dataset: The data set of the images; None: they belong to none, and their cameras are
+                unknown.
 
         Raises:
             ConfigError: A training set of the config is unknown or an option is wrong.
@@ -99,22 +100,22 @@ class TrainedModel:
         return batch.to(self.device)
 
     def transform(self) -> ImageTransform:
-        """From a picture to the model's input in tests."""
+        """The transform that prepares pictures as in tests."""
         return build_transform(self.config.input, training=False)
 
     def test_set(self) -> QueryGallery:
-        """The first test set, whether it can be scored or not.
+        """The first test set, even if it cannot be scored.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: The config has no test set.
         """
         return _first(build_test_sets(self.config, self.train_images, self.cameras, check=False))
 
     def test_features(self) -> tuple[FeatureSet, FeatureSet]:
-        """Query and gallery features of the first test set.
+        """Extracts query and gallery features of the first test set.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: The config has no test set.
             DataError: An image cannot be read.
         """
         test_set = self.test_set()
@@ -125,25 +126,25 @@ class TrainedModel:
 def load_trained(
     place: Path, weights: Path | None = None, overrides: Sequence[str] = ()
 ) -> TrainedModel:
-    """A model of a run, or of a config file with weights.
+    """Loads the model of a run, or of a config file and weights.
 
     Args:
-        place: Folder of a run, whose config.yaml and best (or else final) weights are taken; or a
-            config file.
-        weights: Checkpoint, in place of the run's.
+        place: Folder of a run, or a config file. From a run's folder, config.yaml and the best
+            weights are loaded, or the final weights if there are no best ones.
+        weights: Weights to load instead of the run's.
         overrides: KEY VALUE pairs that win over the config.
 
     Raises:
-        ConfigError: The folder holds no run, a setting is wrong, or there are no weights.
+        ConfigError: The folder holds no run, a setting is wrong, or no weights are given.
         WeightsError: The weights do not fit.
     """
     file = place / "config.yaml" if place.is_dir() else place
     config = load_config(file, overrides)
     if weights is None and place.is_dir():
-        found = [place / name for name in (BEST_MODEL, FINAL_MODEL) if (place / name).is_file()]
-        if not found:
+        files = [place / name for name in (BEST_MODEL, FINAL_MODEL) if (place / name).is_file()]
+        if not files:
             raise ConfigError(f"{place}: has neither {BEST_MODEL} nor {FINAL_MODEL}")
-        weights = found[0]
+        weights = files[0]
     if weights is not None:
         config.model.weights = str(weights)
     adopt_training(config)
@@ -159,11 +160,11 @@ def load_trained(
 def pick_images(
     trained: TrainedModel, count: int, files: Sequence[Path] = ()
 ) -> tuple[list[ImageRecord], ReIDDataset | None]:
-    """The named files, or else queries spread evenly over the first test set; and this set.
+    """The given files, or else evenly spread queries of the first test set and its data set.
 
     Raises:
-        ConfigError: There is no test set.
-        DataError: Its files are not what was expected.
+        ConfigError: The config has no test set.
+        DataError: The test set's files are not what was expected.
     """
     if files:
         return [ImageRecord(str(path)) for path in files], None
@@ -179,17 +180,17 @@ def picture_attention(
     dataset: ReIDDataset | None,
     fusion: Fusion,
 ) -> None:
-    """Attention rollout of one model or of several side by side, for each branch too.
+    """Draws attention rollout of one or several models side by side, and of each branch.
 
     Args:
-        path: The PNG to write.
-        models: From left to right.
+        path: The PNG file to write.
+        models: The models, from left to right.
         records: The images.
-        dataset: They are of it; None: of none.
-        fusion: Of the heads.
+        dataset: The data set of the images; None: they belong to none.
+        fusion: How the attention heads of a layer are combined.
 
     Raises:
-        ValueError: A model has no attention to look at.
+        ValueError: A model has no attention layers.
         DataError: An image cannot be read.
     """
     columns: list[tuple[str, Tensor]] = []
@@ -203,7 +204,7 @@ def picture_attention(
 
 
 def picture_stripes(path: Path, trained: TrainedModel, records: Sequence[ImageRecord]) -> None:
-    """The horizontal parts of the model's branches.
+    """Draws the horizontal parts of the model's branches.
 
     Raises:
         ConfigError: The head cuts no parts.
@@ -217,10 +218,10 @@ def picture_stripes(path: Path, trained: TrainedModel, records: Sequence[ImageRe
 
 
 def picture_ranked_lists(path: Path, trained: TrainedModel, count: int) -> None:
-    """Queries with their best matches, what the protocol leaves out marked as junk.
+    """Draws queries with their best matches; images that the protocol ignores are marked as junk.
 
     Raises:
-        ConfigError: There is no test set.
+        ConfigError: The config has no test set.
         DataError: An image cannot be read.
     """
     test_set = trained.test_set()
@@ -232,14 +233,14 @@ def picture_ranked_lists(path: Path, trained: TrainedModel, count: int) -> None:
 
 
 def picture_clusters(path: Path, trained: TrainedModel, rows: int, columns: int) -> list[int]:
-    """A contact sheet of the clusters that the model and its clusterer find in the training set.
+    """Clusters the training set with the model and its clusterer, and draws a contact sheet.
 
     Returns:
-        The clusters drawn.
+        The clusters that were drawn.
 
     Raises:
         ConfigError: The config has no clusterer.
-        ClusteringError: There is no cluster.
+        ClusteringError: The clusterer finds no cluster.
     """
     records, _, labels = _find_clusters(trained)
     return draw_clusters(path, labels.cluster, records, rows=rows, columns=columns)
@@ -253,26 +254,26 @@ def picture_embedding(
     method: Method,
     name: str,
 ) -> None:
-    """Query and gallery images in the plane; of many, an even choice.
+    """Draws query and gallery images as points in the plane; see `draw_points`.
 
-    Of identities, those of queries have a colour.
+    Coloured by identity, only identities of queries get a colour.
 
     Raises:
         ValueError: There are fewer than three images.
-        ModuleNotFoundError: UMAP was asked for and is not installed.
+        ModuleNotFoundError: `method` is UMAP, which is not installed.
     """
     features = torch.cat((query.test, gallery.test))
     groups = torch.cat((query.camids, gallery.camids))
     if colouring == "identity":
         groups = torch.cat((query.pids, gallery.pids))
-        groups[~torch.isin(groups, query.pids)] = -1  # distractors are nobody
+        groups[~torch.isin(groups, query.pids)] = -1  # distractors get no colour
     draw_points(path, features, groups, colouring, method, name)
 
 
 def draw_points(
     path: Path, features: Tensor, groups: Tensor, noun: str, method: Method, name: str
 ) -> None:
-    """Features in the plane, coloured by group; of more than 3000, an even choice."""
+    """Draws features as points in the plane, coloured by group; at most 3000, evenly chosen."""
     rows = torch.tensor(_spread(len(features), _MOST_POINTS), device=features.device)
     points = embed(features[rows], method)
     kind = "t-SNE" if method == "tsne" else "UMAP"
@@ -281,11 +282,11 @@ def draw_points(
 
 
 def picture_cluster_embedding(path: Path, trained: TrainedModel, method: Method) -> None:
-    """Training images in the plane, coloured by the clusters that the clusterer finds.
+    """Draws training images as points in the plane, coloured by cluster.
 
     Raises:
         ConfigError: The config has no clusterer.
-        ClusteringError: There is no cluster.
+        ClusteringError: The clusterer finds no cluster.
     """
     _, features, labels = _find_clusters(trained)
     rows = features.present
@@ -299,7 +300,7 @@ def _find_clusters(
     config = trained.config
     labeller: Labeller = build(LABELLER, labeller_spec(config), "labeller")
     if labeller.fixed:
-        raise ConfigError("clusterer: the config has none; set one, e.g. JaccardDBSCAN")
+        raise ConfigError("clusterer: expected one, e.g. JaccardDBSCAN, but it is not set")
     images = build_image_set(config, "training images", build_train_images(config).load())
     with progress_bar("Extracting", "img") as progress:
         features = images.features(trained.model, trained.device, progress)
@@ -309,10 +310,10 @@ def _find_clusters(
 
 def _first(test_sets: Sequence[T]) -> T:
     if not test_sets:
-        raise ConfigError("datasets.test: there is no test set to take images from")
+        raise ConfigError("datasets.test: expected a test set to take images from, but none is set")
     return test_sets[0]
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """Up to `count` of 0..total-1, evenly."""
+    """Up to `count` evenly spaced numbers of 0 to total - 1."""
     return [int(i) for i in np.unique(np.linspace(0, total - 1, min(count, total)).round())]

@@ -1,4 +1,4 @@
-"""A paper's tables anew: trains the rows, skips finished ones, resumes broken ones."""
+"""Reproduces a paper's tables: trains rows, skips finished runs, resumes interrupted ones."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from reid.workflows.train import train
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a row with a seed.
+    """One training run: a row of a table with a seed.
 
     Attributes:
         row: Key of the method.
-        config: With its seed and its folder.
+        config: The run's config, with its seed and output folder.
     """
 
     row: str
@@ -38,19 +38,19 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Where the run is, or will be."""
+        """The run's output folder."""
         return Path(self.config.output_dir)
 
     @property
     def can_resume(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether the folder has a checkpoint to resume from."""
         return bool(checkpoint_paths(self.folder))
 
     def numbers(self) -> dict[str, float] | None:
-        """The evaluator's numbers after the last epoch, of the first test set; None: unfinished.
+        """The evaluator's numbers on the first test set after the last epoch; None: not finished.
 
         Raises:
-            ConfigError: results.json is no results file.
+            ConfigError: results.json does not hold the results of a run.
         """
         path = self.folder / "results.json"
         if not path.exists():
@@ -60,7 +60,9 @@ class Run:
             numbers = {str(name): float(value) for name, value in final["numbers"].items()}
             return numbers if final["epoch"] == self.config.solver.max_epochs else None
         except (InputError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ConfigError(f"{path}: not the results of a run ({error!r}); remove it") from error
+            raise ConfigError(
+                f"{path}: expected the results of a run ({error!r}); remove the file"
+            ) from error
 
 
 def reproduce(
@@ -75,30 +77,29 @@ def reproduce(
     report_only: bool = False,
     say: Callable[[str], None],
 ) -> bool:
-    """Trains a table's rows on a data set and sets our numbers beside the paper's.
+    """Trains the rows of a table on a data set and compares our numbers with the paper's.
 
-    A row's run lies in OUTPUT/DATASET/ROW/seedS, whatever table shows it, so that tables share
-    runs. A finished run is not trained again, and a broken one goes on from its checkpoint. A row
-    that fails does not stop the others. The table is said, and written to
-    OUTPUT/DATASET/table_N.txt, .md and .json.
+    All tables share the runs in OUTPUT/DATASET/ROW/seedS. A finished run is not trained again, an
+    interrupted one resumes from its checkpoint, and a row that fails does not stop the others. The
+    table goes to `say` and to OUTPUT/DATASET/table_N.txt, .md and .json.
 
     Args:
         paper: The tables.
-        number: Which of them; one without rows counts the data set's images instead.
+        number: The table's number; for a table without rows, the data set's images are counted.
         dataset: Key of the data set.
         output_dir: OUTPUT.
-        seeds: How many: the config's, and those after it.
-        rows: Keys of the rows; empty: all that have configs for this data set.
+        seeds: Number of seeds: the config's seed and those that follow it.
+        rows: Keys of the rows; empty: all rows that have configs for this data set.
         overrides: `KEY VALUE` pairs for every row.
-        report_only: Train nothing; show what is finished.
-        say: Told what happens.
+        report_only: Train nothing; show the finished runs.
+        say: Gets messages about the progress.
 
     Returns:
-        Whether nothing failed.
+        Whether all rows succeeded.
 
     Raises:
-        ConfigError: An argument or a config is wrong, or a folder holds a run of another config;
-            found before anything is trained.
+        ConfigError: An argument or a config is wrong, or a folder holds a run of another config.
+            This is checked before any training.
     """
     table = paper.table(number)
     _check_arguments(paper, dataset, seeds)
@@ -125,7 +126,7 @@ def reproduce(
 
 
 def _check_arguments(paper: Paper, dataset: str, seeds: int) -> None:
-    """Raises ConfigError where `reproduce` cannot begin."""
+    """Raises ConfigError if an argument of `reproduce` is wrong."""
     if dataset not in paper.datasets:
         known = [*paper.datasets]
         raise ConfigError(
@@ -135,13 +136,13 @@ def _check_arguments(paper: Paper, dataset: str, seeds: int) -> None:
         raise ConfigError(f"seeds: expected 1 or more, got {seeds}")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError(
-            "a table is trained by one process; with several GPUs start one for each share of the "
-            "rows (--rows, DEVICE cuda:N), then --report-only"
+            "expected one process, not torchrun; to use several GPUs, start this tool once per GPU "
+            "with some of the rows (--rows, DEVICE cuda:N), then once with --report-only"
         )
 
 
 def _check_rows(paper: Paper, number: int, dataset: str, rows: Sequence[str]) -> None:
-    """Raises ConfigError where a row that was asked for is not in the table or has no config."""
+    """Raises ConfigError if a row is not in the table or has no config."""
     known = [*paper.table(number).rows]
     for row in rows:
         if row not in known:
@@ -161,17 +162,19 @@ def plan_runs(
     seeds: int,
     overrides: Sequence[str] = (),
 ) -> tuple[list[Run], dict[str, str]]:
-    """The trainings of some rows, checked against what their folders hold.
+    """Plans the runs of some rows, and checks them against the runs in their folders.
 
     Returns:
-        The runs, seed after seed so that a first table is soon there; and why a row has none.
+        The runs, ordered by seed, so that the first complete table is ready early. And why a row
+        has no run, by row.
 
     Raises:
-        ConfigError: A config is wrong, or folders hold runs of other configs; all are named.
+        ConfigError: A config is wrong, or folders hold runs of other configs; the message names
+            all of them.
     """
     for key in overrides[::2]:
         if key.upper() in ("OUTPUT_DIR", "SEED"):
-            raise ConfigError(f"{key}: set by the table; use --output-dir, --seeds")
+            raise ConfigError(f"{key}: the table sets it; use --output-dir or --seeds instead")
     configs, notes = {}, {}
     for row in rows:
         files, why_not = _config_files(paper, row, dataset)
@@ -194,7 +197,7 @@ def plan_runs(
     changed = [text for run in runs for text in _changes(run)]
     if changed:
         raise ConfigError(
-            "runs of another config are in the way; take another --output-dir, give the same "
+            "the folders hold runs of another config; choose another --output-dir, give the same "
             "settings, or remove the folders:\n" + "\n".join(changed)
         )
     return runs, notes
@@ -203,7 +206,7 @@ def plan_runs(
 def count_data(
     paper: Paper, number: int, dataset: str, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Counts the images of a data set, beside the published counts, ready for JSON.
+    """Counts the images of a data set and adds the published counts, ready for JSON.
 
     Junk images (identity -1) are not counted, as in the papers.
 
@@ -261,7 +264,7 @@ def _write_report(
 
 
 def _train_run(run: Run, place: str, say: Callable[[str], None]) -> str:
-    """Trains what is left of a run; returns what went wrong, or nothing."""
+    """Trains a run, or its remaining epochs; returns the error, or nothing if it succeeded."""
     if run.numbers() is not None:
         say(f"{place} {run.folder}: finished already")
         return ""
@@ -281,7 +284,7 @@ def _train_run(run: Run, place: str, say: Callable[[str], None]) -> str:
 
 
 def _config_files(paper: Paper, row: str, dataset: str) -> tuple[list[Path], str]:
-    """The config files of a row on a data set; or none, and why."""
+    """The config files of a row on a data set; if there are none, also the reason."""
     method = paper.methods[row]
     for config in method.configs:
         if "{dataset}" in config and not _file(paper, config, dataset).is_file():
@@ -295,11 +298,11 @@ def _file(paper: Paper, config: str, dataset: str) -> Path:
 
 
 def _changes(run: Run) -> Iterator[str]:
-    """What the config of the run in the folder has otherwise; nothing where there is no run."""
+    """Describes how the config of the run in the folder differs; nothing if there is no run."""
     written = run.folder / "config.yaml"
     if not written.is_file():
         if run.can_resume or (run.folder / "results.json").exists():
-            yield f"  {run.folder}: has no config.yaml, so that nobody knows what was trained"
+            yield f"  {run.folder}: has no config.yaml, so its settings are unknown"
         return
     differences = [
         f"{key} {old} there, {new} now"

@@ -1,4 +1,4 @@
-"""What every run stands in: device, processes, logs, signals, and errors in plain words."""
+"""The frame of every run: device, processes, logs, signals, and torch's errors explained."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 @contextmanager
 def alone_in(output_dir: Path) -> Iterator[None]:
-    """Holds the output folder for this run; the main process does so for all of them.
+    """Locks the output folder for this run; only the main process takes the lock.
 
     Raises:
         ConfigError: Another run writes to the folder.
@@ -50,7 +50,7 @@ def alone_in(output_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def started(config: Config, log: str = "log.txt") -> Iterator[tuple[torch.device, StopSignals]]:
-    """What every run stands in: its device, group of processes, logs and signals."""
+    """Sets up device, processes, logs and signal handlers, and ends them after the block."""
     _end_with_launcher()
     device = pick_device(config.device)
     # Entered twice: a second worker may die while we report the first.
@@ -65,13 +65,13 @@ def started(config: Config, log: str = "log.txt") -> Iterator[tuple[torch.device
 
 
 def _end_with_launcher() -> None:
-    """Has Linux send this process SIGTERM when torchrun, which started it, dies."""
+    """Asks Linux to send this process SIGTERM when its launcher, torchrun, dies."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _tells_of_dead_worker(error: Exception) -> bool:
-    """Whether torch's loader says so, or has just lost the connection to a reading process."""
+    """Whether an error of torch's loader means that one of its workers has died."""
     if isinstance(error, (ConnectionError, EOFError)):
         frames = traceback.walk_tb(error.__traceback__)
         return any(frame.f_globals["__name__"] == DataLoader.__module__ for frame, _ in frames)
@@ -80,7 +80,7 @@ def _tells_of_dead_worker(error: Exception) -> bool:
 
 @contextmanager
 def explained(signals: StopSignals) -> Iterator[None]:
-    """Says of torch's errors what they mean for a run."""
+    """Turns some errors of torch into errors that say what to do."""
     try:
         yield
     except Exception as error:
@@ -90,17 +90,17 @@ def explained(signals: StopSignals) -> Iterator[None]:
             raise Interrupted(signals.signum) from error
         if dead_worker:
             raise DataError(
-                f"a process that reads images has died ({error}). Most often memory is short, or "
-                "shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the main "
-                "process. --resume goes on from the last checkpoint"
+                f"a process that reads images has died ({error}). The usual cause is too little "
+                "memory or shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the "
+                "main process. --resume goes on from the last checkpoint"
             ) from error
         if "Expected more than 1 value per channel" in str(error):
             raise ConfigError(
-                "dataloader.sampler.batch_size: a batch of one image, whose map has shrunk to one "
-                f"place, has no variance for BatchNorm ({error}); take larger batches, or a larger "
+                "dataloader.sampler.batch_size: a batch of one image whose feature map has one "
+                f"position gives BatchNorm no variance ({error}); use larger batches, or a larger "
                 "input.size"
             ) from error
         if isinstance(error, DataError) and str(error).startswith("Caught DataError"):
-            # torch puts a traceback before what a reading process says
+            # torch puts the worker's traceback before the message, which alone helps a user.
             raise DataError(str(error).rpartition("DataError: ")[2].rstrip()) from error
         raise

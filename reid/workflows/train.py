@@ -21,7 +21,7 @@ from reid.engine.hooks.checkpoints import (
     epoch_of,
     newest_checkpoint,
 )
-from reid.engine.logs import PICTURES, MetricWriter
+from reid.engine.metrics import PICTURES, MetricWriter
 from reid.engine.randomness import seed_everything
 from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.trainer import Trainer
@@ -34,23 +34,23 @@ from reid.workflows.session import alone_in, explained, started
 logger = logging.getLogger(__name__)
 
 _FILES = {
-    REPORT: "all of this on one page: results, curves, pictures, health in words",
-    "config.yaml": "everything that was set, resolved",
-    "log.txt": "this text",
-    "metrics.json": "losses, cluster statistics, results; one JSON object a line",
-    "results.json": "every evaluation; of the last one AP by query, camera pairs, hardest queries",
+    REPORT: "the run on one page: results, curves, pictures, health in words",
+    "config.yaml": "all settings, including defaults",
+    "log.txt": "this log",
+    "metrics.json": "losses, cluster statistics, results; one JSON object per line",
+    "results.json": "every evaluation; for the last: AP by query, camera pairs, hardest queries",
     "ranked_lists.png": "queries with their ten best matches, right and wrong",
-    "similarities.png": "how alike images of the same person and of different persons are",
+    "similarities.png": "similarities of images of the same person and of different persons",
     "clusters.png": "the last clusters, with cameras and mistakes",
     "clusters.csv": "each image with its cluster, camera and confidence",
     "matches.csv": "the best matches across cameras",
-    "matches.png": "the same as pictures",
+    "matches.png": "these matches as pictures",
     BEST_MODEL: "weights of the best evaluation",
     FINAL_MODEL: "weights at the end",
-    CHECKPOINTS: "what --resume goes on from",
+    CHECKPOINTS: "checkpoints for --resume",
 }
 _ENDS_WITH = (FINAL_MODEL, "results.json")
-"""What a run writes last."""
+"""The files that a run writes last."""
 _REPORTS = "nonfinite_*.json"
 _EVENTS = "events.out.tfevents.*"
 
@@ -62,24 +62,24 @@ def train(
     overwrite: bool = False,
     allow_config_change: bool = False,
 ) -> None:
-    """Trains, evaluates, and leaves everything in `config.output_dir`.
+    """Trains and evaluates; writes everything to `config.output_dir`.
 
     Args:
-        config: What to train.
-        resume: Go on from the newest whole checkpoint in the output folder; start where there is
-            none.
-        overwrite: Start anew where the output folder holds a run.
-        allow_config_change: Resume with settings under which training takes another course.
+        config: Describes the training.
+        resume: Go on from the newest whole checkpoint in the output folder; without a checkpoint,
+            start from the first epoch.
+        overwrite: Replace a run that the output folder holds.
+        allow_config_change: Resume even if settings that change training differ.
 
     Raises:
         ConfigError: A setting is wrong, the output folder holds another run or is in use by one,
-            or the run to go on with had other settings.
+            or the run to resume had other settings.
         DataError: The images are not what was expected.
         WeightsError: No checkpoint is whole, or it does not fit.
         ClusteringError: The features give no clusters.
         FloatingPointError: A loss is not finite.
         OutputError: A file cannot be written.
-        Interrupted: SIGTERM or SIGINT came; a checkpoint of the last whole epoch is written.
+        Interrupted: A signal ended the run; a checkpoint of the last whole epoch is written.
     """
     output_dir = Path(config.output_dir)
     with alone_in(output_dir):
@@ -92,7 +92,7 @@ def train(
             seed_everything(config.seed)
             checkpoint = newest_checkpoint(output_dir) if resume else None
             if resume and checkpoint is None:
-                logger.warning("%s holds no checkpoint: training starts anew", output_dir)
+                logger.warning("%s holds no checkpoint: training starts over", output_dir)
             if checkpoint is not None:
                 if _is_done(output_dir, checkpoint[1].get("epoch"), config.solver.max_epochs):
                     return
@@ -102,7 +102,7 @@ def train(
             if checkpoint is not None:
                 _load_state(trainer, *checkpoint)
                 logger.info("Resumed from %s after epoch %d", checkpoint[0], trainer.epoch)
-            # A wrong setting has stopped us by now; an earlier run's files are safe till here.
+            # Remove an earlier run's files only now: a wrong setting has stopped us before.
             if distributed.is_main():
                 if overwrite:
                     _remove_run(output_dir)
@@ -114,7 +114,7 @@ def train(
 
 
 def _run(trainer: Trainer, writer: MetricWriter, signals: StopSignals, output_dir: Path) -> None:
-    """Trains; a signal's message says what is kept."""
+    """Trains; if a signal ends training, the message names the last checkpoint."""
     for name, part in trainer.model.named_children():
         count = sum(parameter.numel() for parameter in part.parameters())
         logger.info("Model %s: %s, %s parameters", name, type(part).__name__, f"{count:,}")
@@ -123,99 +123,98 @@ def _run(trainer: Trainer, writer: MetricWriter, signals: StopSignals, output_di
         with explained(signals):
             trainer.train()
     except Interrupted as stop:
-        if not distributed.is_main():  # the main process may be writing the checkpoint yet
+        if not distributed.is_main():  # the main process may still be writing the checkpoint
             raise
-        raise Interrupted(stop.signum, f"{stop}; {_what_is_kept(output_dir)}") from None
+        raise Interrupted(stop.signum, f"{stop}; {_last_checkpoint(output_dir)}") from None
     finally:
         writer.close()
 
 
 def _protect_config(output_dir: Path, sources: Sequence[Path], goes_on: bool) -> None:
-    """Makes sure that a config.yaml which nobody's run has written is not overwritten.
+    """Protects a config.yaml that no run has written from being overwritten.
 
     Args:
-        output_dir: Of the run.
+        output_dir: The run's output folder.
         sources: The config files that were read.
-        goes_on: The run resumes or overwrites another one there.
+        goes_on: The run resumes or overwrites an earlier run in this folder.
 
     Raises:
-        ConfigError: It would be.
+        ConfigError: The run would overwrite the file.
     """
     there = output_dir / "config.yaml"
     if not there.exists() or (goes_on and (output_dir / "log.txt").exists()):
         return
     if any(source.exists() and source.samefile(there) for source in sources):
         raise ConfigError(
-            f"output_dir: {str(there)!r} is the config file itself, and the run would write its "
-            "own in its place; choose another folder"
+            f"output_dir: {str(there)!r} is the config file itself, which the run would overwrite; "
+            "choose another folder"
         )
     if not (output_dir / "log.txt").exists():
         raise ConfigError(
-            f"output_dir: {str(there)!r} is there and is of no run; choose another folder, or give "
-            "the file another name"
+            f"output_dir: {str(there)!r} exists and no run has written it; choose another folder, "
+            "or give the file another name"
         )
 
 
 def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:
-    """Makes sure that a run is not lost by mistake.
+    """Protects an earlier run from being overwritten by mistake.
 
     Raises:
         ConfigError: The folder holds a run.
     """
     if overwrite or (resume and checkpoint_paths(output_dir)):
         return
-    # model_best alone is left by a run that was killed in its first epoch
-    kept = (FINAL_MODEL, "results.json")
+    # model_best does not count: a run that was killed in its first epoch may leave it alone.
     there = [path.name for path in checkpoint_paths(output_dir)]
-    there += [name for name in kept if (output_dir / name).exists()]
+    there += [name for name in _ENDS_WITH if (output_dir / name).exists()]
     if there and resume:
         raise ConfigError(
             f"output_dir: {str(output_dir)!r} holds {', '.join(there)} but no checkpoint to resume "
-            "from; --overwrite starts anew"
+            "from; --overwrite starts over"
         )
     if there:
         raise ConfigError(
             f"output_dir: {str(output_dir)!r} holds a run already; --resume goes on with it, "
-            "--overwrite starts anew"
+            "--overwrite starts over"
         )
 
 
 def _compare_configs(stored: Path, config: Config, allow_change: bool) -> None:
-    """Shows how the config differs from that of the run to go on with.
+    """Logs how the config differs from that of the run to resume.
 
     Raises:
-        ConfigError: Training would take another course, and this was not allowed.
+        ConfigError: The difference changes training, and `allow_change` is false.
     """
     if not stored.exists():
-        logger.warning("%s is missing: nothing tells whether the settings have changed", stored)
+        logger.warning("%s is missing, so changed settings cannot be detected", stored)
         return
     difference, other_course = config_diff(stored, config)
     if other_course and not allow_change:
         raise ConfigError(
-            f"the run in {stored.parent} had other settings, under which training takes another "
-            f"course:\n{difference}\nresume with the old ones, or with --allow-config-change: the "
-            "new ones then count from the next epoch on"
+            f"the run in {stored.parent} had other settings, and the difference changes "
+            f"training:\n{difference}\nresume with the old settings, or give --allow-config-change "
+            "to use the new ones from the next epoch on"
         )
     if difference:
         logger.warning("Settings have changed since this run began\n%s", difference)
 
 
-def _what_is_kept(output_dir: Path) -> str:
+def _last_checkpoint(output_dir: Path) -> str:
     paths = checkpoint_paths(output_dir)
     if not paths:
-        return "no epoch was finished, so that there is no checkpoint: --resume starts anew"
+        return "no epoch was finished, so there is no checkpoint: --resume starts over"
     return f"{paths[0]} holds the last whole epoch: --resume goes on from it"
 
 
 def _is_done(output_dir: Path, epoch: object, max_epochs: int) -> bool:
-    """Whether a run has nothing left to train and, at its last epoch, nothing left to write."""
+    """Whether a run has trained all epochs and written all files."""
     if type(epoch) is not int or epoch < max_epochs:
         return False
     if epoch == max_epochs and not all((output_dir / name).exists() for name in _ENDS_WITH):
         return False
     logger.warning(
-        "all %d epochs are done: nothing to train; SOLVER.MAX_EPOCHS above %d trains on",
-        epoch,
+        "All %d epochs are done, so there is nothing to train; to train longer, raise "
+        "SOLVER.MAX_EPOCHS",
         epoch,
     )
     return True
@@ -225,19 +224,19 @@ def _load_state(trainer: Trainer, checkpoint: Path, state: Mapping[str, Any]) ->
     try:
         if state.get("epoch") != epoch_of(checkpoint):
             raise ValueError(
-                f"epoch: expected {epoch_of(checkpoint)} as the file's name says, got "
+                f"epoch: expected {epoch_of(checkpoint)}, as in the file's name, got "
                 f"{state.get('epoch')!r}"
             )
         trainer.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError) as error:
         raise WeightsError(
-            f"{checkpoint}: does not fit this config; resume with the config.yaml that lies beside "
-            f"it ({error})"
+            f"{checkpoint}: does not fit this config; resume with the config.yaml in its folder "
+            f"({error})"
         ) from error
 
 
 def _remove_run(output_dir: Path) -> None:
-    """Removes what an earlier run has written, but for log.txt, which goes on."""
+    """Removes the files of an earlier run, except log.txt, which is continued."""
     for pattern in (*_FILES, _REPORTS, _EVENTS, f"{PICTURES}/{_EVENTS}"):
         for path in output_dir.glob(pattern):
             if path.name != "log.txt":

@@ -1,4 +1,4 @@
-"""Cameras are matched by data set and name, in tests and where training goes on elsewhere."""
+"""Cameras are matched by data set and name, in tests and when training goes on with other data."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ OLD = [Camera("own", 0, "hall"), Camera("own", 1, "yard"), Camera("Market1501", 
        Camera("Market1501", 1, "", False)]  # fmt: skip
 
 
-def test_names_count_where_both_have_them_else_numbers() -> None:
+def test_cameras_match_by_name_or_else_by_number() -> None:
     assert match_camera(OLD, "own", 5, "yard") == 1
     assert match_camera(OLD, "own", 1, "hall") == 0
     assert match_camera(OLD, "own", 1, "") == 1
@@ -34,19 +34,19 @@ def test_other_cameras_start_from_the_mean_and_known_ones_keep_theirs(
         carried = carry_cameras(table, OLD, new, "w.safetensors")
     assert carried.flatten().tolist() == [3, 4, 0]
     assert caplog.messages == [
-        "Cameras: 1 of 3 are known to w.safetensors by data set and name; the others start from "
+        "Cameras: w.safetensors knows 1 of 3 by data set and name; the others start from "
         "the mean of its 3"
     ]
 
 
-def test_as_many_cameras_of_another_site_take_nothing_over() -> None:
+def test_cameras_of_another_site_take_over_nothing() -> None:
     table = torch.tensor([[[1.0]], [[3.0]]])
     there = [Camera("there", 0), Camera("there", 1)]
     assert carry_cameras(table, OLD[:2], there, "w").flatten().tolist() == [2, 2]
     assert carry_cameras(table, None, there, "w").flatten().tolist() == [2, 2]
 
 
-def test_what_a_file_says_of_its_cameras_is_checked() -> None:
+def test_the_cameras_in_a_weights_file_are_checked() -> None:
     assert read_cameras({"cameras": dump_cameras(OLD)}, "w") == OLD
     assert read_cameras({}, "w") is None
     wrong = ("[", "{}x", "[[1, 2]]", '[["a", "0", "", true]]', '[["a", 0, "", 1]]', "[" * 10**5)

@@ -1,4 +1,4 @@
-"""Datasets by config: joined ones, left-out images, and what the model is told of cameras."""
+"""Datasets of a config: joined ones, left-out images, and the cameras that the model sees."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(root: Path, name: str, lines: list[str]) -> None:
-    """A CSV dataset with a picture, of a colour of its own, for each line."""
+    """A CSV dataset with a picture of another colour for each line."""
     folder = root / name
     folder.mkdir(parents=True)
     rows = ["path,pid,camid,split"]
@@ -105,7 +105,7 @@ def test_test_sets_of_one_name_are_kept_apart(root: Path) -> None:
         (["0,5000,train", "1,0,train"], "a camera has the number 5,000, but there are only 2"),
     ],
 )
-def test_meagre_sets_work_or_say_why(root: Path, lines: list[str], message: str | None) -> None:
+def test_tiny_sets_work_or_say_why_not(root: Path, lines: list[str], message: str | None) -> None:
     write(root, "a", lines)
     pairs = ("DATASETS.TRAIN", "{NAME: CSV, PATH: a/list.csv}")
     if message is None:
@@ -128,7 +128,7 @@ def test_left_out_images(root: Path) -> None:
 
 
 def plant_market(root: Path) -> None:
-    """The training part of Market-1501 with five identities, seen by two cameras or one."""
+    """The training part of Market-1501 with five identities, each in one or two cameras."""
     folder = root / "Market-1501-v15.09.15" / "bounding_box_train"
     folder.mkdir(parents=True)
     for number in range(18):
@@ -146,8 +146,8 @@ def test_market_trains_and_validates_without_its_test(
     log = (root / "out" / "log.txt").read_text()
     market = root / "Market-1501-v15.09.15"
     assert (
-        f"Market1501: there is no query ({market / 'query'}) and no gallery "
-        f"({market / 'bounding_box_test'}); it is not tested on"
+        f"Market1501 has no query ({market / 'query'}) and no gallery "
+        f"({market / 'bounding_box_test'}), so it is not evaluated"
     ) in log
     assert "nothing will be evaluated" in log
 
@@ -161,7 +161,7 @@ def test_market_trains_and_validates_without_its_test(
     log = (root / "validated" / "log.txt").read_text()
     assert "2 of 5 identities are set aside for validation (seed 3): 4 queries, 4 gallery" in log
     assert "costs training 8 of its 18 images (44.4 %)" in log
-    assert "there is no query" not in log
+    assert "has no query" not in log
     assert re.search(rf"{name} +train +10 +3 +2\n{name} +query +4 +2", log)
 
 
@@ -176,14 +176,14 @@ def test_a_validation_split_beside_a_test_set(root: Path) -> None:
 
     for train_set in ("Market1501", f"[{split}, Market1501]", split.replace("2}", "3}")):
         config = load_config(root / "config.yaml", ["DATASETS.TRAIN", train_set])
-        if train_set.startswith("{"):  # three identities hold the two
+        if train_set.startswith("{"):  # the split of three identities includes both
             assert len(build_test_sets(config)) == 1
         config.datasets.test = [yaml.safe_load(split.lower().replace("market", "Market"))]
         if train_set.startswith("{"):
             assert len(build_test_sets(config)) == 1
         else:
             with pytest.raises(
-                ConfigError, match=r"datasets\.train: 8 of the 8 images of Market150"
+                ConfigError, match=r"datasets\.train: training uses 8 of the 8 images of Market150"
             ):
                 build_test_sets(config)
 
@@ -223,7 +223,7 @@ def test_specs() -> None:
     assert load_config(None, ["DATASETS.TRAIN", "Market1501"]).datasets.train == "Market1501"
 
 
-def test_a_command_line_is_read_as_a_config_is() -> None:
+def test_a_command_line_is_read_like_a_config() -> None:
     splits = "{QUERY: probe}"
     spec = spec_of_words(["Pattern", "PATH", "own", "SPLITS", splits])
     train = f"{{NAME: Pattern, PATH: own, SPLITS: {splits}}}"
@@ -231,7 +231,7 @@ def test_a_command_line_is_read_as_a_config_is() -> None:
     assert spec["splits"] == {"query": "probe"}
 
 
-def test_the_model_is_told_the_cameras_it_knows(root: Path) -> None:
+def test_the_model_sees_the_cameras_it_knows(root: Path) -> None:
     for name in "ab":
         write(root, name, ["0,0,train", "0,3,train", "1,3,query", "1,4,gallery"])
     write(root, "c", ["1,0,query", "1,3,gallery"])
@@ -252,7 +252,7 @@ def test_the_model_is_told_the_cameras_it_knows(root: Path) -> None:
     assert told(TrainImages([b, again]), again) == [-1, -1, -1, -1]  # one of the two
 
 
-def test_a_site_is_known_by_its_folder_and_not_by_its_name(root: Path) -> None:
+def test_a_site_is_recognised_by_its_folder_not_its_name(root: Path) -> None:
     for name in ("here/crops", "there/crops"):
         write(root, name, ["0,0,train", "0,3,train"])
     (root / "link").symlink_to(root / "here" / "crops")
@@ -276,7 +276,7 @@ def test_a_site_is_known_by_its_folder_and_not_by_its_name(root: Path) -> None:
     assert drawn.site == again.site != other.site
 
 
-def test_cameras_with_names_are_known_by_them(root: Path) -> None:
+def test_cameras_with_names_are_recognised_by_them(root: Path) -> None:
     for path in ("hall/0.jpg", "yard/0.jpg", "door/0.jpg", "door/1.jpg"):
         (root / "own" / path).parent.mkdir(parents=True, exist_ok=True)
         (root / "own" / path).touch()
@@ -299,7 +299,7 @@ def test_cameras_with_names_are_known_by_them(root: Path) -> None:
     assert told(TrainImages([other, every]), test) == [2, 4, -1]
 
 
-def test_foreign_cameras_reach_the_model_as_unknown_and_the_evaluator_as_they_are(
+def test_foreign_cameras_are_unknown_to_the_model_but_not_to_the_evaluator(
     root: Path,
 ) -> None:
     write(root, "a", ["0,0,train", "0,3,train"])
@@ -318,7 +318,7 @@ def test_foreign_cameras_reach_the_model_as_unknown_and_the_evaluator_as_they_ar
 
 @pytest.fixture(scope="module")
 def omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real set, unpacked."""
+    """The real Omniglot images, unpacked."""
     archive = Path(os.environ.get("REID_DATA", ROOT.parent / "shared" / "data")) / "omniglot.zip"
     if not archive.is_file():
         pytest.skip(f"no real images: {archive} does not exist (set REID_DATA to its folder)")
@@ -328,7 +328,7 @@ def omniglot(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_real_images_through_all_three(omniglot: Path) -> None:
+def test_real_images_through_folder_pattern_and_csv(omniglot: Path) -> None:
     def ids(records: list[ImageRecord]) -> list[tuple[int, int]]:
         return sorted((record.pid, record.camid) for record in records)
 

@@ -11,7 +11,7 @@ from reid.assembly.provenance import config_diff, config_hash, git_state, proven
 from reid.config import Config, dump_config, load_config
 
 
-def test_what_results_say_about_their_origin() -> None:
+def test_results_say_where_they_come_from() -> None:
     config = load_config(None, ["SEED", "7"])
     data = [{"dataset": "A", "split": "train", "images": 3}]
     found = provenance(config, torch.device("cpu"), data)
@@ -55,7 +55,7 @@ def changed(*pairs: str) -> Config:
     return load_config(None, pairs)
 
 
-def test_the_hash_is_that_of_the_experiment() -> None:
+def test_runs_of_one_experiment_have_the_same_hash() -> None:
     first = config_hash(changed())
     assert first == config_hash(changed("OUTPUT_DIR", "x", "DEVICE", "cpu", "LOG_PERIOD", "3"))
     assert first == config_hash(changed("PROCESS_TIMEOUT", "90", "TEST.RANKED_LISTS", "5"))
@@ -83,5 +83,5 @@ def test_a_diff_of_configs(tmp_path: Path, pair: tuple[str, str], other_course: 
     assert other is other_course
     assert str(stored) in difference
     assert [line[0] for line in difference.splitlines()[3:] if line[0] != " "].count("+") >= 1
-    stored.write_text("SEED: 1\n")  # of a version that had fewer settings
+    stored.write_text("SEED: 1\n")  # as an older version with fewer settings wrote it
     assert config_diff(stored, changed()) == ("", False)

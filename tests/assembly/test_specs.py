@@ -36,7 +36,7 @@ DEVICE: cpu
 
 @HOOK.register()
 class OpensSomething(Hook):
-    """A part of a plug-in that must not be built on trial."""
+    """A hook of a plug-in, which the check must not build."""
 
     def __init__(self, period: int = 1) -> None:
         raise AssertionError("was built")
@@ -70,7 +70,7 @@ WRONG = [
     ("CRITERION.0.MARGIN", "-1", r"criterion\[0\]\.margin: expected"),
     ("CRITERION.1.SMOOTHING", "[1]", r"criterion\[1\]\.smoothing: expected float"),
     ("CRITERION.1.WEIGHT", ".inf", r"criterion\[1\]\.weight: expected a number from 0"),
-    ("CRITERION", "[]", r"criterion: expected a list of losses, it is empty"),
+    ("CRITERION", "[]", r"criterion: expected a list of losses, but it is empty"),
     ("CRITERION", "[{NAME: ClusterContrastLoss, TEMPERATURE: .inf}]", r"temperature: .*finite"),
     ("CLUSTERER", "{NAME: KMeans}", r"clusterer\.num_clusters: KMeans needs this option \(int\)"),
     ("CLUSTERER.EPS", "-1", r"clusterer \(JaccardDBSCAN\): eps"),
@@ -83,7 +83,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "value", "message"), WRONG)
-def test_what_is_wrong_is_told_before_data_is_looked_for(
+def test_a_wrong_spec_is_named_before_data_is_looked_for(
     file: Path, key: str, value: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -118,7 +118,7 @@ def test_an_evaluation_needs_no_parts_of_training(file: Path) -> None:
 
 
 class _Recorded(dict[str, set[str]]):
-    """Registry -> names of all facts that parts were given."""
+    """Registry -> names of the facts that its parts received."""
 
     def build(self, registry: Any, spec: object, where: str, **runtime: object) -> Any:
         self.setdefault(registry._name, set()).update(runtime)
@@ -138,7 +138,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Recorded]:
     return facts
 
 
-def test_the_facts_of_each_registry_are_those_that_a_run_gives(
+def test_runtime_lists_the_facts_that_a_run_gives(
     train_tiny: Any, recorded: _Recorded, tmp_path: Path
 ) -> None:
     (tmp_path / "a.yaml").write_text(CONFIG)
@@ -150,7 +150,7 @@ def test_the_facts_of_each_registry_are_those_that_a_run_gives(
     }
 
 
-def test_a_loss_that_needs_facts_is_checked_only(file: Path) -> None:
+def test_a_loss_that_needs_facts_is_checked_but_not_built(file: Path) -> None:
     @LOSS.register()
     class CountsClasses:
         def __init__(self, num_classes: int, scale: float = 1.0) -> None:

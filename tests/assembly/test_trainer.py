@@ -1,4 +1,4 @@
-"""What is built, and what is logged of it."""
+"""Builds training runs and checks their logs."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_a_test_set_knows_the_version_found(
     assert (test_set.name, test_set.version) == ("MSMT17", "MSMT17_V2")
 
 
-def test_weights_that_saw_other_pixels_are_warned_of(
+def test_a_warning_if_weights_were_trained_with_other_pixel_statistics(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     state = TimmBackbone("test_resnet", (64, 32)).state_dict()
@@ -85,7 +85,7 @@ def test_weights_that_saw_other_pixels_are_warned_of(
             build_model(config, (64, 32), 0)
 
 
-def test_weights_of_a_whole_model_need_no_others(tmp_path: Path) -> None:
+def test_weights_of_a_whole_model_need_no_backbone_weights(tmp_path: Path) -> None:
     backbone = {"name": "TimmBackbone", "model": "test_resnet"}
     trained = build_model(Config(model=ModelConfig(backbone=backbone)), (64, 32), 0)
     save_weights(tmp_path / "whole.safetensors", trained.state_dict(), {})

@@ -1,4 +1,4 @@
-"""Several processes give what one gives: whole runs under torchrun, compared number by number."""
+"""Several processes give the results of one. Whole runs under torchrun are compared."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CRITERION:
   - {NAME: O2CAPLoss, NUM_POSITIVES: 2}
   - {NAME: Triplet, MARGIN: 0.3}
 CLUSTERER: {NAME: CameraProxyClusterer, K1: 6, K2: 2, EPS: 0.8, MIN_SAMPLES: 2}
-# With a rate of 1e-2 the rounding of the first step has become 1e-1 after five more.
+# The rate is small: with 1e-2, rounding in the first step grows to 1e-1 within five more steps.
 SOLVER: {BASE_LR: 5.0e-5, MAX_EPOCHS: 2, WARMUP_EPOCHS: 0, MILESTONES: []}
 TEST: {EVAL_PERIOD: 1, BATCH_SIZE: 16}
 DEVICE: cpu
@@ -49,7 +49,7 @@ LOG_PERIOD: 1
 def run(
     folder: Path, processes: int, *pairs: str, name: str = ""
 ) -> subprocess.CompletedProcess[str]:
-    """One run of the real command, in a folder of its own."""
+    """Runs the real command in its own folder."""
     (folder / "config.yaml").write_text(CONFIG)
     command = ["tools/train_net.py", "--config-file", str(folder / "config.yaml")]
     command += ["OUTPUT_DIR", str(folder / (name or str(processes))), *pairs]
@@ -68,7 +68,7 @@ def run(
 
 
 def numbers(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.json without what a clock or the memory says."""
+    """The lines of metrics.json without times and memory."""
     changing = ("data_time", "step_time", "memory_mb", "extraction_time", "label_time")
     lines = (folder / "metrics.json").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in changing} for line in lines]
@@ -111,7 +111,7 @@ def test_processes_train_as_one(alone: Path, processes: int) -> None:
 
 
 def test_one_process_with_groups_trains_as_replicas(alone: Path) -> None:
-    # groups of 12 in a batch of 24: whether these are two shares or halves of one batch
+    # A batch of 24 has two groups of 12: the shares of two processes, or the halves of one batch.
     groups = ("MODEL.BN_SAMPLES_PER_GROUP", "12")
     for processes in (1, 2):
         done = run(alone, processes, *groups, name=f"groups{processes}")
@@ -123,7 +123,7 @@ def test_one_process_with_groups_trains_as_replicas(alone: Path) -> None:
 
 
 class Small(nn.Module):
-    """Its embedding is the feature before the neck, which the triplet loss alone never reaches."""
+    """Tests with the feature before the neck, so the triplet loss alone leaves the neck unused."""
 
     embed_dim = 8
 
@@ -165,7 +165,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_what_no_loss_reaches_is_left_alone_by_processes_too(tmp_path: Path) -> None:
+def test_several_processes_do_not_change_parameters_without_a_loss(tmp_path: Path) -> None:
     start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
     expected = stepped(0, 1)
     assert bool((expected["head.neck.weight"] == 1).all())  # no weight decay either
@@ -188,7 +188,7 @@ class Break(Hook):
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_ends_all(alone: Path) -> None:
+def test_an_error_in_one_process_ends_all(alone: Path) -> None:
     (alone / "break_one.py").write_text(BREAK)
     done = run(alone, 2, "PLUGINS", "[break_one]", "HOOKS", "[Break]", name="broken")
     assert done.returncode != 0
@@ -196,7 +196,7 @@ def test_an_error_of_one_process_ends_all(alone: Path) -> None:
 
 
 @pytest.mark.slow
-def test_more_processes_than_a_batch_can_be_cut_in(alone: Path) -> None:
+def test_a_batch_that_the_processes_cannot_share_equally(alone: Path) -> None:
     sampler = "{NAME: ProxyBalancedSampler, BATCH_SIZE: 9, IMAGES_PER_PROXY: 3}"
     done = run(alone, 2, "DATALOADER.SAMPLER", sampler, name="uneven")
     assert done.returncode != 0

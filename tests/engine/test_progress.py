@@ -10,7 +10,7 @@ from reid.engine.progress import ProgressLines
 
 
 class Clock:
-    """Seconds that pass when a test says so."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -20,7 +20,7 @@ class Clock:
 
 
 def job(clock: Clock, seconds: list[float], total: int, title: str = "Extracting") -> None:
-    """A job that has done the next equal part of `total` at each of these times."""
+    """A job that finishes equal parts of `total` at the given times."""
     started, lines = clock.now, ProgressLines(title, "img", clock)
     for number, second in enumerate(seconds, 1):
         clock.now = started + second
@@ -38,7 +38,7 @@ def test_a_short_job_leaves_no_line(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == []
 
 
-def test_a_long_job_tells_its_start_each_minute_and_its_end(
+def test_a_long_job_logs_after_10_s_then_once_a_minute_and_at_its_end(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     job(Clock(), [float(second) for second in range(1, 151)], 15_000)
@@ -50,7 +50,7 @@ def test_a_long_job_tells_its_start_each_minute_and_its_end(
     ]
 
 
-def test_a_slow_job_tells_fractions(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_slow_job_logs_fractions(caplog: pytest.LogCaptureFixture) -> None:
     job(Clock(), [40.0, 80.0], 10, "Ranking")
     assert caplog.messages == [
         "Ranking: 5 of 10 img, 0.12 img/s, eta 0:00:40",
@@ -58,7 +58,7 @@ def test_a_slow_job_tells_fractions(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_a_job_that_reports_nothing_tells_its_end(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_job_without_progress_logs_its_end(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     lines = ProgressLines("Clustering", "img", clock)
     clock.now += 30
@@ -72,7 +72,7 @@ def test_a_job_that_reports_nothing_tells_its_end(caplog: pytest.LogCaptureFixtu
 
 
 class Stream:
-    """A terminal, or a file, that takes what is written."""
+    """A terminal or a file that stores the text."""
 
     encoding = "utf-8"
 
@@ -114,7 +114,7 @@ def test_a_bar_on_a_terminal_and_lines_in_a_file(
     )
 
 
-def test_a_job_that_fails_tells_no_end(
+def test_a_job_that_fails_logs_no_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(progress, "QUIET", 0.0)
@@ -129,7 +129,7 @@ def test_a_job_that_fails_tells_no_end(
     assert len(caplog.messages) == 1
 
 
-def test_another_process_than_the_main_one_tells_nothing(
+def test_only_the_main_process_logs(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(progress, "QUIET", 0.0)

@@ -26,7 +26,7 @@ from reid.structures import Batch, Embeddings
 ROOT = Path(__file__).parents[2]
 
 
-def test_a_signal_raises_at_once_or_after_what_must_not_be_cut() -> None:
+def test_a_signal_raises_at_once_or_after_a_delayed_block() -> None:
     done = []
 
     def work(signals: StopSignals) -> None:
@@ -45,7 +45,7 @@ def test_a_signal_raises_at_once_or_after_what_must_not_be_cut() -> None:
         assert info.value.exit_code == 130
         with pytest.raises(Interrupted):
             signals.check()
-        os.kill(os.getpid(), signal.SIGINT)  # within a second: a launcher's copy of the first
+        os.kill(os.getpid(), signal.SIGINT)  # within a second: counts as the launcher's copy
     assert signal.getsignal(signal.SIGINT) is before
     with StopSignals() as signals, pytest.raises(Interrupted) as info:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -83,7 +83,7 @@ def test_a_second_signal_ends_the_process_at_once() -> None:
             child.kill()
 
 
-def test_the_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_that_resumes_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     arguments = ["tools/train_net.py", "--overwrite", "--config-file", "a b.yaml", "SEED", "2"]
     command = resume_command(arguments)
@@ -120,7 +120,7 @@ class Model(nn.Module):
 
 
 class LooksAtImages(Loss):
-    """A loss that knows the images of this process alone; counts the steps that were taken."""
+    """A loss of the images of this process only; counts the steps that the optimizer took."""
 
     steps: Tensor
 
@@ -140,7 +140,7 @@ class LooksAtImages(Loss):
 
 
 class SignalTo(Hook):
-    """Sends one process SIGTERM after the third step, which the next one tells to all."""
+    """Sends SIGTERM to one process after the third step; the others learn of it one step later."""
 
     def after_step(self, trainer: Trainer) -> None:
         if dist.get_rank() == 1 and trainer.step == 3:
@@ -184,12 +184,12 @@ def train(rank: int, world_size: int, folder: str, odd_rank: int, value: float) 
     dist.destroy_process_group()
 
 
-def test_what_comes_to_one_process_is_met_by_all(tmp_path: Path) -> None:
-    """A signal and a loss that is not finite end all; a gradient that overflows moves none."""
+def test_all_processes_react_to_what_happens_in_one(tmp_path: Path) -> None:
+    """A signal or a loss that is not finite ends all; after an overflow, none takes a step."""
     start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
     broken = [(tmp_path / f"0_{rank}.txt").read_text() for rank in range(2)]
     assert broken[0].startswith("1 1 step 2, epoch 1: the loss is not finite (loss nan")
-    assert broken[1].startswith("1 1 step 2, epoch 1: the loss is not finite (that of another")
+    assert broken[1].startswith("1 1 step 2, epoch 1: the loss is not finite (on another process)")
     overflown = [(tmp_path / f"1_{rank}.txt").read_text() for rank in range(2)]
     assert overflown == ["4 3 SIGTERM has ended the run"] * 2
     stopped = [(tmp_path / f"-1_{rank}.txt").read_text() for rank in range(2)]

@@ -47,7 +47,7 @@ class Batches:
 
 
 class Net(nn.Module):
-    """A linear layer with dropout, so that random state matters."""
+    """A linear layer with dropout, so that the random state matters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,7 +129,7 @@ def test_hooks_are_called_in_order_with_the_documented_counters():
 
 
 class Stop(Hook):
-    """Keeps the state after an epoch."""
+    """Stores the trainer's state after an epoch."""
 
     def __init__(self):
         self.states = []
@@ -158,7 +158,7 @@ def test_a_resumed_run_ends_with_the_same_bits():
         )
 
 
-def test_a_resumed_run_begins_with_what_follows_the_epoch_that_was_saved():
+def test_a_resumed_run_begins_with_after_epoch_of_the_saved_epoch():
     stop, calls = Stop(), []
     make([stop]).train()
     resumed = make([Recorder("a", calls)])
@@ -174,7 +174,7 @@ def test_a_resumed_run_begins_with_what_follows_the_epoch_that_was_saved():
 def test_state_of_another_run_is_refused():
     state = make([Stop()]).state_dict()
     state["random"] *= 2
-    with pytest.raises(ValueError, match="2 processes, this one has 1"):
+    with pytest.raises(ValueError, match="2 processes, but this run has 1"):
         make([Stop()]).load_state_dict(state)
 
 
@@ -199,13 +199,13 @@ def test_hooks_find_their_state_among_others(caplog):
     other.load_state_dict(state)
     assert other.hooks[0].count == 1
     assert [record.getMessage() for record in caplog.records] == [
-        "The run that made the checkpoint had other hooks: it did not have Bystander; it alone had "
+        "The hooks have changed since the checkpoint was written: added Bystander; removed "
         "Counting, Stop, Recorder"
     ]
 
 
 class Bystander(Hook):
-    """Only its name is of use here."""
+    """A hook without a state."""
 
 
 def step_once(batches, net, **options):
@@ -216,7 +216,7 @@ def step_once(batches, net, **options):
     return net.layer.weight.detach().clone()
 
 
-def test_accumulated_batches_make_the_step_of_the_whole_batch():
+def test_accumulated_batches_give_the_same_step_as_one_large_batch():
     rows = Rows()
     whole = Batch.of(rows.images)
     parts = [whole.map(lambda column, i=i: column[i : i + 4]) for i in (0, 4, 8)]
@@ -227,7 +227,7 @@ def test_accumulated_batches_make_the_step_of_the_whole_batch():
     assert not torch.equal(first, net.layer.weight)
 
 
-def test_the_last_group_of_an_epoch_is_averaged_over_what_it_has():
+def test_a_smaller_last_group_is_averaged_over_its_batches():
     """Three batches in groups of two: the optimizer steps after the second and the third."""
     shares = []
 
@@ -267,7 +267,7 @@ def test_mixed_precision_trains_and_keeps_fp32_weights(amp):
 
 
 class Normed(Net):
-    """The same with running statistics."""
+    """The same network with running statistics."""
 
     def __init__(self):
         super().__init__()
@@ -278,7 +278,7 @@ class Normed(Net):
 
 
 class Remembering(Parity):
-    """Counts the batches of steps that were taken; its value and gradient have factors in turn."""
+    """Counts the batches of steps that were taken; the batches' losses have the given factors."""
 
     def __init__(self, *factors):
         super().__init__()
@@ -297,7 +297,7 @@ OVERFLOW = 1e36  # a finite loss whose scaled gradient is not
 
 @pytest.mark.parametrize("cause", [OVERFLOW, math.nan])
 @pytest.mark.parametrize("clip", [0.0, 1.0])
-def test_a_step_that_is_left_out_leaves_no_trace_of_its_batches(cause, clip):
+def test_a_skipped_step_leaves_no_trace_of_its_batches(cause, clip):
     images = Rows().images
     batches = [Batch.of(images[i : i + 4]) for i in (0, 4, 8)]
     loss = Remembering(0.1, 0.1, 0.1, cause, 0.1, 0.1)
@@ -325,8 +325,8 @@ def test_a_step_that_is_left_out_leaves_no_trace_of_its_batches(cause, clip):
     assert not any(torch.equal(taken[name], value) for name, value in state().items())
 
 
-def test_what_buffers_held_is_given_back_without_waiting_for_a_device():
-    """On the device `meta` there are no numbers: whatever needs one of them on the host fails."""
+def test_buffers_are_restored_without_waiting_for_the_device():
+    """The device `meta` has no numbers, so reading one on the host would fail."""
     module = nn.BatchNorm1d(2).to("meta")
     BufferCopy(module).restore(torch.ones((), device="meta") > 0)
 

@@ -1,4 +1,4 @@
-"""The harness: cases run in a process of their own that is watched from outside."""
+"""The fuzzing harness: cases run in a child process that the test watches."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ import torch
 
 Case = Callable[[int, Path], str]
 MIB = 2**20
-# Whoever runs what a file says comes by here.
+# Code that executes commands from a file triggers one of these audit events.
 EXECUTES = ("os.system", "subprocess.Popen", "os.exec", "os.posix_spawn", "os.fork",
             "os.startfile", "os.remove", "os.rename", "socket.connect", "shutil.rmtree",
             "pickle.find_class")  # fmt: skip
 
 
 def mutated(content: bytes, rng: random.Random, others: Iterable[bytes] = ()) -> bytes:
-    """Some bytes changed, cut off, put in, doubled, or taken from another file."""
+    """Changes, cuts off, inserts or doubles some bytes, or takes some from another file."""
     data = bytearray(content)
     donors = [*others, content]
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
@@ -65,15 +65,15 @@ def _mutated() -> Callable[..., bytes]:
     pytest.param(range(100, 2300), id="many", marks=pytest.mark.slow),
 ])  # fmt: skip
 def seeds(request: pytest.FixtureRequest) -> range:
-    """A hundred cases each time, thousands in the slow tests."""
+    """A hundred cases in each run of the tests, thousands in the slow tests."""
     return request.param
 
 
 @pytest.fixture
 def fuzz(tmp_path: Path) -> Callable[..., Counter[str]]:
-    """Runs a case for each seed: it ends in a word or in an error of ours, within its bounds.
+    """Runs a case for each seed; each must return a word or raise an error of ours, in bounds.
 
-    What fails tells its seed: the same seed gives the same case again.
+    A failure names its seed, and the same seed gives the same case again.
     """
 
     def run(
@@ -132,12 +132,12 @@ def _run_cases(
     sender: Connection,
 ) -> None:
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore")  # as in a run, where a warning stops nothing
+    warnings.simplefilter("ignore")  # in a real run, warnings are no errors
     executed: list[str] = []
     watching = False
 
     def listen(event: str, arguments: tuple[object, ...]) -> None:
-        # a file of ours takes its name once it is whole
+        # Our own files are renamed to their final name once they are whole.
         finished = event == "os.rename" and str(arguments[0]).endswith(".part")
         if watching and event in EXECUTES and not finished:
             executed.append(f"{event}{arguments!r}"[:300])
@@ -171,13 +171,13 @@ def _run_cases(
 
 
 def _peak() -> int:
-    """The most memory that this process has had, in bytes."""
+    """The peak memory of this process, in bytes."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _limit_memory(more: int) -> None:
-    """A hard limit somewhat above the present, so that a bomb ends this process alone."""
-    with contextlib.suppress(OSError):  # no /proc: the peak is measured all the same
+    """Sets a hard limit above the present use, so that a bomb ends only this process."""
+    with contextlib.suppress(OSError):  # no /proc: no hard limit, but the peak is still measured
         present = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (present + more, present + more))

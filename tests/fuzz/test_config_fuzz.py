@@ -1,4 +1,4 @@
-"""Hostile YAML: the config that it describes, or a `ConfigError` that names the file."""
+"""Hostile YAML gives the config it describes, or a `ConfigError` that names the file."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ RIGHT = (
 
 
 def check(config: Config) -> None:
-    """It is whole: it can be written, and read back to the same."""
+    """Checks that the config can be written, and that reading it back gives the same."""
     text = dump_config(config)
     again = parse_yaml(text)
     assert dump_config(load_config(None, [str(w) for p in again.items() for w in pair(*p)])) == text

@@ -1,4 +1,4 @@
-"""Hostile lists, features and pictures: what they hold, or a `DataError` that names the file."""
+"""Hostile lists, features and pictures give their content, or a `DataError` that names the file."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_changed_lists(
             assert split in ("train", "query", "gallery")
             assert record.pid >= -1
             assert record.camid >= -1
-            # whatever the list says, the image lies below its folder
+            # Whatever the list says, images outside its folder are refused.
             assert Path(record.path).is_relative_to(folder)
             assert ".." not in Path(record.path).parts
         return "accepted"
@@ -89,7 +89,7 @@ def features(save: Callable[..., None] = np.savez, **changes: object) -> bytes:
 
 
 def array_of(header: str) -> bytes:
-    """An .npz file whose first array says this about itself, and brings no numbers."""
+    """An .npz file whose first array has this header and no numbers."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         text = f"{header}\n".encode()
@@ -99,7 +99,7 @@ def array_of(header: str) -> bytes:
 
 
 def packed(size: int) -> bytes:
-    """An .npz file with so many zeros besides."""
+    """An .npz file with `size` extra zeros."""
     stream = io.BytesIO(features())
     with (
         zipfile.ZipFile(stream, "a", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
@@ -114,7 +114,7 @@ def packed(size: int) -> bytes:
 
 
 class Runs:
-    """What a pickle may do."""
+    """Its pickle runs a shell command."""
 
     def __reduce__(self) -> tuple[Callable[..., int], tuple[str]]:
         import os
@@ -198,7 +198,7 @@ HEADS = (
 
 
 def test_giant_pictures(fuzz: Callable[..., Counter[str]]) -> None:
-    """Files of 2 GiB that take no place on disk."""
+    """Sparse files of 2 GiB, which take no space on the disk."""
 
     def case(number: int, folder: Path) -> str:
         path = folder / "giant.jpg"
@@ -224,6 +224,6 @@ def test_changed_pictures(
         assert pixels.flags.c_contiguous
         return "accepted"
 
-    # A changed size may be a large picture's, within Pillow's limit.
+    # A changed size may be large but still within Pillow's limit, so this needs memory.
     outcomes = fuzz(case, seeds, DataError, growth=3 * 2**29)
     assert set(outcomes) == {"accepted", "refused"}

@@ -1,4 +1,4 @@
-"""Hostile checkpoints: plain tensors, or a `WeightsError`; nothing runs, memory is bounded."""
+"""Hostile checkpoints give plain tensors or a `WeightsError`, and run nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ HUGE = 2**40
 
 
 class Call:
-    """Pickles as a call of a function."""
+    """An object whose pickle calls a function."""
 
     def __init__(self, function: object, *arguments: object) -> None:
         self._call = function, arguments
@@ -225,7 +225,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def of_dtype(dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state with one tensor of other numbers."""
+    """The content with one tensor of another dtype."""
     state = content()["model"]
     state["blocks.1.norm1.bias"] = state["blocks.1.norm1.bias"].abs().to(dtype)
     return state
@@ -249,13 +249,13 @@ def written(content: bytes, path: Path) -> Path:
 
 
 def check_plain(state: dict[str, Tensor], path: Path) -> None:
-    """What was read can be used, and takes no more memory than the file."""
+    """Checks that the tensors can be used, and take no more memory than the file."""
     assert state
     for name, tensor in state.items():
         assert isinstance(name, str)
         assert isinstance(tensor, Tensor)
         assert tensor.numel() * tensor.element_size() <= path.stat().st_size
-        tensor.clone().sum()  # a lie about its size would show here
+        tensor.clone().sum()  # this fails if the size is a lie
 
 
 def read_all_ways(path: Path) -> str:
@@ -272,13 +272,13 @@ def read_all_ways(path: Path) -> str:
     else:
         assert all(renamed[name].dtype in FLOATS for name in before)
         assert all(bool(value.isfinite().all()) for value in module.state_dict().values())
-    with contextlib.suppress(WeightsError):  # of no known format
+    with contextlib.suppress(WeightsError):  # no known format
         convert_weights(path, path.with_name("converted.safetensors"), partial=True)
     return "accepted"
 
 
 def pick(rng: random.Random, seed_files: list[bytes], mutate: Callable[..., bytes]) -> bytes:
-    """One of the files as it is, or changed; whole ones are changed most."""
+    """One of the files, unchanged or mutated; valid files are mutated most often."""
     chosen = rng.choice((*seed_files[:2] * (len(seed_files) // 2), *seed_files))
     return chosen if rng.random() < 0.15 else mutate(chosen, rng, seed_files[:2])
 
@@ -314,7 +314,7 @@ def test_changed_weights(
 def test_changed_training_checkpoints(
     fuzz: Callable[..., Counter[str]], seeds: range, mutated: Callable[..., bytes]
 ) -> None:
-    """With its checksums compared, what is read is what was written."""
+    """With checksums verified, a checkpoint is read exactly as written or not at all."""
     files = pickles()
 
     def case(seed: int, folder: Path) -> str:

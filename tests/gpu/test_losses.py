@@ -23,7 +23,7 @@ pytestmark = [
 
 
 def stepped(name, device):
-    """Losses, gradient and memory of a step, in double precision; and the step again."""
+    """Losses, gradient and memory after a step in double precision; and a function for the step."""
     parts.import_parts()
     network = parts.make_network(TOY, CPU)
     labelled = parts.make_labelled(TOY.rows[0], 1 + network.num_parts, TOY.dim, device)
@@ -45,7 +45,7 @@ def stepped(name, device):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_loss_is_that_of_the_cpu(name):
+def test_losses_agree_with_the_cpu(name):
     expected, seen = stepped(name, CPU)[0], stepped(name, DEVICE)[0]
     for key, value in expected.items():
         torch.testing.assert_close(seen[key], value, rtol=1e-4, atol=1e-5, msg=key)

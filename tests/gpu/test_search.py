@@ -22,13 +22,13 @@ neighbors = pytest.importorskip("reid.neighbors")
 
 
 @pytest.mark.parametrize("half", [None, False, True])
-def test_neighbours_are_those_of_the_cpu(half):
+def test_neighbours_agree_with_the_cpu(half):
     features = trained_like(600, 48, ties=True)
     seen = neighbors.nearest_neighbors(features.to(DEVICE), 20, half_precision=half)
     assert np.array_equal(seen, neighbors.nearest_neighbors(features, 20))
 
 
-def test_distances_and_clusters_are_those_of_the_cpu():
+def test_distances_and_clusters_agree_with_the_cpu():
     features = trained_like(600, 48, ties=True)
     seen = neighbors.jaccard_rows(features.to(DEVICE))
     expected = neighbors.jaccard_rows(features)
@@ -39,7 +39,7 @@ def test_distances_and_clusters_are_those_of_the_cpu():
     assert np.array_equal(neighbors.dbscan(seen, 0.5, 4), labels)
 
 
-def test_a_ranking_is_that_of_the_cpu():
+def test_a_ranking_agrees_with_the_cpu():
     ranking = pytest.importorskip("reid.workflows.gpu_check.fast.ranking")
     problem = ranking.make_ranked((30, 300, 12, 4), 48)
     on_device = {

@@ -34,7 +34,7 @@ def make(device, amp="off", clip=0.0):
     return trainer, [parts.make_batch(labelled, 8, TOY.image, device, seed) for seed in range(3)]
 
 
-def test_steps_are_those_of_the_cpu():
+def test_steps_agree_with_the_cpu():
     states = []
     for device in (CPU, DEVICE):
         trainer, batches = make(device, clip=1.0)
@@ -68,13 +68,13 @@ def test_a_step_waits_for_nothing(amp):
         assert not waiting_lines(lambda: trainer.run_step(batches[0]))
 
 
-def test_torch_still_tells_what_waits():
+def test_torch_still_detects_synchronisation():
     if DEVICE.type == "cuda":
         x = torch.ones(1, device=DEVICE)
         assert len(waiting_lines(lambda: x.item())) == 1
 
 
-def test_an_overflow_in_the_first_step_leaves_no_rubbish_in_the_momentum():
+def test_an_overflow_in_the_first_step_leaves_the_momentum_finite():
     layer = torch.nn.Linear(2, 2).to(DEVICE)
     optimizer = build_optimizer(layer.parameters(), "SGD", lr=1.0, momentum=0.9)
     scaler = torch.amp.GradScaler(DEVICE.type)
@@ -87,7 +87,7 @@ def test_an_overflow_in_the_first_step_leaves_no_rubbish_in_the_momentum():
     torch.testing.assert_close(layer.bias.detach(), before - 1)
 
 
-def test_statistics_are_shared_by_groups_as_batchnorm_has_them():
+def test_grouped_batchnorm_has_the_statistics_of_its_groups():
     shared = torch.nn.Sequential(torch.nn.BatchNorm2d(4)).to(DEVICE)
     plain = copy.deepcopy(shared)
     parts.share_statistics(shared)
@@ -105,7 +105,7 @@ def test_the_stem_keeps_half_precision():
 
 @pytest.mark.parametrize(("precision", "closeness"), [("fp32", 0.99999), ("fp16", 0.98),
                                                       ("bf16", 0.9)])  # fmt: skip
-def test_extracted_features_are_those_of_the_cpu(precision, closeness):
+def test_extracted_features_agree_with_the_cpu(precision, closeness):
     parts.import_parts()
     labelled = parts.make_labelled(12, 6, TOY.dim, CPU)
     records = parts.image_records(labelled)

@@ -59,7 +59,7 @@ def test_mean_spread_and_difference(tmp_path: Path) -> None:
 
 def test_order(tmp_path: Path) -> None:
     order = compare(load(tmp_path), "small", RESULTS)["order"]
-    # paper a < c < b, ours a < b < c: the pair (b, c) is turned round
+    # paper: a < c < b, ours: a < b < c; the pair (b, c) is reversed
     assert order["mAP"] == {"rows": 3, "pairs": 3, "agree": 2, "kendall_tau": pytest.approx(1 / 3)}
     assert order["Rank-1"] == {"rows": 2, "pairs": 1, "agree": 0, "kendall_tau": -1}
     one = compare(load(tmp_path), "small", {"a": RESULTS["a"]})["order"]
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, message: str
 
 
 def test_unknown_table(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has the tables 2, got 7"):
+    with pytest.raises(ConfigError, match="table: expected one of 2 of A paper, got 7"):
         load(tmp_path).table(7)
 
 

@@ -1,4 +1,4 @@
-"""Evaluations of runs and of `--eval-only`: all is computed once, and no test set costs a run."""
+"""Evaluations in runs and with `--eval-only`: computed once, and an error never ends a training."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ DEVICE: cpu
 
 @EVALUATOR.register()
 class RaisesFor(Evaluator):
-    """Market-1501's mAP, but an error for test sets of at least so many queries."""
+    """Market-1501's mAP, but an error for test sets with at least the given number of queries."""
 
     def __init__(self, queries: int) -> None:
         self._queries = queries
@@ -70,7 +70,7 @@ def config(root: Path, output: str, *pairs: Any) -> Config:
 
 
 def write_list(root: Path, name: str, rows: Sequence[tuple[int, str, str]]) -> str:
-    """A CSV dataset of (pid, camid, split); gives its spec."""
+    """Writes a CSV dataset of (pid, camid, split); returns its spec."""
     folder = root / "datasets" / name
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "list.csv").open("w", newline="") as stream:
@@ -84,13 +84,13 @@ def write_list(root: Path, name: str, rows: Sequence[tuple[int, str, str]]) -> s
 
 
 def one_camera(root: Path) -> str:
-    """Case 01: one camera for all."""
+    """Case 01: all images come from one camera."""
     rows = [(i % 4, "0", split) for split in ("query", "gallery") for i in range(6)]
     return write_list(root, "one_camera", rows)
 
 
 def few_matches(root: Path) -> str:
-    """Case 02: ten queries, of which one has a match in another camera."""
+    """Case 02: only one of ten queries has a match in another camera."""
     rows = [(i, "0", "query") for i in range(10)]
     rows += [(i, "1" if i == 3 else "0", "gallery") for i in range(10)]
     return write_list(root, "few_matches", rows)
@@ -98,7 +98,7 @@ def few_matches(root: Path) -> str:
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
-    """How often features of query and gallery were extracted, and distances computed."""
+    """Counts how often query and gallery features are extracted, and distances computed."""
     counts = {"extractions": 0, "passes": 0}
     extract_features, distance_blocks = extract.extract_features, ranking.distance_blocks
 
@@ -143,7 +143,7 @@ def test_eval_only_with_pictures_extracts_and_ranks_once(
     written = json.loads((root / "eval" / "results_eval_only.json").read_text())
     assert written["SyntheticPersons"]["numbers"] == found["SyntheticPersons"]
     assert "failed" not in written
-    # with another average precision too; only other distances need a pass of their own
+    # Another average precision needs no second pass either; only other distances do.
     evaluate(config(root, "eval2", *weights, "TEST.EVALUATOR.AP", "trapezoid"))
     assert counted == {"extractions": 2, "passes": 2}
     written = json.loads((root / "eval2" / "results_eval_only.json").read_text())
@@ -154,11 +154,11 @@ def test_eval_only_with_pictures_extracts_and_ranks_once(
     assert details["numbers"]["mAP"] < found["SyntheticPersons"]["mAP"]
 
 
-def test_a_set_without_a_match_is_told_before_the_first_epoch(root: Path) -> None:
+def test_a_set_without_a_match_is_named_before_the_first_epoch(root: Path) -> None:
     spec = one_camera(root)
     with pytest.raises(DataError, match=r"one_camera: no query has a match: all images are of cam"):
         train(config(root, "alone", "DATASETS.TEST", f"[{spec}]"))
-    assert not (root / "alone" / "config.yaml").exists()  # nothing was begun
+    assert not (root / "alone" / "config.yaml").exists()  # the run has not started
     train(config(root, "beside", "DATASETS.TEST", f"[{spec}, {PERSONS}]"))
     log = (root / "beside" / "log.txt").read_text()
     message = "one_camera: no query has a match: all images are of camera 0"
@@ -172,7 +172,7 @@ def test_eval_only_of_a_set_without_a_match(root: Path, finished: Path) -> None:
     weights = ("MODEL.WEIGHTS", finished / "model_final.safetensors")
     with pytest.raises(DataError, match="leave camid empty if cameras do not matter"):
         evaluate(config(root, "eval3", *weights, "DATASETS.TEST", f"[{one_camera(root)}]"))
-    # the way out
+    # The message names the remedy, and it works.
     rows = [(i % 4, "", split) for split in ("query", "gallery") for i in range(6)]
     found = evaluate(
         config(root, "eval3", *weights, "DATASETS.TEST", f"[{write_list(root, 'none', rows)}]")
@@ -191,7 +191,7 @@ def test_queries_that_count_nowhere_are_counted(root: Path, finished: Path) -> N
     assert written["few_matches"]["counts"]["queries"] == {"all": 10, "with_match": 1, "ignored": 9}
 
 
-def test_an_evaluator_that_raises_costs_no_training(root: Path) -> None:
+def test_an_evaluators_error_does_not_end_training(root: Path) -> None:
     raises = ("TEST.EVALUATOR", "{NAME: RaisesFor, QUERIES: 9}", "SOLVER.MAX_EPOCHS", 2)
     sets = ("DATASETS.TEST", f"[{PERSONS}, {few_matches(root).replace('few_matches', 'small')}]")
     rows = [
@@ -206,7 +206,7 @@ def test_an_evaluator_that_raises_costs_no_training(root: Path) -> None:
         ("SyntheticPersons", 1), ("SyntheticPersons", 2)]  # fmt: skip
     assert (folder / "model_final.safetensors").is_file()
     assert (folder / "model_best.safetensors").is_file()
-    # what was noted outlives a kill after the last epoch
+    # A kill after the last epoch loses no notes about failures.
     for name in ("results.json", "model_final.safetensors"):
         (folder / name).unlink()
     train(config(root, "raises", *sets, *raises, "TEST.EVAL_PERIOD", 1), resume=True)
@@ -227,7 +227,7 @@ def test_weights_are_written_before_the_last_evaluation(
     assert (root / "killed" / "model_final.safetensors").is_file()
 
 
-def test_eval_only_tells_a_failure_after_the_other_sets_figures(root: Path, finished: Path) -> None:
+def test_eval_only_reports_a_failure_after_the_other_figures(root: Path, finished: Path) -> None:
     rows = [
         (i, camid, split) for i in range(4) for camid, split in (("0", "query"), ("1", "gallery"))
     ]

@@ -1,4 +1,4 @@
-"""Errors of torch that a run tells in a line of its own."""
+"""Errors of torch that a run explains in one line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reid.workflows.errors import USER_ERRORS
 from reid.workflows.session import explained
 
 
-def test_a_batch_of_one_is_told() -> None:
+def test_a_batch_of_one_is_explained() -> None:
     with (
         pytest.raises(ConfigError, match=r"batch_size: a batch of one image.*\[1, 4, 1, 1\]"),
         StopSignals() as signals,

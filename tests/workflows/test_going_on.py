@@ -1,4 +1,4 @@
-"""A trained model goes on with other cameras, persons, sizes and labels, and knows its training."""
+"""Training goes on from trained weights with other cameras, persons, image sizes and labels."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def log_of(root: Path, name: str) -> list[str]:
     return [line.partition("  ")[2] for line in lines]
 
 
-def test_other_cameras_though_as_many_start_from_the_mean(root: Path, weights: Path) -> None:
+def test_other_cameras_start_from_the_mean_even_if_as_many(root: Path, weights: Path) -> None:
     still = ("SOLVER.BASE_LR", "1e-12", "MODEL.WEIGHTS", str(weights))
     new = go_on(root, "others", "DATASETS.TRAIN", OTHERS, *still)[TABLE]
-    assert any(m.startswith("Cameras: 0 of 3 are known to ") for m in log_of(root, "others"))
+    assert any(" knows 0 of 3 by data set and name" in m for m in log_of(root, "others"))
     old = read_checkpoint(weights)[0][TABLE]
     torch.testing.assert_close(new, old.mean(0).expand_as(new), rtol=0, atol=1e-6)
     same = go_on(root, "same", *still)[TABLE]
@@ -111,16 +111,16 @@ def test_an_evaluation_takes_its_settings_from_the_weights(root: Path, weights: 
     evaluate(load_config(root / "bare.yaml", [*pairs, "INPUT.SIZE", "[64, 32]"]))
     assert [line for line in log_of(root, "eval") if line.startswith("WARNING")] == [
         f"WARNING: input.size is [64, 32], but {weights} was trained with [48, 32]; "
-        "figures may fall"
+        "results may be worse"
     ]
 
 
-def test_a_backbone_can_be_scored_alone(root: Path, weights: Path) -> None:
+def test_a_backbone_without_its_head_can_be_evaluated(root: Path, weights: Path) -> None:
     resnet = "{NAME: TimmBackbone, MODEL: test_resnet}"
     pairs = ["MODEL.BACKBONE", resnet, "MODEL.HEAD", "BNNeckHead"]
     go_on(root, "resnet", *pairs)
     path = str(root / "resnet" / "model_final.safetensors")
     pairs += ["MODEL.BACKBONE_WEIGHTS", path, "OUTPUT_DIR", str(root / "alone")]
     evaluate(load_config(root / "base.yaml", pairs))
-    line = f"Figures are of the backbone in {path} alone: neck and head are untrained"
+    line = f"Only the backbone's weights are given ({path}): neck and head are untrained"
     assert line in log_of(root, "alone")

@@ -1,4 +1,4 @@
-"""The check of a GPU: what becomes of sections that hang, fail, die or cannot run."""
+"""The check of a GPU when sections hang, fail, die or cannot run."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def fake(name: str, share: float = 1.0, **options: Any) -> Section:
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Sections in a module of their own, and a stand-in for torch, whose import takes seconds."""
+    """A module with fake sections, and a stand-in for torch, whose import takes seconds."""
     folder = tmp_path / "importable"
     folder.mkdir()
     (folder / "fake_sections.py").write_text(FAKES)
@@ -103,12 +103,12 @@ def run(settings: Settings, *sections: Section) -> dict[str, Any]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process is there and more than a name."""
+    """Whether a process is running and not just a zombie."""
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def test_a_section_that_fails_dies_or_hangs_takes_no_other_with_it(settings: Settings) -> None:
+def test_a_section_that_fails_dies_or_hangs_does_not_harm_others(settings: Settings) -> None:
     written: list[list[str]] = []
 
     def tell(line: str) -> None:
@@ -120,17 +120,17 @@ def test_a_section_that_fails_dies_or_hangs_takes_no_other_with_it(settings: Set
                 fake("imports"), fake("follows")]  # fmt: skip
     begun = time.monotonic()
     results = check(sections, settings, tell)
-    assert time.monotonic() - begun < 100  # nothing has waited for the one that hangs
+    assert time.monotonic() - begun < 100  # nothing waited for the section that hangs
     found = {one["name"]: one for one in results["sections"]}
     statuses = ["done", "failed", "failed", "out of time", "wrong", "left out", "cut short"]
     assert [found[section.name]["status"] for section in sections] == statuses
-    # after each section the file holds it and those before it
+    # After each section, the file holds all results so far.
     assert written == [statuses[: number + 1] for number in range(len(sections))]
 
     assert found["good"]["checks"] == [{"what": "1 is 1", "right": True, "seen": "1 and 1"}]
     assert found["good"]["tables"] == {"Times": [{"what": "a <b>thing</b>", "ms": 1234.5}]}
-    assert found["follows"]["numbers"] == {"seen": 42.0}  # from a section before it
-    assert found["fails"]["numbers"] == {"before": 1}  # what it has told counts
+    assert found["follows"]["numbers"] == {"seen": 42.0}  # a number of an earlier section
+    assert found["fails"]["numbers"] == {"before": 1}  # numbers from before the error count
     assert "Traceback" in found["fails"]["error"]
     assert found["fails"]["why"] == "ValueError: in two lines"
     assert "ended with code 7" in found["dies"]["error"]
@@ -145,7 +145,7 @@ def test_a_section_that_fails_dies_or_hangs_takes_no_other_with_it(settings: Set
     assert not is_right(results)
 
 
-def test_a_package_that_is_missing_is_named_with_the_sections_it_takes(settings: Settings) -> None:
+def test_a_missing_package_is_named_with_the_sections_that_need_it(settings: Settings) -> None:
     sections = fake("wrong", needs=("numba", "nobody_has_this")), fake("good")
     results = check(sections, settings, lambda line: None)
     assert results["missing"] == {"nobody_has_this": ["wrong"]}
@@ -190,7 +190,7 @@ def test_an_interrupted_run_leaves_what_it_has(settings: Settings) -> None:
     assert [found["status"] for found in stored["sections"]] == ["done"]
 
 
-def test_nothing_outlives_a_runner_that_is_killed(settings: Settings, tmp_path: Path) -> None:
+def test_no_process_outlives_a_killed_runner(settings: Settings, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(
         "import sys\n"
@@ -214,7 +214,7 @@ def test_nothing_outlives_a_runner_that_is_killed(settings: Settings, tmp_path: 
     assert not is_alive(child)
 
 
-def test_numbers_that_json_lacks_are_words() -> None:
+def test_nan_and_infinity_become_text() -> None:
     sent: list[dict[str, Any]] = []
     found = Findings(sent.append)
     found.number("nan", float("nan"))
@@ -224,7 +224,7 @@ def test_numbers_that_json_lacks_are_words() -> None:
 
 
 class Tags(HTMLParser):
-    """Every tag that is opened is closed, in order."""
+    """Checks that tags are closed in the right order."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class Tags(HTMLParser):
 
 
 def results_of(**changes: Any) -> dict[str, Any]:
-    """As of a run on a GPU, with a check that does not hold."""
+    """Results as of a run on a GPU, with a failed check."""
 
     def section(name: str, group: str, **more: Any) -> dict[str, Any]:
         return {
@@ -273,7 +273,7 @@ def results_of(**changes: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def test_the_page_holds_everything_and_asks_for_nothing() -> None:
+def test_the_page_holds_everything_and_loads_nothing() -> None:
     results = results_of()
     results["aims"] = aims(results)
     results["sections"][3] |= {"status": "failed", "error": "Traceback <here>"}
@@ -287,10 +287,10 @@ def test_the_page_holds_everything_and_asks_for_nothing() -> None:
         assert words in text, words
 
 
-def test_aims_take_the_best_that_was_measured() -> None:
+def test_aims_are_compared_with_the_best_measurement() -> None:
     told = aims(results_of())
     assert [aim["reached"] for aim in told] == [True, True, True]
-    assert told[0]["seen"] == "41.0%"  # compiled, though its section was cut off
+    assert told[0]["seen"] == "41.0%"  # the compiled step, though its section was cut short
     assert not aims(results_of(sizes="toy"))
     slow = results_of()
     slow["sections"][4]["numbers"] = {"loss_share_small": 0.3}
@@ -325,7 +325,7 @@ def test_a_run_fills_the_section_of_the_docs(tmp_path: Path) -> None:
         ([], "expected the gpu_check.json of a run"),
     ],
 )
-def test_the_docs_take_no_other_results(tmp_path: Path, results: Any, message: str) -> None:
+def test_other_results_do_not_go_into_the_docs(tmp_path: Path, results: Any, message: str) -> None:
     (tmp_path / "results.json").write_text(json.dumps(results))
     with pytest.raises(docs.DocsError, match=message):
         docs.write_docs(tmp_path / "results.json", BENCHMARKS)
@@ -391,7 +391,7 @@ def test_what_a_bare_machine_can_run() -> None:
 
 @pytest.mark.slow
 def test_every_section_runs_on_a_cpu(tmp_path: Path) -> None:
-    # more than a minute, since a machine that does other things too needs it
+    # More than a minute, for machines that are busy with other work.
     done = subprocess.run(
         [sys.executable, str(ROOT / "tools" / "gpu_check.py"), "--device", "cpu", "--minutes", "10",
          "--out", str(tmp_path)],

@@ -1,4 +1,4 @@
-"""Real runs, ended by real signals at random moments, and gone on with."""
+"""Real runs are ended by real signals at random moments and resumed."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ TEST: {EVAL_PERIOD: 1}
 DEVICE: cpu
 LOG_PERIOD: 1
 """
-# Imports once and forks for each run, which saves a run the seconds of importing torch.
+# Imports torch once and forks for each run, which saves seconds per run.
 LAUNCHER = """
 import json, os, runpy, signal, sys, traceback
 import torch
@@ -106,9 +106,10 @@ class Launcher:
     def start(
         self, output: str, *options: str, checkpoint: int = 0, evaluation: bool = False
     ) -> int:
-        """The process of a run.
+        """Starts the process of a run.
 
-        It dies in the middle of the checkpoint of this number, if any, or of the first evaluation.
+        If asked, it dies in the middle of the checkpoint with this number or of the first
+        evaluation.
         """
         arguments = ["--config-file", str(self.folder / "run.yaml"), *options]
         arguments += ["OUTPUT_DIR", str(self.folder / output)]
@@ -123,7 +124,7 @@ class Launcher:
         return int(self._read())
 
     def wait(self) -> int:
-        """The exit code of the run that was started last, below 0 if a signal has killed it."""
+        """The exit code of the latest run; below 0 if a signal killed it."""
         self._write("wait")
         return os.waitstatus_to_exitcode(int(self._read()))
 
@@ -152,7 +153,7 @@ def launcher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launcher]:
 
 @pytest.fixture(scope="module")
 def seconds(launcher: Launcher) -> float:
-    """How long the uninterrupted run takes; its output is in `whole`."""
+    """How long an uninterrupted run takes; its output is in `whole`."""
     launcher.start("warm_up")  # draws the data set, compiles
     assert launcher.wait() == 0, (launcher.folder / "warm_up.txt").read_text()
     started = time.monotonic()
@@ -162,7 +163,7 @@ def seconds(launcher: Launcher) -> float:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.json but for clocks and for a last line that was cut off."""
+    """The lines of metrics.json without times and without a last line that was cut off."""
     lines = []
     if (folder / "metrics.json").exists():
         for text in (folder / "metrics.json").read_text().splitlines():
@@ -200,7 +201,7 @@ def check_that_the_end_is_the_same(whole: Path, folder: Path) -> None:
 
 
 def kill_and_resume(launcher: Launcher, seconds: float, kills: int, seed: int) -> None:
-    """Ends runs `kills` times, each run up to four times, in one of four ways."""
+    """Kills runs `kills` times in all, each run up to four times, in one of four ways."""
     draw = random.Random(seed)
     done, number = 0, 0
     while done < kills:
@@ -224,7 +225,7 @@ def kill_and_resume(launcher: Launcher, seconds: float, kills: int, seed: int) -
             said = (launcher.folder / f"{folder.name}.txt").read_text()
             if code == 0:
                 break
-            # before anything has begun, SIGTERM ends any process of Python
+            # Before our handler is installed, SIGTERM ends Python without a message.
             early = -signal.SIGTERM if "Environment" not in said else 143
             assert code in (-signal.SIGKILL, 143, early), said
             if code == 143:

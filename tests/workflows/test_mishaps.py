@@ -1,4 +1,4 @@
-"""Runs to which something happens: signals, losses, clusters, disks, reading processes."""
+"""Runs that something goes wrong with: signals, losses, clusters, disks, loader workers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import Tensor
 from reid import distributed
 from reid.config import Config, load_config
 from reid.engine.hooks.checkpoints import checkpoint_paths, newest_checkpoint
-from reid.engine.logs import show_picture
+from reid.engine.metrics import show_picture
 from reid.engine.stopping import Interrupted
 from reid.engine.trainer import Trainer
 from reid.files import OutputError
@@ -53,7 +53,7 @@ MISHAPS: dict[str, Callable[[Trainer], None]] = {}
 
 @HOOK.register()
 class Mishap(Hook):
-    """Calls what `MISHAPS` has for `epoch1` (before it), `step5`, `after2` (after it), `end`."""
+    """Calls what `MISHAPS` has for `epoch1`, `step5`, `after2` or `end`."""
 
     def before_epoch(self, trainer: Trainer) -> None:
         MISHAPS.get(f"epoch{trainer.epoch}", lambda trainer: None)(trainer)
@@ -73,7 +73,7 @@ BROKEN: list[int] = []
 
 @LOSS.register()
 class BrokenAt(Loss):
-    """Zero, but at the steps in `BROKEN` NaN, and so is its gradient."""
+    """A loss of zero, whose value and gradient are NaN at the steps in `BROKEN`."""
 
     def __init__(self, embed_dim: int = 0) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ CLUSTERS: list[int] = []
 
 @CLUSTERER.register()
 class GivenClusters:
-    """As many clusters as `CLUSTERS` says for each call."""
+    """Makes as many clusters in each call as `CLUSTERS` says."""
 
     def __call__(self, features: FeatureSet, progress: object = None) -> PseudoLabels:
         count = CLUSTERS.pop(0)
@@ -157,7 +157,7 @@ def send(signum: int) -> Callable[[Trainer], None]:
 def test_a_signal_ends_the_run_with_the_last_whole_epoch(
     folder: Path, signum: int, moment: str, code: int
 ) -> None:
-    """The period would write no checkpoint before the end."""
+    """With this period, only the end of the run would write a checkpoint."""
     output = f"signal_{moment}_{code}"
     MISHAPS[moment] = send(signum)
     handler = signal.getsignal(signum)
@@ -177,7 +177,7 @@ def test_a_signal_in_a_step_waits_for_its_end(folder: Path) -> None:
     seen = []
     MISHAPS["step2"] = lambda trainer: (send(signal.SIGTERM)(trainer), seen.append("on"))[0]
     MISHAPS["step3"] = lambda trainer: seen.append("too far")
-    with pytest.raises(Interrupted, match=r"no epoch was finished.*--resume starts anew"):
+    with pytest.raises(Interrupted, match=r"no epoch was finished.*--resume starts over"):
         train(config(folder, "in_a_step"))
     assert seen == ["on"]
     assert names(folder / "in_a_step") == []
@@ -186,10 +186,10 @@ def test_a_signal_in_a_step_waits_for_its_end(folder: Path) -> None:
     check_same_end(folder, "in_a_step")
 
 
-def test_the_main_process_alone_tells_what_is_kept(
+def test_only_the_main_process_names_the_last_checkpoint(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The others cannot know: a checkpoint may be written while they end."""
+    """The others cannot know the last checkpoint: it may be written while they end."""
 
     def become_another(trainer: Trainer) -> None:
         monkeypatch.setattr(distributed, "is_main", lambda: False)
@@ -218,13 +218,13 @@ def test_a_signal_while_a_checkpoint_is_written(
     assert found[1]["epoch"] == 2
 
 
-def test_the_checkpoint_before_a_torn_one_is_taken(folder: Path) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used(folder: Path) -> None:
     target = folder / "torn"
     MISHAPS["epoch2"] = send(signal.SIGTERM)
     with pytest.raises(Interrupted):
         train(config(folder, "torn"))
     content = bytearray((target / "checkpoint_0002.pth").read_bytes())
-    content[len(content) // 2] ^= 1  # torch reads it without a word
+    content[len(content) // 2] ^= 1  # torch reads the damaged file without an error
     torch.load(target / "checkpoint_0002.pth", weights_only=True)  # would be refused
     (target / "checkpoint_0002.pth").write_bytes(content)
     torch.load(target / "checkpoint_0002.pth", weights_only=True)
@@ -233,12 +233,12 @@ def test_the_checkpoint_before_a_torn_one_is_taken(folder: Path) -> None:
     train(config(folder, "torn"), resume=True)
     log = (target / "log.txt").read_text()
     assert "checkpoint_0002.pth: is broken or cut off (the checksum of" in log
-    assert "checkpoint_0001.pth is whole and is taken instead" in log
+    assert "checkpoint_0001.pth instead, which is whole" in log
     assert list(target.glob(".*")) == []
     check_same_end(folder, "torn")
     for path in target.glob("checkpoint*"):
         path.write_bytes(content[:1000])
-    with pytest.raises(WeightsError, match="no checkpoint is whole; --overwrite starts anew"):
+    with pytest.raises(WeightsError, match="no checkpoint is whole; --overwrite starts over"):
         train(config(folder, "torn"), resume=True)
 
 
@@ -283,7 +283,8 @@ def test_a_changed_config_is_shown_and_must_be_allowed(folder: Path) -> None:
     lines = [json.loads(n) for n in (folder / "changed" / "metrics.json").read_text().splitlines()]
     rates = [line["lr"] for line in lines if line["kind"] == "train"]
     assert rates == pytest.approx([3.5e-6, 3.5e-6, 1e-5, 1e-6])  # with another warm-up and gamma
-    train(config(folder, "changed", "LOG_PERIOD", 1, *other[:2]), resume=True)  # is harmless
+    # The period of the log may change without permission.
+    train(config(folder, "changed", "LOG_PERIOD", 1, *other[:2]), resume=True)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_reported(folder: Path) -> None:
@@ -350,8 +351,8 @@ def test_labels_are_kept_where_clusters_collapse(folder: Path, count: int) -> No
     assert [line.get("kept") for line in labels] == [None, 1, None]
     log = (folder / output / "log.txt").read_text()
     assert "WARNING: epoch 2: " in log
-    assert "The last epoch's labels are kept" in log
-    # Resuming before the epoch that collapses needs the labels of the one before.
+    assert "This epoch uses the last epoch's labels again" in log
+    # A run that resumes just before the collapse needs the labels of the epoch before it.
     for path in checkpoint_paths(folder / output)[:-1]:
         path.unlink()
     expected = final(folder / output)
@@ -366,8 +367,8 @@ def test_a_collapse_in_the_first_epoch_or_with_stop_ends_the_run(folder: Path) -
     for number, (clusters, word, message) in enumerate(
         [
             ([0], "keep", "epoch 1: no cluster: raise eps"),
-            ([1], "keep", "epoch 1: all 43 images .* one cluster; other options"),
-            ([5, 1], "stop", "epoch 2: all 43 images .* one cluster"),
+            ([1], "keep", "epoch 1: there is only one cluster, of all 43 images .*; other options"),
+            ([5, 1], "stop", "epoch 2: there is only one cluster, of all 43 images"),
             ([5, 0], "warn", "epoch 2: no cluster"),
         ]
     ):
@@ -378,13 +379,13 @@ def test_a_collapse_in_the_first_epoch_or_with_stop_ends_the_run(folder: Path) -
     train(config(folder, "one_cluster", *pairs, "warn"))
     assert all(bool(value.isfinite().all()) for value in final(folder / "one_cluster").values())
     assert (
-        "epoch 2: all 43 images that are no outliers are one cluster"
+        "epoch 2: there is only one cluster, of all 43 images that are not outliers"
         in (folder / "one_cluster" / "log.txt").read_text()
     )
 
 
 def test_a_full_disk_leaves_the_earlier_checkpoint(folder: Path) -> None:
-    """The system refuses files as large as a checkpoint; those of the log are smaller."""
+    """The system refuses files as large as a checkpoint; the log files are smaller."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     MISHAPS["epoch1"] = lambda trainer: resource.setrlimit(
         resource.RLIMIT_FSIZE, (2**20, before[1])
@@ -422,8 +423,8 @@ def test_an_error_writes_the_epoch_that_was_not_saved(folder: Path) -> None:
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize(("writer", "file"), [
-    ("reid.engine.logs.open_to_append", r"metrics\.json"),
-    ("reid.engine.logs.RecordWriter.write", r"events\.out\.tfevents\.[^/:]+"),
+    ("reid.engine.metrics.open_to_append", r"metrics\.json"),
+    ("reid.engine.metrics.RecordWriter.write", r"events\.out\.tfevents\.[^/:]+"),
 ])  # fmt: skip
 def test_metrics_that_cannot_be_written_are_named(
     folder: Path, number: int, writer: str, file: str, monkeypatch: pytest.MonkeyPatch
@@ -485,7 +486,7 @@ def test_a_dead_reading_process_is_explained(folder: Path, monkeypatch: pytest.M
 def test_a_lost_connection_to_a_reading_process_is_explained(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that is killed is still alive where torch looks, a moment long."""
+    """For a moment, torch still takes a killed process for alive."""
 
     def lose(self: object, data: object, index: int) -> None:
         raise ConnectionResetError(104, "Connection reset by peer")
@@ -511,8 +512,8 @@ def test_a_config_file_in_the_output_folder_is_not_overwritten(tmp_path: Path) -
     own = tmp_path / "exp" / "config.yaml"
     own.parent.mkdir()
     own.write_text("SEED: 3\n")
-    for file in (own, None):  # the config file itself; a file that lies there
-        with pytest.raises(ConfigError, match=r"config\.yaml' is (the config file itself|there)"):
+    for file in (own, None):  # the config file itself, or a file that no run has written
+        with pytest.raises(ConfigError, match=r"config\.yaml' (is the config file itself|exists)"):
             train(load_config(file, ["OUTPUT_DIR", str(own.parent)]))
     assert own.read_text() == "SEED: 3\n"
 
@@ -525,5 +526,5 @@ def test_an_output_folder_among_the_images_is_refused(
     shutil.copy(next((folder / "datasets").rglob("*.jpg")), tmp_path / "own" / "door" / "1.jpg")
     settings = config(folder, "inside", "DATASETS.TRAIN", "{NAME: Folder, PATH: own}")
     settings.output_dir = str(tmp_path / "own" / "logs")
-    with pytest.raises(ConfigError, match=r"own/logs' lies in .*own, whose pictures"):
+    with pytest.raises(ConfigError, match=r"own/logs' lies in .*own, where "):
         train(settings)

@@ -45,7 +45,7 @@ MODEL: {{BACKBONE: {{NAME: IBNViT, {NET}, STEM_CHANNELS: 8}}, HEAD: {{NAME: TMGF
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folders `plain` and `branches`, as runs leave them."""
+    """Folders `plain` and `branches`, as after a run."""
     root = tmp_path_factory.mktemp("runs")
     (root / "plain.yaml").write_text(PLAIN)
     (root / "branches.yaml").write_text(BRANCHES)
@@ -65,7 +65,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def pictures_of(run: Path) -> dict[str, list[tuple[int, int, int]]]:
-    """Step, width and height of the pictures that TensorBoard shows of a run, by name."""
+    """Step, width and height of the pictures in a run's TensorBoard, by name."""
     if not (run / "pictures").is_dir():
         return {}
     events = EventAccumulator(str(run / "pictures"))
@@ -167,7 +167,7 @@ def test_images_of_ones_own(runs: Path, tmp_path: Path) -> None:
 
 
 def test_each_model_is_shown_the_cameras_that_it_knows(runs: Path, tmp_path: Path) -> None:
-    """As in its evaluation; the cameras of a set that it was not trained on are unknown."""
+    """The model sees cameras as in its evaluation: those of other sets are unknown."""
     other = tmp_path / "other"
     other.mkdir()
     Image.new("RGB", (16, 32)).save(other / "0.png")
@@ -191,7 +191,7 @@ def test_each_model_is_shown_the_cameras_that_it_knows(runs: Path, tmp_path: Pat
 def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = ["--output", tmp_path / "out.png"]
     for arguments, message in (
-        (["histogram"], "expected a --model"),
+        (["histogram"], "expected --model"),
         (["stripes", "--model", runs / "plain"], "BNNeckHead cuts no parts"),
         (["ranked", "--model", tmp_path], "config.yaml' does not exist"),
         (

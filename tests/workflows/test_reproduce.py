@@ -141,7 +141,7 @@ def test_a_failed_row_does_not_stop_the_others_and_goes_on_later(
     assert whole
     assert "plain/seed1: goes on" in said
     assert said.count("finished already") == 1
-    # a broken run that went on gives what an unbroken one gives
+    # A resumed run gives the results of an uninterrupted one.
     runs = [
         root / "plain" / "seed1" / "results.json" for root in (finished, folder / "failing/drawn")
     ]
@@ -179,7 +179,7 @@ def test_results_of_fewer_epochs_or_of_nobody_do_not_count(
     (run / "results.json").write_text(text.replace('"epoch": 2', '"epoch": 1'))
     assert "1/1" not in table(folder, "other", report_only=True)[1]
     (run / "results.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"results\.json: not the results of a run"):
+    with pytest.raises(ConfigError, match=r"results\.json: expected the results of a run"):
         table(folder, "other", report_only=True)
 
 
@@ -208,8 +208,8 @@ def test_a_row_without_a_config_for_the_data_set(folder: Path) -> None:
         ({"rows": ["known"]}, "rows: known cannot be trained: published numbers only"),
         ({"rows": ["plain"], "dataset": "other"}, "plain cannot be trained: no config for other"),
         ({"seeds": 0}, "seeds: expected 1 or more, got 0"),
-        ({"number": 3}, "has the tables 1, 2, got 3"),
-        ({"overrides": ["SEED", "3"]}, "SEED: set by the table"),
+        ({"number": 3}, "expected one of 1, 2 of .*, got 3"),
+        ({"overrides": ["SEED", "3"]}, "SEED: the table sets it"),
         ({"overrides": ["SEDE", "3"]}, r"sede: unknown key .*on the command line"),
     ],
 )
@@ -221,5 +221,5 @@ def test_wrong_arguments_are_named(folder: Path, options: dict[str, object], mes
 def test_several_processes_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(module, "train", lambda *_, **__: pytest.fail("trained"))
-    with pytest.raises(ConfigError, match="trained by one process"):
+    with pytest.raises(ConfigError, match="expected one process, not torchrun"):
         table(folder, "several")

@@ -78,7 +78,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def numbers_of(path: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.json without what a clock says.
+    """The lines of metrics.json without times.
 
     Identities are counted once a run, so a resumed supervised run counts them again.
     """
@@ -140,9 +140,9 @@ def test_details_of_several_test_sets_and_of_a_reranking_evaluator(folder: Path)
              "TEST.EVAL_AT_START", "false", "TEST.EVALUATOR", evaluator)  # fmt: skip
     train(config(folder, "supervised", "several", *pairs))
     final = json.loads((folder / "several" / "results.json").read_text())["final"]
-    assert len(final) == 2  # of one name
+    assert len(final) == 2  # two test sets of the same name
     assert len(final[0]["per_query_AP"]) < len(final[1]["per_query_AP"])
-    for entry in final:  # details are of the ranking that the numbers are of, and say which
+    for entry in final:  # details and numbers come from the same ranking, which is named
         precision = [value for value in entry["per_query_AP"] if value is not None]
         assert entry["numbers"]["mAP"] == pytest.approx(sum(precision) / len(precision))
         assert "re-ranking" in entry["ranked_by"]
@@ -222,7 +222,7 @@ def test_a_stopped_run_resumes_bit_for_bit(folder: Path, name: str, epoch: int) 
 
 def test_resume_without_a_checkpoint_starts_anew(folder: Path) -> None:
     train(config(folder, "supervised", "anew", "SOLVER.MAX_EPOCHS", 1), resume=True)
-    assert "training starts anew" in (folder / "anew" / "log.txt").read_text()
+    assert "training starts over" in (folder / "anew" / "log.txt").read_text()
 
 
 def test_a_truncated_checkpoint_is_refused(finished: Path, folder: Path) -> None:

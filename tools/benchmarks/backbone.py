@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Times TMGF's ViT, in extraction or in a training step, against its equations in plain PyTorch.
 
-`PlainViT` is the baseline: attention as softmax(q k^T) v, nothing fused, in fp32. Images are
-random, on the device already.
+The baseline is `PlainViT`: attention as softmax(q k^T) v, nothing fused, in fp32. Images are
+random and already on the device.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CAMERAS = 15
 
 
 class PlainViT(nn.Module):
-    """The class token's unit vector, from the weights of a `ViT`, operation by operation."""
+    """The class token's unit vector, computed step by step with the weights of a `ViT`."""
 
     def __init__(self, network: ViT) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class PlainViT(nn.Module):
 
 
 class Unit(nn.Module):
-    """This project's side, with the same output."""
+    """This project's network, with the same output."""
 
     def __init__(self, network: ViT) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Unit(nn.Module):
 
 
 def make_network(name: str, device: torch.device) -> ViT:
-    """The same weights on every call; no stochastic depth, so that both sides do the same."""
+    """Builds the ViT with fixed weights, without stochastic depth, so that both sides are equal."""
     torch.manual_seed(0)
     network = ViT(
         num_cameras=CAMERAS, stem="ibn", camera_embedding=True, drop_path=0.0, **MODELS[name]
@@ -100,7 +100,7 @@ def make_network(name: str, device: torch.device) -> ViT:
 def extraction(
     model: nn.Module, image: Tensor, camid: Tensor, dtype: torch.dtype
 ) -> Callable[[], Tensor]:
-    """A call that gives features."""
+    """Returns a function that extracts features."""
     model.eval()
 
     @torch.inference_mode()
@@ -114,7 +114,7 @@ def extraction(
 def training(
     model: nn.Module, image: Tensor, camid: Tensor, dtype: torch.dtype, optimizer: Any
 ) -> Callable[[], Tensor]:
-    """A call that takes a step, towards equal features, and gives the features before it."""
+    """Returns a function that takes a step towards equal features and gives the features before."""
     model.train()
 
     def work() -> Tensor:
@@ -129,7 +129,7 @@ def training(
 
 
 def seconds(work: Callable[[], Tensor], device: torch.device) -> float:
-    """Of one call."""
+    """Measures one call."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -140,7 +140,7 @@ def seconds(work: Callable[[], Tensor], device: torch.device) -> float:
 
 
 def main() -> None:
-    """Parses the arguments, calls the sides in turn, prints."""
+    """Parses the arguments, calls both sides in turn, prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=[*MODELS], default="vit_small")
     parser.add_argument("--stage", choices=["extraction", "training"], default="extraction")
@@ -148,10 +148,10 @@ def main() -> None:
     parser.add_argument("--precision", choices=[*DTYPES], default="fp32")
     parser.add_argument("--compile", action="store_true", help="torch.compile (MODEL.COMPILE)")
     parser.add_argument("--rounds", type=int, default=5, help="(default: %(default)s)")
-    parser.add_argument("--no-baseline", action="store_true", help="where it takes too long")
+    parser.add_argument("--no-baseline", action="store_true", help="if it takes too long")
     parser.add_argument(
         "--peak-tflops", type=float, metavar="T",
-        help="the device's peak at this precision, to report FLOP utilisation",
+        help="the device's peak at this precision, for FLOP utilisation",
     )  # fmt: skip
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

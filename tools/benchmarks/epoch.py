@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Shows where an epoch of training goes: a run of any config, timed stage by stage.
+"""Shows where the time of an epoch goes: trains any config and times each stage.
 
-On a GPU the program waits at the end of each stage, so that a stage has its own time; the sum is
-then longer than an epoch that nobody watches. The first epoch warms up, those after it count.
+On a GPU the program waits at the end of each stage to measure it alone, so the sum is longer than
+an unmeasured epoch. The first epoch is for warming up; the others count.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from reid.assembly.network import pick_device
 from reid.assembly.plugins import register_parts
 from reid.assembly.trainer import build_trainer
 from reid.config import load_config
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.engine.randomness import seed_everything
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import Trainer
@@ -98,21 +98,21 @@ class Stopwatch(Hook):
 
 
 class Recorder(MetricWriter):
-    """Keeps what the run says of its pseudo-labels, and writes nothing."""
+    """Stores the run's numbers about pseudo-labels, and writes nothing."""
 
     def __init__(self, watch: Stopwatch, folder: Path) -> None:
         super().__init__(folder)
         self._watch = watch
 
     def write(self, kind: str, step: int, epoch: int, numbers: Mapping[str, float]) -> None:
-        """The times of extraction and clustering are a part of their hook's."""
+        """Stores the times of extraction and clustering, which are part of their hook's time."""
         if kind == "labels" and epoch:
             self._watch.seconds["extraction"] += numbers["extraction_time"]
             self._watch.seconds["clustering"] += numbers["label_time"]
 
 
 def main() -> None:
-    """Parses the arguments, trains, prints."""
+    """Parses the arguments, trains, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config-file", action="append", help=f"(default: {DEFAULT})")
     parser.add_argument("--epochs", type=int, default=3, help="one warms up (default: %(default)s)")

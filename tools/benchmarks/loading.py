@@ -42,9 +42,9 @@ QUALITY = 92
 
 
 def draw(source: str, number: int, folder: str) -> str:
-    """Draws a person of the project's own into a JPEG file.
+    """Draws a synthesised person into a JPEG file.
 
-    128x64 for `market`; for `msmt` around 300x120, as the boxes of a detector come out.
+    Its size is 128x64 for `market`; for `msmt` around 300x120, like boxes of a detector.
     """
     rng = np.random.default_rng((7, number))
     camera = synthesise_camera(np.random.default_rng((8, number % 4)))
@@ -59,7 +59,7 @@ def draw(source: str, number: int, folder: str) -> str:
 
 
 class FieldDataset(Dataset[Any]):
-    """An image at a time: Pillow opens, converts, resizes, flips, pads and crops; then tensors."""
+    """The field's pipeline: Pillow opens, converts, resizes, flips, pads and crops each image."""
 
     def __init__(self, records: list[ImageRecord], size: tuple[int, int]) -> None:
         self._records = records
@@ -85,10 +85,10 @@ class FieldDataset(Dataset[Any]):
 
 
 class FieldErasing:
-    """Random erasing in Python numbers, filled with the numbers of the mean."""
+    """Random erasing as the field writes it, which fills with the numbers of the mean."""
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """The image, changed in place."""
+        """Changes the image in place and returns it."""
         if random.uniform(0, 1) >= 0.5:
             return image
         _, height, width = image.shape
@@ -112,7 +112,7 @@ def field_loader(records: list[ImageRecord], size: tuple[int, int]) -> Iterable[
 def our_loader(
     records: list[ImageRecord], size: tuple[int, int], cache: PixelCache | None
 ) -> Iterable[Any]:
-    """This project's loader, with a sampler that draws every image about once."""
+    """This project's loader, with a sampler that samples every image about once."""
     sampler = PKSampler(BATCH, images_per_identity=1, seed=1)
     sampler.set_labels(PseudoLabels.from_clusters(torch.arange(len(records))))
     steps = [RandomFlip(0.5), PadCrop(10), RandomErasing(0.5, mean=MEAN)]
@@ -120,7 +120,7 @@ def our_loader(
 
 
 def same_pixels(records: list[ImageRecord], size: tuple[int, int]) -> bool:
-    """Whether both sides read and resize the first files to within one grey level."""
+    """Whether both sides read and resize the first files alike, to one grey level."""
     ours = ImageTransform(size, MEAN, STD)
     for record in records[:200]:
         theirs = Image.open(record.path).convert("RGB").resize(size[::-1], Image.Resampling.BICUBIC)
@@ -131,14 +131,14 @@ def same_pixels(records: list[ImageRecord], size: tuple[int, int]) -> bool:
 
 
 def endless(make: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-    """Batches of one pass after another."""
+    """Yields batches pass after pass."""
     loader = make()
     while True:
         yield from loader
 
 
 def main() -> None:
-    """Parses the arguments, draws the files, takes a batch from each side in turn, prints."""
+    """Parses the arguments, draws the files, times batches of both sides in turn, prints."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--source", choices=[*SOURCES], default="market")
     parser.add_argument("--images", type=int, default=1024, help="files (default: %(default)s)")

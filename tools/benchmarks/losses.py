@@ -1,8 +1,8 @@
 #!/usr/bin/env python
-"""Times a step of O2CAP's losses on all banks against the equations written sample by sample.
+"""Times a step of O2CAP's losses on all banks against the equations, sample by sample.
 
-A step is forward, backward to the features, and the update of the memory. `plain_losses` and
-`plain_update` are the tests' oracle too.
+A step is forward, backward to the features, and the update of the memory. Tests also use
+`plain_losses` and `plain_update` as their oracle.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ Found = tuple[float, np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 class Problem(NamedTuple):
-    """What a step needs.
+    """The input of a step.
 
     Attributes:
-        labels: Of P images, each a proxy of its own.
-        bank: (1 + K, P, D), their features and the memory.
+        labels: Labels of P images, each of which is one proxy.
+        bank: (1 + K, P, D), the features of the images, which are also the memory.
         row: (B,) proxies of the batch.
         feature: (1 + K, B, D) unit vectors.
     """
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 def make_problem(proxies: int, banks: int, dim: int, cameras: int = 15) -> Problem:
-    """Clusters seen by four cameras each; the batch's features lie near their proxies."""
+    """Makes clusters of four cameras each; the batch's features are near their proxies."""
     generator = torch.Generator().manual_seed(0)
     cluster = torch.arange(proxies) // 4
     camids = (cluster * 7 + torch.arange(proxies) % 4) % cameras
@@ -128,16 +128,16 @@ def plain_step(problem: Problem) -> Found:
 
 
 class Ready(NamedTuple):
-    """A loss that has its labels, and the step's input."""
+    """A loss with its labels, and the step's input."""
 
     loss: O2CAPLoss
     problem: Problem
 
 
 def make_ready(proxies: int, banks: int, dim: int) -> Ready:
-    """The loss with the problem's memory."""
+    """Builds the loss with the problem's memory."""
     problem = make_problem(proxies, banks, dim)
-    # Image p is the one image of proxy p, so that the memory starts as the features.
+    # Image p is the only image of proxy p, so the memory starts with the features.
     images = problem.bank[:, problem.labels.proxy]
     loss = O2CAPLoss(
         temperature=TEMPERATURE, momentum=MOMENTUM, balance=BALANCE, part_weight=PART_WEIGHT,
@@ -148,7 +148,7 @@ def make_ready(proxies: int, banks: int, dim: int) -> Ready:
 
 
 def steps(ready: Ready) -> Found:
-    """`STEPS` steps; the total loss, its gradient and the memory after the first."""
+    """Takes `STEPS` steps; returns total loss, gradient and memory after the first."""
     loss, (labels, _, row, given) = ready
     image_of = torch.empty_like(labels.proxy)
     image_of[labels.proxy] = torch.arange(len(labels))
@@ -170,12 +170,12 @@ def steps(ready: Ready) -> Found:
 
 
 def main() -> None:
-    """Parses the arguments, measures both sides, prints."""
+    """Parses the arguments, measures both sides, prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--proxies", type=int, default=6000, help="P (default: %(default)s)")
     parser.add_argument("--banks", type=int, default=6, help="1 + K (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
-    parser.add_argument("--no-baseline", action="store_true", help="where it takes too long")
+    parser.add_argument("--no-baseline", action="store_true", help="if it takes too long")
     arguments = parser.parse_args()
     args = (arguments.proxies, arguments.banks, arguments.dim)
     small = (64, 2, 16)

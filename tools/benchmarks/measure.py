@@ -1,4 +1,4 @@
-"""What the benchmarks share: a side in a process of its own, a table, a last line of JSON."""
+"""Shared code of the benchmarks: measures a side in a new process, prints a table and JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tabulate import tabulate
 
 
 class Measured(NamedTuple):
-    """What `measure` gives.
+    """The result of `measure`.
 
     Attributes:
-        seconds: Of the work.
+        seconds: Time of the work.
         extra_mb: MB of peak resident memory above the inputs.
-        gpu_mb: The same of the GPU's memory; None on the CPU.
-        result: Of the work.
+        gpu_mb: MB of peak GPU memory above the inputs; None on the CPU.
+        result: The return value of the work.
     """
 
     seconds: float
@@ -43,15 +43,15 @@ def measure(
 
     Args:
         work: A function of a module.
-        inputs: Makes the input, a tensor or a dict of tensors where they are to go to a GPU; its
-            time and memory do not count.
-        *args: Of `inputs`.
-        warm_up: Arguments of a small input that is worked on first, so that compilation and
-            thread pools do not count.
-        device: Where the input is put: `cpu` or `cuda`.
+        inputs: Makes the input; its time and memory do not count. For a GPU, the input must be a
+            tensor or a dict of tensors.
+        *args: Arguments of `inputs`.
+        warm_up: Arguments for a small input, which is processed first so that compilation and
+            starting threads do not count.
+        device: The input's device: `cpu` or `cuda`.
 
     Raises:
-        RuntimeError: The process died, such as for want of memory.
+        RuntimeError: The process died, for example because memory ran out.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
@@ -122,10 +122,10 @@ def report(
     """Prints a table of both sides, and one JSON object as the last line.
 
     Args:
-        stage: What was measured.
-        size: Of the input.
+        stage: The name of the benchmark.
+        size: The size of the input.
         product: Seconds and extra MB (None = not measured).
-        baseline: The same of the baseline; None = it was not run.
+        baseline: Seconds and extra MB of the baseline; None = it was not run.
         agrees: Whether the results are the same; None = not compared.
         **more: Further facts for the JSON object.
     """

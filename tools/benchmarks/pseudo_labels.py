@@ -20,7 +20,7 @@ K1, K2, EPS, MIN_SAMPLES = 20, 6, 0.5, 4
 
 
 def make_features(count: int, dim: int) -> Tensor:
-    """Unit features with about as many images an identity as MSMT17 has (31)."""
+    """Unit features with about 31 images per identity, as in MSMT17."""
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(max(count // 31, 2), dim, generator=generator)
     features = torch.empty(count, dim)
@@ -33,13 +33,13 @@ def make_features(count: int, dim: int) -> Tensor:
 
 
 def sparse_labels(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """What `JaccardDBSCAN` does."""
+    """This project's side: the steps of `JaccardDBSCAN`."""
     distances = jaccard_distance(features, K1, K2, max_distance=EPS + 1e-5)
     return dbscan(distances, EPS, MIN_SAMPLES)
 
 
 def dense_labels(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The same definition as the field's code writes it: V and the distances are dense."""
+    """The same definition as in the field's code, with dense V and dense distances."""
     count = len(features)
     distance = (2 - 2 * features @ features.T).numpy()
     np.fill_diagonal(distance, -1)
@@ -88,12 +88,14 @@ def dense_labels(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def main() -> None:
-    """Parses the arguments, measures both sides, prints."""
+    """Parses the arguments, measures both sides, prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=32_621, help="N (default: MSMT17's 32,621)")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of this project")
-    parser.add_argument("--no-baseline", action="store_true", help="where it cannot fit")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="device of this project"
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="if it does not fit")
     arguments = parser.parse_args()
     args = (arguments.images, arguments.dim)
     seconds, extra, gpu_mb, labels = measure(

@@ -39,7 +39,7 @@ def make_problem(size: str, dim: int, limit: int | None = None) -> Problem:
 
 
 def feature_sets(problem: Problem) -> tuple[FeatureSet, FeatureSet]:
-    """Query and gallery as this project takes them."""
+    """Query and gallery as feature sets of this project."""
     query, gallery = (
         FeatureSet.of(*(problem[f"{split}_{name}"] for name in ("feat", "pids", "camids")))
         for split in ("query", "gallery")
@@ -48,13 +48,13 @@ def feature_sets(problem: Problem) -> tuple[FeatureSet, FeatureSet]:
 
 
 def product(problem: Problem) -> tuple[float, float, Any]:
-    """mAP, Rank-1 and the queries' AP of this project."""
+    """mAP, Rank-1 and the AP of each query, by this project."""
     result = rank(*feature_sets(problem)).ranking
     return result.mAP, result.rank(1), result.average_precision
 
 
 def baseline(problem: Problem) -> tuple[float, float, Any]:
-    """The same with numpy and scikit-learn, query by query, on the matrix of all distances."""
+    """The same numbers with numpy and scikit-learn, query by query, from all distances."""
     distance = torch.cdist(problem["query_feat"], problem["gallery_feat"]).numpy()
     ids = {name: value.numpy() for name, value in problem.items() if not name.endswith("feat")}
     aps, first = [], []
@@ -71,7 +71,7 @@ def baseline(problem: Problem) -> tuple[float, float, Any]:
 
 
 def brute_force(problem: Problem) -> tuple[float, float, Any]:
-    """The same in double precision."""
+    """The same numbers in double precision."""
     problem = {
         name: value.double() if name.endswith("feat") else value for name, value in problem.items()
     }
@@ -79,12 +79,14 @@ def brute_force(problem: Problem) -> tuple[float, float, Any]:
 
 
 def main() -> None:
-    """Parses the arguments, measures both sides, prints."""
+    """Parses the arguments, measures both sides, prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=[*SIZES], default="market1501")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="of this project")
-    parser.add_argument("--no-baseline", action="store_true", help="where it cannot fit")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="device of this project"
+    )
+    parser.add_argument("--no-baseline", action="store_true", help="if it does not fit")
     arguments = parser.parse_args()
     args, small = (arguments.size, arguments.dim), (arguments.size, arguments.dim, 50)
     seconds, extra, gpu_mb, ours = measure(

@@ -35,7 +35,7 @@ def product(problem: Problem) -> float:
 
 
 def baseline(problem: Problem) -> float:
-    """The same as the published code writes it: everything (Q + G) x (Q + G)."""
+    """The same as in the published code: every matrix is (Q + G) x (Q + G)."""
     num_query = len(problem["query_feat"])
     both = torch.cat((problem["query_feat"], problem["gallery_feat"]))
     original = (2 - 2 * both @ both.T).clamp_(min=0).square_().numpy()
@@ -75,11 +75,11 @@ def baseline(problem: Problem) -> float:
 
 
 def main() -> None:
-    """Parses the arguments, measures both sides, prints."""
+    """Parses the arguments, measures both sides, prints the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", choices=[*SIZES], default="market1501")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
-    parser.add_argument("--no-baseline", action="store_true", help="where it cannot fit")
+    parser.add_argument("--no-baseline", action="store_true", help="if it does not fit")
     arguments = parser.parse_args()
     query, gallery, *_ = SIZES[arguments.size]
     args = (arguments.size, arguments.dim, query, gallery)

@@ -1,1 +1,1 @@
-"""Hooks of the training loop, one file each."""
+"""Hooks of the training loop, one per file."""

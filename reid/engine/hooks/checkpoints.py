@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written, kept, found again."""
+"""Writes and finds the checkpoints of a run, and removes old ones."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ _NAME = re.compile(r"checkpoint_(\d+)\.pth")
 
 
 class SaveCheckpoints(Hook):
-    """Writes a checkpoint every `period` epochs and the final weights; keeps the last checkpoints.
+    """Writes a checkpoint every `period` epochs, and the final weights.
 
-    A checkpoint is the state after the last step of an epoch, before evaluation and whatever else
-    other hooks do in `after_epoch`: a run that ends amid that has lost nothing, since a resumed run
-    begins with it. Where a run ends early, by a signal or by an error, the state after the last
-    whole epoch is written if it was not: it is kept in memory till then.
+    A checkpoint holds the state after the last step of an epoch, before other hooks do their work
+    in `after_epoch`, such as an evaluation. A run that is killed during that work loses nothing: a
+    resumed run starts with it. Epochs without a checkpoint are copied to memory, so that a run
+    which a signal or an error ends early can still write its last whole epoch.
 
-    Must stand first in the list, so that the final weights are safe whatever becomes of what other
-    hooks do in the last `after_epoch`, such as an evaluation, and in `after_train`.
+    Must be the first hook, so that the final weights are on disk before other hooks can fail in the
+    last `after_epoch` or in `after_train`.
 
     Args:
-        output_dir: Where to.
+        output_dir: Checkpoints and weights are written here.
         period: Epochs between checkpoints.
-        keep: Newest checkpoints that are kept; older ones are removed once a newer one is whole.
-            0 = all.
+        keep: How many checkpoints stay; older ones are removed once a newer one is whole. 0 = all.
     """
 
     def __init__(self, output_dir: Path, period: int = 1, keep: int = 2) -> None:
@@ -50,10 +49,10 @@ class SaveCheckpoints(Hook):
         self._unsaved: dict[str, Any] | None = None
 
     def save(self, trainer: Trainer) -> None:
-        """Saves everything on which the rest of training depends.
+        """Saves everything that the rest of training depends on.
 
         Raises:
-            OutputError: It cannot be written.
+            OutputError: The checkpoint cannot be written.
         """
         state = trainer.state_dict()
         self._unsaved = None
@@ -65,11 +64,11 @@ class SaveCheckpoints(Hook):
             self._write(state)
 
     def on_break(self, trainer: Trainer) -> None:
-        """Writes the state after the last whole epoch, if it was not written."""
+        """Writes the state after the last whole epoch, if no checkpoint holds it yet."""
         if self._unsaved is not None:
             try:
                 self._write(self._unsaved)
-            except OutputError as error:  # the run has an error already, which must be told
+            except OutputError as error:  # logged, so that the error which ended the run goes on
                 logger.error("%s", error)
 
     def after_epoch(self, trainer: Trainer) -> None:
@@ -88,7 +87,7 @@ class SaveCheckpoints(Hook):
         older = []
         for other in checkpoint_paths(self._output_dir):
             if epoch_of(other) > state["epoch"]:
-                other.unlink()  # broken, or this run would have gone on from it
+                other.unlink()  # a broken one: this run resumed from an older checkpoint instead
             elif other != path:
                 older.append(other)
         for other in older[self._keep - 1 :] if self._keep else []:
@@ -96,29 +95,29 @@ class SaveCheckpoints(Hook):
 
 
 def save_model(trainer: Trainer, path: Path) -> None:
-    """Writes the model's weights alone, as safetensors with their epoch.
+    """Writes the model's weights as safetensors, with the epoch and facts about the training.
 
     Raises:
-        OutputError: They cannot be written.
+        OutputError: The file cannot be written.
     """
     if distributed.is_main():
         model = trainer.inference_model
         assert isinstance(model, ReIDModel)
-        metadata = {"epoch": str(trainer.epoch), **trainer.about}
+        metadata = {"epoch": str(trainer.epoch), **trainer.facts.about}
         save_weights(path, model.state_dict(), metadata)
 
 
 def checkpoint_paths(output_dir: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    found = [path for path in output_dir.glob(CHECKPOINTS) if _NAME.fullmatch(path.name)]
-    return sorted(found, key=epoch_of, reverse=True)
+    paths = [path for path in output_dir.glob(CHECKPOINTS) if _NAME.fullmatch(path.name)]
+    return sorted(paths, key=epoch_of, reverse=True)
 
 
 def newest_checkpoint(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint that is whole, with what it holds; None where there is no checkpoint.
+    """The path and content of the newest whole checkpoint; None if the folder has none at all.
 
     Raises:
-        WeightsError: There are some, but none is whole.
+        WeightsError: The folder has checkpoints, but none is whole.
     """
     errors = []
     for path in checkpoint_paths(output_dir):
@@ -128,22 +127,22 @@ def newest_checkpoint(output_dir: Path) -> tuple[Path, dict[str, Any]] | None:
             errors.append(str(error))
             continue
         for message in errors:
-            logger.warning("%s\n%s is whole and is taken instead", message, path)
+            logger.warning("%s\nUsing %s instead, which is whole", message, path)
         return path, state
     if errors:
-        raise WeightsError("\n".join((*errors, "no checkpoint is whole; --overwrite starts anew")))
+        raise WeightsError("\n".join((*errors, "no checkpoint is whole; --overwrite starts over")))
     return None
 
 
 def epoch_of(path: Path) -> int:
-    """The epoch that a checkpoint's name tells."""
+    """The epoch in a checkpoint's file name."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])
 
 
 def _copy(value: Any) -> Any:
-    """A copy in main memory that further training does not change."""
+    """A copy in main memory, which further training does not change."""
     if isinstance(value, torch.Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

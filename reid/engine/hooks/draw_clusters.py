@@ -1,4 +1,4 @@
-"""After training, a picture of the last clusters."""
+"""Draws the last clusters after training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from reid import distributed
 from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.engine.trainer import Trainer
 from reid.pictures.sheets import draw_clusters
 from reid.registry import Hook
@@ -15,14 +15,14 @@ from reid.structures import ImageRecord
 
 
 class DrawClusters(Hook):
-    """After training, a contact sheet of the last clusters, as clusters.png and in TensorBoard.
+    """Draws a contact sheet of the last clusters after training, to clusters.png and TensorBoard.
 
     Args:
-        labels: Knows the clusters.
+        labels: The hook that knows the clusters.
         records: The training images.
-        output_dir: Where to.
-        writer: Gets the picture.
-        rows: Clusters to draw.
+        output_dir: clusters.png is written here.
+        writer: Shows the picture in TensorBoard.
+        rows: Number of clusters to draw.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class DrawClusters(Hook):
         self._rows = rows
 
     def after_train(self, trainer: Trainer) -> None:
-        """Draws, on the main process."""
+        """Draws the picture, on the main process."""
         clusters = self._labels.last_clusters
         if clusters is None or not distributed.is_main():
             return

@@ -11,7 +11,7 @@ from typing import Any
 
 from reid import distributed
 from reid.engine.hooks.checkpoints import BEST_MODEL, save_model
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.engine.testing import EvaluationError, Scores, evaluate
 from reid.engine.trainer import Trainer
 from reid.evaluation.evaluation import Details, Evaluation
@@ -30,25 +30,25 @@ _NOTHING: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Evaluate(Hook):
-    """Evaluates every `period` epochs and after the last one; keeps the best weights.
+    """Evaluates every `period` epochs and after the last one, and saves the best weights.
 
-    A test set that cannot be evaluated loses its figures and nothing else: the error is logged and
-    noted in results.json, and training goes on.
+    If a test set cannot be evaluated, the error goes to the log and to results.json, and training
+    goes on without this set's figures.
 
     Args:
-        test_sets: Each is evaluated on its own; the best weights are chosen by the first.
-        evaluator: See the EVALUATOR registry.
-        writer: Gets the numbers.
-        output_dir: For `model_best`, results.json (see `write_results`) and the pictures.
+        test_sets: Each is evaluated separately; the first one chooses the best weights.
+        evaluator: Computes the numbers; see the EVALUATOR registry.
+        writer: Writes the numbers to metrics.json and TensorBoard.
+        output_dir: `model_best`, results.json (see `write_results`) and the pictures go here.
         provenance: Where the results come from; for results.json.
-        period: Epochs; 0 = after the last epoch only.
+        period: Epochs between evaluations; 0 = only after the last epoch.
         at_start: Evaluate before the first epoch too.
-        best_metric: The number that tells which weights are best; larger is better.
-        ranked_lists: Queries in the picture that is drawn after training, with a histogram of
-            similarities; 0 = no pictures.
+        best_metric: The number that chooses the best weights; larger is better.
+        ranked_lists: Queries in the picture of ranked lists, which is drawn after training together
+            with a histogram of similarities; 0 = no pictures.
 
     Raises:
-        ConfigError: The evaluator has no number `best_metric`.
+        ConfigError: The evaluator does not compute `best_metric`.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class Evaluate(Hook):
         self._drawn: Evaluation | None = None
 
     def before_train(self, trainer: Trainer) -> None:
-        """Evaluates what training starts from."""
+        """Evaluates the weights that training starts from."""
         if self._at_start and trainer.epoch == 0:
             self._evaluate(trainer)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Evaluates when the period or training ends."""
+        """Evaluates if the period or the last epoch is over."""
         last = trainer.epoch == trainer.max_epochs
         if last or (self._period and trainer.epoch % self._period == 0):
             self._evaluate(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
-        """Prints the table, writes results.json and the pictures."""
+        """Logs the table of results, and writes results.json and the pictures."""
         if self._history:
             table = summary_table(self._history, self._best_metric, self._names, self._counts)
             logger.info("Results\n%s", table)
@@ -116,14 +116,14 @@ class Evaluate(Hook):
         self._draw(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """The evaluations so far; details belong to the last, which follows the last checkpoint."""
+        """The evaluations so far, without details: only the final evaluation has them."""
         return {"history": self._history, "failed": self._failed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the evaluations back.
+        """Restores the evaluations.
 
         Raises:
-            ValueError: They are none; names the entry.
+            ValueError: An entry is no evaluation; the message names it.
         """
         history = _checked(state, "history", numbers=_is_numbers)
         self._failed = _checked(state, "failed", error=lambda value: isinstance(value, str))
@@ -167,8 +167,8 @@ class Evaluate(Hook):
         )
         if self._best_metric not in numbers:
             logger.error(
-                "test.best_metric: %r is not among the evaluator's numbers: %s. No best weights "
-                "are chosen by %s",
+                "test.best_metric: %r is not among the evaluator's numbers: %s. %s therefore "
+                "chooses no best weights",
                 self._best_metric,
                 ", ".join(numbers),
                 name,
@@ -177,7 +177,8 @@ class Evaluate(Hook):
     def _note_failure(self, trainer: Trainer, name: str, error: EvaluationError) -> None:
         self._failed.append({"test_set": name, "epoch": trainer.epoch, "error": str(error)})
         if distributed.is_main():
-            cause = error.__cause__  # of a plug-in's error, its author needs the traceback
+            # The author of a plug-in needs the traceback of its error.
+            cause = error.__cause__
             logger.error(
                 "No figures after %d epochs: %s. Training goes on",
                 trainer.epoch,
@@ -186,7 +187,7 @@ class Evaluate(Hook):
             )
 
     def _draw(self, trainer: Trainer) -> None:
-        """The pictures of the last evaluation of the first test set."""
+        """Draws the last evaluation of the first test set."""
         if self._drawn is None:
             return
         try:
@@ -201,10 +202,10 @@ class Evaluate(Hook):
 def _checked(
     state: Mapping[str, Any], name: str, **checks: Callable[[Any], bool]
 ) -> list[dict[str, Any]]:
-    """The evaluations of a checkpoint, or those that failed; none where it is an older one.
+    """Reads a list of evaluations from a checkpoint; older checkpoints lack some: empty then.
 
     Raises:
-        ValueError: An entry is not what it should be.
+        ValueError: The list or an entry is not as expected; the message names it.
     """
     checks = {
         "test_set": lambda value: isinstance(value, str),
@@ -243,26 +244,25 @@ def write_results(
     details: Mapping[str, Mapping[str, Any]] = _NOTHING,
     failed: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Writes results.json: every evaluation, which epoch was best, where all of it comes from.
+    """Writes results.json: every evaluation, the best epoch, and where the results come from.
 
-    `final` are the numbers after the last epoch, to report without a choice. `best` are those of
-    the epoch chosen by the first test set: they flatter, and `best_chosen_on_test_set` says so,
-    unless that is a validation split. `failed` tells of evaluations that gave no numbers:
-    `test_set`, `epoch` and `error`.
+    `final` holds the numbers after the last epoch; report these. `best` holds the numbers of the
+    epoch that did best on the first test set. Numbers chosen in this way are too good unless that
+    set is a validation split, and `best_chosen_on_test_set` says so. `failed` lists evaluations
+    that gave no numbers, with `test_set`, `epoch` and `error`.
 
-    To keep the file small, only the last evaluation of each test set, under `final`, carries the
-    details: `counts`, `ap`, `ranked_by`, `per_query_AP`, `camera_pairs`, `hardest_queries` and
-    `hardest_query_paths`, as `ranking_details` describes them. `best` and `history` hold numbers
-    alone.
+    To keep the file small, only `final` carries details: `counts`, `ap`, `ranked_by`,
+    `per_query_AP`, `camera_pairs`, `hardest_queries` and `hardest_query_paths`, which
+    `ranking_details` describes. `best` and `history` hold only numbers.
 
     Args:
-        output_dir: Where to.
+        output_dir: results.json is written here.
         history: `test_set`, `epoch` and `numbers` of every evaluation.
         metric: Chooses the best epoch.
-        test_sets: Names in their order; see `best_evaluation`.
+        test_sets: Names in the config's order; see `best_evaluation`.
         provenance: See `reid.assembly.provenance`.
-        epoch: The last one.
-        details: Of the last evaluation, by test set.
+        epoch: The last epoch.
+        details: Details of each test set's last evaluation, by its name.
         failed: `test_set`, `epoch` and `error` of evaluations that gave no numbers.
     """
     best = best_evaluation(history, metric, test_sets)

@@ -1,4 +1,4 @@
-"""Losses, rates and times, as lines of the log and as numbers."""
+"""Logs losses, learning rate and times during training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from reid import distributed
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.engine.trainer import Trainer
 from reid.registry import Hook
 
@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 
 
 class LogMetrics(Hook):
-    """One aligned line every `period` iterations, and the same numbers to the writer.
+    """Logs one aligned line every `period` iterations, and writes the same numbers to `writer`.
 
-    Losses and times are means over the iterations since the last line; losses stay on their device
+    Losses and times are means over the iterations since the last line. Losses stay on their device
     until then, so that logging does not slow a GPU down.
     """
 
@@ -42,12 +42,12 @@ class LogMetrics(Hook):
         self._bar: tqdm[Any] | None = None
 
     def before_train(self, trainer: Trainer) -> None:
-        """Starts the clock, by which the time that is left is estimated."""
+        """Starts the clock that the ETA is computed from."""
         self._started = time.perf_counter()
         self._first_epoch = trainer.epoch
 
     def before_epoch(self, trainer: Trainer) -> None:
-        """Opens the epoch's bar, on a terminal."""
+        """Opens the epoch's progress bar, on a terminal."""
         self._done = 0
         self._bar = tqdm(
             total=len(trainer.loader),
@@ -57,7 +57,7 @@ class LogMetrics(Hook):
         )
 
     def after_step(self, trainer: Trainer) -> None:
-        """Adds the batch up, unless it was skipped; logs at the end of a period and of an epoch."""
+        """Adds up losses and times; logs at the end of a period and of an epoch."""
         if self._bar is not None:
             self._bar.update()
         for name, value in trainer.losses.items():
@@ -71,19 +71,19 @@ class LogMetrics(Hook):
             self._log(trainer, self._done)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Closes the epoch's bar."""
+        """Closes the epoch's progress bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
 
     def on_break(self, trainer: Trainer) -> None:
-        """Closes the epoch's bar."""
+        """Closes the epoch's progress bar."""
         self.after_epoch(trainer)
 
     def _log(self, trainer: Trainer, done: int) -> None:
         losses = {name: float(value) / self._counted for name, value in self._sums.items()}
         data_time, step_time = self._data_time / self._count, self._step_time / self._count
-        # Extraction, clustering and evaluation count too: the clock runs through all of them.
+        # The clock also runs during extraction, clustering and evaluation: the ETA includes them.
         share = done / len(trainer.loader)
         spent = time.perf_counter() - self._started
         left = (trainer.max_epochs - trainer.epoch - share) / (
@@ -120,7 +120,7 @@ class LogMetrics(Hook):
 
 
 def memory_mb(device: torch.device) -> float:
-    """Peak memory in MB: allocated on a GPU, resident in the process on a CPU."""
+    """Peak memory in MB: of torch's tensors on a GPU, or of the whole process on a CPU."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

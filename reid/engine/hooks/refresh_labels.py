@@ -1,4 +1,4 @@
-"""The epoch cycle: extract, label, hand the labels out."""
+"""The start of each epoch: extract features, make labels, pass them on."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from reid import distributed
 from reid.data.samplers import LabelledSampler
-from reid.engine.logs import MetricWriter, progress_bar
+from reid.engine.logs import progress_bar
+from reid.engine.metrics import MetricWriter
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
@@ -28,19 +29,20 @@ OnCollapse = Literal["warn", "keep", "stop"]
 
 
 class RefreshPseudoLabels(Hook):
-    """Gives sampler and criterion their labels before each epoch, and the criterion the epoch.
+    """Gives sampler and criterion new labels before each epoch, and tells the criterion the epoch.
 
     Args:
-        labeller: Makes the labels: in every epoch from the features of all training images, or
-            once where they are `fixed`.
-        images: The training images, as a model sees them in tests.
-        sampler: Gets the labels.
-        criterion: Gets the labels and the features.
-        writer: Gets the statistics of the labels.
-        on_collapse: What happens where an epoch's features give no cluster, or a single one.
-            `warn`: a single one is trained on; no cluster ends training. `keep`: the last epoch's
-            labels serve once more, with the new features, so that a memory made from them fits the
-            model; the first epoch has none to keep, and training ends. `stop`: training ends.
+        labeller: Makes the labels: once if they are `fixed`, otherwise in every epoch from the
+            features of all training images.
+        images: The training images, prepared as in tests.
+        sampler: Receives the labels.
+        criterion: Receives the labels and the features.
+        writer: Receives statistics of the labels.
+        on_collapse: What to do if an epoch's features give no cluster or only one.
+            `warn`: train on a single cluster; without any cluster, training ends.
+            `keep`: use the last epoch's labels again, with the new features, so that memories fit
+            the present model; in the first epoch, training ends.
+            `stop`: training ends.
 
     Raises:
         ValueError: `on_collapse` is none of these words.
@@ -69,14 +71,14 @@ class RefreshPseudoLabels(Hook):
 
     @property
     def last_clusters(self) -> Tensor | None:
-        """(N,) the last epoch's cluster of each image, -1 = outlier; None before there are any."""
+        """(N,) the cluster of each image in the last epoch, -1 = outlier; None before the first."""
         return None if self._last is None else self._last.cluster
 
     def before_epoch(self, trainer: Trainer) -> None:
-        """Extracts, labels, and hands (labels, features) out.
+        """Extracts features, makes labels, and passes both on.
 
         Raises:
-            ClusteringError: There is no cluster, or a single one; see `on_collapse`.
+            ClusteringError: No cluster, or only one, came out; see `on_collapse`.
         """
         self._criterion.set_epoch(trainer.epoch)
         needs_features = not self._labeller.fixed or self._criterion.needs_features
@@ -101,9 +103,9 @@ class RefreshPseudoLabels(Hook):
             self._last = labels
 
     def state_dict(self) -> dict[str, Any]:
-        """The last labels: the next epoch's are compared with them, or they are kept.
+        """The last labels and the labeller's state.
 
-        And what the labeller's next labels depend on.
+        The next epoch compares its labels with the last ones, or uses those again.
         """
         state: dict[str, Any] = {}
         if self._last is not None:
@@ -114,16 +116,16 @@ class RefreshPseudoLabels(Hook):
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the last labels back.
+        """Restores the last labels and the labeller's state.
 
         Raises:
-            ValueError: They are of another number of images.
+            ValueError: The number of training images has changed.
         """
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         if self._last is not None and len(self._last) != len(self._images.records):
             raise ValueError(
-                f"the checkpoint is of a run on {len(self._last):,} training images, there are "
-                f"{len(self._images.records):,} now"
+                f"the checkpoint comes from a run on {len(self._last):,} training images, but this "
+                f"run has {len(self._images.records):,}"
             )
         self._labeller.load_state_dict(state.get("labeller", {}))
 
@@ -158,12 +160,12 @@ class RefreshPseudoLabels(Hook):
         )
 
     def _labels(self, features: FeatureSet | None, epoch: int) -> tuple[PseudoLabels, str]:
-        """Made by the main process, the same on every process; so is an error.
+        """Makes labels on the main process and sends them, or the error, to all others.
 
-        The other processes take their parts of the labeller's exact neighbour searches.
+        The other processes take part only in the labeller's exact neighbour searches.
 
         Returns:
-            The labels; and why they are those of the last epoch, or nothing.
+            The labels. And why they are the last epoch's labels; empty if they are new.
         """
 
         def work() -> tuple[PseudoLabels, str]:
@@ -176,15 +178,15 @@ class RefreshPseudoLabels(Hook):
                 if self._labeller.fixed or labels.num_clusters > 1:
                     return labels, ""
                 problem = (
-                    f"epoch {epoch + 1}: all {len(labels) - labels.num_outliers:,} images that are "
-                    "no outliers are one cluster; other options of the clusterer or a lower "
-                    "solver.base_lr may help"
+                    f"epoch {epoch + 1}: there is only one cluster, of all "
+                    f"{len(labels) - labels.num_outliers:,} images that are not outliers; other "
+                    "options of the clusterer or a lower solver.base_lr may help"
                 )
                 if self._on_collapse == "warn":
                     logger.warning("%s", problem)
                     return labels, ""
             if self._on_collapse == "keep" and self._last is not None:
-                return self._last, f"{problem}. The last epoch's labels are kept"
+                return self._last, f"{problem}. This epoch uses the last epoch's labels again"
             raise ClusteringError(problem)
 
         with distributed.torch_threads_kept():
@@ -192,5 +194,5 @@ class RefreshPseudoLabels(Hook):
 
 
 def number_text(value: float) -> str:
-    """A statistic for a table: whole numbers as they are, others with three decimals."""
+    """A statistic for a table: whole numbers without decimals, others with three."""
     return f"{value:,.0f}" if float(value).is_integer() else f"{value:.3f}"

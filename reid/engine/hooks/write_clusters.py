@@ -1,4 +1,4 @@
-"""After training without labels: files by which a person can judge the clusters."""
+"""Writes files after training without labels, so that a person can judge the clusters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from tabulate import tabulate
 
 from reid import distributed
 from reid.engine.hooks.refresh_labels import number_text
-from reid.engine.logs import MetricWriter, progress_bar
+from reid.engine.logs import progress_bar
+from reid.engine.metrics import MetricWriter
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.evaluation.matches import (
@@ -34,23 +35,24 @@ _PAIRS = 20
 
 @HOOK.register()
 class WriteClusters(Hook):
-    """Clusters the training images with the final model, and writes what shows if it is any good.
+    """Clusters the training images with the final model, and writes files that show its quality.
 
-    Into the output folder: `clusters.csv` (path, cluster, camera, confidence; see
-    `cluster_confidence`), `clusters.png` (a row of images for each cluster), `matches.csv` and
-    `matches.png` (pairs of images of different cameras that are most alike). Where the final model
-    gives no cluster, a warning says so and every image is an outlier.
+    The files are `clusters.csv` (path, cluster, camera, confidence; see `cluster_confidence`),
+    `clusters.png` (a row of images for each cluster), `matches.csv` and `matches.png` (the most
+    similar pairs of images from different cameras). If the final model gives no cluster, a warning
+    says so and every image is an outlier.
 
     Args:
-        output_dir: Where to.
-        images: The training images. Those that cannot be read are outliers, and in no match.
-        labeller: As in training.
-        writer: Gets the pictures.
-        num_clusters: Clusters in the picture, spread from the largest to the smallest; 0 = none.
-        num_matches: Pairs across cameras in the list, the first 20 of them in the picture.
+        output_dir: The files are written here.
+        images: The training images. Unreadable ones are outliers and appear in no match.
+        labeller: The labeller of the training.
+        writer: Shows the pictures in TensorBoard.
+        num_clusters: Clusters in the picture, from the largest to the smallest in even steps; 0 =
+            no picture.
+        num_matches: Pairs across cameras in `matches.csv`; the picture shows the first 20.
 
     Raises:
-        ConfigError: Labels are the identities.
+        ConfigError: The labels are the identities, so there are no clusters.
         ValueError: A number is out of its range.
     """
 
@@ -64,7 +66,10 @@ class WriteClusters(Hook):
         num_matches: int = 200,
     ) -> None:
         if labeller.fixed:
-            raise ConfigError("WriteClusters: expected a clusterer, but labels are the identities")
+            raise ConfigError(
+                "WriteClusters: expected a clusterer, but the labels are the identities; set "
+                "CLUSTERER or remove this hook"
+            )
         if num_clusters < 0 or num_matches < 1:
             raise ValueError(
                 "expected num_clusters of 0 or more and num_matches of 1 or more, got "
@@ -79,7 +84,7 @@ class WriteClusters(Hook):
         self._num_matches = num_matches
 
     def after_train(self, trainer: Trainer) -> None:
-        """Extracts, clusters and writes."""
+        """Extracts features, clusters them and writes the files."""
         with progress_bar("Extracting", "img") as progress:
             features = self._images.features(trainer.inference_model, trainer.device, progress)
         with distributed.torch_threads_kept():

@@ -1,4 +1,4 @@
-"""Checks a GPU in minutes: whether results are right there, and how fast it is.
+"""Checks in minutes whether results on a GPU are right, and how fast the GPU is.
 
 `sections` lists what is checked. `runner` runs the sections one after the other in a process of
 their own (`worker`), so that one that hangs or dies takes no other with it. A section tells what it

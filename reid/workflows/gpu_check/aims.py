@@ -1,4 +1,4 @@
-"""What the speed should come to, and what it comes to."""
+"""The aims for speed, and the comparison with the measurements."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 
 class Aim(NamedTuple):
-    """A number that is aimed at.
+    """An aim for a number.
 
     Attributes:
-        what: In words.
-        value: Aimed at.
-        most: Whether it is the largest that will do; otherwise the smallest.
-        percent: Whether it is a share.
-        numbers: Sections and names of the numbers that count; the best of them is taken.
+        what: The aim in words.
+        value: The limit.
+        most: Whether the number must be at most the limit; otherwise at least.
+        percent: Whether the number is a share.
+        numbers: Sections and names of the numbers that count; the best one is compared.
     """
 
     what: str
@@ -43,10 +43,10 @@ AIMS = (
 
 
 def aims(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each aim with what was reached; nothing where it was not measured or sizes are toy ones.
+    """Compares each aim with the results; aims without measurements, or at toy sizes, are missing.
 
     Args:
-        results: As in the JSON file.
+        results: The content of the JSON file.
     """
     if results["sizes"] != "full":
         return []

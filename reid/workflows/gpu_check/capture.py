@@ -1,4 +1,4 @@
-"""Compilation where a device is worth it, and its first half where not."""
+"""Full compilation on a GPU; on a CPU only graph capture."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from reid.workflows.gpu_check import parts
 
 
 def compile_or_capture(network: nn.Module, mode: parts.CompileMode, device: torch.device) -> None:
-    """Has the network compiled from its next call on.
+    """Makes the network compile on its next call.
 
-    On a CPU its graph is captured, but runs as it is: the C++ compiler would take minutes.
+    On a CPU only the graph is captured and run uncompiled: the C++ compiler would take minutes.
     """
     if device.type == "cuda":
         parts.compiled(network, mode)

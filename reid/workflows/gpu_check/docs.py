@@ -13,14 +13,14 @@ from reid.workflows.gpu_check.page import cell_text, columns, facts, machine_of
 BEGIN = "<!-- gpu_check: begin -->"
 END = "<!-- gpu_check: end -->"
 EMPTY = """\
-No GPU has been measured yet: none was at hand since the check was written. On a machine with one,
-`make gpu-check` takes six minutes, and `python tools/gpu_check.py --docs logs/gpu_check/gpu_check.json`
-puts what it has measured here.
+No GPU has been measured yet: none has been available since the check was written. On a machine with a
+GPU, `make gpu-check` takes six minutes; then `python tools/gpu_check.py --docs
+logs/gpu_check/gpu_check.json` writes the measurements here.
 """  # noqa: E501
 
 
 class DocsError(ValueError):
-    """The results or the page cannot be used; says which file, and why."""
+    """The results or the page cannot be used; the message names the file and the reason."""
 
 
 def write_docs(results_file: Path, page_file: Path) -> None:
@@ -48,10 +48,10 @@ def write_docs(results_file: Path, page_file: Path) -> None:
 
 
 def replaced(page: str, text: str, name: str) -> str:
-    """A page with `text` between its marks.
+    """Puts `text` between the two marks of a page.
 
     Raises:
-        DocsError: It has not one of each, in their order.
+        DocsError: The page does not have each mark once, in this order.
     """
     if page.count(BEGIN) != 1 or page.count(END) != 1 or page.index(BEGIN) > page.index(END):
         raise DocsError(f"{name}: expected one line {BEGIN} and one line {END} after it")
@@ -60,7 +60,7 @@ def replaced(page: str, text: str, name: str) -> str:
 
 
 def section_text(results: Mapping[str, Any]) -> str:
-    """What a run on a GPU has shown, in Markdown.
+    """The results of a run on a GPU, in Markdown.
 
     Raises:
         DocsError: The run was on a CPU, or at toy sizes.

@@ -1,4 +1,4 @@
-"""Products in single precision as they are on a CPU."""
+"""Turns TF32 off, so that products have the precision of a CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 @contextmanager
 def exact_products() -> Iterator[None]:
-    """No TF32 in products and convolutions, in its block."""
+    """Turns TF32 off for products and convolutions within the block."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = False

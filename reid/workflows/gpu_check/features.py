@@ -1,4 +1,4 @@
-"""Features as a trained network gives them: near few dimensions, in clusters, some alike."""
+"""Features like those of a trained network: few main dimensions, clusters, some duplicates."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def trained_like(count: int, dim: int, *, ties: bool = False, seed: int = 0) -> 
         dim: D.
         ties: A twentieth are exact copies of others, and a tenth lie on a coarse lattice, where
             many distances are equal.
-        seed: Of everything.
+        seed: Seed of all random numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     inner = min(_DIMENSIONS, dim)

@@ -1,4 +1,4 @@
-"""What a section tells: checks, tables and numbers, each as soon as it is known."""
+"""The messages of a section: checks, tables and numbers, each sent as soon as it is known."""
 
 from __future__ import annotations
 
@@ -18,69 +18,69 @@ Cell = str | float | int | bool | None
 
 
 class Clock:
-    """The time that a section has.
+    """The remaining time of a section.
 
     Args:
-        seconds: From now on.
+        seconds: Time from now on.
     """
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def left(self) -> float:
-        """Seconds, below 0 once they are over."""
+        """Remaining seconds; negative when the time is up."""
         return self._end - time.monotonic()
 
 
 class Findings:
-    """Sends what a section sees to the process that writes it down.
+    """Sends the results of a section to the process that writes them to disk.
 
     Args:
-        send: Takes a message that JSON can hold.
+        send: Sends a message that JSON can hold.
     """
 
     def __init__(self, send: Callable[[dict[str, Any]], None]) -> None:
         self._send = send
 
     def check(self, what: str, right: bool, seen: str) -> None:
-        """Something that must hold.
+        """Reports a check.
 
         Args:
-            what: Must hold, as a sentence.
-            right: Whether it does.
-            seen: The numbers.
+            what: The statement that must hold, as a sentence.
+            right: Whether it holds.
+            seen: The numbers behind it.
         """
         self._send({"kind": "check", "what": what, "right": bool(right), "seen": seen})
 
     def row(self, table: str, /, **cells: Cell) -> None:
-        """A row of a table; the table is named by its title, its columns by the cells."""
+        """Adds a row to the table with this title; the names of the cells name the columns."""
         row = {name.replace("_", " "): plain(cell) for name, cell in cells.items()}
         self._send({"kind": "row", "table": table, "row": row})
 
     def number(self, name: str, value: float | str | None) -> None:
-        """A number that other sections, the aims or the documentation use."""
+        """Reports a number that other sections, the aims or the documentation use."""
         self._send({"kind": "number", "name": name, "value": plain(value)})
 
     def note(self, text: str) -> None:
-        """Something to know when reading the figures."""
+        """Adds a remark for readers of the figures."""
         self._send({"kind": "note", "text": text})
 
     def cut(self, what: str) -> None:
-        """Something that was left out, for want of time or of a device."""
+        """Reports that something was left out, because time or a device was missing."""
         self._send({"kind": "cut", "text": what})
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a section is given.
+    """The input of a section.
 
     Attributes:
-        device: Where to compute.
-        sizes: How large.
-        clock: How long.
-        found: Tells what is seen.
-        numbers: Of earlier sections, by section and name.
-        folder: For files of its own; empty at first, removed at the end.
+        device: The device to check.
+        sizes: Sizes of all inputs.
+        clock: The section's remaining time.
+        found: Reports results.
+        numbers: Numbers of earlier sections, by section and name.
+        folder: A temporary folder; empty at first, removed at the end.
     """
 
     device: torch.device
@@ -91,12 +91,12 @@ class Context:
     folder: str = "."
 
     def number(self, section: str, name: str) -> float | None:
-        """A number of an earlier section, if there is one."""
+        """A number of an earlier section; None if it does not exist."""
         value = self.numbers.get(section, {}).get(name)
         return float(value) if isinstance(value, (int, float)) else None
 
     def enough(self, seconds: float, what: str) -> bool:
-        """Whether there is so much time left; if not, it is told what is left out."""
+        """Whether enough time is left; if not, reports that `what` is left out."""
         if self.clock.left() >= seconds:
             return True
         self.found.cut(f"{what}: no time was left")
@@ -104,7 +104,7 @@ class Context:
 
 
 def plain(value: Any) -> Any:
-    """A cell as JSON holds it: numbers rounded to six digits, NaN and infinity as words.
+    """A cell for JSON: numbers rounded to six digits, NaN and infinity as text.
 
     >>> plain(1.23456789), plain(float("nan")), plain(None)
     (1.23457, 'nan', None)
@@ -118,5 +118,5 @@ def plain(value: Any) -> Any:
 
 
 def line(message: Mapping[str, Any]) -> str:
-    """A message as a line of text."""
+    """A message as one line of text."""
     return json.dumps(message, allow_nan=False) + "\n"

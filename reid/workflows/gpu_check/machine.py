@@ -1,4 +1,4 @@
-"""Which machine this is."""
+"""Describes the machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _PACKAGES = ("torchvision", "timm", "numpy", "numba", "scipy", "triton")
 
 
 def run(context: Context) -> None:
-    """Tells device, memory and versions."""
+    """Reports device, memory and versions."""
     found = context.found
     found.number("torch", torch.__version__)
     found.number("python", platform.python_version())
@@ -47,7 +47,7 @@ def run(context: Context) -> None:
 
 
 def _driver() -> str | None:
-    """The driver's version, where the system tells it without a program of NVIDIA's."""
+    """The driver's version, if the system shows it without NVIDIA's tools."""
     try:
         with open("/proc/driver/nvidia/version") as file:  # noqa: PTH123
             words = file.readline().split()

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it."""
+"""The page: a single HTML file without other files."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ _GROUPS = {"machine": "Where", "right": "Right", "fast": "Fast"}
 
 
 def page(results: Mapping[str, Any]) -> str:
-    """The results as HTML.
+    """Renders the results as HTML.
 
     Args:
-        results: As in the JSON file.
+        results: The content of the JSON file.
     """
     machine = machine_of(results)
     body = [
@@ -79,7 +79,7 @@ def page(results: Mapping[str, Any]) -> str:
 
 
 def machine_of(results: Mapping[str, Any]) -> dict[str, str]:
-    """Name, versions and the like, as far as they are known."""
+    """Device, versions and other facts about the machine, as far as they are known."""
     for section in results["sections"]:
         if section["name"] == "machine":
             return {key: str(value) for key, value in section["numbers"].items()}
@@ -87,7 +87,7 @@ def machine_of(results: Mapping[str, Any]) -> dict[str, str]:
 
 
 def facts(results: Mapping[str, Any]) -> str:
-    """Where, when and with what, in a line."""
+    """Machine, date and versions, in one line."""
     machine = machine_of(results)
     parts = [results["started"].replace("T", " ").replace("+00:00", " UTC")]
     parts += [
@@ -105,7 +105,7 @@ def facts(results: Mapping[str, Any]) -> str:
 
 
 def _verdict(results: Mapping[str, Any]) -> str:
-    """What came of it, in a sentence or two."""
+    """The result in a sentence or two."""
     checks = [check for found in results["sections"] for check in found["checks"]]
     wrong = sum(not check["right"] for check in checks)
     bad = [one["name"] for one in results["sections"] if one["status"] in ("failed", "out of time")]
@@ -189,12 +189,12 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str = "") -> str:
 
 
 def columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Columns of a table in the order in which its rows name them first."""
+    """The columns of a table, in the order in which they first appear in its rows."""
     return list(dict.fromkeys(name for row in rows for name in row))
 
 
 def cell_text(value: Any) -> str:
-    """A cell for reading: numbers with three digits, thousands separated.
+    """A cell as text: numbers with three digits, thousands separated.
 
     >>> [cell_text(value) for value in (12345.6, 0.012345, 3, True, None, "fp16")]
     ['12,346', '0.0123', '3', 'yes', '', 'fp16']

@@ -1,7 +1,7 @@
-"""All that the sections ask of the rest of the framework: networks, losses, batches, trainers.
+"""Everything that the sections use of the framework: networks, losses, batches, trainers.
 
-Only torch, timm and the registries are imported here. What needs more stands in the sections. One
-file, though a long one, so that there is one place to look when the framework changes.
+This file imports only torch, timm and the registries; code that needs more is in the sections. It
+is long because it is the single place to adapt when the framework changes.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ _REGISTERING = ("backbones", "vit", "osnet", "heads", "losses", "memory_losses")
 
 
 def import_parts() -> None:
-    """Imports the networks, heads and losses of the core and of the projects, which registers them.
+    """Registers the networks, heads and losses of the core and the projects by importing them.
 
-    A part that needs a package that this machine lacks is not registered.
+    Parts that need a missing package are not registered.
     """
     for name in _REGISTERING:
         _import(f"reid.modeling.{name}")
@@ -61,9 +61,10 @@ def import_parts() -> None:
 
 
 class _NoClusterers(ModuleType):
-    """Stands in for `reid.labelling`, which needs numba.
+    """Replaces `reid.labelling`, which needs numba.
 
-    Projects hold clusterers beside networks and losses; so the latter can be had without it.
+    Projects contain clusterers beside networks and losses. With this, networks and losses can be
+    imported without numba.
     """
 
     def __getattr__(self, name: str) -> type:
@@ -73,10 +74,10 @@ class _NoClusterers(ModuleType):
 
 
 def _import(name: str) -> bool:
-    """Imports a module if it is there; whether it is.
+    """Imports a module if it can be found; returns whether it was imported.
 
     Raises:
-        ModuleNotFoundError: It is there, but one of this project that it needs is not.
+        ModuleNotFoundError: A module of this project is missing, which is a bug.
     """
     try:
         importlib.import_module(name)
@@ -99,11 +100,11 @@ def make_network(
     """TMGF's network with random weights, the same for the same seed on any device.
 
     Args:
-        sizes: Of images and layers.
-        device: Where it goes.
-        depth: Its layers; 0: those of `sizes`.
-        drop_path: Stochastic depth; 0 where two runs are compared that draw other numbers.
-        seed: Of the weights.
+        sizes: Sizes of images and layers.
+        device: The network's device.
+        depth: Number of layers; 0: the number in `sizes`.
+        drop_path: Rate of stochastic depth; use 0 to compare runs with different random numbers.
+        seed: Seed of the weights.
     """
     options = {
         "name": "IBNViT", "embed_dim": sizes.dim, "depth": depth or sizes.depth,
@@ -115,7 +116,7 @@ def make_network(
 def make_other_network(
     backbone: Mapping[str, Any], image: tuple[int, int], device: torch.device
 ) -> ReIDModel:
-    """A network with one global feature, by the options of its backbone."""
+    """Builds a network with one global feature from the options of its backbone."""
     return _put_together(backbone, {"name": "BNNeckHead"}, image, device, 0)
 
 
@@ -140,17 +141,17 @@ def _put_together(
 
 
 def compiled(network: nn.Module, mode: CompileMode) -> None:
-    """Has the network compiled from its next call on."""
+    """Makes the network compile on its next call."""
     compile_network(network, mode)
 
 
 def share_statistics(network: nn.Module) -> None:
-    """Has BatchNorm take its statistics over the batches of all processes."""
+    """Lets BatchNorm take its statistics over the batches of all processes."""
     group_batch_norms(network, 0)
 
 
 def forward(network: nn.Module, batch: Batch, dtype: torch.dtype = torch.float32) -> Embeddings:
-    """What the network gives for a batch, in mixed precision if `dtype` is not float32."""
+    """The network's output for a batch, in mixed precision if `dtype` is not float32."""
     with torch.autocast(batch.image.device.type, dtype, enabled=dtype is not torch.float32):
         embeddings: Embeddings = network(batch)
     return embeddings
@@ -169,12 +170,12 @@ def embeddings_of(banks: Tensor) -> Embeddings:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images with labels: each is a proxy of its own, four proxies make a cluster.
+    """Images with labels: each image is one proxy, and four proxies make a cluster.
 
     Attributes:
-        labels: Of the P images.
-        banks: (1 + K, P, D), their unit features; four of a cluster lie near each other.
-        camids: (P,).
+        labels: Labels of the P images.
+        banks: (1 + K, P, D) unit features; the four of a cluster are near each other.
+        camids: (P,) cameras.
         image_of: (P,) the image of each proxy.
     """
 
@@ -185,13 +186,13 @@ class Labelled:
 
     @property
     def features(self) -> FeatureSet:
-        """As the criterion takes them."""
+        """The features in the form that the criterion takes."""
         unit = self.banks.transpose(0, 1)
         return FeatureSet.of(self.banks[0], camids=self.camids, unit=unit)
 
 
 def make_labelled(rows: int, banks: int, dim: int, device: torch.device) -> Labelled:
-    """P = `rows` labelled images, the same on any device."""
+    """Makes P = `rows` labelled images, the same on any device."""
     generator = torch.Generator().manual_seed(0)
     cluster = torch.arange(rows) // _PROXIES_PER_CLUSTER
     camids = (cluster * 7 + torch.arange(rows) % _PROXIES_PER_CLUSTER) % CAMERAS
@@ -207,16 +208,16 @@ def make_labelled(rows: int, banks: int, dim: int, device: torch.device) -> Labe
 def make_criterion(
     specs: Sequence[Mapping[str, Any]], network: Any, labelled: Labelled, device: torch.device
 ) -> Criterion:
-    """Losses by name and options, which have their labels and are past any late start.
+    """Builds losses with labels, at an epoch in which all of them are active.
 
     Args:
-        specs: As in a config, without weights.
-        network: Its `embed_dim` and `num_parts`.
+        specs: Specs as in a config, without weights.
+        network: Gives `embed_dim` and `num_parts`.
         labelled: The images.
-        device: Where they go.
+        device: The device of the losses.
 
     Raises:
-        ConfigError: A loss needs what is not here.
+        ConfigError: A loss needs a fact that this check does not provide.
     """
     losses: list[Loss] = [
         build(
@@ -241,7 +242,7 @@ def relabel(
 
 
 def loss_specs() -> list[dict[str, Any]]:
-    """Every registered loss, with its default options, and those with another way of working."""
+    """Specs of every registered loss with default options, and of some with other options."""
     specs: list[dict[str, Any]] = [{"name": name} for name in sorted(name for name, _ in LOSS)]
     specs.append({"name": "ClusterContrastLoss", "update": "hard"})
     specs.append({"name": "O2CAPLoss", "average": "camera"})
@@ -250,7 +251,7 @@ def loss_specs() -> list[dict[str, Any]]:
 
 
 def losses(criterion: nn.Module, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-    """Named losses of a batch."""
+    """The losses of a batch, by name."""
     values: dict[str, Tensor] = criterion({STUDENT: embeddings}, batch)
     return values
 
@@ -261,12 +262,12 @@ def total(losses: Mapping[str, Tensor]) -> Tensor:
 
 
 def backward(value: Tensor) -> None:
-    """Gradients of a number."""
+    """The gradients of a number."""
     value.backward()  # type: ignore[no-untyped-call]
 
 
 def finish_step(criterion: nn.Module, embeddings: Embeddings, batch: Batch) -> None:
-    """Moves the memories, once the optimizer has taken its step."""
+    """Updates the memories after the optimizer's step."""
     assert isinstance(criterion, Criterion)
     criterion.commit({STUDENT: embeddings.map(Tensor.detach)}, batch)
 
@@ -277,7 +278,7 @@ def memories(criterion: nn.Module) -> dict[str, Tensor]:
 
 
 def overflow_next(criterion: Criterion, factor: float) -> None:
-    """Makes the losses so large that their scaled gradient is infinite; 1 = as they are."""
+    """Multiplies the losses, so that their scaled gradient may become infinite; 1 = unchanged."""
     criterion.weights = (factor,) * len(criterion.weights)
 
 
@@ -304,7 +305,7 @@ def as_batch(image: Tensor, camid: Tensor, index: Tensor) -> Batch:
 
 
 def pinned(batch: Batch) -> Batch:
-    """The same in page-locked memory, from which a GPU copies without being waited for."""
+    """The batch in page-locked memory, from which a GPU copies without blocking the host."""
     return batch.map(Tensor.pin_memory)
 
 
@@ -351,7 +352,7 @@ class FixedBatches:
     """A loader of given batches, in an order that depends on the epoch.
 
     Attributes:
-        batch_sampler: Itself, which takes the epoch.
+        batch_sampler: The loader itself, since it takes the epoch.
     """
 
     def __init__(self, batches: Sequence[Batch]) -> None:
@@ -360,7 +361,7 @@ class FixedBatches:
         self.batch_sampler = self
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch whose order comes."""
+        """Sets the epoch, which determines the order."""
         self._epoch = epoch
 
     def __len__(self) -> int:
@@ -384,7 +385,7 @@ def make_trainer(
     loader: Any = (),
     hooks: Sequence[Hook] = (),
 ) -> Trainer:
-    """TMGF's optimizer and the framework's loop, ready to take steps."""
+    """Builds a trainer with TMGF's optimizer, ready to take steps."""
     network.train()
     criterion.train()
     optimizer = build_optimizer(
@@ -401,7 +402,7 @@ def make_trainer(
 
 
 def watch_step(trainer: Trainer, lap: Any) -> list[Any]:
-    """Calls `lap` at the ends of the parts of every step; returns handles to `remove`."""
+    """Calls `lap` at the end of each part of every step; returns handles with `remove`."""
     return [
         trainer.model.register_forward_pre_hook(lambda *_: lap("other")),
         trainer.model.register_forward_hook(lambda *_: lap("forward")),

@@ -1,8 +1,8 @@
-"""A training step of TMGF as the paper's equations say it, operation by operation.
+"""A training step of TMGF that follows the paper's equations, operation by operation.
 
-What a first implementation looks like, and much of the published code: attention as
-softmax(q k^T) v, losses and memory sample by sample, an optimizer that goes from parameter to
-parameter. It is the measure of what the rest of the framework gains, and it gives the same numbers.
+First implementations look like this, and so does much published code: attention as
+softmax(q k^T) v, losses and memory sample by sample, an optimizer that handles one parameter after
+the other. It gives the same numbers and shows how much faster the framework is.
 
 Li, Wang and Gong, *Transformer Based Multi-Grained Features for Unsupervised Person
 Re-Identification* (WACV workshops 2023); Wang et al., *O2CAP* (TIP 2022).
@@ -28,7 +28,7 @@ class PlainNetwork(nn.Module):
     """TMGF's network on the weights of a `ReIDModel` of IBNViT and TMGFHead.
 
     Args:
-        network: Its modules are taken over; stochastic depth is left out.
+        network: Its modules are used; stochastic depth is left out.
     """
 
     def __init__(self, network: Any) -> None:
@@ -88,7 +88,7 @@ class PlainLosses:
 
     Args:
         labels: Cluster and camera of each proxy.
-        memory: (1 + K, P, D) unit vectors; changed in place by `update`.
+        memory: (1 + K, P, D) unit vectors; `update` changes them in place.
     """
 
     def __init__(self, labels: PseudoLabels, memory: Tensor) -> None:
@@ -132,7 +132,7 @@ class PlainLosses:
 
     @torch.no_grad()
     def update(self, features: Tensor, rows: Tensor) -> None:
-        """Moves the memory sample by sample (TMGF, equation 6)."""
+        """Updates the memory sample by sample (TMGF, equation 6)."""
         for sample, row in enumerate(rows.tolist()):
             for bank in range(len(features)):
                 moved = MOMENTUM * self.memory[bank, row]

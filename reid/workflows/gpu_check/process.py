@@ -1,4 +1,4 @@
-"""Processes that work for the runner, and that end with all that they have started."""
+"""Processes that work for the runner; ending one also ends all of its children."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _KILL_S = 5.0
 
 
 class OutOfTimeError(Exception):
-    """A process has said nothing for too long."""
+    """A process has not answered in time."""
 
 
 class DiedError(Exception):
-    """A process has ended where it should have answered; says how, with its last words."""
+    """A process ended instead of answering; the message has its exit code and last output."""
 
 
 class Background:
-    """A module of this package in a process group of its own.
+    """Runs a module of this package in a new process group.
 
     Args:
-        module: Its name in this package.
-        log: What it and its children write goes there.
-        arguments: Of the module.
-        handles: File descriptors that it gets.
-        environment: Variables beside this process's.
-        nice: At low priority.
+        module: The module's name in this package.
+        log: Receives the output of the process and its children.
+        arguments: Arguments of the module.
+        handles: File descriptors that the process inherits.
+        environment: Environment variables in addition to those of this process.
+        nice: Run at low priority.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Background:
         nice: bool = False,
     ) -> None:
         before = shutil.which("nice") if nice else None
-        # What this process can import, the other must be able to import too.
+        # The child must be able to import everything that this process can.
         path = os.pathsep.join(entry for entry in sys.path if entry)
         with log.open("ab") as output:
             self._process = subprocess.Popen(
@@ -83,11 +83,11 @@ class Background:
 
 
 class Worker(Background):
-    """A process that runs sections, see `worker`.
+    """A process that runs sections; see `worker`.
 
     Args:
-        log: What it and its children write goes there.
-        environment: Variables beside this process's.
+        log: Receives the output of the process and its children.
+        environment: Environment variables in addition to those of this process.
     """
 
     def __init__(self, log: Path, environment: Mapping[str, str] | None = None) -> None:
@@ -111,10 +111,10 @@ class Worker(Background):
         self._messages.put(None)
 
     def ask(self, order: Mapping[str, Any]) -> None:
-        """Sends it a line.
+        """Sends a line to the process.
 
         Raises:
-            DiedError: It is gone.
+            DiedError: The process has ended.
         """
         try:
             os.write(self._orders, line(order).encode())
@@ -122,11 +122,11 @@ class Worker(Background):
             raise DiedError(self._last_words()) from error
 
     def next_message(self, seconds: float) -> dict[str, Any]:
-        """What it says next.
+        """Waits for the next message of the process.
 
         Raises:
-            OutOfTimeError: It has said nothing for so long.
-            DiedError: It is gone.
+            OutOfTimeError: No message came in time.
+            DiedError: The process has ended.
         """
         try:
             message = self._messages.get(timeout=max(seconds, 0.0))

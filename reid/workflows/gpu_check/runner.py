@@ -1,4 +1,4 @@
-"""Runs the sections one after the other, each in its time, and writes after each what is known."""
+"""Runs the sections one after the other, each with a time limit, and writes results after each."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from reid.workflows.gpu_check.sections import WHEELS, Section
 
 JSON, PAGE, LOG = "gpu_check.json", "gpu_check.html", "gpu_check.log"
 _START_S = 90.0
-"""A process that imports torch from a slow disk may take so long; then it is given up."""
+"""A process may take this long to start, since torch may be on a slow disk."""
 _LEAST_S = 3.0
 _OVERBOOKED = 2.0
-"""A section may take so many times its share, since most of them need less than theirs."""
+"""A section may take this multiple of its share, since most sections need less than theirs."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What to run.
+    """The settings of a run.
 
     Attributes:
         device: `cuda` or `cpu`.
-        minutes: For everything together.
-        folder: Where the results go.
+        minutes: Total time.
+        folder: Results are written here.
         sizes: `full` or `toy`.
     """
 
@@ -46,19 +46,19 @@ class Settings:
 def check(
     sections: Sequence[Section], settings: Settings, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Runs the sections and leaves gpu_check.json, gpu_check.html and gpu_check.log.
+    """Runs the sections and writes gpu_check.json, gpu_check.html and gpu_check.log.
 
-    A section that uses up its time, fails or dies is told, and the next one goes on in a new
-    process. Time that a section leaves unused goes to those after it. Where there is no device,
-    nothing after the first section runs.
+    If a section runs out of time, fails or dies, the results say so and the next section runs in a
+    new process. Later sections get the time that earlier ones did not use. Without a device, only
+    the first section runs.
 
     Args:
-        sections: In this order.
+        sections: The sections in order.
         settings: See `Settings`.
-        tell: Takes a line for each section.
+        tell: Receives a line for each section.
 
     Returns:
-        What stands in the JSON file.
+        The content of the JSON file.
 
     Raises:
         OutputError: A result cannot be written.
@@ -78,7 +78,7 @@ def check(
 
 
 def missing(sections: Sequence[Section]) -> dict[str, list[str]]:
-    """Sections that are left out, by the module that this machine lacks."""
+    """The sections that are left out, by missing module."""
     found: dict[str, list[str]] = {}
     for section in sections:
         for name in section.missing():
@@ -96,7 +96,7 @@ def summary(found: Mapping[str, Any]) -> str:
 
 
 def is_right(results: Mapping[str, Any]) -> bool:
-    """Whether every section came to its end and every check held."""
+    """Whether every section finished and every check held."""
     bad = ("wrong", "failed", "out of time")
     return not any(found["status"] in bad for found in results["sections"])
 
@@ -129,15 +129,15 @@ class _Run:
     def _warm_up(self) -> Background | None:
         """Compiles the CPU's loops while the first sections use the device.
 
-        On a fresh machine that takes half a minute, which would count as time of the first search.
-        Where the CPU is what is measured, it would take time from that.
+        On a fresh machine this takes half a minute, which would otherwise count for the first
+        search. It does not run when the CPU is measured, since it would slow the CPU down.
         """
         if self._settings.device == "cpu" or "numba" in self.results["missing"]:
             return None
         return Background("warm_up", self._log, nice=True)
 
     def section(self, number: int) -> dict[str, Any]:
-        """Runs a section, if it can be run; returns what is known of it then."""
+        """Runs a section if possible; returns its results."""
         section = self._sections[number]
         found = _blank(section)
         self.results["sections"].append(found)
@@ -161,7 +161,7 @@ class _Run:
         return self._begun + 60 * self._settings.minutes - time.monotonic()
 
     def _share(self, number: int) -> float:
-        """The share of the rest of the time that a section may take."""
+        """The part of the remaining time that a section may take."""
         rest = self._sections[number:]
         able = [section.share for section in rest if not section.missing()]
         return self._sections[number].share / sum(able)
@@ -196,7 +196,7 @@ class _Run:
             found["status"] = _status(found)
 
     def _take(self, message: Mapping[str, Any], found: dict[str, Any]) -> None:
-        """Puts a message where it belongs."""
+        """Stores a message in the results."""
         kind = message["kind"]
         if kind == "check":
             found["checks"].append({key: message[key] for key in ("what", "right", "seen")})
@@ -214,7 +214,7 @@ class _Run:
                 self._stopped = message["last"]
 
     def write(self) -> None:
-        """Writes what is known.
+        """Writes the results so far.
 
         Raises:
             OutputError: A file cannot be written.
@@ -224,7 +224,7 @@ class _Run:
         write(self.results, self._settings.folder)
 
     def interrupt(self) -> None:
-        """Says of the section that runs that it was interrupted."""
+        """Marks the running section as interrupted."""
         running = [one for one in self.results["sections"] if one["status"] == "running"]
         for found in running:
             found |= {"status": "interrupted", "why": "the whole run was stopped"}
@@ -247,7 +247,7 @@ def write(results: Mapping[str, Any], folder: Path) -> None:
     """Writes the JSON file and the page.
 
     Raises:
-        OutputError: One cannot be written.
+        OutputError: A file cannot be written.
     """
     write_text(folder / JSON, json.dumps(results, indent=1, allow_nan=False) + "\n")
     write_text(folder / PAGE, page(results))
@@ -262,7 +262,7 @@ def _blank(section: Section) -> dict[str, Any]:
 
 
 def _messages(worker: Worker, end: float) -> Iterator[dict[str, Any]]:
-    """What a section says until it ends."""
+    """Yields the messages of a section until it ends."""
     while True:
         message = worker.next_message(end - time.monotonic())
         if message["kind"] == "done":
@@ -279,7 +279,7 @@ def _status(found: Mapping[str, Any]) -> str:
 
 
 def _commit() -> str | None:
-    """The commit of the code, where git and a repository are there to tell it."""
+    """The commit of the code, if git and a repository are available."""
     git = shutil.which("git")
     if git is None:
         return None

@@ -28,13 +28,13 @@ class Section:
     """A part of the check.
 
     Attributes:
-        name: In the JSON file and on the command line.
-        title: On the page.
-        group: Whether it checks results (`right`), measures (`fast`), or says where (`machine`).
-        run: `module:function`, which takes a `Context`.
-        share: Seconds of a run of six minutes; others in proportion.
-        needs: Modules without which it is left out.
-        alone: Runs in a process of its own on a GPU, such as for `environment`.
+        name: Name in the JSON file and on the command line.
+        title: Title on the page.
+        group: `right` checks results, `fast` measures speed, `machine` describes the machine.
+        run: `module:function`; the function takes a `Context`.
+        share: Seconds in a run of six minutes; other runs scale it.
+        needs: Modules that the section needs.
+        alone: Run in a separate process on a GPU, for example because of `environment`.
         environment: Variables of that process, which a GPU's libraries read when they start.
     """
 
@@ -48,7 +48,7 @@ class Section:
     environment: Mapping[str, str] = field(default_factory=dict)
 
     def missing(self) -> list[str]:
-        """Modules that it needs and this machine lacks."""
+        """Needed modules that this machine lacks."""
         return [name for name in self.needs if find_spec(name) is None]
 
 
@@ -94,17 +94,17 @@ SECTIONS = (
     _section("right", "growth", 10, "Memory does not grow"),
     _section("right", "processes", 25, "Two processes on one device are one"),
     _section("fast", "networks", 20, "Other networks"),
-    # in a process of its own, which a recording that fails may leave unusable
+    # In a separate process, because a failed recording may leave the process unusable.
     _section("fast", "graphs", 8, "The training step as one CUDA graph", alone=True),
     _section("fast", "epoch", 1, "An epoch on MSMT17, added up", ()),
 )  # fmt: skip
 
 
 def chosen(names: list[str] | None) -> tuple[Section, ...]:
-    """Sections by name, in the order of the list above; all of them without names.
+    """The named sections in the order of the list above; without names, all sections.
 
     Raises:
-        ValueError: There is no such section.
+        ValueError: A section does not exist.
     """
     if not names:
         return SECTIONS

@@ -1,4 +1,4 @@
-"""How large everything is: as on MSMT17 for a GPU, tiny for a CPU."""
+"""Sizes of all inputs: as on MSMT17 for a GPU, tiny for a CPU."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the sections work on.
+    """The sizes that the sections use.
 
     Attributes:
-        image: (H, W) of a transformer's images.
-        image_conv: (H, W) of a convolutional network's.
+        image: (H, W) of images for a transformer.
+        image_conv: (H, W) of images for a convolutional network.
         dim: D of TMGF's ViT.
-        depth: Its layers.
-        short_depth: Its layers where a result is compared and every layer costs time to compile.
-        heads: Its attention heads.
-        stem: Channels of its stem.
-        small_batch: The batch that is trained with.
-        large_batch: The batch that fills the device.
-        test_batch: The batch of extraction.
-        cpu_batch: The batch where the CPU does the same.
+        depth: Layers of the ViT.
+        short_depth: Layers of the ViT in comparisons, where each layer takes time to compile.
+        heads: Attention heads of the ViT.
+        stem: Channels of the ViT's stem.
+        small_batch: Batch size of training.
+        large_batch: Batch size that fills the device.
+        test_batch: Batch size of extraction.
+        cpu_batch: Batch size for comparisons with the CPU.
         steps: Steps whose losses are compared.
-        many_steps: Steps after which no memory may have been lost.
+        many_steps: Steps after which memory may not have grown.
         rows: Rows of a memory, few and many.
-        compared: Features whose neighbours are searched for on both sides.
+        compared: Features whose neighbours are searched on both devices.
         clustered: Features that are clustered, few and many.
         ranked: Queries, gallery images, identities, cameras.
         product: Side of the large matrix product.
         copied_mb: MB that are copied for the bandwidth.
         files: JPEG files that are read.
         networks: timm's names of the other networks, with their images: `conv` or `vit`.
-        seconds: That a figure of speed is measured for.
+        seconds: Time to measure each speed.
     """
 
     image: tuple[int, int]

@@ -1,4 +1,4 @@
-"""Clocks and memory of a device."""
+"""Measures time and memory on a device."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _MOST_CALLS = 2000
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of a call.
+    """The time of a call.
 
     Attributes:
-        seconds: Median over the rounds.
-        lowest: Of the rounds.
-        highest: Of the rounds.
-        peak_mb: MB of the device that were in use at most; None on a CPU.
+        seconds: Median seconds over the rounds.
+        lowest: Seconds of the fastest round.
+        highest: Seconds of the slowest round.
+        peak_mb: Peak memory of the device in MB; None on a CPU.
     """
 
     seconds: float
@@ -47,7 +47,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Gives back what nobody refers to any more, and begins a new peak."""
+    """Frees unused memory, and starts measuring a new peak."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -55,7 +55,7 @@ def free_memory(device: torch.device) -> None:
 
 
 def peak_mb(device: torch.device) -> float | None:
-    """MB in use at most since `free_memory`; None on a CPU."""
+    """Peak memory in MB since `free_memory`; None on a CPU."""
     if device.type != "cuda":
         return None
     return torch.cuda.max_memory_allocated(device) / 2**20
@@ -70,15 +70,15 @@ def time_calls(
     warm_up: int = 3,
     rounds: int = 3,
 ) -> Timing:
-    """Seconds of a call, of many in a row, waiting for the device before and after each round.
+    """Times a call, in rounds of many calls; waits for the device before and after each round.
 
     Args:
-        work: What is called.
-        device: It works there.
-        clock: Ends the rounds early; one is always there.
-        seconds: For all rounds together.
-        warm_up: Calls before.
-        rounds: The median of which is taken.
+        work: The function to call.
+        device: The device it uses.
+        clock: Ends the rounds early, but not before the first.
+        seconds: Time for all rounds together.
+        warm_up: Calls before the first round.
+        rounds: Number of rounds; the result is their median.
     """
     for _ in range(max(warm_up, 1)):
         work()
@@ -101,10 +101,10 @@ def _round(work: Callable[[], object], device: torch.device, calls: int) -> floa
 
 
 class Laps:
-    """Time by part of a work that is done over and over, without waiting for the device.
+    """Times the parts of repeated work without waiting for the device.
 
-    On a GPU the ends of the parts are events in its stream. A part's time holds what the device
-    does in it and what it waits for the host.
+    On a GPU, events in its stream mark the ends of parts. The time of a part includes the work of
+    the device and its waiting for the host.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -112,7 +112,7 @@ class Laps:
         self._marks: list[tuple[str, torch.cuda.Event | float]] = []
 
     def lap(self, part: str) -> None:
-        """What was done since the last call was `part`."""
+        """Counts the time since the last call for `part`."""
         if self._device.type == "cuda":
             event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             event.record(torch.cuda.current_stream(self._device))
@@ -121,7 +121,7 @@ class Laps:
             self._marks.append((part, time.perf_counter()))
 
     def milliseconds(self) -> dict[str, float]:
-        """By part, added up; what came before the first call is left out."""
+        """Total time by part, without the time before the first call."""
         synchronize(self._device)
         found: defaultdict[str, float] = defaultdict(float)
         for (_, before), (part, after) in zip(self._marks, self._marks[1:], strict=False):
@@ -135,14 +135,13 @@ class Laps:
 
 
 def step_flops(network: nn.Module, forward: Callable[[], torch.Tensor]) -> int:
-    """Floating point operations of forward and backward, as the network's definition has them.
+    """Counts floating point operations of forward and backward, by the network's definition.
 
-    Multiplications and additions count one each; those of matrix products and convolutions alone
-    are counted.
+    Multiplications and additions count one each; only matrix products and convolutions count.
 
     Args:
-        network: Its gradients are dropped afterwards.
-        forward: Gives a number to go backward from.
+        network: Its gradients are cleared afterwards.
+        forward: Returns the number to start the backward pass from.
     """
     with FlopCounterMode(display=False) as counter:
         forward().backward()  # type: ignore[no-untyped-call]

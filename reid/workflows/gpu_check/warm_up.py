@@ -8,7 +8,7 @@ from reid.workflows.gpu_check.features import trained_like
 
 
 def main() -> None:
-    """Uses each of them once, small; numba keeps what it has compiled beside the sources."""
+    """Calls each once with small input; numba caches the compiled code beside the sources."""
     features = trained_like(400, 32, ties=True)
     dbscan(jaccard_rows(features), 0.5, 4)
     mean_precision(make_ranked((40, 200, 10, 3), 32))

@@ -23,24 +23,24 @@ from reid.workflows.gpu_check.findings import Clock, Context, Findings, line
 from reid.workflows.gpu_check.sizes import FULL, TOY
 
 _MARGIN = 0.06
-"""Share of its time that a section leaves unused, so that it ends by itself before it is ended."""
+"""Share of its time that a section leaves unused, so that it ends before the runner ends it."""
 
 _HERE = ("reid", "torch")
-"""A module of these that is missing is a mistake of ours, not of the machine."""
+"""If a module of these packages is missing, the mistake is ours, not the machine's."""
 
 
 class NoDeviceError(RuntimeError):
-    """There is no such device here, so that no section can run."""
+    """The device does not exist, so no section can run."""
 
 
 def main() -> None:
-    """Runs sections until IN ends, which ends everything."""
+    """Runs sections until IN ends; then ends this process and its children."""
     orders, answers = (int(argument) for argument in sys.argv[1:3])
-    os.set_inheritable(answers, False)  # or children that live on would keep the pipe open
+    os.set_inheritable(answers, False)  # otherwise surviving children would keep the pipe open
     asked: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(orders, asked), daemon=True).start()
-    # What takes seconds is done before a section's time runs. A module that is missing or broken
-    # is told by the first section that needs it.
+    # Slow imports come before the clock of the first section. The first section that needs a
+    # missing or broken module reports it.
     with contextlib.suppress(ImportError):
         importlib.import_module(f"{__package__}.parts").import_parts()
     with os.fdopen(answers, "w") as told:
@@ -56,9 +56,9 @@ def main() -> None:
 
 
 def _listen(orders: int, asked: queue.SimpleQueue[str]) -> None:
-    """Hands lines on; when they end, ends this process and all that it has started.
+    """Passes lines on; when they end, ends this process and all of its children.
 
-    So nothing goes on, not even a section that hangs, where the runner itself was killed.
+    If the runner is killed, this also ends a section that hangs.
     """
     with os.fdopen(orders) as lines:
         for text in lines:
@@ -71,19 +71,19 @@ def run(order: Mapping[str, Any], tell: Callable[[dict[str, Any]], None]) -> Non
 
     Args:
         order: `run`, `seconds`, `device`, `sizes` and the `numbers` of earlier sections.
-        tell: Takes what it sees.
+        tell: Receives its messages.
 
     Raises:
-        NoDeviceError: It is for a GPU, and there is none.
-        Exception: What the section raises.
+        NoDeviceError: The section is for a GPU, but there is none.
+        Exception: Any error of the section.
     """
     clock = Clock(order["seconds"] * (1 - _MARGIN))
-    import torch  # here, so that it is a section that says if there is none
+    import torch  # imported here, so that a section reports it if torch is missing
 
     device = torch.device("cpu")
     if order["device"] == "cuda":
         if not torch.cuda.is_available():
-            raise NoDeviceError("torch sees no CUDA device; --device cpu tries all of it out small")
+            raise NoDeviceError("torch sees no CUDA device; --device cpu runs all at toy size")
         device = torch.device("cuda", 0)
         torch.cuda.set_device(device)
         torch.cuda.empty_cache()
@@ -100,7 +100,7 @@ def explained(error: Exception) -> dict[str, Any]:
     missing = ""
     name = (getattr(error, "name", None) or "").split(".")[0]
     absent = isinstance(error, ModuleNotFoundError) and name not in _HERE
-    # numba, for one, refuses a numpy that is too new for it, and names no module then.
+    # numba, for example, refuses a numpy that is too new, with an error that names no module.
     refused = isinstance(error, ImportError) and not name
     if absent or refused:
         missing = f"{name or 'a module'} cannot be imported ({error})"

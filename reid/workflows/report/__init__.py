@@ -1,4 +1,4 @@
-"""A page about a run, or about several side by side, made of the files that runs leave."""
+"""Writes a page about one run, or about several side by side, from the files of the runs."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from reid.workflows.report.page import render
 from reid.workflows.report.reading import read_run
 
 REPORT = "report.html"
-"""The page's file in the folder of a run."""
+"""Name of the page's file in the folder of a run."""
 
 logger = logging.getLogger(__name__)
 
 
 def write_report(runs: Path | Sequence[Path], output: Path | None = None) -> Path:
-    """Writes a page of HTML that needs no other file and no network, of about 3 MB at most.
+    """Writes an HTML page of at most about 3 MB that needs no other file and no network.
 
-    It shows what the runs' files tell; what is missing there is said in words. Nothing in the files
-    is executed, and nothing of them is taken for HTML.
+    The page shows the content of the runs' files and says what is missing. Nothing in the files is
+    executed, and nothing in them becomes HTML.
 
     Args:
-        runs: Folder of a run, or several, which are shown side by side.
-        output: The file to write; None: report.html in the run's folder, and of several runs in
-            the current one.
+        runs: The folders of one or several runs; several are shown side by side.
+        output: The file to write; None: report.html in the run's folder, or in the current folder
+            for several runs.
 
     Returns:
         The file.
 
     Raises:
-        DataError: A folder is none of a run, or there is none.
+        DataError: A folder does not hold a run, or no folder is given.
         OutputError: The page cannot be written.
     """
     folders = [runs] if isinstance(runs, Path) else list(runs)
@@ -48,10 +48,10 @@ def write_report(runs: Path | Sequence[Path], output: Path | None = None) -> Pat
 def report_at_end(run: Path) -> None:
     """Writes the page of a run that has just ended, on the main process.
 
-    The run is worth more than its page: where the page cannot be made, a warning says why.
+    If the page cannot be made, a warning says why: the run must not fail because of it.
 
     Args:
-        run: Its folder.
+        run: The run's folder.
     """
     if not distributed.is_main():
         return

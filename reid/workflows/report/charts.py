@@ -1,4 +1,4 @@
-"""Charts as SVG that takes its colours from the page, so that one file suits light and dark."""
+"""Charts as SVG with the page's colours, so that one file works in light and dark mode."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class Line(NamedTuple):
     """A line of a chart; values that are not finite leave a gap.
 
     Attributes:
-        x: Ascending.
-        y: As many.
+        x: Ascending positions.
+        y: One value for each position.
     """
 
     x: Sequence[float]
@@ -51,7 +51,7 @@ class Line(NamedTuple):
 
 
 class ChartMaker:
-    """Draws the charts of a page, one after the other on the same axes, which saves time."""
+    """Draws the charts of a page; reuses the same axes for each, which saves time."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -69,14 +69,14 @@ class ChartMaker:
                 axis.set_major_formatter(form)
 
     def lines(self, lines: Sequence[Line], label: str, reference: float | None = None) -> Markup:
-        """Lines over epochs or steps; the i-th has the page's colour i.
+        """Draws lines over epochs or steps; line i has the page's colour i.
 
-        A short line has a dot for each point, which tells its value.
+        A short line has a dot for each point; the dot shows its value under the pointer.
 
         Args:
-            lines: Of one quantity. An empty one keeps its colour for others.
-            label: Below the horizontal axis.
-            reference: Drawn as a dashed horizontal line.
+            lines: One quantity of each run. An empty line stands for a run without it.
+            label: Label of the horizontal axis.
+            reference: Position of a dashed horizontal line.
         """
         with mpl.rc_context(_FORMAT):
             for number, line in enumerate(lines):
@@ -99,12 +99,12 @@ class ChartMaker:
         return self._finish(tree)
 
     def histogram(self, values: Sequence[Sequence[float]], label: str, bins: int = 20) -> Markup:
-        """How many values from 0 to 1 lie where, in percent; the i-th kind has colour i.
+        """Draws a histogram of values from 0 to 1, in percent; kind i has colour i.
 
         Args:
-            values: Of each kind.
-            label: Below the horizontal axis, whose numbers are percent.
-            bins: Of equal width.
+            values: The values of each kind.
+            label: Label of the horizontal axis, whose numbers are percent.
+            bins: Number of bins of equal width.
         """
         edges = [100 * i / bins for i in range(bins + 1)]
         highest = 0.0
@@ -125,7 +125,7 @@ class ChartMaker:
         return self._finish(tree)
 
     def _draw(self, label: str) -> ElementTree.Element:
-        """What is on the axes as SVG with the page's colours and font; clears them."""
+        """Returns the chart as SVG with the page's colours and font, and clears the axes."""
         self._axes.set_xlabel(label, loc="right", labelpad=1, parse_math=False)
         buffer = io.StringIO()
         FigureCanvasSVG(self._figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
@@ -147,7 +147,7 @@ class ChartMaker:
         return tree
 
     def _finish(self, tree: ElementTree.Element) -> Markup:
-        """As HTML takes it; ids that something refers to are those of no other chart."""
+        """The SVG as text for HTML; ids that are referred to are unique on the page."""
         key = f"chart{self._count}"
         self._count += 1
         used = set()
@@ -166,7 +166,7 @@ class ChartMaker:
 
 
 def thinned(line: Line, most: int) -> Line:
-    """A line of at most `most` points, each the mean of as many neighbours; others as they are."""
+    """Thins a line to at most `most` points, each the mean of the same number of neighbours."""
     if len(line.x) <= most:
         return line
     edges = [round(i * len(line.x) / most) for i in range(most + 1)]
@@ -179,7 +179,7 @@ def thinned(line: Line, most: int) -> Line:
 
 
 def number_text(value: float) -> str:
-    """A number with four digits that count."""
+    """A number with four significant digits."""
     return f"{value:,.0f}" if abs(value) >= 1000 and abs(value) < 1e7 else f"{value:.4g}"
 
 
@@ -208,7 +208,7 @@ def _page_style(style: str) -> str:
 
 
 def _tell_values(tree: ElementTree.Element, gid: str, line: Line) -> None:
-    """Gives the dots of a line titles, which a browser shows under the pointer."""
+    """Adds titles to the dots of a line; a browser shows them under the pointer."""
     group = next((element for element in tree.iter("g") if element.get("id") == gid), None)
     shown = [point for point in zip(*line, strict=True) if math.isfinite(point[1])]
     dots = [] if group is None else list(group.iter("use"))

@@ -1,4 +1,4 @@
-"""In what several runs differ."""
+"""Finds the differences between several runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ABSENT = "-"
 
 
 class Difference(NamedTuple):
-    """Something that not all runs have alike.
+    """A setting or fact in which runs differ.
 
     Attributes:
-        name: A setting by its key, or a fact of the surroundings.
-        values: Of each run, as text.
+        name: The key of a setting, or the name of a fact about code, data or machine.
+        values: The value in each run, as text.
     """
 
     name: str
@@ -25,12 +25,12 @@ class Difference(NamedTuple):
 
 
 def different_settings(runs: Sequence[RunFiles]) -> tuple[list[Difference], list[Difference]]:
-    """The settings that differ, in the order in which config.yaml has them.
+    """The settings that differ, in the order of config.yaml.
 
-    A setting that a run does not have, such as an option of another part, is `-` there.
+    If a run lacks a setting, such as an option of another part, its value is `-`.
 
     Returns:
-        Those on which results depend, and those that leave results as they are.
+        Settings that results depend on, and settings that do not change results.
     """
     keys = dict.fromkeys(key for run in runs for key in run.settings)
     texts = [{key: setting_text(value) for key, value in run.settings.items()} for run in runs]
@@ -52,7 +52,7 @@ def different_surroundings(runs: Sequence[RunFiles]) -> list[Difference]:
 
 
 def setting_text(value: object) -> str:
-    """A value as YAML in a line; words without quotes."""
+    """A value as YAML in one line; words without quotes."""
     if isinstance(value, list):
         return f"[{', '.join(map(setting_text, value))}]"
     if value is None or isinstance(value, bool):
@@ -61,7 +61,7 @@ def setting_text(value: object) -> str:
 
 
 def commit_text(provenance: Mapping[str, Any]) -> str:
-    """The code's commit, and whether files differed from it; empty if unknown."""
+    """The commit of the code, and whether files differed from it; empty if unknown."""
     git = provenance.get("git")
     if not isinstance(git, dict) or not isinstance(git.get("commit"), str):
         return ""

@@ -1,4 +1,4 @@
-"""Whether training and its results are well, in words; `health.py` has the clusters."""
+"""Judges training and its results, in sentences; `health.py` judges clusters."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _FLATTERED = 0.02  # best above final
 
 
 def judge_losses(values: Sequence[float], supervised: bool, skipped: int = 0) -> list[Finding]:
-    """What the course of the total loss tells.
+    """Judges the course of the total loss.
 
     Args:
-        values: Means over some steps each, oldest first.
-        supervised: Labels are identities, so that the loss means the same in every epoch.
-        skipped: Reports of batches whose loss was not finite.
+        values: Means of the loss over some steps each, oldest first.
+        supervised: The labels are identities, so losses of different epochs are comparable.
+        skipped: Number of reports of batches whose loss was not finite.
     """
     found = []
     if skipped or any(not math.isfinite(value) for value in values):
@@ -51,8 +51,8 @@ def judge_losses(values: Sequence[float], supervised: bool, skipped: int = 0) ->
         found.append(
             Finding(
                 "note",
-                f"{course}. Each epoch has labels and memories of its own, so that this alone does "
-                "not tell whether training goes well: look at the clusters and at the results.",
+                f"{course}. Each epoch has new labels and memories, so the loss alone does not "
+                "show whether training goes well: look at the clusters and at the results.",
             )
         )
     return found
@@ -61,11 +61,11 @@ def judge_losses(values: Sequence[float], supervised: bool, skipped: int = 0) ->
 def judge_speed(
     data_time: Sequence[float], step_time: Sequence[float], num_workers: int | None
 ) -> list[Finding]:
-    """Whether steps wait for images.
+    """Judges whether steps wait for images.
 
     Args:
-        data_time: Seconds of waiting in each step.
-        step_time: Seconds of each step, waiting included.
+        data_time: Seconds that each step waits.
+        step_time: Seconds of each step, including the wait.
         num_workers: Processes that read images; None if unknown.
     """
     total = sum(step_time)
@@ -88,10 +88,10 @@ def judge_speed(
 def judge_results(
     test_set: str, evaluations: Sequence[tuple[int, float]], metric: str
 ) -> list[Finding]:
-    """What the course of the results tells.
+    """Judges the course of the results.
 
     Args:
-        test_set: Its name.
+        test_set: The test set's name.
         evaluations: (epochs, the metric from 0 to 1), oldest first.
         metric: The number that chooses the best epoch.
     """
@@ -130,10 +130,10 @@ def judge_results(
 
 
 def judge_queries(test_set: str, precision: Sequence[float]) -> list[Finding]:
-    """How many queries are as good as lost.
+    """Judges how many queries are as good as lost.
 
     Args:
-        test_set: Its name.
+        test_set: The test set's name.
         precision: Average precision of each query that has a match, 0 to 1.
     """
     if not precision:
@@ -159,12 +159,12 @@ def judge_camera_pairs(
     gallery_cameras: Sequence[int],
     table: Sequence[Sequence[float | None]],
 ) -> list[Finding]:
-    """Whether one pair of cameras is much worse than the others.
+    """Judges whether one pair of cameras is much worse than the others.
 
     Args:
-        test_set: Its name.
-        query_cameras: Of the rows.
-        gallery_cameras: Of the columns.
+        test_set: The test set's name.
+        query_cameras: Cameras of the rows.
+        gallery_cameras: Cameras of the columns.
         table: Mean average precision, 0 to 1; None where nothing matches.
     """
     pairs = [

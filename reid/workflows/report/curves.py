@@ -18,13 +18,13 @@ _LABELS = (
 _NOT_LABELS = ("kept", "extraction_time", "label_time")
 _NOT_LOSSES = ("data_time", "step_time", "memory_mb")
 _ABOUT = {
-    "clusters": "groups of images that training takes for persons",
+    "clusters": "groups of images that training treats as persons",
     "outliers": "images in no cluster",
     "agreement": "with the epoch before: adjusted Rand index, 1 = the same clusters",
-    "cross-camera": "share of the clusters that several cameras have seen",
+    "cross-camera": "share of the clusters with images from several cameras",
     "largest": "images in the largest cluster",
     "silhouette": "1 = clusters far apart, 0 = on each other's border",
-    "purity": "share of images that are of their cluster's main person",
+    "purity": "share of images that show their cluster's main person",
     "ARI": "with the identities: adjusted Rand index",
     "NMI": "with the identities: normalised mutual information",
     "proxies": "a camera's part of a cluster",
@@ -38,12 +38,12 @@ Read = Callable[[RunFiles], Line]
 
 
 class Chart(NamedTuple):
-    """A chart with its words.
+    """A chart with its caption.
 
     Attributes:
-        title: What it shows.
-        about: The same in a few more words, or nothing.
-        last: The last value of each run, or nothing.
+        title: The quantity that it shows.
+        about: An explanation, or empty.
+        last: The last value of each run, or empty.
         svg: The picture.
     """
 
@@ -57,9 +57,9 @@ class Group(NamedTuple):
     """Charts that belong together.
 
     Attributes:
-        title: Of all.
-        charts: In their order.
-        note: What is not shown, or nothing.
+        title: Title of the group.
+        charts: The charts in order.
+        note: Says what is not shown, or empty.
     """
 
     title: str
@@ -68,9 +68,9 @@ class Group(NamedTuple):
 
 
 def curve_groups(runs: Sequence[RunFiles], maker: ChartMaker) -> list[Group]:
-    """Results and clusters by epoch, losses and rate by step.
+    """Draws results and clusters by epoch, and losses and learning rate by step.
 
-    A quantity of which no run has two values has no chart; a group says so where all are like that.
+    A quantity gets a chart if a run has two values of it; a group without charts says so.
     """
     points = max(_FEWEST_POINTS, _POINTS // len(runs))
     groups = []
@@ -98,12 +98,12 @@ def curve_groups(runs: Sequence[RunFiles], maker: ChartMaker) -> list[Group]:
 
 
 def precision_chart(runs: Sequence[RunFiles], test_set: str, maker: ChartMaker) -> Markup | None:
-    """How the average precision of a test set's queries is spread; None if no run knows it.
+    """Draws a histogram of the queries' average precision; None if no run knows it.
 
     Args:
-        runs: The i-th has the page's colour i.
-        test_set: Its name.
-        maker: Of the page's charts.
+        runs: Run i has the page's colour i.
+        test_set: The test set's name.
+        maker: Draws the page's charts.
     """
     values = [
         next((entry.precision for entry in run.details if entry.test_set == test_set), [])
@@ -175,7 +175,7 @@ def _line_reader(
 
 
 def _known_persons(runs: Sequence[RunFiles]) -> int | None:
-    """Identities of the training images, where all runs have the same."""
+    """The number of identities in the training images, if all runs have the same."""
     known = {split.identities for run in runs for split in run.data if split.split == "train"}
     only = known.pop() if len(known) == 1 else None
     return only or None

@@ -1,4 +1,4 @@
-"""Whether clusters are well, in words: from numbers to sentences that say what to try."""
+"""Judges clusters: turns numbers into sentences that say what is wrong and what to try."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _MANY_CLUSTERS, _FEW_CLUSTERS = 1.5, 0.67  # as a multiple of the identities
 
 
 class Finding(NamedTuple):
-    """Something about a run.
+    """A judgement about a run.
 
     Attributes:
-        level: How grave it is.
-        text: In a sentence.
-        hint: What to try, or nothing. Settings stand in it as a command line takes them.
+        level: How serious it is.
+        text: The judgement in a sentence.
+        hint: Advice, or empty. Settings are written as on a command line.
     """
 
     level: Level
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
 
 
 class SplitData(NamedTuple):
-    """What is known of the training images; 0 = unknown."""
+    """Counts of the training images; 0 = unknown."""
 
     cameras: int = 0
     identities: int = 0
@@ -45,12 +45,12 @@ class SplitData(NamedTuple):
 def judge_clusters(
     epochs: Sequence[Numbers], clusterer: Mapping[str, Any], data: SplitData
 ) -> list[Finding]:
-    """What each epoch's cluster statistics tell; the last epoch counts, the first is its measure.
+    """Judges the cluster statistics of the last epoch, partly in comparison with the first.
 
     Args:
         epochs: `cluster_statistics` of each epoch's labels, oldest first.
-        clusterer: NAME and options with upper-case keys, for what to change.
-        data: Of the training images.
+        clusterer: NAME and options with upper-case keys, for the advice.
+        data: Counts of the training images.
     """
     if not epochs:
         return []
@@ -71,12 +71,12 @@ def judge_clusters(
 
 
 def judge_single_camera(single: int, clusters: int, cameras: int) -> list[Finding]:
-    """Clusters whose images are of one camera; for clusterers whose statistics do not tell.
+    """Judges clusters of one camera, for clusterers whose statistics do not count them.
 
     Args:
-        single: Clusters of one camera.
-        clusters: All clusters.
-        cameras: Of the training images; 0 = unknown.
+        single: Number of clusters whose images come from one camera.
+        clusters: Number of all clusters.
+        cameras: Number of cameras in the training images; 0 = unknown.
     """
     if clusters < 2 or cameras < 2:
         return []
@@ -119,7 +119,7 @@ def _judge_largest(last: Numbers, clusterer: Mapping[str, Any]) -> list[Finding]
 def _judge_cameras(
     first: Numbers, last: Numbers, clusterer: Mapping[str, Any], cameras: int
 ) -> list[Finding]:
-    # Without a split by camera there are as many proxies as clusters, and nothing is known.
+    # Without a split by camera, the number of proxies says nothing about cameras.
     split = last.get("proxies", 0) > last["clusters"] or last.get("cross-camera", 0) > 0
     if cameras == 1 or not split:
         return []
@@ -174,7 +174,7 @@ def _judge_silhouette(last: Numbers) -> list[Finding]:
 def _judge_identities(
     last: Numbers, clusterer: Mapping[str, Any], identities: int
 ) -> list[Finding]:
-    """Where identities are known, though training does not use them."""
+    """Compares clusters with identities, if these are known; training does not use them."""
     found = []
     purity = last.get("purity")
     if purity is not None and purity < _IMPURE:
@@ -199,8 +199,8 @@ def _judge_kept(epochs: Sequence[Numbers]) -> list[Finding]:
     kept = sum(numbers.get("kept", 0) == 1 for numbers in epochs)
     if not kept:
         return []
-    text = f"In {kept} of {len(epochs)} epochs the features gave no usable clusters, and the labels"
-    return [Finding("bad", f"{text} of the epoch before served again.", "see the warnings below")]
+    text = f"In {kept} of {len(epochs)} epochs the features gave no usable clusters, so training"
+    return [Finding("bad", f"{text} used the last labels again.", "see the warnings below")]
 
 
 _WAYS: Mapping[str, tuple[tuple[str, str], tuple[str, str]]] = {

@@ -20,15 +20,15 @@ _QUALITY = 80
 
 
 class PictureBudget:
-    """Encodes pictures until so many bytes are spent.
+    """Encodes pictures until a budget of bytes is spent.
 
     Args:
-        size: Bytes that all data URIs together may take.
+        size: Bytes that all data URIs together may have.
 
     Attributes:
-        left: Bytes that are left.
+        left: Remaining bytes.
         unread: Path and reason of each image that could not be read.
-        left_out: Pictures that the budget had no room for.
+        left_out: Number of pictures that did not fit into the budget.
     """
 
     def __init__(self, size: int) -> None:
@@ -37,7 +37,7 @@ class PictureBudget:
         self.left_out = 0
 
     def thumbnail(self, path: str) -> Markup | None:
-        """A small picture of an image; None: it cannot be read, or there is no room."""
+        """A thumbnail of an image; None: the image is unreadable or does not fit the budget."""
         image = self._read(path)
         if image is None:
             return None
@@ -45,11 +45,11 @@ class PictureBudget:
         return self._take(_jpeg(image), self.left)
 
     def sheet(self, path: Path, most: int) -> Markup | None:
-        """A picture of many, as large as may be; None: it cannot be read, or there is no room.
+        """A sheet, as large as the budget allows; None: it is unreadable or does not fit.
 
         Args:
-            path: Of the PNG.
-            most: Bytes that it may take.
+            path: The PNG file.
+            most: Bytes that the sheet may have.
         """
         image = self._read(str(path))
         if image is None:
@@ -62,14 +62,14 @@ class PictureBudget:
             uri = _jpeg(image.resize(size, Image.Resampling.LANCZOS, reducing_gap=2.0))
             if len(uri) <= most or scale == smallest:
                 return self._take(uri, most)
-            # a JPEG's bytes grow a little slower than its pixels
+            # The bytes of a JPEG grow a little slower than its pixels.
             scale = max(smallest, 0.9 * scale * (most / len(uri)) ** 0.5)
 
     def _read(self, path: str) -> Image.Image | None:
         if path in self.unread:
             return None
         try:
-            # a pipe would be waited for, and a device has no end
+            # Reading a pipe could block, and a device may have no end.
             if not Path(path).is_file():
                 raise DataError(f"{path}: there is no such file")
             return Image.fromarray(read_image(path))

@@ -1,4 +1,4 @@
-"""The page: sections of one run or of several side by side, through a template that escapes all."""
+"""Renders the page from the sections of its runs, with a template that escapes everything."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from reid.workflows.report.sections import run_section
 
 _TEMPLATE = "report.html.j2"
 _PICTURE_BYTES = 2_400_000
-"""Of all runs together, so that a page has about 3 MB."""
+"""For all runs together, so that a page has about 3 MB."""
 _ESCAPED_BYTE = range(0xDC80, 0xDD00)  # how Python keeps a byte of a name that is no UTF-8
 
 
 def render(runs: Sequence[RunFiles]) -> str:
-    """A page of HTML that needs no other file, no network and no script.
+    """Renders an HTML page that needs no other file, no network and no script.
 
     Args:
-        runs: One or more, from left to right.
+        runs: One or more runs, from left to right.
     """
     titles = _titles(runs)
     size = _PICTURE_BYTES // len(runs)
@@ -53,9 +53,9 @@ def render(runs: Sequence[RunFiles]) -> str:
 
 
 def visible(value: object) -> object:
-    """Text whose control characters, marks of direction and broken bytes are written out.
+    """Escapes control characters, direction marks and broken bytes in a text.
 
-    The template applies it to all that it shows; names of files may hold anything.
+    The template applies this to everything it shows, because names of files may contain anything.
     """
     if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
         return value
@@ -85,7 +85,7 @@ def _written_out(letter: str) -> str:
 
 
 def _titles(runs: Sequence[RunFiles]) -> list[str]:
-    """Names of the runs; where two are alike, their paths; where these are too, with a number."""
+    """Unique names of the runs: the folder's name, else its path, else the path with a number."""
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         names = [str(run.folder) for run in runs]

@@ -1,4 +1,4 @@
-"""What a page shows in pictures: hardest queries, clusters, likely matches, sheets of the run."""
+"""The pictures of a page: hardest queries, clusters, likely matches, sheets of the run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reid.workflows.report.run_files import (
 )
 
 SHEETS = ("ranked_lists.png", "clusters.png", "similarities.png", "matches.png")
-"""Pictures of a run in the order in which they get room."""
+"""Pictures of a run; earlier ones get space on the page first."""
 _LARGEST_CLUSTERS = 10
 _DOUBTFUL_CLUSTERS = 6
 _DOUBTFUL_IMAGES = 8
@@ -29,7 +29,7 @@ _HARDEST = 20
 
 
 class Tile(NamedTuple):
-    """A small picture; `picture` is None where there is none."""
+    """A thumbnail with its text; `picture` is None if the image could not be shown."""
 
     picture: Markup | None
     path: str
@@ -45,7 +45,7 @@ class Hardest(NamedTuple):
 
 
 class ClusterRow(NamedTuple):
-    """A cluster in a table or as a strip of tiles."""
+    """A cluster, for the table and as a strip of tiles."""
 
     number: int
     images: int
@@ -55,12 +55,12 @@ class ClusterRow(NamedTuple):
 
 
 class Clusters(NamedTuple):
-    """What clusters.csv tells.
+    """The content of clusters.csv.
 
     Attributes:
-        summary: In a sentence; empty where there is no such file.
-        largest: The largest ones.
-        doubtful: Those whose images are least sure, with pictures.
+        summary: A sentence; empty if the file is missing.
+        largest: The largest clusters.
+        doubtful: The clusters with the least certain images, with pictures.
     """
 
     summary: str
@@ -69,7 +69,7 @@ class Clusters(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two tiles of different cameras."""
+    """Two tiles from different cameras."""
 
     one: Tile
     other: Tile
@@ -77,7 +77,7 @@ class Pair(NamedTuple):
 
 
 def hardest_queries(details: Details, budget: PictureBudget) -> Hardest:
-    """With their pictures, worst first."""
+    """The hardest queries with their pictures, worst first."""
 
     def tile(query: HardQuery) -> Tile:
         precision = "" if query.precision is None else f"AP {percent_text(query.precision)} %"
@@ -90,7 +90,7 @@ def hardest_queries(details: Details, budget: PictureBudget) -> Hardest:
 
 
 def clusters_of(images: Sequence[ClusteredImage], budget: PictureBudget) -> Clusters:
-    """The largest clusters, and the least sure ones with pictures of their least sure images."""
+    """The largest clusters, and the least certain ones with their least certain images."""
     if not images:
         return Clusters("", [], [])
     members: dict[int, list[ClusteredImage]] = {}
@@ -144,7 +144,7 @@ def _camera_text(name: str) -> str:
 
 
 def sheet(run: RunFiles, name: str, budget: PictureBudget, most: int) -> tuple[Markup | None, str]:
-    """A picture of the run, or why there is none."""
+    """A picture of the run, or the reason why it is missing."""
     path = run.pictures.get(name)
     if path is None:
         return None, _why_no_picture(run, name)
@@ -163,9 +163,9 @@ def _why_no_picture(run: RunFiles, name: str) -> str:
     if name == "matches.png" and not run.writes_clusters:
         return "There is no matches.png: add WriteClusters to HOOKS."
     if not run.finished:
-        return f"There is no {name}: it is drawn at the end, to which this run has not come."
+        return f"There is no {name}: it is drawn at the end, which this run has not reached."
     if drawn == 0:
-        return f"There is no {name}: TEST.RANKED_LISTS is 0, set the number of rows to draw."
+        return f"There is no {name}: TEST.RANKED_LISTS is 0; set it to the number of rows to draw."
     if name != "clusters.png" and not run.evaluations:
         return f"There is no {name}: this run has no test set."
     return f"There is no {name} in the run's folder."

@@ -1,4 +1,4 @@
-"""What a run left behind, read from its files; what is missing or broken is told in words."""
+"""Reads the files of a run; sentences describe files that are missing or broken."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from reid.workflows.report.run_files import (
 from reid.yaml_text import parse_yaml
 
 FILES = ("config.yaml", "metrics.json", "results.json", "log.txt", "clusters.csv", "matches.csv")
-"""What is read of a run, besides `PICTURES`."""
+"""The files of a run that are read, besides `PICTURES`."""
 PICTURES = ("ranked_lists.png", "similarities.png", "clusters.png", "matches.png")
 _NONFINITE = "nonfinite_*.json"
 _MOST_BYTES = 2**28  # of a text file
@@ -44,13 +44,13 @@ _LOG_LINE = re.compile(r"\d\d-\d\d \d\d:\d\d:\d\d  (.*)", re.DOTALL)
 
 
 def read_run(folder: Path) -> RunFiles:
-    """Everything that a report tells of a run. Nothing in its files is executed.
+    """Reads everything that a report shows about a run. Nothing in the files is executed.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
 
     Raises:
-        DataError: There is no such folder, or it has none of the files of a run.
+        DataError: The folder does not exist, or it has none of the files of a run.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: is no folder; expected the output folder of a run")
@@ -75,17 +75,17 @@ def read_run(folder: Path) -> RunFiles:
             continue
         try:
             read(run, _text(folder / name))
-        # RecursionError: values that lie thousands of levels deep
+        # RecursionError: values that are nested thousands of levels deep
         except (OSError, ValueError, RecursionError, yaml.YAMLError, csv.Error) as error:
             run.problems.append(f"{name} cannot be read: {shortened(str(error))}")
     return run
 
 
 def flattened(tree: object, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted upper-case key, value) of nested settings, as a command line writes them.
+    """Yields nested settings as (dotted upper-case key, value), as on a command line.
 
-    The items of lists that hold parts have keys of their own (`CRITERION.0.NAME`). A part that is
-    written as a bare name is one with no more than its NAME.
+    Each item of a list of parts has a key (`CRITERION.0.NAME`). A bare name becomes a part with
+    only its NAME.
     """
     if isinstance(tree, Mapping) and tree:
         for key, value in tree.items():
@@ -123,7 +123,7 @@ def _read_metrics(run: RunFiles, text: str) -> None:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
-            broken += 1  # the last one of a killed run, perhaps
+            broken += 1  # perhaps the last line of a killed run
             continue
         content = value if isinstance(value, dict) else {}
         step, epoch = whole_number(content.get("step")), whole_number(content.get("epoch"))
@@ -150,7 +150,7 @@ def _read_results(run: RunFiles, text: str) -> None:
         raise ValueError(f"expected an object, got {type(results).__name__}")
     history = [_evaluation(entry) for entry in sequence(results.get("history"))]
     known = [entry for entry in history if entry is not None]
-    if len(known) >= len(run.evaluations):  # else it is of a run that has gone on since
+    if len(known) >= len(run.evaluations):  # else the run was resumed after this file was written
         run.evaluations = known
     metric = str(results.get("best_chosen_by", "")).partition(" on the test set ")[0]
     run.best_metric = metric or run.best_metric
@@ -210,7 +210,7 @@ def _read_log(run: RunFiles, text: str) -> None:
     sessions = [
         records[start:end] for start, end in zip(starts, [*starts[1:], len(records)], strict=True)
     ]
-    # evaluations of a model may have been logged here too; they show no config
+    # Evaluations of a model may be logged here too; they log no config.
     training = [part for part in sessions if any(line.startswith("Config\n") for line in part)]
     if not training:
         return

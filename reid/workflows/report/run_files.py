@@ -1,4 +1,4 @@
-"""What is known of a run: the types that its files are read into."""
+"""The types that the files of a run are read into."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class MetricLine(NamedTuple):
     """A line of metrics.json.
 
     Attributes:
-        step: Steps that were taken before.
-        epoch: Epochs that were finished before.
-        numbers: By name; those that are not finite are NaN.
+        step: Steps taken before this line.
+        epoch: Epochs finished before this line.
+        numbers: Numbers by name; infinite ones are NaN.
     """
 
     step: int
@@ -36,11 +36,11 @@ class Evaluation(NamedTuple):
 
 
 class HardQuery(NamedTuple):
-    """A query that the model does badly on.
+    """A query with bad results.
 
     Attributes:
-        row: Its number in the test set.
-        path: Of its image; empty if unknown.
+        row: The query's number in the test set.
+        path: The query's image; empty if unknown.
         precision: Average precision from 0 to 1; None if unknown.
     """
 
@@ -50,7 +50,7 @@ class HardQuery(NamedTuple):
 
 
 class CameraPairs(NamedTuple):
-    """Mean average precision of (query camera, gallery camera); None where nothing matches."""
+    """Mean average precision of (query camera, gallery camera); None if no query has a match."""
 
     query_cameras: list[int]
     gallery_cameras: list[int]
@@ -58,14 +58,14 @@ class CameraPairs(NamedTuple):
 
 
 class Details(NamedTuple):
-    """What lies behind a test set's last numbers.
+    """Details of a test set's last evaluation.
 
     Attributes:
-        test_set: Its name.
-        epoch: After which; None if unknown.
+        test_set: The test set's name.
+        epoch: Finished epochs at the evaluation; None if unknown.
         precision: Average precision of each query that has a match, 0 to 1.
-        hardest: Worst first.
-        cameras: None if unknown.
+        hardest: The hardest queries, worst first.
+        cameras: mAP by pairs of cameras; None if unknown.
     """
 
     test_set: str
@@ -85,7 +85,7 @@ class ClusteredImage(NamedTuple):
 
 
 class MatchedPair(NamedTuple):
-    """A line of matches.csv; `cluster` is the common one, or empty."""
+    """A line of matches.csv; `cluster` is the cluster of both images, or empty."""
 
     path: str
     other_path: str
@@ -96,9 +96,9 @@ class MatchedPair(NamedTuple):
 
 
 class Split(NamedTuple):
-    """A split of a data set; a count is None where it is unknown.
+    """A split of a data set; a count is None if it is unknown.
 
-    0 identities: unlabelled; 0 cameras: unknown.
+    0 identities mean unlabelled, and 0 cameras mean that cameras are unknown.
     """
 
     dataset: str
@@ -111,12 +111,12 @@ class Split(NamedTuple):
 
 @dataclass
 class Log:
-    """What log.txt tells of a run, from its start on, over all times that it was resumed.
+    """The content of log.txt from the start of a run on, including all resumptions.
 
     Attributes:
-        environment: (name, value) of what it ran on last.
-        warnings: Warnings and errors with how often each came, the last ones.
-        stopped: By what it was stopped, or nothing.
+        environment: (name, value) of the latest environment.
+        warnings: The last warnings and errors, with the number of times each was logged.
+        stopped: The error or signal that stopped the run, or empty.
     """
 
     environment: list[tuple[str, str]] = field(default_factory=list)
@@ -126,26 +126,26 @@ class Log:
 
 @dataclass
 class RunFiles:
-    """A run, as far as its files tell.
+    """A run, as far as its files describe it.
 
     Attributes:
-        folder: As the user gave it.
-        name: Of the folder.
-        config_text: config.yaml as it stands there.
-        settings: Its values by dotted upper-case key, as a command line takes them.
+        folder: The folder as the user gave it.
+        name: The folder's name.
+        config_text: The text of config.yaml.
+        settings: The config's values by dotted upper-case key, as on a command line.
         labels: Statistics of each epoch's labels.
-        training: Losses, rate and times.
-        evaluations: In their order.
-        details: Of the last evaluation, by test set.
+        training: Losses, learning rate and times.
+        evaluations: The evaluations in order.
+        details: Details of the last evaluation of each test set.
         best_metric: The number that chose the best epoch.
         provenance: As `reid.assembly.provenance` describes it; empty if unknown.
         log: See `Log`.
         clusters: Lines of clusters.csv.
         matches: Lines of matches.csv.
-        pictures: Those of `PICTURES` that are there, by name.
-        nonfinite: Reports of losses that were not finite.
-        has_final_weights: Whether training came to its end at least once.
-        problems: What is missing or broken, in sentences.
+        pictures: The existing files of `PICTURES`, by name.
+        nonfinite: Number of reports of losses that were not finite.
+        has_final_weights: Whether training has finished at least once.
+        problems: Sentences about missing or broken files.
     """
 
     folder: Path
@@ -168,22 +168,22 @@ class RunFiles:
 
     @property
     def max_epochs(self) -> int:
-        """Epochs that were asked for; 0 if unknown."""
+        """Epochs that the config asks for; 0 if unknown."""
         return whole_number(self.settings.get("SOLVER.MAX_EPOCHS")) or 0
 
     @property
     def epochs_begun(self) -> int:
-        """Epochs of which there is a line."""
+        """Number of epochs with a line in metrics.json."""
         return max((line.epoch + 1 for line in (*self.labels, *self.training)), default=0)
 
     @property
     def finished(self) -> bool:
-        """Whether training came to its end."""
+        """Whether training has finished."""
         return self.has_final_weights and self.epochs_begun >= self.max_epochs
 
     @property
     def clusterer(self) -> dict[str, Any] | None:
-        """NAME and options of the clusterer; None: labels are identities, or it is not known."""
+        """NAME and options of the clusterer; None: unknown, or the labels are identities."""
         options = {
             key.partition(".")[2]: value
             for key, value in self.settings.items()
@@ -201,7 +201,7 @@ class RunFiles:
 
     @property
     def data(self) -> list[Split]:
-        """What each split of the data holds."""
+        """The counts of each split of the data."""
         found = []
         for split in sequence(self.provenance.get("data")):
             if isinstance(split, dict):
@@ -212,18 +212,18 @@ class RunFiles:
 
 
 def whole_number(value: object) -> int | None:
-    """A value of unknown origin, if it is a whole number that fits into 64 bits."""
+    """The value, if it is a whole number that fits into 64 bits."""
     fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     return value if fits else None  # type: ignore[return-value]
 
 
 def number(value: object) -> float | None:
-    """A value of unknown origin, if it is a number; NaN if it is not finite or beyond measure."""
+    """The value, if it is a number; NaN if it is infinite or absurdly large."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return float(value) if -_LARGEST < value < _LARGEST else float("nan")
 
 
 def sequence(value: object) -> list[Any]:
-    """A value of unknown origin, if it is a list; else an empty one."""
+    """The value, if it is a list; else an empty list."""
     return value if isinstance(value, list) else []

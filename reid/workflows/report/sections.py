@@ -1,4 +1,4 @@
-"""The parts of a page that are of one run: state, results, health, pictures, clusters, commands."""
+"""The sections of one run: state, results, health, pictures, clusters, commands."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ _THUMBNAILS_SHARE = 0.4  # of a run's bytes; sheets get the rest
 
 
 class ResultRow(NamedTuple):
-    """A line of the table of results.
+    """A row of the table of results.
 
     Attributes:
-        test_set: Its name.
-        when: Which weights.
-        counts: Images of query and gallery, as text.
-        numbers: Percent by name.
+        test_set: The test set's name.
+        when: The epoch of the weights, in words.
+        counts: Numbers of query and gallery images, as text.
+        numbers: Numbers in percent, by name.
         last: Whether these are the numbers to report.
     """
 
@@ -60,14 +60,14 @@ class ResultRow(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """Of the camera-pair matrix; `share` is None where nothing matches."""
+    """A cell of the camera-pair matrix; `share` is None if no query has a match."""
 
     text: str
     share: float | None
 
 
 class Matrix(NamedTuple):
-    """The camera-pair matrix of a test set: a row a query camera; what is not shown, in words."""
+    """The camera-pair matrix of a test set, with a row per query camera, and a note on its size."""
 
     test_set: str
     columns: list[int]
@@ -77,7 +77,7 @@ class Matrix(NamedTuple):
 
 @dataclass
 class RunSection:
-    """All of a run that a page shows; see `run_section`."""
+    """Everything that a page shows about a run; see `run_section`."""
 
     run: RunFiles
     title: str
@@ -99,12 +99,12 @@ class RunSection:
 
 
 def run_section(run: RunFiles, title: str, size: int) -> RunSection:
-    """What a page shows of a run.
+    """Collects everything that a page shows about a run.
 
     Args:
-        run: Its files.
-        title: Its name, which no other run on the page has.
-        size: Bytes that its pictures may take.
+        run: The content of the run's files.
+        title: The run's name, unique on the page.
+        size: Bytes that the run's pictures may have.
     """
     small = PictureBudget(int(size * _THUMBNAILS_SHARE))
     hardest = [hardest_queries(details, small) for details in run.details]
@@ -158,7 +158,7 @@ def _state(run: RunFiles) -> str:
 
 
 def _results(run: RunFiles) -> list[ResultRow]:
-    """As `summary_table` has it: before training, at the best epoch, and at the end."""
+    """The rows of `summary_table`: before training, at the best epoch, and at the end."""
     rows = []
     trained = [entry for entry in run.evaluations if entry.epoch] or run.evaluations
     first = trained[0].test_set if trained else ""
@@ -222,7 +222,7 @@ def _findings(run: RunFiles) -> list[Finding]:
 
 
 def _single_camera(images: Sequence[ClusteredImage]) -> tuple[int, int, int]:
-    """Clusters of one camera, all clusters, and cameras."""
+    """The numbers of clusters of one camera, of all clusters, and of cameras."""
     cameras: dict[int, set[str]] = {}
     for image in images:
         if image.cluster >= 0 and image.camera:
@@ -247,7 +247,7 @@ def _matrix(test_set: str, pairs: CameraPairs) -> Matrix:
 
 
 def _epochs(run: RunFiles) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of each epoch's labels; of very many, an even choice."""
+    """Header and rows of the table of labels by epoch; many epochs are thinned out evenly."""
     names = list(dict.fromkeys(name for line in run.labels for name in line.numbers))
     count = len(run.labels)
     chosen = range(count)
@@ -283,7 +283,7 @@ def _environment(run: RunFiles) -> list[tuple[str, str]]:
 
 
 def _times(run: RunFiles) -> dict[str, str]:
-    """Where the time went, as far as metrics.json tells."""
+    """How the run spent its time, as far as metrics.json shows it."""
     steps = waiting = 0.0
     before = 0
     for line in run.training:
@@ -327,7 +327,7 @@ def _train_command(run: RunFiles, output: str | Path, *options: str) -> str:
 
 
 def _notes(run: RunFiles, budget: PictureBudget, cut: bool) -> dict[str, str]:
-    """What is not there and why, by the section that would show it."""
+    """Says what is missing and why, by the section that would show it."""
     notes = dict.fromkeys(_NOTES, "")
     if not run.evaluations:
         notes["results"] = (
@@ -337,9 +337,9 @@ def _notes(run: RunFiles, budget: PictureBudget, cut: bool) -> dict[str, str]:
         )
     elif not run.details:
         notes["details"] = (
-            "The last evaluation, which alone tells of queries and cameras, was not reached."
+            "Only the last evaluation has queries and cameras, and this run has not reached it."
             if not run.finished
-            else "results.json tells nothing of single queries and cameras."
+            else "results.json has no details about queries and cameras."
         )
     if not run.settings:
         notes["settings"] = "config.yaml is missing: the settings are not known."
@@ -351,7 +351,7 @@ def _notes(run: RunFiles, budget: PictureBudget, cut: bool) -> dict[str, str]:
         notes["clusters"] = "metrics.json has no clusters: no epoch has begun."
     if not run.clusters and not notes["clusters"]:
         notes["clusters_csv"] = (
-            "There is no clusters.csv: it is written at the end, to which this run has not come."
+            "There is no clusters.csv: it is written at the end, which this run has not reached."
             if run.writes_clusters and not run.finished
             else "There is no clusters.csv: add WriteClusters to HOOKS, which clusters the images "
             "once more with the final model."

@@ -1,4 +1,4 @@
-"""Evaluation during training: what it costs, what it leaves, and what it may not break."""
+"""Evaluation during training: its cost, its files, and that its errors do not end training."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCHES = 3
 
 
 class Model(nn.Module):
-    """Features by the image's index; counts how often it is asked."""
+    """Gives features by the image's index; counts its calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,7 +61,7 @@ class Writer:
 
 
 class FailsFor(Evaluator):
-    """Raises for test sets of so many queries."""
+    """Raises an error for test sets with the given number of queries."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -89,7 +89,7 @@ def make_set(name: str, records: list[ImageRecord], queries: int = 6) -> QueryGa
 
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Epochs whose weights were kept as the best."""
+    """Epochs whose weights were saved as the best."""
     epochs: list[int] = []
     monkeypatch.setattr(hooks, "save_model", lambda trainer, path: epochs.append(trainer.epoch))
     return epochs
@@ -97,7 +97,7 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """An entry for each time that distances are computed."""
+    """Gets an entry each time distances are computed."""
     found: list[int] = []
     compute = ranking.distance_blocks
 
@@ -119,7 +119,7 @@ def make_hook(
 
 
 def run(hook: Evaluate, model: nn.Module, epochs: int) -> None:
-    """The hook's part of a training."""
+    """Calls the hook as a training run would."""
     trainer: Any = SimpleNamespace(
         inference_model=model, device=torch.device("cpu"), epoch=0, max_epochs=epochs, step=0
     )
@@ -160,7 +160,7 @@ def test_features_and_distances_are_computed_once_at_a_runs_end(
     assert final[0]["hardest_query_paths"][0] in [record.path for record in records[:6]]
 
 
-def test_evaluations_before_the_last_collect_nothing_else(
+def test_only_the_last_evaluation_collects_details(
     records: list[ImageRecord], tmp_path: Path, saved: list[int], passes: list[int]
 ) -> None:
     hook, writer = make_hook([make_set("a", records)], tmp_path, period=2, at_start=True)
@@ -170,12 +170,12 @@ def test_evaluations_before_the_last_collect_nothing_else(
     results = read(tmp_path)
     assert [entry["epoch"] for entry in results["history"]] == [0, 2, 4, 5]
     assert [*results["history"][0]] == ["test_set", "epoch", "numbers"]
-    assert results["best"][0]["epoch"] == 2  # of equals, the earliest that was trained
+    assert results["best"][0]["epoch"] == 2  # the earliest of equally good epochs
     assert saved == [2]
     assert results["failed"] == []
 
 
-def test_an_evaluator_that_raises_for_a_set_costs_its_figures_and_nothing_else(
+def test_an_evaluators_error_costs_only_the_figures_of_its_test_set(
     records: list[ImageRecord], tmp_path: Path, saved: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     sets = [make_set("a", records), make_set("b", records, queries=9)]
@@ -186,7 +186,7 @@ def test_an_evaluator_that_raises_for_a_set_costs_its_figures_and_nothing_else(
         f"No figures after {epoch} epochs: a: ZeroDivisionError: no frames. Training goes on"
         for epoch in (1, 2)
     ]
-    assert caplog.records[0].exc_info  # where a plug-in is to blame, its author needs this
+    assert caplog.records[0].exc_info  # the author of a plug-in needs the traceback
     results = read(tmp_path)
     assert [entry["test_set"] for entry in results["final"]] == ["b"]
     assert results["failed"] == [
@@ -227,7 +227,7 @@ def test_an_image_that_cannot_be_read(
     assert [entry["test_set"] for entry in read(tmp_path)["final"]] == ["a"]
 
 
-def test_pictures_that_cannot_be_drawn_cost_nothing_else(
+def test_an_error_while_drawing_costs_only_the_pictures(
     records: list[ImageRecord], tmp_path: Path, saved: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     hook, writer = make_hook([make_set("a", records)], tmp_path, ranked_lists=3)
@@ -241,7 +241,7 @@ def test_pictures_that_cannot_be_drawn_cost_nothing_else(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_none(
+def test_a_number_that_is_not_finite(
     records: list[ImageRecord], tmp_path: Path, saved: list[int], value: float
 ) -> None:
     class Undefined(Evaluator):
@@ -262,7 +262,7 @@ def test_the_best_metric_is_checked_before_training(
         make_hook([make_set("a", records)], tmp_path, best_metric="Rank-2")
 
 
-def test_the_best_metric_of_an_evaluator_that_does_not_tell_its_numbers(
+def test_the_best_metric_of_an_evaluator_without_a_list_of_metrics(
     records: list[ImageRecord], tmp_path: Path, saved: list[int], caplog: pytest.LogCaptureFixture
 ) -> None:
     hook, _ = make_hook([make_set("a", records)], tmp_path, FailsFor(0), best_metric="F1")
@@ -290,7 +290,7 @@ ENTRY = {"test_set": "a", "epoch": 1, "numbers": {"mAP": 0.5}}
         ({"history": [], "failed": [ENTRY]}, r"failed\[0\]: expected test_set, epoch, error"),
     ],
 )
-def test_a_state_that_is_none(
+def test_a_broken_state_is_refused(
     records: list[ImageRecord], tmp_path: Path, state: dict[str, Any], message: str
 ) -> None:
     hook, _ = make_hook([make_set("a", records)], tmp_path)

@@ -1,4 +1,4 @@
-"""Hooks on their own; the rest of them is tested by whole runs."""
+"""The learning rate and the log lines of training; whole runs test the other hooks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from reid.structures import Batch, Embeddings
 
 
 class Loader(list[Batch]):
-    """So many batches in each epoch, in turn."""
+    """Epochs of the given lengths, in turn."""
 
     def __init__(self, *lengths: int) -> None:
         super().__init__([Batch.of(torch.randn(4, 3, 2, 2))])
@@ -57,7 +57,7 @@ class Loss(BaseLoss):
 
 
 class Rates(Hook):
-    """Keeps the rates that each iteration was made with, and the state after each epoch."""
+    """Records the rates of each iteration, and the state after each epoch."""
 
     def __init__(self) -> None:
         self.seen: list[list[float]] = []

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
-from reid.engine.logs import MetricWriter
+from reid.engine.metrics import MetricWriter
 from reid.evaluation.extract import ImageSet
 from reid.labelling import Clusters
 from reid.structures import Batch, Embeddings, FeatureSet, ImageRecord, PseudoLabels
@@ -22,7 +22,7 @@ class Echo(nn.Module):
 
 
 class Taker:
-    """Sampler and criterion: keeps what it gets."""
+    """Stands for sampler and criterion; stores what it receives."""
 
     needs_features = True
 

@@ -1,4 +1,4 @@
-"""Training on bare crops from own cameras, start to finish."""
+"""Training on unlabelled crops from a user's cameras, from start to finish."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ DEVICE: cpu
 
 @CLUSTERER.register()
 class ClustersOnce:
-    """Clusters for the first epoch, none later."""
+    """Gives clusters in the first epoch, and none later."""
 
     def __init__(self) -> None:
         self._asked = 0
@@ -67,9 +67,9 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def test_files_to_judge_clusters_by(file: Path, tmp_path: Path) -> None:
+def test_files_for_judging_the_clusters(file: Path, tmp_path: Path) -> None:
     output, shop = tmp_path / "run", tmp_path / "datasets" / "shop"
-    if sys.platform == "linux":  # where a name is any bytes
+    if sys.platform == "linux":  # which allows any bytes in names
         labelled = {shop / row["path"] for row in rows(shop / "labels.csv")}
         other = next(path for path in shop.glob("*/*.jpg") if path not in labelled)
         other.rename(other.with_name(os.fsdecode(b"lat-\xe9.jpg")))
@@ -88,7 +88,7 @@ def test_files_to_judge_clusters_by(file: Path, tmp_path: Path) -> None:
         assert row["camera"] != row["other_camera"]
         same = of[row["path"]] == of[row["other_path"]] != "-1"
         assert row["cluster"] == (of[row["path"]] if same else "")
-    # the labels beside the crops are a test set, whose cameras the model knows
+    # The labels.csv beside the crops is a test set, and the model knows its cameras.
     results = json.loads((output / "results.json").read_text())
     assert 0 < results["final"][0]["numbers"]["mAP"] <= 1
     for name in ("clusters.png", "matches.png"):
@@ -117,7 +117,7 @@ def test_images_that_cannot_be_read_are_skipped_to_the_end(file: Path, tmp_path:
     picture_cluster_embedding(tmp_path / "embedding.png", trained, "tsne")
 
 
-def test_no_cluster_in_the_end_is_told_and_leaves_the_matches(file: Path, tmp_path: Path) -> None:
+def test_without_clusters_at_the_end_matches_are_still_written(file: Path, tmp_path: Path) -> None:
     output = tmp_path / "run"
     train(load_config(file, ["OUTPUT_DIR", str(output), "CLUSTERER", "ClustersOnce"]))
     log = (output / "log.txt").read_text()

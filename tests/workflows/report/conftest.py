@@ -1,4 +1,4 @@
-"""Folders of runs, written by hand: what a report reads, and nothing else."""
+"""Handmade folders of runs, with just the files that a report reads."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEED: 1
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a run of three epochs; keyword arguments replace what its files hold."""
+    """Writes a run of three epochs; keyword arguments replace the content of its files."""
 
     def make(
         name: str = "run",

@@ -1,4 +1,4 @@
-"""The report in a real browser: light and dark, narrow and wide, with names that mean harm."""
+"""The report in a real browser: light and dark, narrow and wide, with hostile names."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ CONTRAST = """
 
 
 class Browser:
-    """Chromium without a window, spoken to through a pipe (the DevTools protocol)."""
+    """Headless Chromium, driven through a pipe (the DevTools protocol)."""
 
     def __init__(self, program: str, folder: Path) -> None:
         our_read, its_write = os.pipe()
         its_read, our_write = os.pipe()
 
         def take_pipes() -> None:
-            # it expects them under these numbers; copies first, since these may be in the way
+            # Chromium expects the pipes at 3 and 4; copy them first: 3 and 4 may be in use.
             copies = os.dup(its_read), os.dup(its_write)
             os.dup2(copies[0], 3)
             os.dup2(copies[1], 4)
@@ -98,7 +98,7 @@ class Browser:
         os.close(self._write)
 
     def ask(self, method: str, **parameters: Any) -> Any:
-        """Sends a command and waits for its answer; events that come before are kept."""
+        """Sends a command and waits for its answer; stores events that come before it."""
         self._count += 1
         message: dict[str, Any] = {"id": self._count, "method": method, "params": parameters}
         if self._session:
@@ -127,19 +127,19 @@ class Browser:
         return found["result"].get("value")
 
     def screenshot(self, path: Path) -> None:
-        """Of the whole page."""
+        """Takes a screenshot of the whole page."""
         size = self.ask("Page.getLayoutMetrics")["cssContentSize"]
         clip = {"x": 0, "y": 0, "scale": 1} | {name: size[name] for name in ("width", "height")}
         shot = self.ask("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def complaints(self) -> list[str]:
-        """What the console shows, and errors of scripts."""
+        """Messages of the console, and errors of scripts."""
         names = ("Runtime.consoleAPICalled", "Runtime.exceptionThrown", "Log.entryAdded")
         return [json.dumps(event) for event in self.events if event["method"] in names]
 
     def addresses(self) -> list[str]:
-        """All that was asked for."""
+        """All addresses that the page requested."""
         return [
             event["params"]["request"]["url"]
             for event in self.events
@@ -180,7 +180,7 @@ LONG = "a_name_without_any_place_to_break_" * 8
 
 @pytest.fixture
 def page(make_run: Callable[..., Path]) -> Path:
-    """Two runs, so that all that a page can have is there; the names mean harm."""
+    """A page of two runs, which has every kind of section, with hostile names."""
     name = EVIL.replace("/", "_")
     runs = [
         make_run(name, images="{}" + name, test_set=EVIL, loss=EVIL),
@@ -211,7 +211,7 @@ def test_a_page_is_readable(
     assert browser.value(cut) == []
 
 
-def test_a_page_asks_for_nothing_and_runs_nothing(browser: Browser, page: Path) -> None:
+def test_a_page_loads_nothing_and_runs_nothing(browser: Browser, page: Path) -> None:
     browser.open(page, WIDE, "light")
     assert [url for url in browser.addresses() if not url.startswith("data:")] == [
         page.resolve().as_uri()
@@ -222,7 +222,7 @@ def test_a_page_asks_for_nothing_and_runs_nothing(browser: Browser, page: Path) 
 
 
 def test_the_page_itself_stops_scripts(browser: Browser, page: Path) -> None:
-    """Were a name to slip through, the page's policy would stop it."""
+    """If a hostile name got into the page, the page's policy would stop it."""
     text = page.read_text("utf-8")
     page.write_text(
         text.replace("<main>", "<main><script>pwned=1</script><img src=x onerror=pwned=1>")

@@ -15,15 +15,15 @@ def test_a_chart_takes_its_colours_from_the_page() -> None:
     svg = str(ChartMaker().lines([Line([1, 2], [3, 4]), Line([1, 2], [5, 6])], "epoch"))
     tree = ElementTree.fromstring(svg)
     assert tree.attrib["class"] == "chart"
-    assert "width" not in tree.attrib  # it takes the page's
+    assert "width" not in tree.attrib  # it gets its width from the page
     assert "var(--c0)" in svg
     assert "var(--c1)" in svg
     assert not re.search(r"#[0-9a-f]{6}\b", svg)
     assert "font-family" not in svg
-    assert not list(tree.iter("style"))  # it would count for the whole page
+    assert not list(tree.iter("style"))  # it would apply to the whole page
 
 
-def test_dots_tell_their_values_and_gaps_stay() -> None:
+def test_dots_show_their_values_and_gaps_stay() -> None:
     svg = ChartMaker().lines([Line([1, 2, 3], [0.25, NAN, 0.75])], "epoch")
     titles = [title.text for title in ElementTree.fromstring(svg).iter("title")]
     assert titles == ["1: 0.25", "3: 0.75"]

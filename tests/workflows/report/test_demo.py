@@ -1,4 +1,4 @@
-"""What `make demo` ends with works on what it made."""
+"""The commands that `make demo` prints at its end work on its run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAKEFILE = (ROOT / "Makefile").read_text("utf-8")
 
 
 def commands(folder: Path) -> list[list[str]]:
-    """Those that the demo prints, on a run in `folder`, without the interpreter."""
+    """The commands that the demo prints, for a run in `folder`, without the interpreter."""
     printed = re.findall(r'@echo "  .*?(\$\(BIN\)/python .*)"$', MAKEFILE, re.MULTILINE)
     here = [line.replace("$(DEMO_DIR)", str(folder)) for line in printed]
     parts = [part.replace("$(BIN)/python", "") for line in here for part in line.split("&&")]
@@ -39,7 +39,7 @@ def test_the_next_commands_work(
         "tools/visualize.py", "tools/train_net.py", "tools/train_net.py", "tools/report.py",
     ]  # fmt: skip
     for command in found:
-        if "CLUSTERER.EPS" in command:  # it trains as long as the demo does
+        if "CLUSTERER.EPS" in command:  # this one trains as long as the demo
             assert load_config(command[2], command[3:]).output_dir == f"{folder}_eps"
             train_tiny(ROOT / command[2], "demo_eps", *short)
             continue

@@ -39,7 +39,7 @@ def one(found: list[Finding], words: str) -> Finding:
     return finding
 
 
-def test_healthy_clusters_are_called_so() -> None:
+def test_healthy_clusters_are_called_healthy() -> None:
     found = judge({})
     assert {finding.level for finding in found} == {"good"}
     assert not any(finding.hint for finding in found)
@@ -64,7 +64,7 @@ def test_healthy_clusters_are_called_so() -> None:
         ({"clusters": 1}, "has 1 clusters", "bad", "lower CLUSTERER.EPS"),
     ],
 )
-def test_an_illness_is_named_with_what_to_try(
+def test_a_problem_is_named_with_a_remedy(
     last: dict[str, float], words: str, level: str, hint: str
 ) -> None:
     finding = one(judge(last), words)
@@ -98,7 +98,7 @@ def test_unknown_persons_are_not_counted() -> None:
         ({}, "try other options of the clusterer"),
     ],
 )
-def test_hints_are_of_the_clusterer(clusterer: dict[str, Any], hint: str) -> None:
+def test_hints_fit_the_clusterer(clusterer: dict[str, Any], hint: str) -> None:
     assert hint in one(judge({"largest": 400}, clusterer=clusterer), "One cluster").hint
 
 

@@ -29,7 +29,7 @@ VOID = {"meta", "link", "img", "br", "use", "path", "rect"}
 
 
 class Page(HTMLParser):
-    """Tags of a page, its text, and whether tags are closed in their order."""
+    """The tags and text of a page; checks that tags are closed in the right order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ def squeezed(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def test_all_of_a_run_is_there(make_run: MakeRun) -> None:
+def test_a_page_shows_everything_of_a_run(make_run: MakeRun) -> None:
     found = page(make_run())
     text = squeezed(found.text)
     for words in (
@@ -102,7 +102,7 @@ def test_a_page_needs_nothing_else(make_run: MakeRun) -> None:
     assert {*links} <= {*ids}
 
 
-def test_names_are_no_html(make_run: MakeRun) -> None:
+def test_names_do_not_become_html(make_run: MakeRun) -> None:
     controls = "\x1b]0;x\x07\u202egnp.\udce9"
     folder = make_run(
         EVIL.replace("/", "_"),
@@ -116,7 +116,7 @@ def test_names_are_no_html(make_run: MakeRun) -> None:
         b"11-27 10:00:01  WARNING: \x1b[31m" + EVIL.encode() + b"\xff\n"
     )
     raw = write_report(folder).read_bytes()
-    text = raw.decode("utf-8")  # bytes of names that are no UTF-8 are written out
+    text = raw.decode("utf-8")  # bytes in names that are not UTF-8 are escaped
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f\u202e\ud800-\udfff]", text)
     found = Page(text)
     assert "script" not in {tag for tag, _ in found.tags}
@@ -130,7 +130,7 @@ def test_names_are_no_html(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("without", "words"),
     [
-        ("results.json", "results.json tells nothing of single queries and cameras."),
+        ("results.json", "results.json has no details about queries and cameras."),
         ("config.yaml", "config.yaml is missing"),
         ("metrics.json", "metrics.json has nothing of this."),
         ("log.txt", "2.6"),
@@ -138,7 +138,7 @@ def test_names_are_no_html(make_run: MakeRun) -> None:
         ("pictures", "There is no ranked_lists.png in the run's folder."),
     ],
 )
-def test_what_is_missing_is_said(make_run: MakeRun, without: str, words: str) -> None:
+def test_the_page_says_which_files_are_missing(make_run: MakeRun, without: str, words: str) -> None:
     assert words in squeezed(page(make_run(without=(without,))).text)
 
 
@@ -146,10 +146,10 @@ def test_a_killed_run(make_run: MakeRun) -> None:
     folder = make_run(finished=False, SOLVER={"MAX_EPOCHS": 50})
     text = squeezed(page(folder).text)
     assert "ended in or after epoch 3 of 50; log.txt does not say why" in text
-    assert "to which this run has not come" in text
-    assert "The last evaluation, which alone tells of queries and cameras, was not reached" in text
+    assert "which this run has not reached" in text
+    assert "Only the last evaluation has queries and cameras, and this run has not rea" in text
     assert f"--config-file {folder}/config.yaml --resume OUTPUT_DIR {folder}" in text
-    assert "70.0" in text  # what metrics.json knows
+    assert "70.0" in text  # from metrics.json
     with (folder / "log.txt").open("a") as log:
         log.write("11-27 10:00:02  ERROR: stopped by Interrupted: SIGTERM\n")
     assert "stopped by Interrupted: SIGTERM" in page(folder).text
@@ -182,7 +182,7 @@ def test_no_test_set_and_no_clusterer(make_run: MakeRun) -> None:
     assert "There is no ranked_lists.png: this run has no test set." in text
 
 
-def test_images_that_cannot_be_read_are_told(make_run: MakeRun) -> None:
+def test_unreadable_images_are_named(make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "2.png").unlink()
     (folder / "0.png").write_text("no picture")
@@ -203,7 +203,7 @@ NASTY = (
 
 
 def mutated(value: Any, rng: random.Random, share: float) -> Any:
-    """JSON with some values replaced and some keys gone."""
+    """JSON with some values replaced and some keys removed."""
     if rng.random() < share:
         return rng.choice(NASTY)
     if isinstance(value, dict):
@@ -279,12 +279,12 @@ def test_runs_side_by_side_show_their_differences_first(
     assert len(charts) < 25  # one for both
 
 
-def test_equal_runs_are_told_apart(make_run: MakeRun, tmp_path: Path) -> None:
+def test_equal_runs_get_different_names(make_run: MakeRun, tmp_path: Path) -> None:
     one, other = make_run("a/run"), make_run("b/run", OUTPUT_DIR="elsewhere")
     write_report([one, other], tmp_path / "new" / "page.html")
     text = squeezed(Page((tmp_path / "new" / "page.html").read_text("utf-8")).text)
     assert "All settings on which results depend are the same." in text
-    assert "Settings that leave results as they are (1)" in text
+    assert "Settings that do not change results (1)" in text
     assert text.count(f"{tmp_path}/b/run") > 3
     write_report([one, one], tmp_path / "page.html")
     assert f"{one} (2)" in (tmp_path / "page.html").read_text("utf-8")
@@ -311,7 +311,7 @@ def test_the_tool(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "OutputError: " in capsys.readouterr().err
 
 
-def test_a_run_ends_well_though_its_page_cannot_be_made(
+def test_a_run_succeeds_even_if_its_page_cannot_be_made(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = make_run()

@@ -43,7 +43,7 @@ def test_a_run_is_read_whole(make_run: MakeRun) -> None:
     [b"", b"\0", b"[", b"null", b"[[1], 2]", b"{}", b"\xff\xfe", b"a: [", b"[" * 100_000,
      b'"a\nb', b"9" * 5000, b'{"history": 3, "final": [{"test_set": "x"}], "provenance": []}'],
 )  # fmt: skip
-def test_broken_files_are_told(make_run: MakeRun, name: str, content: bytes) -> None:
+def test_broken_files_are_named(make_run: MakeRun, name: str, content: bytes) -> None:
     folder = make_run()
     (folder / name).write_bytes(content)
     run = read_run(folder)
@@ -70,7 +70,7 @@ def test_wrong_values_are_passed_over(make_run: MakeRun) -> None:
     assert run.problems == ["metrics.json: 4 lines are cut off or of no known kind"]
 
 
-def test_results_of_before_a_run_went_on_are_not_its_last(make_run: MakeRun) -> None:
+def test_results_from_before_a_resume_are_not_the_last_ones(make_run: MakeRun) -> None:
     folder = make_run()
     results = json.loads((folder / "results.json").read_text())
     results["history"] = results["history"][:1]
@@ -78,7 +78,7 @@ def test_results_of_before_a_run_went_on_are_not_its_last(make_run: MakeRun) -> 
     assert [entry.epoch for entry in read_run(folder).evaluations] == [1, 2, 3]
 
 
-def test_the_log_is_of_this_run_alone(make_run: MakeRun) -> None:
+def test_only_this_runs_part_of_the_log_counts(make_run: MakeRun) -> None:
     folder = make_run()
     start = "11-27 10:00:00  Environment\nhost  a\n11-27 10:00:00  Config\nSEED: 1\n"
     (folder / "log.txt").write_text(
@@ -101,11 +101,11 @@ def test_the_log_is_of_this_run_alone(make_run: MakeRun) -> None:
 def test_a_run_that_did_not_end(make_run: MakeRun) -> None:
     run = read_run(make_run(finished=False))
     assert not run.finished
-    assert [entry.epoch for entry in run.evaluations] == [1, 2, 3]  # metrics.json tells
+    assert [entry.epoch for entry in run.evaluations] == [1, 2, 3]  # from metrics.json
     assert run.details == []
 
 
-def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is no folder"):
         read_run(tmp_path / "nowhere")
     (tmp_path / "model_final.safetensors").touch()

@@ -15,12 +15,10 @@ from reid.workflows.gpu_check.sizes import (
 
 
 def run(context: Context) -> None:
-    """Adds up extraction, labels, steps and a share of an evaluation; nothing is run."""
+    """Adds up extraction, labels, steps and a share of an evaluation; runs nothing."""
     found = context.found
     if context.sizes != FULL:
-        found.note(
-            "At toy sizes the sum means nothing; it is made all the same, to try out this section."
-        )
+        found.note("At toy sizes the sum means nothing; it only tests this section.")
     extraction = _slowest(
         context, ("extraction", "images_s_bf16"), ("loading", "extraction_images_s")
     )
@@ -55,7 +53,7 @@ def run(context: Context) -> None:
 
 
 def _slowest(context: Context, *numbers: tuple[str, str], inverse: bool = True) -> float | None:
-    """The slowest of what was measured: the smallest rate, or the largest time."""
+    """The slowest measurement: the smallest rate, or the largest time."""
     values = [context.number(section, name) for section, name in numbers]
     known = [value for value in values if value is not None]
     choose: Callable[[list[float]], float] = min if inverse else max

@@ -1,4 +1,4 @@
-"""Features of images that are in memory."""
+"""Extraction of features from images in memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PRECISIONS: tuple[parts.Precision, ...] = ("fp16", "bf16", "fp32")
 
 
 def run(context: Context) -> None:
-    """Extracts batches that lie in the host's page-locked memory, as a loader leaves them."""
+    """Extracts batches from the host's page-locked memory, where a loader puts them."""
     parts.import_parts()
     sizes, device = context.sizes, context.device
     network = parts.make_network(sizes, device)
@@ -59,7 +59,7 @@ def host_batches(
 
 
 def forward_flops(network: torch.nn.Module, batch: parts.Batch, device: torch.device) -> int:
-    """Operations of the network for an image, forward alone."""
+    """Floating point operations of the network for an image, forward only."""
     few = parts.share_of(batch, 0, max(len(batch.index) // 4, 1)).to(device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         seen: Tensor = parts.banks_of(parts.forward(network.eval(), few))

@@ -1,4 +1,4 @@
-"""The training step recorded whole as a CUDA graph."""
+"""The whole training step, recorded as a CUDA graph."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run(context: Context) -> None:
     for size in (context.sizes.small_batch, context.sizes.large_batch):
         _measure(context, size, flops)
     context.found.note(
-        "One graph holds network, losses, memory and optimizer, which the trainer does not do: it "
-        "shows what there is to gain from launches."
+        "One graph holds network, losses, memory and optimizer. The trainer does not do this; the "
+        "time shows how much launches cost."
     )
 
 
@@ -55,12 +55,12 @@ def _measure(context: Context, size: int, flops: int) -> None:
 
 
 def record(prepared: Prepared) -> Callable[[], None]:
-    """A call that replays a step in bf16: network, losses, backward, memory, optimizer."""
+    """A function that replays a step in bf16: network, losses, backward, memory, optimizer."""
     network, criterion, batch = prepared.network, prepared.criterion, prepared.batch
     optimizer = prepared.trainer.optimization.optimizer
 
     def step() -> None:
-        # The casts of the weights must be part of the recording, not remembered from before it.
+        # Casts of the weights must be recorded, so autocast may not reuse earlier ones.
         with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
             embeddings = network(batch)
             losses = parts.losses(criterion, embeddings, batch)

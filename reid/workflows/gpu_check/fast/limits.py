@@ -1,4 +1,4 @@
-"""Bandwidth, matrix products and launches: what no program can do better here."""
+"""Bandwidth, matrix products and launches: the limits of this device."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def run(context: Context) -> None:
-    """Measures each for a moment."""
+    """Measures each limit for a moment."""
     free_memory(context.device)
     _copies(context)
     _products(context)

@@ -32,7 +32,7 @@ _TITLE = "JPEG files of a detector's sizes"
 
 
 def run(context: Context) -> None:
-    """Writes files, then times the loader with and without what comes after it."""
+    """Writes files, then times the loader alone and together with extraction and training."""
     parts.import_parts()
     sizes, found = context.sizes, context.found
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -83,7 +83,7 @@ def _test_images(context: Context, records: list[ImageRecord], workers: int) -> 
 
 
 def _write_files(folder: Path, count: int, image: tuple[int, int]) -> list[ImageRecord]:
-    """Files of smooth colours with some noise, of about a pedestrian detector's sizes."""
+    """Writes files of smooth colours and noise, with sizes like a pedestrian detector's boxes."""
     rng = np.random.default_rng(0)
     records = []
     for number in range(count):
@@ -100,7 +100,7 @@ def _write_files(folder: Path, count: int, image: tuple[int, int]) -> list[Image
 def _train_loader(
     context: Context, records: list[ImageRecord], workers: int, cache: PixelCache | None
 ) -> Any:
-    """TMGF's augmentation and sampler; four images a proxy."""
+    """A loader with TMGF's augmentation and sampler; four images per proxy."""
     sampler = ProxyBalancedSampler(
         context.sizes.small_batch, images_per_proxy=4, steps_per_epoch=_STEPS, seed=1
     )
@@ -130,12 +130,12 @@ def _endless(loader: Any) -> Iterator[Any]:
 
 
 def _rate(batches: Iterator[Any], context: Context, *, first: bool = True) -> float:
-    """Images a second.
+    """Measures images per second.
 
     Args:
-        batches: Of images; a pass that ends is measured whole.
-        context: Ends endless ones.
-        first: Whether the first batch warms up, as the processes start with it.
+        batches: Batches of images; a finite pass is measured to its end.
+        context: Its clock ends an infinite pass.
+        first: Whether to leave out the first batch, for which the processes start.
     """
     if first:
         next(batches)
@@ -149,7 +149,7 @@ def _rate(batches: Iterator[Any], context: Context, *, first: bool = True) -> fl
 
 
 def _steps(context: Context, loader: Any) -> None:
-    """Steps of TMGF in fp16 with the loader: how long a step waits for its batch."""
+    """Times steps of TMGF in fp16 with the loader, and how long they wait for batches."""
     sizes, device = context.sizes, context.device
     free_memory(device)
     network = parts.make_network(sizes, device)

@@ -1,4 +1,4 @@
-"""TMGF's losses alone: forward, backward to the features, and the move of the memory."""
+"""TMGF's losses alone: forward, backward to the features, and update of the memory."""
 
 from __future__ import annotations
 

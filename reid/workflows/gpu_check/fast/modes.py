@@ -22,7 +22,7 @@ _TABLE = "Training steps of TMGF, compiled"
 
 
 def run(context: Context) -> None:
-    """Times a batch that launches limit, then one that fills the device."""
+    """Times a small batch, which launches limit, and a large one, which fills the device."""
     parts.import_parts()
     sizes, found = context.sizes, context.found
     flops = flops_per_image(context)
@@ -36,7 +36,7 @@ def run(context: Context) -> None:
             ("reduce-overhead", sizes.large_batch),
         ]
     else:
-        found.cut("compilation itself: on a CPU the graph is captured, and runs as it is")
+        found.cut("compilation: on a CPU the graph is only captured, and runs uncompiled")
     for mode, size in plans:
         share = _compiled(context, mode, size, "bf16" if on_gpu else "fp32", flops)
         shares += [share] if size == sizes.large_batch else []
@@ -52,7 +52,7 @@ def run(context: Context) -> None:
 def _compiled(
     context: Context, mode: parts.CompileMode, size: int, precision: str, flops: int
 ) -> float | None:
-    """Times a mode; the share of the product."""
+    """Times a mode; returns its share of the matrix product's speed."""
     what = f"{mode} at batch {size} in {precision}"
     if not context.enough(15 if context.device.type == "cuda" else 1, what):
         return None

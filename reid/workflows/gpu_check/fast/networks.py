@@ -19,7 +19,7 @@ _BATCHES = 4
 
 
 def run(context: Context) -> None:
-    """Times Cluster Contrast's step and extraction with each, in bf16."""
+    """Times Cluster Contrast's step and extraction with each network, in bf16."""
     parts.import_parts()
     for name, backbone, image in _networks(context):
         if not context.enough(3 * context.sizes.seconds, name):

@@ -1,4 +1,4 @@
-"""The trainer's step beside the same step written plainly."""
+"""Compares the trainer's step with the same step in plain code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def run(context: Context) -> None:
 
 
 def _compare(context: Context, prepared: Prepared) -> None:
-    """Whether both give the same loss for the same weights, without TF32."""
+    """Checks that both steps give the same loss for the same weights, without TF32."""
     with exact_products(), torch.no_grad():
         losses = _plain_losses(prepared)
         rows = prepared.labelled.labels.proxy[prepared.batch.index]
@@ -82,7 +82,7 @@ def _plain_losses(prepared: Prepared) -> PlainLosses:
 
 
 def plain_step(prepared: Prepared, precision: str) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A call that takes a plain step, and one that takes it without the losses."""
+    """A function that takes a plain step, and one that takes it without the losses."""
     network = PlainNetwork(copy.deepcopy(prepared.network)).train()
     device, dtype = prepared.batch.image.device, parts.DTYPES[PRECISIONS[precision]]
     losses, batch = _plain_losses(prepared), prepared.batch

@@ -1,4 +1,4 @@
-"""From features to pseudo-labels, stage by stage."""
+"""Times the stages from features to pseudo-labels."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ _K1, _K2, _EPS, _MIN_SAMPLES = 20, 6, 0.5, 4
 def run(context: Context) -> None:
     """Times a training set of MSMT17's size, then a large one, on the device and on the CPU."""
     sizes, device = context.sizes, context.device
-    _labels(trained_like(300, sizes.dim).to(device), context)  # compiles what numba has not yet
+    _labels(trained_like(300, sizes.dim).to(device), context)  # lets numba compile first
     few, many = sizes.clustered
     places = [(few, device), (many, device)]
     if device.type == "cuda":
         places.append((few, torch.device("cpu")))
     for count, place in places:
-        # As the time grows: a try that is sure to be cut off would take that of later sections.
+        # The time grows; a try that is sure to be cut off would only cost later sections time.
         if not context.enough(5 * sizes.seconds, f"{count:,} features on {place.type}"):
             continue
         features = trained_like(count, sizes.dim).to(place)

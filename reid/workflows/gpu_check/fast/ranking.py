@@ -1,4 +1,4 @@
-"""Ranking a gallery, features to mAP and CMC."""
+"""Times the ranking of a gallery, from features to mAP and CMC."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LIMIT = 1e-5
 
 
 def run(context: Context) -> None:
-    """Ranks on the device and on the CPU, which must give the same numbers."""
+    """Ranks on the device and on the CPU; both must give the same numbers."""
     sizes, device = context.sizes, context.device
     queries, gallery = sizes.ranked[:2]
     problem = make_ranked(sizes.ranked, sizes.dim)
@@ -51,13 +51,13 @@ def run(context: Context) -> None:
             context.found.number("seconds", taken)
     if len(values) == 2:
         context.found.check(
-            f"the mAP is the CPU's, to {_LIMIT:g}", abs(values[0] - values[1]) <= _LIMIT,
+            f"the mAP agrees with the CPU's to {_LIMIT:g}", abs(values[0] - values[1]) <= _LIMIT,
             f"{values[0]:.7f} and {values[1]:.7f}",
         )  # fmt: skip
 
 
 def mean_precision(problem: Mapping[str, Any]) -> float:
-    """The mAP of what `make_ranked` gives."""
+    """The mAP of the features from `make_ranked`."""
     query, gallery = (
         FeatureSet.of(*(problem[f"{split}_{name}"] for name in ("feat", "pids", "camids")))
         for split in ("query", "gallery")

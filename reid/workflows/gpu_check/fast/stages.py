@@ -1,4 +1,4 @@
-"""Where the time of a training step goes."""
+"""Shows where the time of a training step goes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _ORDER = ("copy", "forward", "losses", "backward", "optimizer", "other")
 
 
 def run(context: Context) -> None:
-    """Marks the ends of the parts in the device's stream, over some steps in fp16."""
+    """Times the parts of some steps in fp16 with marks in the device's stream."""
     parts.import_parts()
     sizes = context.sizes
     for size, name in ((sizes.small_batch, "small"), (sizes.large_batch, "large")):
@@ -25,8 +25,8 @@ def run(context: Context) -> None:
         except OutOfMemory:
             too_large(context, f"batch {size}")
     context.found.note(
-        "On a GPU, a part's time holds what the device waits for the host in it. `other` is the "
-        "rest of the trainer's step: the copy of what an overflow would change, and its return."
+        "On a GPU, a part's time includes waiting for the host. `other` is the rest of "
+        "the trainer's step: copying and restoring what an overflow would change."
     )
 
 

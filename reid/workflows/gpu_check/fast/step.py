@@ -16,7 +16,7 @@ PRECISIONS: dict[str, parts.Amp] = {"fp16": "fp16", "bf16": "bf16", "fp32": "off
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that a step needs, on the device."""
+    """Everything that a step needs, on the device."""
 
     network: parts.ReIDModel
     criterion: parts.Criterion
@@ -26,7 +26,7 @@ class Prepared:
 
 
 def prepare(context: Context, amp: parts.Amp, batch: int, *, drop_path: float = 0.1) -> Prepared:
-    """A network with fresh weights, TMGF's losses with the smaller memory, and a batch."""
+    """Makes a network with new weights, TMGF's losses with the smaller memory, and a batch."""
     sizes, device = context.sizes, context.device
     free_memory(device)
     network = parts.make_network(sizes, device, drop_path=drop_path)
@@ -58,15 +58,15 @@ def tell_speed(
     flops: int,
     **more: str | float | None,
 ) -> float | None:
-    """Adds a row with images and operations a second; the share of the measured product.
+    """Adds a row with images and operations per second; returns the share of the matrix product.
 
     Args:
-        context: Of the section.
-        table: Its title.
-        images: That a call worked on.
+        context: The section's input.
+        table: The table's title.
+        images: Images per call.
         precision: `fp16`, `bf16` or `fp32`.
-        timing: Of a call.
-        flops: Operations of an image.
+        timing: The time of a call.
+        flops: Floating point operations per image.
         **more: Columns before the others.
     """
     rate = images * flops / timing.seconds / 1e12
@@ -88,7 +88,7 @@ def tell_speed(
 
 
 def too_large(context: Context, what: str) -> None:
-    """Tells that something does not fit into the memory of the device, and frees it."""
+    """Reports that something does not fit into the device's memory, and frees the memory."""
     free_memory(context.device)
     context.found.cut(f"{what}: it does not fit into the device's memory")
 

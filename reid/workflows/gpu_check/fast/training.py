@@ -1,4 +1,4 @@
-"""TMGF's training step as the trainer takes it."""
+"""TMGF's training step, taken by the trainer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from reid.workflows.gpu_check.timing import Timing, time_calls
 
 
 def run(context: Context) -> None:
-    """Times steps of two batches in three precisions, images on the device already."""
+    """Times steps of two batch sizes in three precisions; images are already on the device."""
     parts.import_parts()
     sizes, found = context.sizes, context.found
     flops = flops_per_image(context)
@@ -41,8 +41,8 @@ def run(context: Context) -> None:
     if shares:
         found.number("utilisation_large", max(shares))
     found.note(
-        f"The network takes {flops / 1e9:.1f} GFLOP an image, forward and backward. The share of "
-        "the product is of the TFLOP/s that a large matrix product reaches in the same precision."
+        f"The network takes {flops / 1e9:.1f} GFLOP per image, forward and backward. The share is "
+        "relative to the TFLOP/s of a large matrix product in the same precision."
     )
 
 

@@ -1,1 +1,1 @@
-"""Sections that check results: the device's against the CPU's."""
+"""Sections that compare the device's results with the CPU's."""

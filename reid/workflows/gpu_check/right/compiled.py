@@ -1,4 +1,4 @@
-"""The network that torch.compile makes, beside the plain one."""
+"""Compares the network from torch.compile with the plain one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from reid.workflows.gpu_check.findings import Context
 from reid.workflows.gpu_check.timing import free_memory
 
 _LIMITS = {"features": 1e-4, "gradients": 1e-3}
-_MORE = 1.5  # rounding of half precision comes in another order
+_MORE = 1.5  # half precision rounds in another order
 
 
 class Warnings(logging.Handler):
-    """Keeps the warnings that the framework logs."""
+    """Stores the warnings that the framework logs."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.texts: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keeps the text."""
+        """Stores the text."""
         self.texts.append(record.getMessage())
 
 
@@ -37,7 +37,7 @@ def run(context: Context) -> None:
     modes: tuple[parts.CompileMode, ...] = ("default", "reduce-overhead")
     precisions: tuple[str, ...] = ("off", "bf16", "fp16")
     if device.type == "cpu":
-        context.found.cut("compilation itself: on a CPU the graph is captured, and runs as it is")
+        context.found.cut("compilation: on a CPU the graph is only captured, and runs uncompiled")
         modes, precisions = modes[:1], precisions[:1]
     for mode in modes:
         for precision in precisions:
@@ -69,7 +69,7 @@ def _compare(context: Context, mode: parts.CompileMode, precision: str) -> None:
         error = _error(seen[what], reference[what])
         allowed = limit + _MORE * _error(expected[what], reference[what])
         found.check(
-            f"its {what} are as near to those in fp32 as the plain network's ({name})",
+            f"its {what} are as close to those in fp32 as the plain network's ({name})",
             error <= allowed,
             f"relative difference {error:.1e}, at most {allowed:.1e}",
         )

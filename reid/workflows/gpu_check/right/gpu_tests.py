@@ -1,4 +1,4 @@
-"""The tests of the suite that are marked `gpu`."""
+"""Runs the tests that are marked `gpu`."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ TESTS = ROOT / "tests" / "gpu"
 _OPTIONS = (
     "-q", "--tb=short", "-m", "gpu", "-p", "no:cacheprovider", "-o", "filterwarnings=default",
     "-o", "addopts=--import-mode=importlib",
-    # the suite's fixtures need packages that a bare machine lacks; these tests need none of them
+    # conftest.py needs packages that a bare machine lacks, and these tests do not need it.
     "--noconftest",
 )  # fmt: skip
 
 
 class _Recorder:
-    """Tells the outcome of each test as it ends."""
+    """Reports the outcome of each test when it ends."""
 
     def __init__(self, context: Context) -> None:
         self._found = context.found
@@ -42,7 +42,7 @@ class _Recorder:
 
 
 def run(context: Context) -> None:
-    """Runs them in this process; what pytest prints goes to gpu_check.log."""
+    """Runs the tests in this process; pytest's output goes to gpu_check.log."""
     import pytest
 
     if not TESTS.is_dir():
@@ -55,7 +55,7 @@ def run(context: Context) -> None:
     context.found.number("tests", recorder.ran)
     context.found.number("skipped", recorder.skipped)
     context.found.check(
-        "pytest comes to its end", code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
+        "pytest runs to its end", code in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED),
         f"exit code {int(code)}, {recorder.ran} tests",
     )  # fmt: skip
     if recorder.skipped:

@@ -1,4 +1,4 @@
-"""Memory of the device over many steps."""
+"""Checks that the device's memory does not grow over many steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _LIMIT_MB = 1.0
 
 
 def run(context: Context) -> None:
-    """Takes many steps with other batches, and compares the memory in use early and late."""
+    """Takes many steps with different batches, and compares memory use early and late."""
     parts.import_parts()
     sizes, found, device = context.sizes, context.found, context.device
     free_memory(device)
@@ -41,7 +41,7 @@ def run(context: Context) -> None:
         found.cut(f"steps {done + 1} to {sizes.many_steps}: no time was left")
     found.number("steps", done)
     if device.type != "cuda":
-        found.note(f"This process grew by {late - early:.1f} MB, which holds what torch caches.")
+        found.note(f"This process grew by {late - early:.1f} MB, including torch's caches.")
         return
     found.check(
         f"memory in use after {done} steps is that after {round(_WARM_UP * sizes.many_steps)}, to "

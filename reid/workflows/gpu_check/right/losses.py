@@ -1,4 +1,4 @@
-"""Every loss on the device and on the CPU: values, gradients, memories."""
+"""Compares every loss on the device with the CPU: values, gradients, memories."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DTYPES = {"double": torch.float64, "single": torch.float32}
 
 
 class _Sides(NamedTuple):
-    """What a side needs."""
+    """The input of one side."""
 
     network: Any
     labelled: parts.Labelled
@@ -29,9 +29,9 @@ class _Sides(NamedTuple):
 def run(context: Context) -> None:
     """Compares each registered loss in double and in single precision.
 
-    In double precision everything must agree. In single precision a rounding may decide which of
-    two all but equal proxies is the 50th hardest, which moves a gradient, so that only losses and
-    memories are compared.
+    In double precision everything must agree. In single precision, rounding may decide which of two
+    almost equal proxies is the 50th hardest, which changes a gradient; so only losses and memories
+    are compared.
     """
     parts.import_parts()
     sizes, cpu = context.sizes, torch.device("cpu")
@@ -50,7 +50,7 @@ def run(context: Context) -> None:
             try:
                 expected = _steps(spec, sides[cpu], cpu, dtype)
             except ConfigError as error:
-                context.found.cut(f"{name}: it needs what is not here ({error})")
+                context.found.cut(f"{name}: this check cannot build it ({error})")
                 break
             seen = _steps(spec, sides[context.device], context.device, dtype)
             if dtype is torch.float32:
@@ -58,7 +58,7 @@ def run(context: Context) -> None:
             errors = {key: _difference(value, expected[key]) for key, value in seen.items()}
             worst = max(errors, key=lambda key: errors[key])
             context.found.check(
-                f"{name} is as on the CPU in {bits} precision, to {_LIMIT:g}",
+                f"{name} agrees with the CPU in {bits} precision, to {_LIMIT:g}",
                 errors[worst] <= _LIMIT,
                 f"largest relative difference {errors[worst]:.1e}, of {worst}",
             )
@@ -68,7 +68,7 @@ def _steps(
     spec: Mapping[str, Any], side: _Sides, device: torch.device, dtype: torch.dtype
 ) -> dict[str, Tensor]:
     """Losses, gradients and memories of two steps, on the CPU."""
-    torch.manual_seed(0)  # of classifiers
+    torch.manual_seed(0)  # for the weights of classifiers
     labelled = replace(side.labelled, banks=side.labelled.banks.to(dtype))
     criterion = parts.make_criterion([spec], side.network, labelled, torch.device("cpu"))
     criterion = criterion.to(device, dtype)
@@ -89,7 +89,7 @@ def _steps(
 
 
 def _difference(seen: Tensor, expected: Tensor) -> float:
-    """Largest difference, as a share of the largest value."""
+    """The largest difference, as a share of the largest value."""
     largest = float(expected.abs().max()) if expected.numel() else 0.0
     error = float((seen - expected).abs().max()) if expected.numel() else 0.0
     return error / max(largest, 1e-12) if error == error else float("inf")

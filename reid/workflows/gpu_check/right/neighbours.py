@@ -1,4 +1,4 @@
-"""Neighbours, Jaccard distances and clusters on the device and on the CPU."""
+"""Compares neighbours, Jaccard distances and clusters on the device with the CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(context: Context) -> None:
         seen = nearest_neighbors(on_device, k, half_precision=half)
         other = int((seen != expected).any(1).sum())
         found.check(
-            f"the {k} neighbours of {len(features):,} features are the CPU's, searched {name}",
+            f"the {k} neighbours of {len(features):,} features, searched {name}, are the CPU's",
             not other,
             f"{other:,} lists differ",
         )
@@ -41,14 +41,14 @@ def run(context: Context) -> None:
     )
     error = float(np.abs(graph.data - reference.data).max()) if same else float("inf")
     found.check(
-        f"their Jaccard distances are the CPU's, to {_ROUNDING:g}",
+        f"their Jaccard distances agree with the CPU to {_ROUNDING:g}",
         error <= _ROUNDING,
         f"largest difference {error:.1e}; {len(graph.data):,} and {len(reference.data):,} of them",
     )
     labels, others = (dbscan(one, _EPS, _MIN_SAMPLES) for one in (graph, reference))
     tied = int((np.abs(reference.data - _EPS) < 1e-6).sum())
     found.check(
-        "their DBSCAN labels are the CPU's",
+        "their DBSCAN labels agree with the CPU",
         np.array_equal(labels, others),
         f"{int((labels != others).sum()):,} labels differ; {int(others.max()) + 1:,} clusters, "
         f"{tied:,} distances lie at eps itself",

@@ -1,4 +1,4 @@
-"""A step whose gradients overflow in fp16."""
+"""Checks a step whose gradients overflow in fp16."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from reid.workflows.gpu_check import parts
 from reid.workflows.gpu_check.findings import Context
 
-_FACTOR = 1e36  # the loss stays finite, its gradient times the scale does not
+_FACTOR = 1e36  # the loss stays finite, but its gradient times the scale does not
 _TRIES = 20
 
 
@@ -54,7 +54,7 @@ def run(context: Context) -> None:
 
 
 def _take_step(trainer: parts.Trainer, batch: parts.Batch) -> int:
-    """Tries until the scale is small enough for a step that does not overflow; gives the tries."""
+    """Takes steps until the scale is small enough not to overflow; returns their number."""
     for tries in range(1, _TRIES):
         scale = _scale(trainer)
         trainer.run_step(batch)

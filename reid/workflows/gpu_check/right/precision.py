@@ -1,4 +1,4 @@
-"""The losses of TMGF's first steps in each precision, beside the CPU's."""
+"""Compares the losses of TMGF's first steps in each precision with the CPU's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(context: Context) -> None:
 def _losses(
     context: Context, device: torch.device, amp: parts.Amp, steps: int, end: float
 ) -> list[float]:
-    """Losses of up to `steps` steps, while more than `end` seconds are left; one at least."""
+    """Losses of up to `steps` steps, at least one, while more than `end` seconds are left."""
     sizes = context.sizes
     network = parts.make_network(sizes, torch.device("cpu"), drop_path=0.0).to(device)
     labelled = parts.make_labelled(sizes.rows[0], 1 + network.num_parts, sizes.dim, device)

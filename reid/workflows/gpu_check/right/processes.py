@@ -1,4 +1,4 @@
-"""Two processes that share a device, beside one."""
+"""Compares two processes that share a device with one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LIMIT = 1e-4
 
 
 def run(context: Context) -> None:
-    """Takes the same steps in one process and in two, over gloo, which takes a GPU's tensors."""
+    """Takes the same steps in one process and in two, over gloo, which accepts GPU tensors."""
     sizes, folder = context.sizes, Path(context.folder)
     start_processes(
         _work, (_PROCESSES, sizes, str(context.device), context.folder), _PROCESSES,
@@ -52,7 +52,7 @@ def _work(rank: int, world: int, sizes: Sizes, device_name: str, folder: str) ->
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a machine may not know its own name
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host name may be unknown
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )

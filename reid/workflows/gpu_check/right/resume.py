@@ -1,4 +1,4 @@
-"""A run that stops after an epoch and goes on from its checkpoint."""
+"""Checks a run that stops after an epoch and resumes from its checkpoint."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _BATCHES, _EPOCHS = 4, 2
 
 
 class _Labels(parts.Hook):
-    """Fills the memories anew before each epoch, and keeps the checkpoint of the first."""
+    """Fills the memories before each epoch, and stores the checkpoint of the first epoch."""
 
     def __init__(self, labelled: parts.Labelled, batches: list[parts.Batch]) -> None:
         self._labelled, self._batches = labelled, batches
         self.checkpoint = b""
 
     def before_epoch(self, trainer: parts.Trainer) -> None:
-        """Memories are made of features that the network gives now."""
+        """Fills the memories with the network's present features."""
         records = parts.image_records(self._labelled)
         features = parts.extract(trainer.model, self._batches, records, trainer.device)
         parts.relabel(trainer.criterion, self._labelled.labels, features, epoch=trainer.epoch)
 
     def save(self, trainer: parts.Trainer) -> None:
-        """As bytes, as a file would hold it."""
+        """Stores the checkpoint as the bytes of a file."""
         if trainer.epoch == 1:
             file = io.BytesIO()
             torch.save(trainer.state_dict(), file)
@@ -38,7 +38,7 @@ class _Labels(parts.Hook):
 
 
 def run(context: Context) -> None:
-    """Trains twice to the end, and once from the checkpoint, with torch's deterministic kernels."""
+    """With deterministic kernels, trains twice to the end, and once from the checkpoint."""
     parts.import_parts()
     found = context.found
     plain = _states(context, "fp16")
@@ -47,7 +47,7 @@ def run(context: Context) -> None:
         "With torch's usual kernels two runs from the same seed end with the same bits."
         if not same
         else f"With torch's usual kernels two runs from the same seed differ in {len(same)} of "
-        f"{len(plain['whole'])} tensors: sums of atomic additions have no order. "
+        f"{len(plain['whole'])} tensors: atomic additions have no fixed order. "
         "torch.use_deterministic_algorithms(True) gives them one."
     )
     settings: tuple[parts.Amp, ...] = ("fp16", "off")
@@ -71,7 +71,7 @@ def run(context: Context) -> None:
 
 @contextmanager
 def _deterministic() -> Iterator[list[str]]:
-    """Deterministic kernels in its block; gives what torch says of those that it has not."""
+    """Uses deterministic kernels within the block; yields torch's warnings about missing ones."""
     told: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -85,7 +85,7 @@ def _deterministic() -> Iterator[list[str]]:
 
 
 def _states(context: Context, amp: parts.Amp) -> dict[str, dict[str, Tensor]]:
-    """Every tensor at the end of a whole run, of another one, and of a resumed one."""
+    """Every tensor at the end of a whole run, a second whole run, and a resumed run."""
     _, whole = _trained(context, amp, seed=1)
     _, again = _trained(context, amp, seed=1)
     checkpoint, _ = _trained(context, amp, seed=1, epochs=1)
@@ -98,7 +98,7 @@ def _trained(
 ) -> tuple[bytes, dict[str, Tensor]]:
     """The checkpoint after the first epoch, and every tensor at the end.
 
-    A run of one epoch has the schedule of two, as one that is stopped has.
+    A run of one epoch has the schedule of two epochs, like a run that was stopped.
     """
     sizes, device = context.sizes, context.device
     network = parts.make_network(sizes, device, depth=sizes.short_depth, seed=seed)
@@ -122,7 +122,7 @@ def _trained(
 def _batches(
     labelled: parts.Labelled, size: int, image: tuple[int, int], device: torch.device
 ) -> list[parts.Batch]:
-    """Batches of `size` images that hold each image once."""
+    """Batches of `size` images; each image appears once."""
     generator = torch.Generator().manual_seed(3000)
     found = []
     for start in range(0, len(labelled.camids), size):

@@ -1,4 +1,4 @@
-"""Whether anything in a training step makes the host wait for the device."""
+"""Checks that nothing in a training step makes the host wait for the device."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ROOT = Path(__file__).parents[4]
 
 
 def run(context: Context) -> None:
-    """Takes steps while torch reports every operation that waits."""
+    """Takes steps while torch reports every operation that synchronises."""
     parts.import_parts()
     sizes, found, device = context.sizes, context.found, context.device
     on_gpu = device.type == "cuda"
@@ -53,9 +53,8 @@ def run(context: Context) -> None:
 def waiting_lines(work: Callable[[], None]) -> dict[str, int]:
     """The lines at which `work` waits for the GPU, and how often.
 
-    What torch's debug mode does not see, such as waiting for an event, is not among them; the
-    trainer does that once in a step, for the end of the forward pass, while the device is busy with
-    the backward pass.
+    torch's debug mode does not see waiting for an event. The trainer does this once per step: it
+    waits for the end of the forward pass while the device works on the backward pass.
     """
     torch.cuda.synchronize()
     with warnings.catch_warnings(record=True) as caught:
