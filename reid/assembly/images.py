@@ -12,6 +12,7 @@ import torch
 from reid import distributed
 from reid.assembly.cameras import Camera, renumber_cameras
 from reid.assembly.data import TrainImages, build_datasets, build_test_datasets
+from reid.assembly.hooks import build_evaluator
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
 from reid.data.datasets.joining import unique_names
@@ -127,7 +128,8 @@ def build_test_sets(
         config: Names the datasets.
         train: The training images, where they are built already.
         cameras: Of the model; None: it has none, or numbers count as they are.
-        check: Leave out, with a warning, test sets that cannot be scored.
+        check: Leave out, with a warning, test sets that the evaluator cannot score; see
+            `Evaluator.needs_match`.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
@@ -159,7 +161,9 @@ def build_test_sets(
         sets.append(
             QueryGallery(name, query, gallery, images, dataset.version, dataset.is_validation)
         )
-    return usable_test_sets(sets) if check else sets
+    if not check or not build_evaluator(config).needs_match:
+        return sets
+    return usable_test_sets(sets)
 
 
 def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:

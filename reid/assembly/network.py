@@ -21,6 +21,7 @@ from reid.modeling.model import ReIDModel
 from reid.modeling.precision import keep_strided_convolutions_exact
 from reid.modeling.weights import (
     WeightsError,
+    is_cut_backbone,
     load_backbone_weights,
     load_weights,
     read_checkpoint,
@@ -52,11 +53,20 @@ def build_model(
     image_size: tuple[int, int],
     num_cameras: int,
     unseen_cameras: Sequence[int] = (),
+    *,
+    training: bool = True,
 ) -> ReIDModel:
     """The network with its pre-trained backbone; `model.weights` are not loaded yet.
 
     The backbone's weights come first, since a head may take over or copy layers of the backbone.
     Where there are `model.weights`, which hold the backbone too, its own are not read.
+
+    Args:
+        config: Of the run.
+        image_size: (H, W) in pixels.
+        num_cameras: Of the training images.
+        unseen_cameras: Those without a training image.
+        training: Warn if the backbone's weights were trained with other pixel statistics.
 
     Raises:
         ConfigError: A part is unknown or an option is wrong.
@@ -74,7 +84,8 @@ def build_model(
         path = config.model.backbone_weights
         report = load_backbone_weights(backbone, Path(path))
         logger.info("Backbone weights from %s\n%s", path, report)
-        _warn_of_other_statistics(config.input, report.metadata, path)
+        if training:  # else `adopt_training` has told
+            _warn_of_other_statistics(config.input, report.metadata, path)
     head = build(HEAD, config.model.head, "model.head", backbone=backbone)
     return ReIDModel(backbone, head)
 
@@ -93,7 +104,7 @@ def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDMode
             "Figures are of the backbone in %s alone: neck and head are untrained",
             config.model.backbone_weights,
         )
-        return build_model(config, image_size, 0)
+        return build_model(config, image_size, 0, training=False)
     if not config.model.weights:
         raise ConfigError("model.weights: expected a checkpoint to evaluate, it is not set")
     state, _ = read_checkpoint(Path(config.model.weights))
@@ -130,7 +141,20 @@ def load_model_weights(
             name: carry_cameras(state[name], old, cameras, path) for name in names if name in state
         }
     tell_trained_size(model.backbone, metadata)
-    logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
+    try:
+        report = load_weights(model, state, source=path)
+    except WeightsError as error:
+        if any(name.startswith("head.") for name in state):
+            raise
+        raise WeightsError(f"{error}\n{_whole_model_hint(metadata)}") from error
+    logger.info("Model weights from %s\n%s", path, report)
+
+
+def _whole_model_hint(metadata: Mapping[str, str]) -> str:
+    if is_cut_backbone(metadata):
+        whole = metadata.get("source", "the whole model")
+        return f"This is a backbone alone; model.weights takes the model that it is of, {whole}"
+    return "This is a backbone alone: model.backbone_weights takes it"
 
 
 def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:

@@ -21,10 +21,14 @@ class Evaluator(ABC):
         ap: The average precision that the evaluation is to be ranked with.
         metrics: Names of the numbers, in the order of a table's columns; empty: not known before
             the first evaluation.
+        needs_match: Whether it scores queries that have a match under Market-1501's rules alone, so
+            that a test set without any is left out before training. False for a protocol of its
+            own: such a set is scored too, and its `ranking` has NaN and -1 for each query.
     """
 
     ap: AP = "step"
     metrics: tuple[str, ...] = ()
+    needs_match: bool = True
 
     def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
         """The evaluation by other distances, if the evaluator has some: as it is, here.

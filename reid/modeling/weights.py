@@ -128,15 +128,16 @@ def read_checkpoint(path: Path) -> tuple[NamedTensors, dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a safetensors file says of itself; of other files, nothing.
+    """What a safetensors file says of itself, whatever it is called; of other files, nothing.
 
     Raises:
         WeightsError: The file is missing or broken.
     """
-    if path.suffix != ".safetensors":
-        return {}
 
     def read(name: str) -> dict[str, str]:
+        if not is_safetensors(read_head(name)):
+            return {}
+        check_safetensors_file(Path(name))
         with safe_open(name, "pt") as file:
             return dict(file.metadata() or {})
 
@@ -332,10 +333,22 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
             left_out=state.left_out,
         )
     except WeightsError as error:
-        if not any(name.startswith("head.") for name in state):
+        if any(name.startswith("head.") for name in state):
+            hint = "This is a whole model: model.weights takes it"
+        elif is_cut_backbone(metadata):
+            hint = (
+                "The missing layers are in the head of the model that this backbone was taken "
+                f"from: model.weights takes that model, {metadata.get('source', 'the whole file')}"
+            )
+        else:
             raise
-        raise WeightsError(f"{error}\nThis is a whole model: model.weights takes it") from error
+        raise WeightsError(f"{error}\n{hint}") from error
     return replace(report, metadata=metadata)
+
+
+def is_cut_backbone(metadata: Mapping[str, str]) -> bool:
+    """Whether a file is the backbone alone of a model that was trained here."""
+    return metadata.get("part") == "backbone" and "head" in metadata
 
 
 def tell_trained_size(backbone: nn.Module, metadata: Mapping[str, str]) -> None:

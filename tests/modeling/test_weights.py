@@ -16,6 +16,7 @@ from reid.modeling.weights import (
     load_checkpoint,
     load_weights,
     read_checkpoint,
+    read_metadata,
     save_checkpoint,
     save_weights,
 )
@@ -212,3 +213,15 @@ def test_tensors_without_numbers_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(3, device="meta")}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match=r"odd\.pth.*w is no plain tensor"):
         read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_metadata_are_told_by_content_whatever_the_file_is_called(tmp_path: Path) -> None:
+    state = {"a": torch.ones(2)}
+    save_weights(tmp_path / "a.safetensors", state, {"image_size": "[96, 48]"})
+    renamed = (tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
+    assert read_metadata(renamed) == {"image_size": "[96, 48]"}
+    torch.save(state, tmp_path / "b.safetensors")
+    assert read_metadata(tmp_path / "b.safetensors") == {}
+    (tmp_path / "cut.pt").write_bytes(renamed.read_bytes()[:40])
+    with pytest.raises(WeightsError, match=r"cut\.pt: is broken or cut off"):
+        read_metadata(tmp_path / "cut.pt")
