@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -456,10 +457,10 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
     try:
         return reader(str(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "broken pickle"
         raise WeightsError(
-            f"{path}: cannot be read as plain tensors, and is not read in any other way since "
-            f"that could run code ({reason}); convert it to safetensors where you trust it"
+            f"{path}: holds more than plain tensors{_named_object(error)}, and is not read since "
+            "that could run code; where you trust it, save its state_dict(), or its tensors, with "
+            "torch.save"
         ) from error
     except RefusedError as error:
         raise WeightsError(f"{path}: is refused: {error}") from error
@@ -468,6 +469,12 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
         raise WeightsError(
             f"{path}: is broken or cut off ({reason}); take an earlier or another copy"
         ) from error
+
+
+def _named_object(error: pickle.UnpicklingError) -> str:
+    """What torch refused to build; its own message is long and advises to build it all the same."""
+    named = re.search(r"(?:GLOBAL|class|function|global) ([\w.]{3,100})", str(error))
+    return f", such as {named[1]}" if named else ""
 
 
 def _read_safetensors(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -49,8 +49,8 @@ _FILES = {
     FINAL_MODEL: "weights at the end",
     CHECKPOINTS: "what --resume goes on from",
 }
-_ENDS_WITH = (FINAL_MODEL, "results.json")
-"""What a run writes last."""
+_ENDS_WITH = ("results.json", REPORT)
+"""What a run writes last; without a test set it has no results.json."""
 _REPORTS = "nonfinite_*.json"
 _EVENTS = "events.out.tfevents.*"
 
@@ -94,7 +94,7 @@ def train(
             if resume and checkpoint is None:
                 logger.warning("%s holds no checkpoint: training starts anew", output_dir)
             if checkpoint is not None:
-                if _is_done(output_dir, checkpoint[1].get("epoch"), config.solver.max_epochs):
+                if _is_done(output_dir, *checkpoint, config.solver.max_epochs):
                     return
                 _compare_configs(output_dir / "config.yaml", config, allow_config_change)
             writer = MetricWriter(output_dir)
@@ -207,11 +207,19 @@ def _what_is_kept(output_dir: Path) -> str:
     return f"{paths[0]} holds the last whole epoch: --resume goes on from it"
 
 
-def _is_done(output_dir: Path, epoch: object, max_epochs: int) -> bool:
+def _is_done(
+    output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_epochs: int
+) -> bool:
     """Whether a run has nothing left to train and, at its last epoch, nothing left to write."""
+    epoch = state.get("epoch")
     if type(epoch) is not int or epoch < max_epochs:
         return False
-    if epoch == max_epochs and not all((output_dir / name).exists() for name in _ENDS_WITH):
+
+    def written(name: str) -> bool:  # since this checkpoint, and not when fewer epochs were asked
+        path = output_dir / name
+        return path.exists() and path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
+    if epoch == max_epochs and not (written(FINAL_MODEL) and any(map(written, _ENDS_WITH))):
         return False
     logger.warning(
         "all %d epochs are done: nothing to train; SOLVER.MAX_EPOCHS above %d trains on",

@@ -118,9 +118,25 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": Evil()}, path)
     with pytest.raises(WeightsError, match=r"evil\.pth: .*could run code"):
         read_checkpoint(path)
-    path.write_bytes(pickle.dumps({"model": Evil()}, 2))
-    with pytest.raises(WeightsError, match=r"evil\.pth"):
-        read_checkpoint(path)
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps({"model": Evil()}, protocol))
+        plain = r"evil\.pth: is a plain pickle \(pickle\.dump\), .*could run code"
+        with pytest.raises(WeightsError, match=plain):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_whole_network_in_a_file_is_named(tmp_path: Path, new: bool) -> None:
+    torch.save(network(), tmp_path / "m.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(tmp_path / "m.pth")
+    assert str(caught.value) == (
+        f"{tmp_path / 'm.pth'}: holds more than plain tensors, such as "
+        "torch.nn.modules.container.Sequential, and is not read since that could run code; where "
+        "you trust it, save its state_dict(), or its tensors, with torch.save"
+    )
+    torch.save(values(network()), tmp_path / "m.pth", _use_new_zipfile_serialization=new)
+    assert len(read_checkpoint(tmp_path / "m.pth")[0]) == len(network().state_dict())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
