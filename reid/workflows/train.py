@@ -207,9 +207,7 @@ def _what_is_kept(output_dir: Path) -> str:
     return f"{paths[0]} holds the last whole epoch: --resume goes on from it"
 
 
-def _is_done(
-    output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_epochs: int
-) -> bool:
+def _is_done(output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_epochs: int) -> bool:
     """Whether a run has nothing left to train and, at its last epoch, nothing left to write."""
     epoch = state.get("epoch")
     if type(epoch) is not int or epoch < max_epochs:
