@@ -93,6 +93,11 @@ class Market1501Evaluator(Evaluator):
             raise ValueError(
                 f"expected query_expansion and alpha of 0 or more, got {query_expansion}, {alpha}"
             )
+        if k1 < 1 or k2 < 1 or not 0 <= original_weight <= 1:
+            raise ValueError(
+                "expected k1 and k2 of 1 or more and original_weight from 0 to 1, got "
+                f"{k1}, {k2}, {original_weight}"
+            )
         self._query_expansion = query_expansion
         self._alpha = alpha
         self._reranking = reranking
