@@ -74,15 +74,28 @@ _INT = Range(-(2**63), 2**63 - 1)
 _FLOAT = Rule("a finite number", math.isfinite)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
     """A hint such as ` (did you mean 'DBSCAN'?)`, or an empty string.
+
+    The hint puts `prefix` before the name; similarity does not depend on it.
 
     >>> nearest("smapler", ["sampler", "loss"])
     " (did you mean 'sampler'?)"
     """
     by_lower = {name.lower(): name for name in known}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1)
-    return f" (did you mean {by_lower[found[0]]!r}?)" if found else ""
+    found = difflib.get_close_matches(word.lower()[:100], by_lower, n=1)
+    return f" (did you mean {prefix + by_lower[found[0]]!r}?)" if found else ""
+
+
+def list_hint(value: object) -> str:
+    """A hint where a list was written as a tuple of Python, as other frameworks have it.
+
+    >>> list_hint("('Market1501',)")
+    "; write a list as ['Market1501']"
+    """
+    if not isinstance(value, str) or not re.fullmatch(r"\([^()]{1,200}\)", value.strip()):
+        return ""
+    return f"; write a list as [{value.strip()[1:-1].strip().rstrip(',')}]"
 
 
 def shortened(value: object, most: int = 200) -> str:
@@ -145,7 +158,7 @@ def check_type(
 def _wrong(value: object, annotation: object, where: str) -> ConfigError:
     return ConfigError(
         f"{where}: expected {type_name(annotation)}, got {shortened(value)} "
-        f"({type(value).__name__})"
+        f"({type(value).__name__}){list_hint(value)}"
     )
 
 
@@ -234,7 +247,8 @@ def from_mapping(schema: type[T], tree: object, where: str = "") -> T:
     for key, value in tree.items():
         if key not in hints:
             full = f"{prefix}{shortened(key, 100)[1:-1] if isinstance(key, str) else key}"
-            hint = our_key(full, value) or nearest(full, known) or f"; known: {', '.join(known)}"
+            near = nearest(str(key), hints, prefix)  # the section's name would make all alike
+            hint = our_key(full, value) or near or f"; known: {', '.join(known)}"
             raise ConfigError(f"{full}: unknown key{hint}")
     for field in fields(schema):  # type: ignore[arg-type]
         if field.name not in tree and field.default is field.default_factory is MISSING:

@@ -35,6 +35,10 @@ OUR_KEYS: Mapping[str, str] = {
     "input.min_size_train": "input.size",
     "input.random_flip": _TRANSFORMS,
     "vis_period": "test.ranked_lists",
+    "model.meta_architecture": "model.backbone, model.head and criterion",
+    "solver.delay_iters": "solver.cosine_after_warmup",
+    "solver.lr": "solver.base_lr",
+    "test.eval": "the option --eval-only",
     # fast-reid
     "model.backbone.pretrain": "model.backbone_weights",
     "model.backbone.pretrain_path": "model.backbone_weights",
@@ -61,6 +65,12 @@ OUR_KEYS: Mapping[str, str] = {
     "input.do_flip": _TRANSFORMS,
     "input.do_pad": _TRANSFORMS,
     "input.do_autoaug": _TRANSFORMS,
+    "input.do_cj": _TRANSFORMS,
+    "input.do_augmix": _TRANSFORMS,
+    "input.flip_prob": _TRANSFORMS,
+    "input.padding_mode": _TRANSFORMS,
+    "input.rpt": _TRANSFORMS,
+    "input.crop": _TRANSFORMS,
     "datasets.names": "datasets.train",
     "datasets.tests": "datasets.test",
     "datasets.combineall": "datasets.train (a list is joined)",
@@ -111,12 +121,15 @@ OUR_KEYS: Mapping[str, str] = {
     "solver.log_period": "log_period",
     "solver.eval_period": "test.eval_period",
     "solver.seed": "seed",
+    "model.weight": "model.weights",
     "test.weight": "model.weights",
     "test.weights": "model.weights",
     "test.neck_feat": "model.head.neck_feature",
     "test.re_ranking": _RERANKING,
     # torchreid
     "model.load_weights": "model.weights",
+    "model.resume": "the option --resume",
+    "test.evaluate": "the option --eval-only",
     "data.root": "datasets.train.root (or the environment's REID_DATASETS)",
     "data.sources": "datasets.train",
     "data.targets": "datasets.test",
@@ -189,6 +202,25 @@ OUR_KEYS: Mapping[str, str] = {
     "custom_imports": "plugins",
     "custom_imports.imports": "plugins",
     "load_from": "model.weights",
+    "resume": "the option --resume",
+    "resume_from": "the option --resume",
+    "model.type": "model.backbone and model.head",
+    "model.data_preprocessor": "input.pixel_mean and input.pixel_std",
+    "data_preprocessor": "input.pixel_mean and input.pixel_std",
+    "data_root": "datasets.train.root (or the environment's REID_DATASETS)",
+    "dataset_type": "datasets.train",
+    "data.samples_per_gpu": _BATCH,
+    "data.workers_per_gpu": "dataloader.num_workers",
+    "data.train": "datasets.train",
+    "data.test": "datasets.test",
+    "total_epochs": "solver.max_epochs",
+    "evaluation.interval": "test.eval_period",
+    "checkpoint_config.interval": "checkpoint_period",
+    "log_config.interval": "log_period",
+    "log_interval": "log_period",
+    "optimizer_config.grad_clip": "solver.clip_grad_norm",
+    "optimizer_config.grad_clip.max_norm": "solver.clip_grad_norm",
+    "fp16": "solver.amp (fp16)",
     "work_dir": "output_dir",
     "randomness.seed": "seed",
     # options of the scripts of SpCL, Cluster Contrast and others
@@ -219,6 +251,43 @@ OUR_KEYS: Mapping[str, str] = {
 }
 """Key there -> key or keys here, joined by ` and `, with a remark in parentheses."""
 
+_FREEZING = "no part of the network is frozen by settings"
+_CENTERS = "there is no center loss"
+_MARGINS = "there is no classifier with a margin"
+
+NOT_HERE: Mapping[str, str] = {
+    "cudnn": "torch chooses cuDNN's algorithms",
+    "cudnn_benchmark": "torch chooses cuDNN's algorithms",
+    "default_scope": "PLUGINS names packages with parts",
+    "env_cfg": "seed and process_timeout are settings of their own",
+    "launcher": "torchrun starts several processes",
+    "model.cos_layer": _MARGINS,
+    "model.dist_train": "torchrun starts several processes",
+    "model.if_with_center": _CENTERS,
+    "model.jpm": "there is no jigsaw branch; TMGFHead has branches of parts",
+    "model.open_layers": _FREEZING,
+    "model.sie_view": "there are no embeddings of viewpoints",
+    "solver.center_loss_weight": _CENTERS,
+    "solver.center_lr": _CENTERS,
+    "solver.cosine_margin": _MARGINS,
+    "solver.cosine_scale": _MARGINS,
+    "solver.freeze_iters": _FREEZING,
+    "solver.heads_lr_factor": "biases alone have a rate of their own",
+    "solver.large_fc_lr": "biases alone have a rate of their own",
+    "solver.nesterov": "SGD has plain momentum",
+    "solver.swa": "there is no averaging of weights over epochs",
+    "solver.weight_decay_bias": "solver.weight_decay holds for every parameter",
+    "solver.weight_decay_norm": "solver.weight_decay holds for every parameter",
+    "test.dist_mat": "no matrix of distances is written",
+    "test.dist_metric": "features are unit vectors, for which both distances have one order",
+    "test.feat_norm": "features are always made unit vectors",
+    "test.normalize_feature": "features are always made unit vectors",
+    "test.precise_bn": "statistics of BatchNorm are those of training",
+    "train.fixbase_epoch": _FREEZING,
+    "train.open_layers": _FREEZING,
+}
+"""Key there -> what is so here instead of a setting."""
+
 
 def our_key(key: str, value: object = None) -> str:
     """A hint such as ` (here it is device)`, or an empty string for an unknown key.
@@ -232,9 +301,14 @@ def our_key(key: str, value: object = None) -> str:
     """
     if key in OUR_KEYS:
         return f" (here it is {OUR_KEYS[key]})"
+    if key in NOT_HERE:
+        return f" (there is no such setting here: {NOT_HERE[key]})"
     inside = [name for name in _keys_inside(key, value) if name in OUR_KEYS]
     hints = [f"{name} is {OUR_KEYS[name]}" for name in inside[:3]]
-    return f" (here {', '.join(hints)})" if hints else ""
+    if hints:
+        return f" (here {', '.join(hints)})"
+    missing = [name for name in _keys_inside(key, value) if name in NOT_HERE]
+    return f" (there is no {missing[0]} here: {NOT_HERE[missing[0]]})" if missing else ""
 
 
 def _keys_inside(key: str, value: object) -> Iterator[str]:

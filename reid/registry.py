@@ -9,7 +9,16 @@ from typing import Any
 
 from fvcore.common.registry import Registry
 
-from reid.checking import ConfigError, Range, Rule, check_type, nearest, shortened, type_name
+from reid.checking import (
+    ConfigError,
+    Range,
+    Rule,
+    check_type,
+    list_hint,
+    nearest,
+    shortened,
+    type_name,
+)
 from reid.other_frameworks import our_key
 
 __all__ = [
@@ -94,6 +103,14 @@ class Hook:
         """Restores what `state_dict` returned."""
 
 
+class MovedSpec(dict[str, Any]):
+    """A spec that was put into another one; messages name the key where it stands in the config."""
+
+    def __init__(self, spec: Mapping[str, Any], where: str) -> None:
+        super().__init__(spec)
+        self.where = where
+
+
 def build(registry: Registry, spec: object, where: str, **runtime: object) -> Any:
     """Builds the part that `spec` names, with the part's own signature as the schema.
 
@@ -113,10 +130,14 @@ def build(registry: Registry, spec: object, where: str, **runtime: object) -> An
     def build_inner(registry: Registry) -> Callable[[object, str], Any]:
         return lambda spec, where: build(registry, spec, where, **runtime)
 
+    where = spec.where if isinstance(spec, MovedSpec) else where
     part, options = _resolve(registry, spec, where, runtime, build_inner)
     facts = {key: runtime[key] for key in _parameters(part) if key in runtime}
     try:
-        return part(**facts, **options)
+        built = part(**facts, **options)
+        if isinstance(getattr(built, "config_key", None), str):
+            built.config_key = where  # for what it says of its options later
+        return built
     except ConfigError:
         raise
     except ValueError as error:
@@ -145,6 +166,7 @@ def check_spec(
     def check_inner(registry: Registry) -> Callable[[object, str], Any]:
         return lambda spec, where: facts.update(check_spec(registry, spec, where, runtime))
 
+    where = spec.where if isinstance(spec, MovedSpec) else where
     part, _ = _resolve(registry, spec, where, runtime, check_inner)
     return facts.union(_parameters(part)).intersection(runtime)
 
@@ -169,8 +191,8 @@ def _resolve(
     if name not in registry:
         raise ConfigError(
             f"{where}.name: {shortened(name)} is not registered in {registry._name}"
-            f"{nearest(name, known)}; known: {', '.join(known) or 'none'}. Is the package that "
-            "registers it in PLUGINS?"
+            f"{list_hint(name) or nearest(name, known)}; known: {', '.join(known) or 'none'}. Is "
+            "the package that registers it in PLUGINS?"
         )
     part: Callable[..., Any] = registry.get(name)
     parameters = _parameters(part)

@@ -11,7 +11,7 @@ import reid.projects.clustercontrast
 import reid.projects.tmgf  # noqa: F401  (registers the parts)
 from reid import registry
 from reid.config import load_config
-from reid.other_frameworks import OUR_KEYS, our_key
+from reid.other_frameworks import NOT_HERE, OUR_KEYS, our_key
 from reid.registry import ConfigError
 
 PARTS = {
@@ -26,7 +26,8 @@ def ours() -> list[str]:
     texts = (re.sub(r"[()]", " ", text) for text in OUR_KEYS.values())
     words = {word.strip(";:,") for text in texts for word in text.split()}
     keys = {word for word in words if re.fullmatch(r"[a-z_]+(\.[a-z_0-9]+)+", word)}
-    return sorted(keys | {text.split(" (")[0] for text in OUR_KEYS.values() if " and " not in text})
+    whole = {text.split(" (")[0] for text in OUR_KEYS.values()}
+    return sorted(keys | {text for text in whole if " and " not in text and "--" not in text})
 
 
 @pytest.mark.parametrize("key", ours())
@@ -44,7 +45,7 @@ def test_our_keys_exist(key: str) -> None:
 
 def test_no_key_of_the_table_is_ours() -> None:
     settings = load_config()
-    for key in OUR_KEYS:
+    for key in [*OUR_KEYS, *NOT_HERE]:
         node: object = settings
         for name in key.split("."):
             node = getattr(node, name, None) if not isinstance(node, dict) else None
@@ -58,3 +59,30 @@ def test_keys_inside_a_mapping_are_looked_up() -> None:
         " (here optim_wrapper.optimizer.lr is solver.base_lr, "
         "optim_wrapper.optimizer.type is solver.optimizer)"
     )
+
+
+@pytest.mark.parametrize(("pairs", "message"), [
+    (["SOLVER.NESTEROV", "True"],
+     "solver.nesterov: unknown key (there is no such setting here: SGD has plain momentum)"),
+    (["model.type", "BaseReID"],
+     "model.type: unknown key (here it is model.backbone and model.head)"),
+    (["train.fixbase_epoch", "5"], "train: unknown key (there is no train.fixbase_epoch here: no "),
+    (["SOLVER.SWA.ENABLED", "True"], "solver.swa: unknown key (there is no such setting here: "),
+    (["model.resume", "x"], "model.resume: unknown key (here it is the option --resume)"),
+    (["SOLVER.BASE_LRR", "1"], "solver.base_lrr: unknown key (did you mean 'solver.base_lr'?)"),
+    (["SOLVER.ZZZ", "1"], "solver.zzz: unknown key; known: solver.optimizer, "),
+    (["INPUT.SIZE", "(256, 128)"],
+     "input.size: expected [int, int], got '(256, 128)' (str); write a list as [256, 128]"),
+    (["SOLVER.MILESTONES", "(30,)"],
+     "solver.milestones: expected list[int], got '(30,)' (str); write a list as [30]"),
+])  # fmt: skip
+def test_habits_of_others_on_the_command_line(pairs: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, pairs)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).endswith(" (on the command line)")
+
+
+def test_a_tuple_of_names_leads_to_a_list() -> None:
+    with pytest.raises(ConfigError, match=r"DATASET; write a list as \['Market1501'\]; known: "):
+        registry.check_spec(registry.DATASET, "('Market1501',)", "datasets.test[0]")

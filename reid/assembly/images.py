@@ -12,6 +12,7 @@ import torch
 from reid import distributed
 from reid.assembly.cameras import Camera, renumber_cameras
 from reid.assembly.data import TrainImages, build_datasets, build_test_datasets
+from reid.assembly.hooks import build_evaluator
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
 from reid.data.datasets.joining import unique_names
@@ -126,7 +127,8 @@ def build_test_sets(
         config: Names the datasets.
         train: The training images, if they are built already.
         cameras: The model's cameras; None: it has none, or camera numbers stay as they are.
-        check: Leave out test sets that cannot be scored, with a warning.
+        check: Leave out test sets that the evaluator cannot score, with a warning; see
+            `Evaluator.needs_match`.
 
     Raises:
         ConfigError: A dataset is unknown or an option is wrong.
@@ -158,7 +160,9 @@ def build_test_sets(
         sets.append(
             QueryGallery(name, query, gallery, images, dataset.version, dataset.is_validation)
         )
-    return usable_test_sets(sets) if check else sets
+    if not check or not build_evaluator(config).needs_match:
+        return sets
+    return usable_test_sets(sets)
 
 
 def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:

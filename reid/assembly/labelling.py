@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from reid.config import Config
 from reid.labelling import Labeller
-from reid.registry import LABELLER, ConfigError, build
+from reid.registry import LABELLER, ConfigError, MovedSpec, build
 from reid.structures import ImageRecord
 
 
@@ -21,10 +21,13 @@ def labeller_spec(config: Config) -> dict[str, Any]:
         ConfigError: `clusterer` and `labeller.clusterer` are both set.
     """
     spec, clusterer = config.labeller, config.clusterer
-    if spec is None:
-        return {"name": "Clusters", "clusterer": clusterer} if clusterer else {"name": "Identities"}
+    if spec is None and not clusterer:
+        return {"name": "Identities"}
     if clusterer is None:
-        return dict(spec)
+        return dict(spec or {})
+    clusterer = MovedSpec(clusterer, "clusterer")
+    if spec is None:
+        return {"name": "Clusters", "clusterer": clusterer}
     if "clusterer" in spec:
         raise ConfigError("clusterer: labeller.clusterer is set too; remove one of the two")
     return {**spec, "clusterer": clusterer}

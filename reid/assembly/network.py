@@ -21,6 +21,7 @@ from reid.modeling.model import ReIDModel
 from reid.modeling.precision import keep_strided_convolutions_exact
 from reid.modeling.weights import (
     WeightsError,
+    is_cut_backbone,
     load_backbone_weights,
     load_weights,
     read_checkpoint,
@@ -53,12 +54,21 @@ def build_model(
     image_size: tuple[int, int],
     num_cameras: int,
     unseen_cameras: Sequence[int] = (),
+    *,
+    training: bool = True,
 ) -> ReIDModel:
     """Builds the network with its pre-trained backbone; does not load `model.weights` yet.
 
     The backbone's weights are loaded before the head is built, because a head may take over or copy
     layers of the backbone. If `model.weights` is set, `model.backbone_weights` is not read, because
     `model.weights` contains the backbone.
+
+    Args:
+        config: Of the run.
+        image_size: (H, W) in pixels.
+        num_cameras: Of the training images.
+        unseen_cameras: Those without a training image.
+        training: Warn if the backbone's weights were trained with other pixel statistics.
 
     Raises:
         ConfigError: A part is unknown or an option is wrong.
@@ -76,7 +86,8 @@ def build_model(
         path = config.model.backbone_weights
         report = load_backbone_weights(backbone, find_shipped(path))
         logger.info("Backbone weights from %s\n%s", path, report)
-        _warn_of_other_statistics(config.input, report.metadata, path)
+        if training:  # else `adopt_training` has told
+            _warn_of_other_statistics(config.input, report.metadata, path)
     head = build(HEAD, config.model.head, "model.head", backbone=backbone)
     return ReIDModel(backbone, head)
 
@@ -95,7 +106,7 @@ def build_trained_model(config: Config, image_size: tuple[int, int]) -> ReIDMode
             "Only the backbone's weights are given (%s): neck and head are untrained",
             config.model.backbone_weights,
         )
-        return build_model(config, image_size, 0)
+        return build_model(config, image_size, 0, training=False)
     if not config.model.weights:
         raise ConfigError("model.weights: expected a checkpoint to evaluate, but it is not set")
     state, _ = read_checkpoint(Path(config.model.weights))
@@ -132,7 +143,20 @@ def load_model_weights(
             name: carry_cameras(state[name], old, cameras, path) for name in names if name in state
         }
     tell_trained_size(model.backbone, metadata)
-    logger.info("Model weights from %s\n%s", path, load_weights(model, state, source=path))
+    try:
+        report = load_weights(model, state, source=path)
+    except WeightsError as error:
+        if any(name.startswith("head.") for name in state):
+            raise
+        raise WeightsError(f"{error}\n{_whole_model_hint(metadata)}") from error
+    logger.info("Model weights from %s\n%s", path, report)
+
+
+def _whole_model_hint(metadata: Mapping[str, str]) -> str:
+    if is_cut_backbone(metadata):
+        whole = metadata.get("source", "the whole model")
+        return f"This is a backbone alone; model.weights takes the model that it is of, {whole}"
+    return "This is a backbone alone: model.backbone_weights takes it"
 
 
 def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:

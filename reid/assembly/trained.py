@@ -76,7 +76,8 @@ def adopt_training(config: Config) -> None:
     """Adopts image size, pixel statistics, interpolation and network from `model.weights`.
 
     Settings that the config gives win; a warning names any difference in the input settings.
-    Weights without such metadata, for example from other code, change nothing.
+    Weights without such metadata, for example from other code, change nothing. With
+    `model.backbone_weights` alone, everything but the head is adopted from that file.
 
     Args:
         config: Changed in place.
@@ -84,14 +85,14 @@ def adopt_training(config: Config) -> None:
     Raises:
         WeightsError: The file is missing or broken, or its metadata is wrong.
     """
-    path = config.model.weights
+    path = config.model.weights or config.model.backbone_weights
     if not path:
         return
     metadata = read_metadata(Path(path))
     for name, key in _INPUT.items():
         if name in metadata:
-            _adopt_input(config, key, _read(metadata, name, path))
-    for name in ("backbone", "head"):
+            _adopt_input(config, key, _read(metadata, name, path), path)
+    for name in ("backbone", "head") if config.model.weights else ("backbone",):
         key = f"model.{name}"
         if name in metadata and not config.is_given(key):
             spec = _read(metadata, name, path)
@@ -113,7 +114,7 @@ def adopt_training(config: Config) -> None:
         ]
 
 
-def _adopt_input(config: Config, key: str, trained_with: Any) -> None:
+def _adopt_input(config: Config, key: str, trained_with: Any, path: str) -> None:
     ours = getattr(config.input, key)
     value = tuple(trained_with) if isinstance(trained_with, list) else trained_with
     if _same(ours, value):
@@ -124,7 +125,7 @@ def _adopt_input(config: Config, key: str, trained_with: Any) -> None:
             "%s is %s, but %s was trained with %s; results may be worse",
             where,
             _text(ours),
-            config.model.weights,
+            path,
             _text(value),
         )
         return
@@ -132,8 +133,8 @@ def _adopt_input(config: Config, key: str, trained_with: Any) -> None:
     try:
         type(config.input)(**vars(config.input))  # building it checks the values
     except ConfigError as error:
-        raise WeightsError(f"{config.model.weights}: its metadata: {error}") from error
-    logger.info("%s is %s, as %s was trained", where, _text(value), config.model.weights)
+        raise WeightsError(f"{path}: its metadata: {error}") from error
+    logger.info("%s is %s, as %s was trained", where, _text(value), path)
 
 
 def _same(one: Any, other: Any) -> bool:

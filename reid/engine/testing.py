@@ -99,7 +99,12 @@ def _score(
             part_of_progress(progress, len(query), *part) for part in ((0, 0.5), (0.5, 1))
         )
         evaluation = test_set.rank(
-            query, gallery, ap=evaluator.ap, details=details or Details(), progress=ranking
+            query,
+            gallery,
+            ap=evaluator.ap,
+            details=details or Details(),
+            needs_match=evaluator.needs_match,
+            progress=ranking,
         )
         evaluation = evaluator.rank_again(evaluation, scoring)
         numbers = {name: float(value) for name, value in evaluator(evaluation).items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -42,13 +43,13 @@ class RankingResult:
 
     @property
     def mAP(self) -> float:  # noqa: N802 - the name in the literature
-        """Mean average precision over the queries that have a match."""
-        return float(np.nanmean(self.average_precision))
+        """Mean average precision over the queries that have a match; NaN where none has one."""
+        return _mean(self.average_precision)
 
     @property
     def mINP(self) -> float:  # noqa: N802 - the name in the literature
-        """Mean inverse negative penalty over the queries that have a match."""
-        return float(np.nanmean(self.inverse_negative_penalty))
+        """Mean inverse negative penalty over the queries with a match; NaN where none has one."""
+        return _mean(self.inverse_negative_penalty)
 
     @property
     def num_valid(self) -> int:
@@ -63,13 +64,15 @@ class RankingResult:
     def rank(self, k: int) -> float:
         """Rank-k: the fraction of queries with a match among the first k.
 
-        A k above the gallery's size means the whole gallery.
+        A k above the gallery's size means the whole gallery; NaN where no query has a match.
 
         Raises:
             ValueError: k is below 1.
         """
         if k < 1:
             raise ValueError(f"k: expected 1 or more, got {k}")
+        if not self.num_valid:
+            return math.nan
         return int(((self.first_match_rank >= 0) & (self.first_match_rank < k)).sum()) / (
             self.num_valid
         )
@@ -246,3 +249,8 @@ class Evaluation:
     def text(self) -> str:
         """How the numbers were computed, in words."""
         return f"AP {self.ap}, {self.ranked_by}"
+
+
+def _mean(values: FloatArray) -> float:
+    known = values[~np.isnan(values)]
+    return float(np.mean(known)) if len(known) else math.nan

@@ -21,10 +21,14 @@ class Evaluator(ABC):
         ap: The kind of average precision that `rank` is to compute.
         metrics: Names of the numbers, in the order of a table's columns; empty: not known before
             the first evaluation.
+        needs_match: Whether it scores queries that have a match under Market-1501's rules alone, so
+            that a test set without any is left out before training. False for a protocol of its
+            own: such a set is scored too, and its `ranking` has NaN and -1 for each query.
     """
 
     ap: AP = "step"
     metrics: tuple[str, ...] = ()
+    needs_match: bool = True
 
     def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
         """The evaluation, ranked by the evaluator's own distances; the base class changes nothing.
@@ -87,6 +91,11 @@ class Market1501Evaluator(Evaluator):
         if query_expansion < 0 or not 0 <= alpha < math.inf:
             raise ValueError(
                 f"expected query_expansion and alpha of 0 or more, got {query_expansion}, {alpha}"
+            )
+        if k1 < 1 or k2 < 1 or not 0 <= original_weight <= 1:
+            raise ValueError(
+                "expected k1 and k2 of 1 or more and original_weight from 0 to 1, got "
+                f"{k1}, {k2}, {original_weight}"
             )
         self._query_expansion = query_expansion
         self._alpha = alpha

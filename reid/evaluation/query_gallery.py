@@ -64,6 +64,7 @@ class QueryGallery:
         *,
         ap: AP,
         details: Details,
+        needs_match: bool = True,
         progress: ProgressBar | None = None,
     ) -> Evaluation:
         """The evaluation of features of these images; see `reid.evaluation.ranking.rank`."""
@@ -74,6 +75,7 @@ class QueryGallery:
             details=details,
             query_paths=self.query_paths,
             gallery_paths=self.gallery_paths,
+            needs_match=needs_match,
             progress=progress,
         )
 

@@ -51,6 +51,7 @@ def rank(
     details: Details = _NOTHING,
     query_paths: Sequence[str] | None = None,
     gallery_paths: Sequence[str] | None = None,
+    needs_match: bool = True,
     progress: ProgressBar | None = None,
 ) -> Evaluation:
     """Ranks the gallery for each query by squared Euclidean distance, in float32.
@@ -66,11 +67,12 @@ def rank(
         query_paths: Q paths of the images, if they are known. With both lists, an image is never
             its own match; see `Relevance.of`.
         gallery_paths: G paths.
+        needs_match: Whether it is an error if no query has a match; see `Evaluator`.
         progress: Called with the number of queries done and of all queries, after each block.
 
     Raises:
         ValueError: An argument has a wrong shape or length or range, features are not finite, or
-            no query has a match.
+            no query has a match and `needs_match`.
     """
     relevance = Relevance.of(query, gallery, query_paths, gallery_paths)
     features = comparable_features(query.test, gallery.test)
@@ -79,7 +81,7 @@ def rank(
     watchers = [*collected.watchers, *([similarities] if similarities else [])]
     show_blocks(distance_blocks(*features), watchers, len(query), progress)
     evaluation = Evaluation(
-        query, gallery, relevance, collected.ranking(), ap, EUCLIDEAN, details,
+        query, gallery, relevance, collected.ranking(needs_match), ap, EUCLIDEAN, details,
         similarities=similarities.similarities() if similarities else None,
         query_paths=query_paths, gallery_paths=gallery_paths,
     )  # fmt: skip
@@ -111,7 +113,8 @@ def rank_again(
     sizes = len(evaluation.query), len(evaluation.gallery)
     collected = _Collected(relevance, ap, evaluation.details, max_rank)
     show_blocks(checked_blocks(blocks, *sizes), collected.watchers, sizes[0], None)
-    again = replace(evaluation, ranking=collected.ranking(), ap=ap, ranked_by=ranked_by)
+    ranking = collected.ranking(needs_match=evaluation.ranking.num_valid > 0)
+    again = replace(evaluation, ranking=ranking, ap=ap, ranked_by=ranked_by)
     return collected.added_to(again)
 
 
@@ -244,13 +247,13 @@ class _Collected:
             self._lists = _Lists(relevance, rows, details.list_length)
             self.watchers += self._lists.watchers
 
-    def ranking(self) -> RankingResult:
+    def ranking(self, needs_match: bool = True) -> RankingResult:
         """The ranking; warns of ties.
 
         Raises:
-            ValueError: No query has a match.
+            ValueError: No query has a match and `needs_match`.
         """
-        result, given = self._ranks.result(self._max_rank), self._relevance
+        result, given = self._ranks.result(self._max_rank, needs_match), self._relevance
         wrong = len(given.gallery_pids) - len(given.junk) - (given.end - given.start)
         tied = int((result.ties > _TIED_SHARE * wrong).sum())
         if tied:

@@ -66,11 +66,12 @@ def evaluate_features(
 
     Returns:
         `numbers`: those of the evaluator. `TPR@FPR`: verification by Euclidean distance, whatever
-        the evaluator ranks by. And the entries of `ranking_details`.
+        the evaluator ranks by; empty if no query has a match. And the entries of
+        `ranking_details`.
 
     Raises:
         ConfigError: The evaluator or an option is unknown or wrong.
-        ValueError: No query has a match, or features are not finite.
+        ValueError: No query has a match and the evaluator needs one, or features are not finite.
     """
     spec = _evaluator_spec(evaluator, options)
     scorer = cast(Evaluator, build(EVALUATOR, spec, "evaluator"))
@@ -83,25 +84,29 @@ def evaluate_features(
         details=Details(camera_pairs=True, similarities=True),
         query_paths=query_paths,
         gallery_paths=gallery_paths,
+        needs_match=scorer.needs_match,
         progress=ranking,
     )
     counts = evaluation.counts
-    if counts.ignored:
+    if counts.ignored and scorer.needs_match:
         logger.warning(evaluation.relevance.ignored_text(counts))
     evaluation = scorer.rank_again(evaluation, scoring)
     numbers = scorer(evaluation)
     if progress is not None:
         progress(len(query), len(query))
-    assert evaluation.similarities is not None
-    rates = evaluation.similarities.true_positive_rates(_FALSE_POSITIVE_RATES)
     return {
         "evaluator": spec,
         "numbers": numbers,
-        "TPR@FPR": {
-            f"{rate:g}": float(value)
-            for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
-        },
+        "TPR@FPR": _verification(evaluation) if counts.with_match else {},
         **ranking_details(evaluation),
+    }
+
+
+def _verification(evaluation: Evaluation) -> dict[str, float]:
+    assert evaluation.similarities is not None
+    rates = evaluation.similarities.true_positive_rates(_FALSE_POSITIVE_RATES)
+    return {
+        f"{rate:g}": float(value) for rate, value in zip(_FALSE_POSITIVE_RATES, rates, strict=True)
     }
 
 

@@ -128,16 +128,21 @@ class QueryRanks:
             self._ties[rows],
         )
 
-    def result(self, max_rank: int) -> RankingResult:
+    def result(self, max_rank: int, needs_match: bool = True) -> RankingResult:
         """The ranking, once all blocks were seen.
+
+        Args:
+            max_rank: Length of the CMC curve.
+            needs_match: Whether it is an error if no query has a match; else the CMC is NaN.
 
         Raises:
             ValueError: No query has a match.
         """
         first = self._first[self._first >= 0]
-        if not len(first):
+        if needs_match and not len(first):
             raise ValueError(f"no query has a match: {self._relevance.why_no_match()}")
-        cmc = np.cumsum(np.bincount(first[first < max_rank], minlength=max_rank)) / len(first)
+        found = np.cumsum(np.bincount(first[first < max_rank], minlength=max_rank))
+        cmc = found / len(first) if len(first) else np.full(max_rank, np.nan)
         return RankingResult(
             self.average_precision,
             self._penalty,

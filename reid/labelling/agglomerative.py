@@ -96,13 +96,13 @@ class Agglomerative(FeatureClusterer):
     def how_to_loosen(self) -> str:
         """What to change for fewer outliers."""
         return (
-            f"raise clusterer.distance_threshold ({self._distance_threshold}) or lower "
-            f"clusterer.min_cluster_size ({self._min_cluster_size})"
+            f"raise {self.config_key}.distance_threshold ({self._distance_threshold}) or lower "
+            f"{self.config_key}.min_cluster_size ({self._min_cluster_size})"
         )
 
     def how_to_tighten(self) -> str:
         """What to change for smaller clusters."""
-        return f"lower clusterer.distance_threshold ({self._distance_threshold})"
+        return f"lower {self.config_key}.distance_threshold ({self._distance_threshold})"
 
 
 def _average_linkage(distances: scipy.sparse.csr_matrix, threshold: float) -> Labels:

@@ -110,9 +110,14 @@ class FeatureClusterer(ABC):
         outliers: `drop`: they are not trained on. `nearest`: each joins the cluster whose mean
             feature is most similar. `singleton`: each is a cluster of its own.
 
+    Attributes:
+        config_key: Where its options stand in the config, for messages; `build` sets it.
+
     Raises:
         ValueError: `outliers` is none of these words.
     """
+
+    config_key = "clusterer"
 
     def __init__(self, outliers: Outliers) -> None:
         if outliers not in ("drop", "nearest", "singleton"):

@@ -75,13 +75,13 @@ class HDBSCAN(FeatureClusterer):
     def how_to_loosen(self) -> str:
         """What to change for fewer outliers."""
         return (
-            f"lower clusterer.min_cluster_size ({self._min_cluster_size}) or "
-            f"clusterer.min_samples ({self._min_samples})"
+            f"lower {self.config_key}.min_cluster_size ({self._min_cluster_size}) or "
+            f"{self.config_key}.min_samples ({self._min_samples})"
         )
 
     def how_to_tighten(self) -> str:
         """What to change for smaller clusters."""
-        return f"lower clusterer.min_cluster_size ({self._min_cluster_size})"
+        return f"lower {self.config_key}.min_cluster_size ({self._min_cluster_size})"
 
 
 def _joined_graph(distances: scipy.sparse.csr_matrix, least: int) -> scipy.sparse.csr_matrix:

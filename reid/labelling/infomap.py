@@ -124,10 +124,10 @@ class Infomap(FeatureClusterer):
     def how_to_loosen(self) -> str:
         """What to change for fewer outliers."""
         return (
-            f"lower clusterer.min_similarity ({self._min_similarity}) or "
-            f"clusterer.min_cluster_size ({self._min_cluster_size})"
+            f"lower {self.config_key}.min_similarity ({self._min_similarity}) or "
+            f"{self.config_key}.min_cluster_size ({self._min_cluster_size})"
         )
 
     def how_to_tighten(self) -> str:
         """What to change for smaller clusters."""
-        return f"raise clusterer.min_similarity ({self._min_similarity})"
+        return f"raise {self.config_key}.min_similarity ({self._min_similarity})"

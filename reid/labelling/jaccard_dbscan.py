@@ -101,13 +101,13 @@ class JaccardDBSCAN(FeatureClusterer):
     def how_to_loosen(self) -> str:
         """What to change for fewer outliers."""
         return (
-            f"raise clusterer.eps ({self._shown_eps()}) or lower clusterer.min_samples "
-            f"({self._min_samples})"
+            f"raise {self.config_key}.eps ({self._shown_eps()}) or lower "
+            f"{self.config_key}.min_samples ({self._min_samples})"
         )
 
     def how_to_tighten(self) -> str:
         """What to change for smaller clusters."""
-        return f"lower clusterer.eps ({self._shown_eps()})"
+        return f"lower {self.config_key}.eps ({self._shown_eps()})"
 
     def _shown_eps(self) -> str:
         return str(self._eps) if self._chosen is None else f"auto chose {self._chosen:g}"

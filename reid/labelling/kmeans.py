@@ -64,8 +64,8 @@ class KMeans(FeatureClusterer):
 
     def how_to_loosen(self) -> str:
         """What to change for larger clusters; there are no outliers."""
-        return f"lower clusterer.num_clusters ({self._num_clusters})"
+        return f"lower {self.config_key}.num_clusters ({self._num_clusters})"
 
     def how_to_tighten(self) -> str:
         """What to change for smaller clusters."""
-        return f"raise clusterer.num_clusters ({self._num_clusters})"
+        return f"raise {self.config_key}.num_clusters ({self._num_clusters})"

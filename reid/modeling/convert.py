@@ -35,6 +35,7 @@ class Conversion:
         missing: Names that the output should have, but that have no source.
         metadata: Metadata of the output.
         parameters: How many numbers the output holds.
+        lacks: Why the output cannot be loaded alone, and what to do; empty if it can.
     """
 
     written: Format
@@ -44,6 +45,7 @@ class Conversion:
     missing: tuple[str, ...]
     metadata: dict[str, str]
     parameters: int
+    lacks: str = ""
 
     def __str__(self) -> str:
         lines = [f"format      {self.written.name} ({self.written.project})"]
@@ -60,6 +62,7 @@ class Conversion:
         for title, found in (("unmapped", self.unmapped), ("missing", self.missing)):
             lines.append(f"{title:<11} {len(found)}{': ' + _listed(found) if found else ''}")
         lines += [f"metadata    {key}: {value}" for key, value in self.metadata.items()]
+        lines += [f"WARNING     {self.lacks}"] if self.lacks else []
         return "\n".join(lines)
 
 
@@ -122,13 +125,30 @@ def convert_weights(
     if half:
         kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
     _check_finite(source, kept, " in half precision" if half else "")
-    metadata = {key: value for key, value in old_metadata.items() if key != "num_cameras"}
+    gone = ("num_cameras", "cameras") if part == "backbone" else ("num_cameras",)
+    metadata = {key: value for key, value in old_metadata.items() if key not in gone}
     metadata |= _metadata(source, state, kept, written, statistics)
     size = {} if image_size is None else {"image_size": json.dumps(list(image_size))}
     metadata |= {"part": part, **({"url": url} if url else {}), **size}
     save_weights(output, kept, metadata)
     parameters = sum(tensor.numel() for tensor in kept.values())
-    return Conversion(written, renamed, left_out, unmapped, missing, metadata, parameters)
+    lacks = _lacking_layers(kept, old_metadata, source) if part == "backbone" else ""
+    return Conversion(written, renamed, left_out, unmapped, missing, metadata, parameters, lacks)
+
+
+def _lacking_layers(kept: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path) -> str:
+    """Says that the head holds the backbone's last layers, if so; else an empty text."""
+    try:
+        depth = json.loads(metadata.get("backbone", "{}")).get("depth")
+    except (ValueError, AttributeError, RecursionError):
+        return ""
+    blocks = {name.split(".")[3] for name in kept if name.startswith("backbone.net.blocks.")}
+    if type(depth) is not int or not 0 < len(blocks) < depth:
+        return ""
+    return (
+        f"{depth - len(blocks)} of {depth} layers are in the head, so this backbone cannot be "
+        f"loaded alone: go on from the whole model with MODEL.WEIGHTS {source}"
+    )
 
 
 def _translate(source: Path, state: Mapping[str, Tensor], written: Format) -> Translation:

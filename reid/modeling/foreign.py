@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 import re
 import struct
 import tarfile
@@ -20,6 +21,13 @@ _BROKEN = (
 )  # fmt: skip
 _WEIGHTS = (".pth", ".pt", ".safetensors", ".bin", ".ckpt", ".tar", ".pth.tar")
 _TAKE_IT = "use the checkpoint that it was made from (.pth, .pt, .safetensors)"
+# `torch.save` wrote this before everything else until torch 1.6.
+_MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)[2:-1]
+_SHORTEST = 2 + len(_MAGIC)
+_PLAIN_PICKLE = (
+    "a plain pickle (pickle.dump), not a file of torch.save. Reading it could run code: if you "
+    "trust it, load it yourself and save its tensors with torch.save"
+)
 # For files whose content proves nothing.
 _BY_NAME = (
     (r"\.(pb|pbtxt|meta|index|data-\d+-of-\d+)$", "a TensorFlow model by its name"),
@@ -41,8 +49,10 @@ def name_foreign_file(path: Path) -> str:
     if path.is_dir():
         return _name_folder(path)
     head = read_head(path)
-    if is_safetensors(head) or head[:1] == b"\x80":  # a pickle
+    if is_safetensors(head):
         return ""
+    if head[:1] == b"\x80":  # a pickle
+        return "" if _MAGIC in head[:64] or len(head) < _SHORTEST else _PLAIN_PICKLE
     if head[:2] == b"PK":
         return _name_archive(path)
     if head[257:262] == b"ustar" and _tar_names(path) & {"storages", "tensors"}:

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import pickle
+import re
 import struct
 import tarfile
 import zipfile
@@ -128,15 +129,16 @@ def read_checkpoint(path: Path) -> tuple[NamedTensors, dict[str, str]]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty for other files.
+    """The metadata of a safetensors file, whatever its name; empty for other files.
 
     Raises:
         WeightsError: The file is missing or broken.
     """
-    if path.suffix != ".safetensors":
-        return {}
 
     def read(name: str) -> dict[str, str]:
+        if not is_safetensors(read_head(name)):
+            return {}
+        check_safetensors_file(Path(name))
         with safe_open(name, "pt") as file:
             return dict(file.metadata() or {})
 
@@ -332,10 +334,22 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
             left_out=state.left_out,
         )
     except WeightsError as error:
-        if not any(name.startswith("head.") for name in state):
+        if any(name.startswith("head.") for name in state):
+            hint = "This is a whole model: model.weights takes it"
+        elif is_cut_backbone(metadata):
+            hint = (
+                "The missing layers are in the head of the model that this backbone was taken "
+                f"from: model.weights takes that model, {metadata.get('source', 'the whole file')}"
+            )
+        else:
             raise
-        raise WeightsError(f"{error}\nThis is a whole model: model.weights takes it") from error
+        raise WeightsError(f"{error}\n{hint}") from error
     return replace(report, metadata=metadata)
+
+
+def is_cut_backbone(metadata: Mapping[str, str]) -> bool:
+    """Whether a file is the backbone alone of a model that was trained here."""
+    return metadata.get("part") == "backbone" and "head" in metadata
 
 
 def tell_trained_size(backbone: nn.Module, metadata: Mapping[str, str]) -> None:
@@ -443,10 +457,10 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
     try:
         return reader(str(path))
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0] if str(error) else "broken pickle"
         raise WeightsError(
-            f"{path}: cannot be read as plain tensors, and is not read in any other way since "
-            f"that could run code ({reason}); convert it to safetensors where you trust it"
+            f"{path}: holds more than plain tensors{_named_object(error)}, and is not read since "
+            "that could run code; where you trust it, save its state_dict(), or its tensors, with "
+            "torch.save"
         ) from error
     except RefusedError as error:
         raise WeightsError(f"{path}: is refused: {error}") from error
@@ -455,6 +469,12 @@ def _read(path: Path, reader: Callable[[str], Any]) -> Any:
         raise WeightsError(
             f"{path}: is broken or cut off ({reason}); take an earlier or another copy"
         ) from error
+
+
+def _named_object(error: pickle.UnpicklingError) -> str:
+    """What torch refused to build; its own message is long and advises to build it all the same."""
+    named = re.search(r"(?:GLOBAL|class|function|global) ([\w.]{3,100})", str(error))
+    return f", such as {named[1]}" if named else ""
 
 
 def _read_safetensors(name: str) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -67,11 +67,12 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
         place_model(model, config, device)
         lists = config.test.ranked_lists
-        scores, failed = _evaluate_each(model, test_sets, build_evaluator(config), device, lists)
+        evaluator = build_evaluator(config)
+        scores, failed = _evaluate_each(model, test_sets, evaluator, device, lists)
         if scores:
             weights = config.model.weights or config.model.backbone_weights
             rows = [(name, weights, each.numbers) for name, each in scores.items()]
-            counts = {name: each.counts for name, each in scores.items()}
+            counts = {name: each.counts for name, each in scores.items() if evaluator.needs_match}
             logger.info("Results\n%s", results_table(rows, counts))
         if distributed.is_main() and scores:
             content = {

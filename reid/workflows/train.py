@@ -49,8 +49,8 @@ _FILES = {
     FINAL_MODEL: "weights at the end",
     CHECKPOINTS: "checkpoints for --resume",
 }
-_ENDS_WITH = (FINAL_MODEL, "results.json")
-"""The files that a run writes last."""
+_ENDS_WITH = ("results.json", REPORT)
+"""The files that a run writes last; a run without a test set has no results.json."""
 _REPORTS = "nonfinite_*.json"
 _EVENTS = "events.out.tfevents.*"
 
@@ -94,7 +94,7 @@ def train(
             if resume and checkpoint is None:
                 logger.warning("%s holds no checkpoint: training starts over", output_dir)
             if checkpoint is not None:
-                if _is_done(output_dir, checkpoint[1].get("epoch"), config.solver.max_epochs):
+                if _is_done(output_dir, *checkpoint, config.solver.max_epochs):
                     return
                 _compare_configs(output_dir / "config.yaml", config, allow_config_change)
             writer = MetricWriter(output_dir)
@@ -206,11 +206,17 @@ def _last_checkpoint(output_dir: Path) -> str:
     return f"{paths[0]} holds the last whole epoch: --resume goes on from it"
 
 
-def _is_done(output_dir: Path, epoch: object, max_epochs: int) -> bool:
+def _is_done(output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_epochs: int) -> bool:
     """Whether a run has trained all epochs and written all files."""
+    epoch = state.get("epoch")
     if type(epoch) is not int or epoch < max_epochs:
         return False
-    if epoch == max_epochs and not all((output_dir / name).exists() for name in _ENDS_WITH):
+
+    def written(name: str) -> bool:  # since this checkpoint, and not when fewer epochs were asked
+        path = output_dir / name
+        return path.exists() and path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
+
+    if epoch == max_epochs and not (written(FINAL_MODEL) and any(map(written, _ENDS_WITH))):
         return False
     logger.warning(
         "All %d epochs are done, so there is nothing to train; to train longer, raise "

@@ -144,3 +144,9 @@ def test_query_expansion_by_hand() -> None:
 def test_ranks_are_checked() -> None:
     with pytest.raises(ValueError, match="ranks: expected one or more numbers from 1"):
         Market1501Evaluator(ranks=[0])
+
+
+@pytest.mark.parametrize("option", [{"k1": 0}, {"k2": 0}, {"original_weight": 1.5}])
+def test_options_of_reranking_are_checked_before_training(option: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match="k1 and k2 of 1 or more and original_weight from 0 to 1"):
+        Market1501Evaluator(reranking=True, **option)  # type: ignore[arg-type]

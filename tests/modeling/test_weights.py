@@ -16,6 +16,7 @@ from reid.modeling.weights import (
     load_checkpoint,
     load_weights,
     read_checkpoint,
+    read_metadata,
     save_checkpoint,
     save_weights,
 )
@@ -117,9 +118,25 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"model": Evil()}, path)
     with pytest.raises(WeightsError, match=r"evil\.pth: .*could run code"):
         read_checkpoint(path)
-    path.write_bytes(pickle.dumps({"model": Evil()}, 2))
-    with pytest.raises(WeightsError, match=r"evil\.pth"):
-        read_checkpoint(path)
+    for protocol in (2, 4):
+        path.write_bytes(pickle.dumps({"model": Evil()}, protocol))
+        plain = r"evil\.pth: is a plain pickle \(pickle\.dump\), .*could run code"
+        with pytest.raises(WeightsError, match=plain):
+            read_checkpoint(path)
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_whole_network_in_a_file_is_named(tmp_path: Path, new: bool) -> None:
+    torch.save(network(), tmp_path / "m.pth", _use_new_zipfile_serialization=new)
+    with pytest.raises(WeightsError) as caught:
+        read_checkpoint(tmp_path / "m.pth")
+    assert str(caught.value) == (
+        f"{tmp_path / 'm.pth'}: holds more than plain tensors, such as "
+        "torch.nn.modules.container.Sequential, and is not read since that could run code; where "
+        "you trust it, save its state_dict(), or its tensors, with torch.save"
+    )
+    torch.save(values(network()), tmp_path / "m.pth", _use_new_zipfile_serialization=new)
+    assert len(read_checkpoint(tmp_path / "m.pth")[0]) == len(network().state_dict())
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
@@ -212,3 +229,15 @@ def test_tensors_without_numbers_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(3, device="meta")}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match=r"odd\.pth.*w is no plain tensor"):
         read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_metadata_are_told_by_content_whatever_the_file_is_called(tmp_path: Path) -> None:
+    state = {"a": torch.ones(2)}
+    save_weights(tmp_path / "a.safetensors", state, {"image_size": "[96, 48]"})
+    renamed = (tmp_path / "a.safetensors").rename(tmp_path / "a.pth")
+    assert read_metadata(renamed) == {"image_size": "[96, 48]"}
+    torch.save(state, tmp_path / "b.safetensors")
+    assert read_metadata(tmp_path / "b.safetensors") == {}
+    (tmp_path / "cut.pt").write_bytes(renamed.read_bytes()[:40])
+    with pytest.raises(WeightsError, match=r"cut\.pt: is broken or cut off"):
+        read_metadata(tmp_path / "cut.pt")

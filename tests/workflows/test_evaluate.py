@@ -20,6 +20,7 @@ from reid.evaluation import extract, ranking
 from reid.evaluation.evaluation import Evaluation
 from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.ranking_kernels import Distances
+from reid.evaluation.report import evaluate_file, report_text
 from reid.registry import EVALUATOR
 from reid.structures import DataError, FeatureSet, ImageRecord, ProgressBar
 from reid.workflows.evaluate import evaluate
@@ -54,6 +55,23 @@ class RaisesFor(Evaluator):
         if len(evaluation.query) >= self._queries:
             raise LookupError("no frames")
         return {"mAP": evaluation.ranking.mAP}
+
+
+@EVALUATOR.register()
+class SameCameraToo(Evaluator):
+    """Share of queries whose nearest gallery image is of their identity, whatever the camera."""
+
+    metrics = ("nearest",)
+    needs_match = False
+
+    def __call__(
+        self, evaluation: Evaluation, progress: ProgressBar | None = None
+    ) -> dict[str, float]:
+        assert np.isnan(evaluation.ranking.mAP)
+        assert np.isnan(evaluation.ranking.rank(1))
+        query, gallery = evaluation.query, evaluation.gallery
+        nearest = (query.test @ gallery.test.T).argmax(1)
+        return {"nearest": float((gallery.pids[nearest] == query.pids).float().mean())}
 
 
 @pytest.fixture(scope="module")
@@ -240,3 +258,34 @@ def test_eval_only_reports_a_failure_after_the_other_figures(root: Path, finishe
     assert written["small"]["numbers"]["mAP"] > 0
     assert written["failed"].keys() == {"SyntheticPersons"}
     assert torch.isfinite(torch.tensor(written["small"]["per_query_AP"])).all()
+
+
+def test_an_evaluator_of_its_own_protocol_scores_a_set_without_a_match(
+    root: Path, finished: Path, tmp_path: Path
+) -> None:
+    spec = one_camera(root)
+    own = ("TEST.EVALUATOR", "SameCameraToo", "TEST.BEST_METRIC", "nearest")
+    train(config(root, "own", "DATASETS.TEST", f"[{spec}]", *own))
+    log = (root / "own" / "log.txt").read_text()
+    assert "no match" not in log
+    assert "queries that count" not in log
+    (final,) = json.loads((root / "own" / "results.json").read_text())["final"]
+    assert 0 <= final["numbers"]["nearest"] <= 1
+    assert final["counts"]["queries"]["with_match"] == 0
+    assert set(final["per_query_AP"]) == {None}
+    assert (root / "own" / "model_best.safetensors").is_file()
+    assert (root / "own" / "ranked_lists.png").is_file()
+    weights = ("MODEL.WEIGHTS", root / "own" / "model_final.safetensors")
+    found = evaluate(config(root, "eval_own", "DATASETS.TEST", f"[{spec}]", *own, *weights))
+    assert found["one_camera"] == pytest.approx(final["numbers"])
+    # features of other code
+    ids = {"query_pids": [1, 2], "query_camids": [0, 0], "gallery_pids": [1, 2]}
+    arrays = {name: np.array(value) for name, value in (ids | {"gallery_camids": [0, 0]}).items()}
+    features = {"query_feat": np.eye(2), "gallery_feat": np.eye(2)}
+    np.savez(tmp_path / "f.npz", **arrays, **features)
+    report = evaluate_file(tmp_path / "f.npz", evaluator="SameCameraToo")
+    assert report["numbers"] == {"nearest": 1}
+    assert report["TPR@FPR"] == {}
+    assert "nearest" in report_text(report)
+    with pytest.raises(ValueError, match="no query has a match: all images are of camera 0"):
+        evaluate_file(tmp_path / "f.npz")

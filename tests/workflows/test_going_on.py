@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from reid.config import load_config
-from reid.modeling.weights import read_checkpoint, read_metadata
+from reid.modeling.convert import convert_weights
+from reid.modeling.weights import WeightsError, read_checkpoint, read_metadata
 from reid.workflows.evaluate import evaluate
 from reid.workflows.train import train
 
@@ -124,3 +125,36 @@ def test_a_backbone_without_its_head_can_be_evaluated(root: Path, weights: Path)
     evaluate(load_config(root / "base.yaml", pairs))
     line = f"Only the backbone's weights are given ({path}): neck and head are untrained"
     assert line in log_of(root, "alone")
+    # its file knows size and statistics, whatever it is called
+    (root / "bare.yaml").write_text("DATALOADER: {NUM_WORKERS: 0}\nDEVICE: cpu\n")
+    renamed = root / "resnet" / "renamed.pth"
+    renamed.write_bytes(Path(path).read_bytes())
+    train_set = load_config(root / "base.yaml").datasets.train
+    spec = "{" + ", ".join(f"{k.upper()}: {v}" for k, v in train_set.items()) + "}"
+    bare = ["DATASETS.TEST", spec, "MODEL.BACKBONE_WEIGHTS", str(renamed)]
+    bare += ["OUTPUT_DIR", str(root / "bare_alone")]
+    evaluate(load_config(root / "bare.yaml", bare))
+    log = log_of(root, "bare_alone")
+    assert f"input.size is [48, 32], as {renamed} was trained" in log
+    assert not [line for line in log if line.startswith("WARNING")]
+    evaluate(load_config(root / "bare.yaml", [*bare, "INPUT.PIXEL_MEAN", "[0.1, 0.1, 0.1]"]))
+    assert [line for line in log_of(root, "bare_alone") if line.startswith("WARNING")] == [
+        f"WARNING: input.pixel_mean is [0.1, 0.1, 0.1], but {renamed} was trained with "
+        "[0.4, 0.4, 0.4]; figures may fall"
+    ]
+
+
+def test_a_backbone_whose_head_has_the_last_layer_leads_to_the_whole_model(
+    root: Path, weights: Path
+) -> None:
+    cut = root / "cut.safetensors"
+    report = str(convert_weights(weights, cut, part="backbone"))
+    assert "WARNING     1 of 2 layers are in the head, so that this backbone" in report
+    assert report.endswith(f"go on from the whole model with MODEL.WEIGHTS {weights}")
+    assert "cameras" not in read_metadata(cut)
+    whole = r"model\.weights takes that model, model_final\.safetensors$"
+    with pytest.raises(WeightsError, match=whole):
+        go_on(root, "cut", "DATASETS.TRAIN", OTHERS, "MODEL.BACKBONE_WEIGHTS", str(cut))
+    alone = r"This is a backbone alone; model\.weights takes the model that it is of, model_final"
+    with pytest.raises(WeightsError, match=alone):
+        go_on(root, "cut", "DATASETS.TRAIN", OTHERS, "MODEL.WEIGHTS", str(cut))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -280,3 +281,35 @@ def test_mixed_precision_clipping_and_accumulation(folder: Path, amp: str) -> No
     train(config(folder, "supervised", f"amp_{amp}", *pairs))
     assert all(bool(torch.isfinite(w).all()) for w in
                weights(folder / f"amp_{amp}" / "model_final.safetensors").values())  # fmt: skip
+
+
+def test_resume_of_a_finished_run_says_so_with_and_without_a_test_set(
+    finished: Path, folder: Path
+) -> None:
+    (folder / "list").mkdir()
+    for number in range(16):
+        Image.new("RGB", (16, 32), (16 * number, 90, 40)).save(folder / "list" / f"{number}.png")
+    rows = "".join(f"{number}.png,{number // 4},{number % 2},train\n" for number in range(16))
+    (folder / "list" / "list.csv").write_text(f"path,pid,camid,split\n{rows}")
+    alone = ("DATASETS.TRAIN", f"{{NAME: CSV, PATH: {folder / 'list' / 'list.csv'}}}")
+    train(config(folder, "supervised", "alone", *alone, "SOLVER.MAX_EPOCHS", 2))
+    assert not (folder / "alone" / "results.json").exists()
+    for name, epochs, pairs in (("finished", 3, ()), ("alone", 2, alone)):
+        log = folder / name / "log.txt"
+        before, length = weights(folder / name / "model_final.safetensors"), len(log.read_text())
+        for asked in (epochs, 1):
+            settings = config(folder, "supervised", name, *pairs, "SOLVER.MAX_EPOCHS", asked)
+            train(settings, resume=True, allow_config_change=True)
+        added = log.read_text()[length:]
+        line = f"all {epochs} epochs are done: nothing to train; SOLVER.MAX_EPOCHS above {epochs}"
+        assert added.count(line) == 2
+        assert "Model backbone" not in added  # nothing was built
+        assert load_config(folder / name / "config.yaml").solver.max_epochs == epochs
+        after = weights(folder / name / "model_final.safetensors")
+        assert all(torch.equal(after[key], value) for key, value in before.items())
+    # what an earlier, shorter run wrote last does not count as written
+    checkpoint = folder / "alone" / "checkpoint_0002.pth"
+    os.utime(checkpoint, ns=(checkpoint.stat().st_atime_ns, checkpoint.stat().st_mtime_ns + 10**12))
+    before = (folder / "alone" / "report.html").stat().st_mtime_ns
+    train(config(folder, "supervised", "alone", *alone, "SOLVER.MAX_EPOCHS", 2), resume=True)
+    assert (folder / "alone" / "report.html").stat().st_mtime_ns > before

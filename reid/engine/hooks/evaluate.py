@@ -151,7 +151,8 @@ class Evaluate(Hook):
 
     def _note(self, trainer: Trainer, name: str, scores: Scores) -> None:
         numbers = scores.numbers
-        self._counts[name] = scores.counts
+        if self._evaluator.needs_match:  # a protocol of its own counts other queries
+            self._counts[name] = scores.counts
         self._details[name] = scores.details
         entry: dict[str, Any] = {"test_set": name, "epoch": trainer.epoch, "numbers": numbers}
         if any(test.is_validation for test in self._test_sets if test.name == name):
