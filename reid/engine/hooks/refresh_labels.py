@@ -19,7 +19,7 @@ from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.losses import Criterion
-from reid.registry import Hook
+from reid.registry import Hook, shortened
 from reid.structures import FeatureSet, PseudoLabels
 
 logger = logging.getLogger(__name__)
@@ -113,18 +113,26 @@ class RefreshPseudoLabels(Hook):
             state["labeller"] = labeller
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the last labels back.
+    def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
+        """Checks the last labels.
 
         Raises:
-            ValueError: They are of another number of images.
+            ValueError: They are none, or of another number of images.
         """
-        self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
-        if self._last is not None and len(self._last) != len(self._images.records):
+        if not isinstance(state.get("labeller", {}), Mapping):
+            raise ValueError(f"labeller: expected a mapping, got {shortened(state['labeller'])}")
+        if "labels" not in state:
+            return
+        labels = PseudoLabels(**state["labels"])
+        if len(labels) != len(self._images.records):
             raise ValueError(
-                f"the checkpoint is of a run on {len(self._last):,} training images, there are "
+                f"the checkpoint is of a run on {len(labels):,} training images, there are "
                 f"{len(self._images.records):,} now"
             )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the last labels back."""
+        self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
 
     def _log(
