@@ -36,6 +36,15 @@ def init_process_group(device: torch.device, timeout: timedelta = timedelta(minu
             _control = dist.new_group(backend="gloo", timeout=timeout)
 
 
+def is_started_beside_main() -> bool:
+    """Whether torchrun has started this process as another than the main one of its group.
+
+    Known before the group is joined. A `RANK` alone, as launchers of other programs leave it in
+    their environment, says nothing.
+    """
+    return "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
+
+
 def destroy_process_group() -> None:
     """Leaves the group, if there is one."""
     global _control

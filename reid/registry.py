@@ -99,6 +99,18 @@ class Hook:
         """State to keep in checkpoints: numbers, strings, tensors, and lists and dicts of them."""
         return {}
 
+    def check_state(self, state: Mapping[str, Any], trainer: Any, epoch: int) -> None:
+        """Checks what `load_state_dict` is to get, before anything of a checkpoint is loaded.
+
+        Args:
+            state: Of the checkpoint.
+            trainer: As it was built.
+            epoch: Of the checkpoint.
+
+        Raises:
+            ValueError: It is not what `state_dict` gives; names the entry.
+        """
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
 

@@ -95,10 +95,23 @@ def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None
     """
     # torch looks at `fused` of the loaded groups to place the state: so these must be as built.
     groups = [
-        {**stored, **{key: value for key, value in built.items() if key != "params"}}
+        {**built, "params": stored["params"]}
         for stored, built in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
-    optimizer.load_state_dict({**state, "param_groups": groups})
+    # Fused kernels take moments for laid out like their parameters; a file may have them otherwise.
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        number: {name: _laid_out_like(parameters[number], value) for name, value in own.items()}
+        for number, own in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _laid_out_like(parameter: torch.Tensor, value: Any) -> Any:
+    """A copy of a moment with its elements in the parameter's order; else the value itself."""
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter, device=value.device).copy_(value)
 
 
 def warmup_factor(step: int, steps: int, start: float) -> float:

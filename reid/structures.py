@@ -272,6 +272,9 @@ class PseudoLabels:
             raise ValueError(f"`proxy` must use each of 0..{p - 1}, as proxy_to_cluster does")
         if not torch.equal(self.proxy_to_cluster[self.proxy[clustered]], self.cluster[clustered]):
             raise ValueError("proxy_to_cluster[proxy] must be the image's cluster")
+        clusters = torch.unique(self.proxy_to_cluster)
+        if not torch.equal(clusters, torch.arange(len(clusters), device=clusters.device)):
+            raise ValueError("`cluster` must use each number from 0 to its largest")
 
     @classmethod
     def from_clusters(cls, cluster: Tensor, camids: Tensor | None = None) -> PseudoLabels:

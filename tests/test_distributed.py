@@ -89,3 +89,22 @@ def test_one_process_works_alone() -> None:
     assert distributed.run_on_main(lambda: distributed.others_wait()) is False
     with pytest.raises(KeyError, match="main"):
         distributed.run_on_main(fail)
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({}, False),
+        ({"RANK": "3"}, False),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, False),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, True),
+    ],
+)
+def test_only_processes_of_a_group_are_beside_the_main_one(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], expected: bool
+) -> None:
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert distributed.is_started_beside_main() == expected

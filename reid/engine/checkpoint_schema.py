@@ -13,12 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
+from torch.optim import Adam, Optimizer
 
-_MOST_STEPS = 2**53
+from reid.modeling.batchnorm import wrong_statistic
+
+_MOST_EPOCHS = 10**6
+_MOST_STEPS = 10**12
 _NUMPY_WORDS = 624
 _PYTHON_WORDS = 625
-_POSITIVE = ("exp_avg_sq", "max_exp_avg_sq")
+_LARGEST_NORMAL = 13  # that a generator can draw from numbers of 53 bits
+_MOMENTS = {
+    "SGD": {"momentum_buffer"},
+    "Adam": {"step", "exp_avg", "exp_avg_sq"},
+    "AdamW": {"step", "exp_avg", "exp_avg_sq"},
+}
+_SCALER = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 ENTRIES = ("epoch", "step", "model", "criterion", "optimizer", "scaler", "skipped", "random",
            "hooks")  # fmt: skip
 
@@ -30,8 +39,9 @@ def check_checkpoint(
     criterion: Mapping[str, Tensor],
     optimizer: Optimizer,
     device_type: str,
+    processes: int,
 ) -> None:
-    """Checks every entry of a checkpoint except the states of hooks, which check theirs themselves.
+    """Checks every entry of a checkpoint except the hooks' states (`Hook.check_state` does those).
 
     Args:
         state: The content of the file.
@@ -39,22 +49,28 @@ def check_checkpoint(
         criterion: The state of the criterion that will load it.
         optimizer: The optimizer, freshly built.
         device_type: The device that training continues on: `cpu` or `cuda`.
+        processes: The number of processes that training continues with.
 
     Raises:
-        ValueError: An entry is missing or has an unexpected type, shape, dtype or range; the
-            message names the entry.
+        ValueError: An entry is missing or has an unexpected type, shape, dtype or range, or the
+            run had another number of processes; the message names the entry.
     """
     for name in ENTRIES:
         if name not in state:
             raise ValueError(f"{name}: the entry is missing")
-    _whole(state["epoch"], "epoch", 0, _MOST_STEPS)
-    _whole(state["step"], "step", 0, _MOST_STEPS)
-    _whole(state["skipped"], "skipped", 0, _MOST_STEPS)
-    _check_tensors(state["model"], model, "model")
-    _check_tensors(state["criterion"], criterion, "criterion")
-    _check_optimizer(state["optimizer"], optimizer)
+    _whole(state["epoch"], "epoch", 0, _MOST_EPOCHS)
+    _whole(state["step"], "step", state["epoch"], _MOST_STEPS)
+    _whole(state["skipped"], "skipped", 0, state["step"])
+    check_tensors(state["model"], model, "model")
+    check_tensors(state["criterion"], criterion, "criterion")
+    _check_optimizer(state["optimizer"], optimizer, state["step"])
     _check_scaler(state["scaler"])
     _sequence(state["random"], "random")
+    if len(state["random"]) != processes:
+        raise ValueError(
+            f"the checkpoint is of a run with {len(state['random'])} processes, this one has "
+            f"{processes}"
+        )
     for number, generators in enumerate(state["random"]):
         _check_generators(generators, f"random[{number}]", device_type)
     _sequence(state["hooks"], "hooks")
@@ -64,8 +80,18 @@ def check_checkpoint(
             raise ValueError(f"{where}: expected a mapping with the hook's name, got {_kind(hook)}")
 
 
-def _check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> None:
-    """Requires the same names, shapes and dtypes, and finite values."""
+def check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> None:
+    """Requires the same names, shapes and dtypes, and values that a training can reach.
+
+    Args:
+        given: Part of a checkpoint.
+        expected: The tensors that will load it.
+        where: The entry, for messages.
+
+    Raises:
+        ValueError: Names, shapes or dtypes differ, a value is not finite, or a statistic of
+            BatchNorm is impossible.
+    """
     _mapping(given, where)
     missing = sorted(expected.keys() - given.keys())
     unknown = sorted(map(str, given.keys() - expected.keys()))
@@ -80,9 +106,11 @@ def _check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> No
         )
     for name, other in expected.items():
         _tensor(given[name], f"{where}.{name}", other.shape, other.dtype)
+        if problem := wrong_statistic(name, given[name]):
+            raise ValueError(f"{where}.{name}: {problem}")
 
 
-def _check_optimizer(given: Any, optimizer: Optimizer) -> None:
+def _check_optimizer(given: Any, optimizer: Optimizer, steps: int) -> None:
     """Requires the same parameter groups, and moments with their parameter's shape and layout."""
     _mapping(given, "optimizer")
     groups, states = given.get("param_groups"), given.get("state")
@@ -103,6 +131,8 @@ def _check_optimizer(given: Any, optimizer: Optimizer) -> None:
             raise ValueError(
                 f"{where}.params: expected the numbers {first} to {len(parameters) - 1} in order"
             )
+    if steps and not states and isinstance(optimizer, Adam):  # also after steps that were skipped
+        raise ValueError("optimizer.state: expected moments, got none")
     for key, moments in states.items():
         if type(key) is not int or not 0 <= key < len(parameters):
             raise ValueError(
@@ -110,28 +140,52 @@ def _check_optimizer(given: Any, optimizer: Optimizer) -> None:
             )
         where = f"optimizer.state[{key}]"
         _mapping(moments, where)
+        wanted = _MOMENTS.get(type(optimizer).__name__, moments.keys())
+        if moments and moments.keys() != wanted:
+            raise ValueError(
+                f"{where}: expected {', '.join(sorted(wanted))}, got "
+                f"{', '.join(sorted(map(str, moments)))}"
+            )
         for name, value in moments.items():
-            _check_moment(value, f"{where}.{name}", parameters[key])
+            _check_moment(value, f"{where}.{name}", parameters[key], steps)
+        if moments and isinstance(optimizer, Adam):
+            _check_first_moment(moments, where, optimizer.param_groups[0]["betas"])
 
 
-def _check_moment(value: Any, where: str, parameter: Tensor) -> None:
+def _check_first_moment(
+    moments: Mapping[str, Tensor], where: str, betas: tuple[float, float]
+) -> None:
+    """A mean m is not larger than the mean v of the squares of the same gradients allows, if any.
+
+    By Cauchy and Schwarz m^2 <= v (1 - b1)^2 / (1 - b2) / (1 - b1^2 / b2), whatever they were.
+    """
+    if not moments["step"] and bool(moments["exp_avg_sq"].any()):  # an overflow leaves zeros
+        raise ValueError(f"{where}.step: expected more than 0 steps beside moments that are not 0")
+    first, second = betas
+    most = (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second))
+    # squares of gradients below 1e-22 are 0
+    limit = moments["exp_avg_sq"].sqrt() * (1.01 * most) + 1e-15
+    if bool((moments["exp_avg"].abs() > limit).any()):
+        raise ValueError(f"{where}.exp_avg: no gradients give it beside this exp_avg_sq")
+
+
+def _check_moment(value: Any, where: str, parameter: Tensor, steps: int) -> None:
     name = where.rpartition(".")[2]
     if value is None and name == "momentum_buffer":  # before the first step
         return
     if name == "step":
-        if not isinstance(value, Tensor):
-            _whole(value, where, 0, _MOST_STEPS)
-            return
-        _tensor(value, where, torch.Size(()), torch.float32)
-        if not 0 <= float(value) <= _MOST_STEPS:
-            raise ValueError(f"{where}: expected a number of steps, got {float(value)}")
+        if isinstance(value, Tensor):
+            _tensor(value, where, torch.Size(()), torch.float32)
+            value = float(value)
+        if type(value) not in (int, float) or value != int(value) or not 0 <= value <= steps:
+            raise ValueError(f"{where}: expected a number of steps up to {steps:,}, got {value}")
         return
     _tensor(value, where, parameter.shape, parameter.dtype)
     if value.stride() != parameter.stride() and not _is_dense(value):
         raise ValueError(
             f"{where}: expected separate memory for each element, but elements share it"
         )
-    if name in _POSITIVE and bool((value < 0).any()):
+    if name == "exp_avg_sq" and bool((value < 0).any()):
         raise ValueError(f"{where}: expected means of squares, but a value is below 0")
 
 
@@ -148,13 +202,18 @@ def _is_dense(value: Tensor) -> bool:
 
 def _check_scaler(given: Any) -> None:
     _mapping(given, "scaler")
-    for name, value in given.items():
-        if name == "_growth_tracker" or name == "growth_interval":
-            _whole(value, f"scaler.{name}", 0, _MOST_STEPS)
-        elif name in ("scale", "growth_factor", "backoff_factor"):
-            _number(value, f"scaler.{name}", lambda number: 0 < number <= 2.0**127)
-        else:
+    if not given:  # of a run without fp16
+        return
+    for name in (*_SCALER, *given):
+        if name not in given:
+            raise ValueError(f"scaler.{name}: the entry is missing")
+        if name not in _SCALER:
             raise ValueError(f"scaler.{name}: unknown entry")
+    _number(given["scale"], "scaler.scale", lambda number: 2.0**-64 <= number <= 2.0**127)
+    _number(given["growth_factor"], "scaler.growth_factor", lambda number: 1 < number <= 2.0**16)
+    _number(given["backoff_factor"], "scaler.backoff_factor", lambda number: 0 < number < 1)
+    _whole(given["growth_interval"], "scaler.growth_interval", 1, 2**31 - 1)
+    _whole(given["_growth_tracker"], "scaler._growth_tracker", 0, given["growth_interval"])
 
 
 def _check_generators(given: Any, where: str, device_type: str) -> None:
@@ -171,12 +230,23 @@ def _check_generators(given: Any, where: str, device_type: str) -> None:
     for word in words[:-1]:
         _whole(word, f"{where}.python[1]", 0, 2**32 - 1)
     _whole(words[-1], f"{where}.python[1]", 0, _NUMPY_WORDS)
+    _check_words(words[:-1], f"{where}.python[1]")
     if gauss is not None:
-        _number(gauss, f"{where}.python[2]", math.isfinite)
+        _number(gauss, f"{where}.python[2]", _is_normal)
     _check_numpy(given["numpy"], f"{where}.numpy")
-    _check_bytes(given["torch"], f"{where}.torch", torch.get_rng_state())
+    _check_torch(given["torch"], f"{where}.torch", "cpu")
     if device_type == "cuda" and "cuda" in given:
-        _check_bytes(given["cuda"], f"{where}.cuda", torch.cuda.get_rng_state())
+        _check_torch(given["cuda"], f"{where}.cuda", "cuda")
+
+
+def _check_words(words: Sequence[int], where: str) -> None:
+    """Of the first of the words only the highest bit counts."""
+    if words[0] < 2**31 and not any(words[1:]):
+        raise ValueError(f"{where}: all bits are 0, from which no random numbers come")
+
+
+def _is_normal(value: float) -> bool:
+    return abs(value) <= _LARGEST_NORMAL
 
 
 def _check_numpy(given: Any, where: str) -> None:
@@ -187,13 +257,24 @@ def _check_numpy(given: Any, where: str) -> None:
     _tensor(words, f"{where}[1]", torch.Size((_NUMPY_WORDS,)), torch.int64)
     if bool(((words < 0) | (words >= 2**32)).any()):
         raise ValueError(f"{where}[1]: expected words of 32 bits")
+    _check_words(words.tolist(), f"{where}[1]")
     _whole(position, f"{where}[2]", 0, _NUMPY_WORDS)
     _whole(has_gauss, f"{where}[3]", 0, 1)
-    _number(gauss, f"{where}[4]", math.isfinite)
+    _number(gauss, f"{where}[4]", _is_normal)
 
 
-def _check_bytes(given: Any, where: str, like: Tensor) -> None:
-    _tensor(given, where, like.shape, torch.uint8)
+def _check_torch(given: Any, where: str, device_type: str) -> None:
+    """Numbers drawn from a generator of this state are random."""
+    generator = torch.Generator(device_type)
+    _tensor(given, where, generator.get_state().shape, torch.uint8)
+    try:
+        generator.set_state(given.clone())
+        normal = torch.randn(1, dtype=torch.float64, device=device_type, generator=generator)
+        words = torch.randint(2**31, (8,), device=device_type, generator=generator)
+    except RuntimeError as error:
+        raise ValueError(f"{where}: is no state of a generator ({error})") from error
+    if not _is_normal(float(normal)) or bool((words == words[0]).all()):
+        raise ValueError(f"{where}: no random numbers come from it")
 
 
 def _tensor(value: Any, where: str, shape: torch.Size, dtype: torch.dtype) -> None:

@@ -155,4 +155,5 @@ class Optimization:
             ValueError: The parameter groups differ.
         """
         load_optimizer_state(self.optimizer, state["optimizer"])
-        self._scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # else the run had no fp16, and the scale starts anew
+            self._scaler.load_state_dict(state["scaler"])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from reid.engine.checkpoint_schema import check_tensors
 from reid.engine.trainer import Trainer
 from reid.registry import HOOK, Hook
 
@@ -81,6 +82,14 @@ class MeanTeacher(Hook):
         """The teacher's weights."""
         return {} if self._teacher is None else {"teacher": self._teacher.state_dict()}
 
+    def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
+        """Checks that the teacher has the model's tensors.
+
+        Raises:
+            ValueError: It has others.
+        """
+        check_tensors(state.get("teacher"), trainer.model.state_dict(), "teacher")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stores the teacher's weights until `before_train` creates the teacher."""
-        self._loaded = state.get("teacher")
+        self._loaded = state["teacher"]

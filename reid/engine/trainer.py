@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -324,18 +324,20 @@ class Trainer:
             criterion=self.criterion.state_dict(),
             optimizer=self.optimization.optimizer,
             device_type=self.device.type,
+            processes=distributed.world_size(),
         )
-        if len(state["random"]) != distributed.world_size():
-            raise ValueError(
-                f"the checkpoint comes from a run with {len(state['random'])} processes, "
-                f"but this run has {distributed.world_size()}; start as many as before"
-            )
+        states = self._match_hooks(state["hooks"])
+        for hook, own in states:
+            with _named(hook):
+                hook.check_state(own, self, state["epoch"])
         self._compare_course(state.get("course", {}))
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimization.load_state_dict(state)
         self._nonfinite.skipped = state["skipped"]
-        self._load_hooks(state["hooks"])
+        for hook, own in states:
+            with _named(hook):
+                hook.load_state_dict(own)
         self.epoch = state["epoch"]
         self.step = state["step"]
         set_random_state(state["random"][distributed.rank()], self.device)
@@ -358,20 +360,19 @@ class Trainer:
                 course["cpu_threads"],
             )
 
-    def _load_hooks(self, states: Sequence[Mapping[str, Any]]) -> None:
+    def _match_hooks(
+        self, states: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Hook, dict[str, Any]]]:
+        """Hooks with their states; warns of those that only one of the two runs has."""
         saved: dict[str, list[dict[str, Any]]] = {}
         for state in states:
-            values = {key: value for key, value in state.items() if key != "name"}
-            saved.setdefault(state["name"], []).append(values)
-        added = []
+            own = {key: value for key, value in state.items() if key != "name"}
+            saved.setdefault(state["name"], []).append(own)
+        matched, added = [], []
         for hook in self.hooks:
             name = type(hook).__name__
             if saved.get(name):
-                try:
-                    hook.load_state_dict(saved[name].pop(0))
-                except (AttributeError, IndexError, KeyError, RuntimeError, TypeError) as error:
-                    kind = type(error).__name__
-                    raise ValueError(f"hooks: the state of {name}: {kind}: {error}") from error
+                matched.append((hook, saved[name].pop(0)))
             else:
                 added.append(name)
         gone = [name for name, rest in saved.items() for _ in rest if name not in _FORMER_HOOKS]
@@ -384,3 +385,20 @@ class Trainer:
                     if names
                 ),
             )
+        return matched
+
+
+@contextmanager
+def _named(hook: Hook) -> Iterator[None]:
+    """Has what a hook finds wrong with its state name the hook.
+
+    Raises:
+        ValueError: In place of the errors that values of other types and shapes lead to.
+    """
+    name = f"hooks: the state of {type(hook).__name__}"
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error

@@ -18,6 +18,7 @@ from torch import Tensor
 from reid.data.datasets.csv_dataset import read_csv
 from reid.file_kinds import kind_of_file
 from reid.files import InputError, open_regular
+from reid.modeling.screening import check_directory
 from reid.structures import DataError, FeatureSet
 
 logger = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def telling_memory(path: Path) -> Iterator[None]:
 def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
     """The arrays of these names in an .npz file; others are not unpacked."""
     try:
+        check_directory(path)
         with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(record.file_size for record in archive.infolist())
@@ -139,7 +141,8 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]
         ) from error
     for name in names:
         if name not in found:
-            raise DataError(f"{path}: has no array {name!r}; it has {', '.join(there) or 'none'}")
+            shown = ", ".join(there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
+            raise DataError(f"{path}: has no array {name!r}; it has {shown or 'none'}")
         if not isinstance(found[name], np.ndarray):
             raise DataError(f"{path}: {name} is no array; expected what numpy.savez writes")
     return found
@@ -159,7 +162,7 @@ def _features(values: npt.NDArray[Any], name: str, path: Path) -> Tensor:
     for start in range(0, len(values), height):
         # The square of a float32 overflows from 1e19 on and underflows below 1e-23; values divided
         # by the largest of their row are safe.
-        rows = values[start : start + height].astype(np.float64)
+        rows = values[start : start + height].astype(np.result_type(values.dtype, np.float64))
         largest = np.abs(rows).max(1, keepdims=True)
         if not np.isfinite(largest).all():
             row = start + int(np.flatnonzero(~np.isfinite(largest))[0])

@@ -13,6 +13,20 @@ from reid.modeling.heads import Neck
 from reid.registry import ConfigError
 
 
+def wrong_statistic(name: str, value: Tensor) -> str:
+    """Why a tensor is no running statistic of a BatchNorm layer; empty: it may be one, or is none.
+
+    Args:
+        name: Of the tensor in its module.
+        value: Of any shape.
+    """
+    if name.endswith("running_var") and bool((value < 0).any()):
+        return "a variance is below 0"
+    if name.endswith("num_batches_tracked") and bool(((value < 0) | (value > 2**53)).any()):
+        return "expected a number of batches from 0"
+    return ""
+
+
 class GroupedBatchNorm(_BatchNorm):
     """BatchNorm over groups of consecutive samples of the whole batch, on any process.
 

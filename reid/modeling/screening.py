@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from reid.file_kinds import read_head
+from reid.files import open_regular
 
 MOST_TENSORS = 50_000
 """The most tensors that a checkpoint may have; the largest networks have a few thousand."""
@@ -63,7 +64,7 @@ def check_directory(path: Path) -> None:
     Raises:
         RefusedError: The list has more than 8 MiB, which is some 100,000 records.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 2**16 - 22))
         tail = file.read()

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from reid.file_kinds import read_head
 from reid.files import InputError, open_regular, replacing
+from reid.modeling.batchnorm import wrong_statistic
 from reid.modeling.foreign import name_foreign_file
 from reid.modeling.formats import NamedTensors, use_our_names
 from reid.modeling.screening import (
@@ -259,6 +260,9 @@ def _check_finite(source: str, tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
     if broken:
         raise WeightsError(f"{source}: values are not finite, nothing was loaded: {broken}")
+    for name, tensor in tensors.items():
+        if problem := wrong_statistic(name, tensor):
+            raise WeightsError(f"{source}: {name}: {problem}, nothing was loaded")
 
 
 def _too_few(

@@ -38,7 +38,7 @@ def alone_in(output_dir: Path) -> Iterator[None]:
         ConfigError: Another run writes to the folder.
         OutputError: The folder cannot be written to.
     """
-    if os.environ.get("RANK", "0") != "0":
+    if distributed.is_started_beside_main():
         yield
         return
     try:

@@ -27,7 +27,7 @@ from reid.engine.stopping import Interrupted, StopSignals
 from reid.engine.trainer import Trainer
 from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
-from reid.registry import ConfigError
+from reid.registry import ConfigError, shortened
 from reid.workflows.report import REPORT, report_at_end
 from reid.workflows.session import alone_in, explained, started
 
@@ -94,6 +94,7 @@ def train(
             if resume and checkpoint is None:
                 logger.warning("%s holds no checkpoint: training starts over", output_dir)
             if checkpoint is not None:
+                _check_epoch(*checkpoint)
                 if _is_done(output_dir, *checkpoint, config.solver.max_epochs):
                     return
                 _compare_configs(output_dir / "config.yaml", config, allow_config_change)
@@ -226,13 +227,22 @@ def _is_done(output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_e
     return True
 
 
+def _check_epoch(checkpoint: Path, state: Mapping[str, Any]) -> None:
+    """Makes sure that a checkpoint is of the epoch that its name tells.
+
+    Raises:
+        WeightsError: It is not.
+    """
+    epoch, expected = state.get("epoch"), epoch_of(checkpoint)
+    if type(epoch) is not int or epoch != expected:
+        raise WeightsError(
+            f"{checkpoint}: epoch: expected {expected} as the file's name says, got "
+            f"{shortened(epoch)}"
+        )
+
+
 def _load_state(trainer: Trainer, checkpoint: Path, state: Mapping[str, Any]) -> None:
     try:
-        if state.get("epoch") != epoch_of(checkpoint):
-            raise ValueError(
-                f"epoch: expected {epoch_of(checkpoint)}, as in the file's name, got "
-                f"{state.get('epoch')!r}"
-            )
         trainer.load_state_dict(state)
     except (KeyError, RuntimeError, ValueError) as error:
         raise WeightsError(

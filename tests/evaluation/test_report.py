@@ -194,6 +194,31 @@ def test_camera_pairs_of_too_many_cameras_are_left_out(tmp_path: Path) -> None:
     assert "camera to the column's" not in report_text(report)
 
 
+def test_files_of_very_many_members_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "all.npz", "w") as archive:
+        for number in range(50):
+            archive.writestr(f"{number:060000}", b"")
+    with pytest.raises(DataError, match=r"has no array 'query_feat'") as info:
+        load_features(tmp_path / "all.npz")
+    assert len(str(info.value)) < 1_000_000
+    with zipfile.ZipFile(tmp_path / "all.npz", "a") as archive:
+        for number in range(50, 200):
+            archive.writestr(f"{number:060000}", b"")
+    with pytest.raises(DataError, match=r"list of records has 12,\d{3},\d{3} bytes"):
+        load_features(tmp_path / "all.npz")
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).max == np.finfo(float).max, reason="no wider floats")
+def test_numbers_beyond_double_precision_are_scaled_too(tmp_path: Path) -> None:
+    found = arrays()
+    np.savez(tmp_path / "all.npz", **found)
+    expected = evaluate_features(*load_features(tmp_path / "all.npz"))
+    for name in ("query_feat", "gallery_feat"):
+        found[name] = found[name] * np.longdouble("1e4000")
+    np.savez(tmp_path / "all.npz", **found)
+    assert evaluate_features(*load_features(tmp_path / "all.npz")) == expected
+
+
 def test_distances_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.savez(tmp_path / "all.npz", **arrays())
     passes: list[int] = []

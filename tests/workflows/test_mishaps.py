@@ -528,3 +528,79 @@ def test_an_output_folder_among_the_images_is_refused(
     settings.output_dir = str(tmp_path / "own" / "logs")
     with pytest.raises(ConfigError, match=r"own/logs' lies in .*own, where "):
         train(settings)
+
+
+def put(hook: str, *path: str | int, value: Any) -> Callable[[dict[str, Any]], None]:
+    """Puts a value into a hook's part of a checkpoint."""
+
+    def forge(state: dict[str, Any]) -> None:
+        node: Any = next(own for own in state["hooks"] if own["name"] == hook)
+        for key in path[:-1]:
+            node = node[key]
+        node[path[-1]] = value
+
+    return forge
+
+
+def evaluation(**changes: Any) -> list[dict[str, Any]]:
+    return [{"test_set": "SyntheticPersons", "epoch": 1, "numbers": {"mAP": 0.5}, **changes}]
+
+
+FORGED: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "a later epoch": (lambda state: state.update(epoch=99), "epoch: expected 2 as .* got 99"),
+    "a list as teacher": (put("MeanTeacher", "teacher", value=[1]), "MeanTeacher: teacher"),
+    "no teacher": (put("MeanTeacher", "teacher", value=None), "MeanTeacher"),
+    "a teacher of NaN": (
+        put("MeanTeacher", "teacher", "head.neck.weight", value=torch.full((96,), math.nan)),
+        r"teacher\.head\.neck\.weight: has values that are not finite",
+    ),
+    "a teacher's variance": (
+        put("MeanTeacher", "teacher", "head.neck.running_var", value=torch.full((96,), -1.0)),
+        r"teacher\.head\.neck\.running_var: a variance is below 0",
+    ),
+    "labels in a list": (put("RefreshPseudoLabels", "labels", value=[1]), "RefreshPseudoLabels"),
+    "a cluster of 10^12": (
+        lambda state: state["hooks"][1]["labels"].update(
+            cluster=torch.full((43,), 10**12), proxy=torch.zeros(43, dtype=torch.int64),
+            proxy_to_cluster=torch.tensor([10**12]), proxy_to_camera=torch.tensor([-1]),
+        ),
+        "`cluster` must use each number from 0",
+    ),
+    "evaluations to come": (put("Evaluate", "history", value=evaluation(epoch=3)), "epoch: got 3"),
+    "a number of 400 digits": (
+        put("Evaluate", "history", value=evaluation(numbers={"mAP": 10**400})), "numbers: got"
+    ),
+    "more in an evaluation": (
+        put("Evaluate", "history", value=evaluation(more=torch.zeros(1))), "expected test_set"
+    ),
+    "a word for a boolean": (
+        put("Evaluate", "history", value=evaluation(is_validation="no")), "is_validation: expected"
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(folder: Path) -> Path:
+    """A run with a teacher that clusters, stopped after two epochs."""
+    CLUSTERS.extend([3, 3, 3])
+    MISHAPS["epoch2"] = send(signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        train(config(folder, "stopped", *TAUGHT))
+    return folder / "stopped"
+
+
+TAUGHT = ("CLUSTERER", "GivenClusters", "CRITERION", "[Triplet]", "HOOKS", "[Mishap, MeanTeacher]")
+
+
+@pytest.mark.parametrize("what", FORGED)
+def test_what_a_checkpoint_holds_for_hooks_is_checked(
+    folder: Path, stopped: Path, what: str
+) -> None:
+    forge, message = FORGED[what]
+    target = folder / f"forged_{list(FORGED).index(what)}"
+    shutil.copytree(stopped, target)
+    state = torch.load(target / "checkpoint_0002.pth", weights_only=True)
+    forge(state)
+    torch.save(state, target / "checkpoint_0002.pth")
+    with pytest.raises(WeightsError, match=message):
+        train(config(folder, target.name, *TAUGHT), resume=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from reid.structures import DataError
 logger = logging.getLogger(__name__)
 
 _NOTHING: Mapping[str, Mapping[str, Any]] = {}
+_LARGEST_NUMBER = 1e12  # of an evaluator; shares and counts are smaller
 
 
 class Evaluate(Hook):
@@ -119,15 +119,19 @@ class Evaluate(Hook):
         """The evaluations so far, without details: only the final evaluation has them."""
         return {"history": self._history, "failed": self._failed}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the evaluations.
+    def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
+        """Checks the evaluations so far.
 
         Raises:
             ValueError: An entry is no evaluation; the message names it.
         """
-        history = _checked(state, "history", numbers=_is_numbers)
-        self._failed = _checked(state, "failed", error=lambda value: isinstance(value, str))
-        self._history = history
+        _check(state, "history", epoch, numbers=_is_numbers)
+        _check(state, "failed", epoch, error=lambda value: isinstance(value, str))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the evaluations back; an older checkpoint may have none."""
+        self._history = list(state.get("history", []))
+        self._failed = list(state.get("failed", []))
 
     def _evaluate(self, trainer: Trainer) -> None:
         for place, test_set in enumerate(self._test_sets):
@@ -200,36 +204,36 @@ class Evaluate(Hook):
             self._writer.write_image(f"pictures/{path.stem}", path, trainer.step)
 
 
-def _checked(
-    state: Mapping[str, Any], name: str, **checks: Callable[[Any], bool]
-) -> list[dict[str, Any]]:
-    """Reads a list of evaluations from a checkpoint; older checkpoints lack some: empty then.
+def _check(state: Mapping[str, Any], name: str, last: int, **checks: Callable[[Any], bool]) -> None:
+    """Checks a list of evaluations from a checkpoint; `last` is the checkpoint's epoch.
 
     Raises:
         ValueError: The list or an entry is not as expected; the message names it.
     """
     checks = {
         "test_set": lambda value: isinstance(value, str),
-        "epoch": lambda value: type(value) is int and value >= 0,
+        "epoch": lambda value: type(value) is int and 0 <= value <= last,
         **checks,
     }
+    others = {"is_validation"}
     entries = state.get(name, [])
     if not isinstance(entries, list):
         raise ValueError(f"{name}: expected a list of evaluations, got {shortened(entries)}")
     for number, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not entry.keys() >= checks.keys():
+        if not isinstance(entry, dict) or entry.keys() - others != checks.keys():
             raise ValueError(
                 f"{name}[{number}]: expected {', '.join(checks)}, got {shortened(entry)}"
             )
         for key, is_right in checks.items():
             if not is_right(entry[key]):
                 raise ValueError(f"{name}[{number}].{key}: got {shortened(entry[key])}")
-    return list(entries)
+        if type(entry.get("is_validation", False)) is not bool:
+            raise ValueError(f"{name}[{number}].is_validation: expected true or false")
 
 
 def _is_numbers(value: Any) -> bool:
     return isinstance(value, dict) and all(
-        isinstance(key, str) and isinstance(number, int | float) and math.isfinite(number)
+        isinstance(key, str) and type(number) in (int, float) and abs(number) <= _LARGEST_NUMBER
         for key, number in value.items()
     )
 

@@ -20,7 +20,7 @@ from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.losses import Criterion
-from reid.registry import Hook
+from reid.registry import Hook, shortened
 from reid.structures import FeatureSet, PseudoLabels
 
 logger = logging.getLogger(__name__)
@@ -115,18 +115,26 @@ class RefreshPseudoLabels(Hook):
             state["labeller"] = labeller
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the last labels and the labeller's state.
+    def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
+        """Checks the last labels.
 
         Raises:
-            ValueError: The number of training images has changed.
+            ValueError: They are no labels, or the number of training images has changed.
         """
-        self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
-        if self._last is not None and len(self._last) != len(self._images.records):
+        if not isinstance(state.get("labeller", {}), Mapping):
+            raise ValueError(f"labeller: expected a mapping, got {shortened(state['labeller'])}")
+        if "labels" not in state:
+            return
+        labels = PseudoLabels(**state["labels"])
+        if len(labels) != len(self._images.records):
             raise ValueError(
-                f"the checkpoint comes from a run on {len(self._last):,} training images, but this "
+                f"the checkpoint comes from a run on {len(labels):,} training images, but this "
                 f"run has {len(self._images.records):,}"
             )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the last labels back."""
+        self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
 
     def _log(
