@@ -128,7 +128,7 @@ def test_folders_are_named(tmp_path: Path) -> None:
     for names, message in (
         (
             ("archive/data.pkl", "archive/version"),
-            "is the folder of a checkpoint that was unpacked",
+            "is the folder of a checkpoint that a browser unpacked",
         ),
         (("data.pkl", "data/0"), "that a browser unpacked; .*zip -0 -r"),
         (("config.json", "model.safetensors"), r"a folder, .*name the file in it: model\.safetens"),
