@@ -132,6 +132,7 @@ def load_model_weights(
     """
     path = config.model.weights
     state, metadata = read_checkpoint(Path(path))
+    names: list[str] = []
     if cameras is not None:
         names = [
             name
@@ -142,9 +143,11 @@ def load_model_weights(
         state |= {
             name: carry_cameras(state[name], old, cameras, path) for name in names if name in state
         }
+        if any(name not in state for name in names):
+            logger.info("Cameras: %s has no camera embeddings; those here start anew", path)
     tell_trained_size(model.backbone, metadata)
     try:
-        report = load_weights(model, state, source=path)
+        report = load_weights(model, state, source=path, allow_missing=names)
     except WeightsError as error:
         if any(name.startswith("head.") for name in state):
             raise
@@ -155,7 +158,10 @@ def load_model_weights(
 def _whole_model_hint(metadata: Mapping[str, str]) -> str:
     if is_cut_backbone(metadata):
         whole = metadata.get("source", "the whole model")
-        return f"This is a backbone alone; model.weights takes the model that it is of, {whole}"
+        return (
+            f"This is a backbone alone; model.weights takes the model that it is of, {whole}, and "
+            "model.backbone_weights starts from a backbone"
+        )
     return "This is a backbone alone: model.backbone_weights takes it"
 
 

@@ -158,3 +158,17 @@ def test_a_backbone_whose_head_has_the_last_layer_leads_to_the_whole_model(
     alone = r"This is a backbone alone; model\.weights takes the model that it is of, model_final"
     with pytest.raises(WeightsError, match=alone):
         go_on(root, "cut", "DATASETS.TRAIN", OTHERS, "MODEL.WEIGHTS", str(cut))
+
+
+def test_weights_without_camera_embeddings_go_on_with_them(root: Path) -> None:
+    plain = ("MODEL.BACKBONE", "{NAME: ViT, STEM: ibn, EMBED_DIM: 24, DEPTH: 2, NUM_HEADS: 3, "
+             "STEM_CHANNELS: 8}", "MODEL.HEAD", "BNNeckHead", "CRITERION", "[Triplet]")  # fmt: skip
+    before = go_on(root, "plain", *plain)
+    assert TABLE not in before
+    path = str(root / "plain" / "model_final.safetensors")
+    pairs = (*plain, "MODEL.BACKBONE.CAMERA_EMBEDDING", "true", "MODEL.WEIGHTS", path)
+    after = go_on(root, "with_cameras", *pairs, "SOLVER.BASE_LR", "1e-12")
+    assert after[TABLE].shape[0] == 3
+    torch.testing.assert_close(after["backbone.net.pos_embed"], before["backbone.net.pos_embed"])
+    line = f"Cameras: {path} has no camera embeddings; those here start anew"
+    assert line in log_of(root, "with_cameras")
