@@ -133,7 +133,8 @@ def load_model_weights(
     path = config.model.weights
     state, metadata = read_checkpoint(Path(path))
     names: list[str] = []
-    if cameras is not None:
+    if cameras is not None:  # in tests, `adopt_training` compares the whole input
+        _warn_of_other_statistics(config.input, metadata, path)
         names = [
             name
             for name in model.state_dict()
@@ -159,10 +160,10 @@ def _whole_model_hint(metadata: Mapping[str, str]) -> str:
     if is_cut_backbone(metadata):
         whole = metadata.get("source", "the whole model")
         return (
-            f"This is a backbone alone; model.weights takes the model that it is of, {whole}, and "
-            "model.backbone_weights starts from a backbone"
+            "This is only a backbone. To go on from its whole model, set model.weights to "
+            f"{whole}; to start from a backbone, set model.backbone_weights"
         )
-    return "This is a backbone alone: model.backbone_weights takes it"
+    return "This is only a backbone: set model.backbone_weights to it"
 
 
 def _warn_of_other_statistics(config: InputConfig, metadata: Mapping[str, str], path: str) -> None:

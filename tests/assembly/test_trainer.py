@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reid.assembly.images import build_test_sets
-from reid.assembly.network import build_model, build_trained_model
+from reid.assembly.network import build_model, build_trained_model, load_model_weights
 from reid.assembly.splits import count_splits, log_dataset
 from reid.config import Config, DatasetsConfig, ModelConfig
 from reid.engine.testing import QueryGallery
@@ -83,6 +83,21 @@ def test_a_warning_if_weights_were_trained_with_other_pixel_statistics(
             WeightsError, match=r"w\.safetensors: expected three numbers as pixel_s"
         ):
             build_model(config, (64, 32), 0)
+
+
+def test_going_on_from_a_whole_model_warns_of_other_pixel_statistics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    backbone = {"name": "TimmBackbone", "model": "test_resnet"}
+    config = Config(model=ModelConfig(backbone=backbone))
+    model = build_model(config, (64, 32), 0)
+    path = tmp_path / "whole.safetensors"
+    save_weights(path, model.state_dict(), {"pixel_mean": "[0.5, 0.5, 0.5]"})
+    config.model.weights = str(path)
+    load_model_weights(model, config, cameras=[])
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert "input.pixel_mean is [0.485, 0.456, 0.406]" in warning
+    assert f"{path} was trained with [0.5, 0.5, 0.5]" in warning
 
 
 def test_weights_of_a_whole_model_need_no_backbone_weights(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def test_a_backbone_without_its_head_can_be_evaluated(root: Path, weights: Path)
     evaluate(load_config(root / "bare.yaml", [*bare, "INPUT.PIXEL_MEAN", "[0.1, 0.1, 0.1]"]))
     assert [line for line in log_of(root, "bare_alone") if line.startswith("WARNING")] == [
         f"WARNING: input.pixel_mean is [0.1, 0.1, 0.1], but {renamed} was trained with "
-        "[0.4, 0.4, 0.4]; figures may fall"
+        "[0.4, 0.4, 0.4]; results may be worse"
     ]
 
 
@@ -149,13 +149,13 @@ def test_a_backbone_whose_head_has_the_last_layer_leads_to_the_whole_model(
 ) -> None:
     cut = root / "cut.safetensors"
     report = str(convert_weights(weights, cut, part="backbone"))
-    assert "WARNING     1 of 2 layers are in the head, so that this backbone" in report
+    assert "WARNING     1 of 2 layers are in the head, so this backbone" in report
     assert report.endswith(f"go on from the whole model with MODEL.WEIGHTS {weights}")
     assert "cameras" not in read_metadata(cut)
     whole = r"model\.weights takes that model, model_final\.safetensors$"
     with pytest.raises(WeightsError, match=whole):
         go_on(root, "cut", "DATASETS.TRAIN", OTHERS, "MODEL.BACKBONE_WEIGHTS", str(cut))
-    alone = r"This is a backbone alone; model\.weights takes the model that it is of, model_final"
+    alone = r"only a backbone\. To go on from its whole model, set model\.weights to model_final"
     with pytest.raises(WeightsError, match=alone):
         go_on(root, "cut", "DATASETS.TRAIN", OTHERS, "MODEL.WEIGHTS", str(cut))
 
