@@ -24,6 +24,7 @@ Give a model as the folder of a run, or as a config file and weights:
   python tools/visualize.py clusters --model logs/run --output clusters.png
   python tools/visualize.py embed --model logs/run --colour camera
   python tools/visualize.py histogram --features features.npz
+  python tools/visualize.py ranked --model logs/run DATASETS.TEST Market1501   # any KEY VALUE
 
 A picture of a run, or of weights in a run's folder, also appears in the run's TensorBoard, under
 "pictures". tools/evaluate.py --help describes the .npz file.
@@ -48,7 +49,7 @@ def main() -> int:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument(
-            "--model", action="append", nargs="+", default=[], type=Path,
+            "--model", action="append", nargs="+", default=[],
             metavar="PATH", help="folder of a run, or config file and weights",
         )  # fmt: skip
         command.add_argument(
@@ -56,11 +57,13 @@ def main() -> int:
             help="(default: %(default)s)",
         )  # fmt: skip
         command.add_argument(
-            "--set",
-            nargs="+",
-            default=[],
+            "settings",
+            nargs="*",
             metavar="KEY VALUE",
             help="settings that win over the models' configs",
+        )
+        command.add_argument(
+            "--set", nargs="+", default=[], metavar="KEY VALUE", help="the same, as an option"
         )
         command.add_argument(
             "--no-tensorboard", dest="tensorboard", action="store_false",
@@ -109,13 +112,17 @@ def main() -> int:
 def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
     """Draws the picture; returns the models that it shows."""
     output, features = arguments.output, getattr(arguments, "features", None)
-    for paths in arguments.model:
+    overrides, all_paths = [*arguments.set, *arguments.settings], []
+    for words in arguments.model:
+        paths, behind = pictures.split_settings(words)
+        all_paths.append(paths)
+        overrides = [*behind, *overrides]
         if len(paths) > 2:
             raise ConfigError(
                 f"--model: expected a run's folder, or a config file and weights, got {len(paths)} "
                 "paths; give --model once for each model"
             )
-    models = [pictures.load_trained(*paths, overrides=arguments.set) for paths in arguments.model]
+    models = [pictures.load_trained(*paths, overrides=overrides) for paths in all_paths]
     if features is None and not models:
         raise ConfigError("expected --model, got none")
     if len(models) > 1 and arguments.command != "rollout":

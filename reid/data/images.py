@@ -155,7 +155,8 @@ def _read_with_pillow(data: bytearray, path: str) -> Pixels:
         name = "camera raw"  # read as TIFF, it would give its preview only
     if kind is not None and why_not_read(name):
         advice = why_not_read(name) if kind.group == "picture" else kind.advice
-        raise ValueError(f"it is {kind.phrase if name == kind.name else name}; {advice}")
+        phrase = kind.phrase if name == kind.name else name
+        raise ValueError(f"it is {phrase}; {advice}" if advice else f"it is {phrase}")
     with Image.open(io.BytesIO(data), formats=_pillow_formats()) as image:
         # Pillow itself refuses pictures only from twice its limit on.
         if image.width * image.height > _largest():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -121,6 +121,16 @@ class TrainedModel:
         test_set = self.test_set()
         with progress_bar(f"Extracting {test_set.name}", "img") as progress:
             return test_set.features(self.model, self.device, progress)
+
+
+def split_settings(words: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """The paths of a model, and the KEY VALUE pairs that were written behind them."""
+    sections = {field.name for field in fields(Config)}
+    for place, word in enumerate(words):
+        is_key = word.lower().partition(".")[0] in sections
+        if place and is_key and not Path(word).exists():
+            return [Path(path) for path in words[:place]], [*words[place:]]
+    return [Path(path) for path in words], []
 
 
 def load_trained(

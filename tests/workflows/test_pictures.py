@@ -20,7 +20,7 @@ from reid.assembly.plugins import register_parts
 from reid.config import dump_config, load_config
 from reid.modeling.weights import save_weights
 from reid.registry import ConfigError
-from reid.workflows.pictures import load_trained, pick_images
+from reid.workflows.pictures import load_trained, pick_images, split_settings
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "visualize.py")
 DATA = (
@@ -198,6 +198,11 @@ def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             ["clusters", "--model", runs / "plain", "--set", "CLUSTERER", "null"],
             "clusterer: the config has none",
         ),
+        (["clusters", "--model", runs / "plain", "CLUSTERER", "null"], "the config has none"),
+        (
+            ["clusters", "--model", runs / "plain", "--count", 2, "CLUSTERER", "null"],
+            "the config has none",
+        ),
         (["ranked", *["--model", runs / "plain"] * 2], "expected one --model, got 2"),
         (["ranked", "--model", *[runs / "plain"] * 3], "--model: expected a run's folder"),
     ):
@@ -208,3 +213,14 @@ def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     with pytest.raises(ConfigError, match="has neither"):
         load_trained(tmp_path)
     assert not (tmp_path / "out.png").exists()
+
+
+def test_settings_stand_at_the_end_as_for_all_tools(runs: Path) -> None:
+    folder = str(runs / "plain")
+    assert split_settings([folder]) == ([runs / "plain"], [])
+    words = [folder, "DATASETS.TEST", "[{NAME: CSV, PATH: a//b.csv}]", "device", "cpu"]
+    assert split_settings(words) == ([runs / "plain"], words[1:])
+    assert split_settings(["a.yaml", "w.pth", "SEED", "2"]) == (
+        [Path("a.yaml"), Path("w.pth")],
+        ["SEED", "2"],
+    )
