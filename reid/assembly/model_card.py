@@ -30,8 +30,9 @@ class ModelCard:
         std: Per channel, for RGB in [0, 1].
         interpolation: Of the resize, antialiased as Pillow's.
         cameras: (data set, camera) by the camera's number in the model: the data set's `site`, and
-            the camera's name there, or its number as text where it has none. A camera without
-            training images is None. None in place of the list: the model knows of no cameras.
+            the camera's name there, or its number as text where it has none. The site is empty
+            where the weights do not say whose cameras they know. A camera without training images
+            is None. None in place of the list: the model knows of no cameras.
         dimension: D of the features.
         provenance: Where the model comes from. `weights_sha256` is the SHA-256 of the weights file
             that it was made of, in any format that it has now.
@@ -117,8 +118,8 @@ class ModelCard:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def learned_cameras(self) -> list[Camera] | None:
-        """The cameras, for `renumber_cameras`; None: the model knows of none."""
-        if self.cameras is None:
+        """The cameras, for `renumber_cameras`; None: it knows of none, or not whose they are."""
+        if self.cameras is None or not any(camera and camera[0] for camera in self.cameras):
             return None
         return [
             Camera("", place, "", seen=False)

@@ -3,157 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reid.assembly.cameras import Camera, renumber_cameras
-from reid.assembly.data import TrainImages, build_test_datasets
-from reid.assembly.images import (
-    build_image_set,
-    build_test_sets,
-    build_train_images,
-    build_transform,
-)
+from reid.assembly.data import build_test_datasets
+from reid.assembly.images import build_image_set, build_train_images
 from reid.assembly.labelling import labeller_spec
-from reid.assembly.network import build_trained_model, known_cameras, pick_device
-from reid.assembly.plugins import register_parts
-from reid.assembly.trained import adopt_training
-from reid.config import Config, load_config
 from reid.data.datasets.base import ReIDDataset
-from reid.data.loaders import eval_loader
-from reid.data.transforms import ImageTransform
-from reid.engine.hooks.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
-from reid.evaluation.query_gallery import QueryGallery
 from reid.evaluation.ranking import list_matches
 from reid.labelling import Labeller
-from reid.modeling.model import ReIDModel
 from reid.pictures.attention import Fusion, rollout_maps
 from reid.pictures.plots import Method, draw_embedding, embed
 from reid.pictures.ranked import draw_matches
 from reid.pictures.sheets import draw_attention, draw_clusters, draw_stripes
 from reid.registry import LABELLER, ConfigError, build
-from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
+from reid.structures import FeatureSet, ImageRecord, PseudoLabels
+from reid.workflows.trained import TrainedModel, first_test_set
+from reid.workflows.trained import load_trained as load_trained
 
-T = TypeVar("T")
 _MOST_POINTS = 3000
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A model with all that its config says about images.
-
-    Attributes:
-        name: For titles.
-        config: Of the model; `model.weights` are those that it has.
-        model: In eval mode.
-        device: Where it is.
-        run: Folder of the run that the weights lie in, if any.
-    """
-
-    name: str
-    config: Config
-    model: ReIDModel
-    device: torch.device
-    run: Path | None = None
-
-    @cached_property
-    def train_images(self) -> TrainImages | None:
-        """What the config trains on; None: it does not say.
-
-        Raises:
-            ConfigError: A dataset is unknown or an option is wrong.
-        """
-        return build_train_images(self.config) if self.config.datasets.train else None
-
-    @cached_property
-    def cameras(self) -> list[Camera] | None:
-        """The cameras that the model has learned; see `known_cameras`.
-
-        Raises:
-            DataError: The training sets' files are not what was expected.
-        """
-        return known_cameras(self.config, self.train_images)
-
-    def batch(self, records: Sequence[ImageRecord], dataset: ReIDDataset | None = None) -> Batch:
-        """Some images as the model sees them in tests.
-
-        Args:
-            records: The images.
-            dataset: They are of it; None: of none, so that their cameras are unknown.
-
-        Raises:
-            ConfigError: A training set of the config is unknown or an option is wrong.
-            DataError: An image or a training set cannot be read.
-        """
-        if dataset is not None:
-            records = renumber_cameras(self.cameras, records, dataset)
-        loader = eval_loader(records, self.transform(), batch_size=len(records))
-        batch: Batch = next(iter(loader))
-        return batch.to(self.device)
-
-    def transform(self) -> ImageTransform:
-        """From a picture to the model's input in tests."""
-        return build_transform(self.config.input, training=False)
-
-    def test_set(self) -> QueryGallery:
-        """The first test set, whether it can be scored or not.
-
-        Raises:
-            ConfigError: There is none.
-        """
-        return _first(build_test_sets(self.config, self.train_images, self.cameras, check=False))
-
-    def test_features(self) -> tuple[FeatureSet, FeatureSet]:
-        """Query and gallery features of the first test set.
-
-        Raises:
-            ConfigError: There is none.
-            DataError: An image cannot be read.
-        """
-        test_set = self.test_set()
-        with progress_bar(f"Extracting {test_set.name}", "img") as progress:
-            return test_set.features(self.model, self.device, progress)
-
-
-def load_trained(
-    place: Path, weights: Path | None = None, overrides: Sequence[str] = ()
-) -> TrainedModel:
-    """A model of a run, or of a config file with weights.
-
-    Args:
-        place: Folder of a run, whose config.yaml and best (or else final) weights are taken; or a
-            config file.
-        weights: Checkpoint, in place of the run's.
-        overrides: KEY VALUE pairs that win over the config.
-
-    Raises:
-        ConfigError: The folder holds no run, a setting is wrong, or there are no weights.
-        WeightsError: The weights do not fit.
-    """
-    file = place / "config.yaml" if place.is_dir() else place
-    config = load_config(file, overrides)
-    if weights is None and place.is_dir():
-        found = [place / name for name in (BEST_MODEL, FINAL_MODEL) if (place / name).is_file()]
-        if not found:
-            raise ConfigError(f"{place}: has neither {BEST_MODEL} nor {FINAL_MODEL}")
-        weights = found[0]
-    if weights is not None:
-        config.model.weights = str(weights)
-    adopt_training(config)
-    register_parts(config)
-    device = pick_device(config.device)
-    model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
-    name = place.name if place.is_dir() else place.stem
-    folder = Path(config.model.weights).parent
-    run = folder if (folder / "config.yaml").is_file() else None
-    return TrainedModel(name, config, model.to(device).eval(), device, run)
 
 
 def pick_images(
@@ -167,7 +40,9 @@ def pick_images(
     """
     if files:
         return [ImageRecord(str(path)) for path in files], None
-    dataset = _first(build_test_datasets(trained.config.datasets.test, trained.train_images))
+    dataset = first_test_set(
+        build_test_datasets(trained.config.datasets.test, trained.train_images)
+    )
     query = dataset.load("query")
     return [query[i] for i in _spread(len(query), count)], dataset
 
@@ -305,12 +180,6 @@ def _find_clusters(
         features = images.features(trained.model, trained.device, progress)
     with progress_bar("Labelling", "img") as progress:
         return images.records, features, labeller(features, images.records, progress)
-
-
-def _first(test_sets: Sequence[T]) -> T:
-    if not test_sets:
-        raise ConfigError("datasets.test: there is no test set to take images from")
-    return test_sets[0]
 
 
 def _spread(total: int, count: int) -> list[int]:
