@@ -130,7 +130,9 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
             pictures.picture_cluster_embedding(output, models[0], arguments.method)
         case _:
             if features is not None:
-                found, name = load_features(features, arguments.csv)[:2], features.stem
+                either = arguments.command == "embed"  # which needs no pairs
+                found = load_features(features, arguments.csv, any_split=either)[:2]
+                name = features.stem
                 models = []  # the picture is of none
             else:
                 found, name = models[0].test_features(), models[0].name

@@ -52,6 +52,8 @@ class Predictor:
         card: Size, statistics, cameras and origin of the model.
         weights: The file that was loaded.
         batch_size: As above.
+        precision: As above; `onnx` for an ONNX file.
+        network: Gives features of images that are resized and normalised already.
         thresholds: From which similarity two pictures count as the same person, where
             tools/thresholds.py has left that beside the weights; else None.
 
@@ -70,21 +72,23 @@ class Predictor:
         precision: str | None = None,
         overrides: Sequence[str] = (),
     ) -> None:
-        self._network: Network
+        self.network: Network
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size: expected 1 or more, got {batch_size}")
         if Path(model).suffix == ".onnx":
             _refuse_for_onnx(model, weights, precision, overrides)
             self.weights = Path(model)
-            self._network = OnnxNetwork(self.weights, device or "auto")
+            self.network = OnnxNetwork(self.weights, device or "auto")
             self.batch_size = batch_size or _ONNX_BATCH
+            self.precision = "onnx"
         else:
             trained = _load(model, weights, device, precision, overrides)
             test = trained.config.test
             self.weights = trained.weights
-            self._network = TorchNetwork(trained, test.precision)
+            self.network = TorchNetwork(trained, test.precision)
             self.batch_size = batch_size or test.batch_size
-        self.card: ModelCard = self._network.card
+            self.precision = test.precision
+        self.card: ModelCard = self.network.card
         self.thresholds: Thresholds | None = load_thresholds(self.weights, self.card.fingerprint)
         self._transform = self.card.transform()
 
@@ -183,7 +187,7 @@ class Predictor:
         images = np.empty((len(batch), 3, *self.card.size), np.float32)
         for image, pixels in zip(images, batch, strict=True):
             self._transform.normalize(self._transform.resize(pixels), image)
-        features = self._network(torch.from_numpy(images), torch.tensor(camids)).numpy()
+        features = self.network(torch.from_numpy(images), torch.tensor(camids)).numpy()
         wrong = np.flatnonzero(~np.isfinite(features).all(1))
         if len(wrong):
             raise FloatingPointError(

@@ -206,12 +206,9 @@ def test_boxes_that_are_none(predictor: Predictor, boxes: object, message: str) 
 
 
 def test_threads_give_what_one_gives(run: Run, predictor: Predictor) -> None:
-    jobs = [(run.test_set.query_paths, None), (run.test_set.gallery_paths, None),
-            ([pixels(seed, 30 + seed, 20) for seed in range(9)], 1), (pixels(4), "0")] * 3  # fmt: skip
-    names = predictor.card.cameras
-    assert names is not None
-    jobs = [(images, names[0] and names[0][1] if camera == "0" else camera)
-            for images, camera in jobs]  # fmt: skip
+    mixture = [pixels(seed, 30 + seed, 20) for seed in range(9)]
+    paths = run.test_set.query_paths, run.test_set.gallery_paths
+    jobs = [(paths[0], None), (paths[1], None), (mixture, 1), (pixels(4), 2)] * 3
     expected = [predictor(*job) for job in jobs]
     found: dict[int, npt.NDArray[np.float32]] = {}
     start = threading.Barrier(len(jobs))
@@ -231,9 +228,9 @@ def test_threads_give_what_one_gives(run: Run, predictor: Predictor) -> None:
 
 def test_features_that_are_not_finite_are_told(run: Run, tmp_path: Path) -> None:
     broken = Predictor(run.folder)
-    assert isinstance(broken._network._model, torch.nn.Module)  # type: ignore[attr-defined]
+    assert isinstance(broken.network._model, torch.nn.Module)  # type: ignore[attr-defined]
     with torch.no_grad():
-        next(broken._network._model.parameters()).fill_(float("nan"))  # type: ignore[attr-defined]
+        next(broken.network._model.parameters()).fill_(float("nan"))  # type: ignore[attr-defined]
     with pytest.raises(FloatingPointError, match="image 0: its feature is not finite"):
         broken(pixels())
 
