@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -33,6 +34,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u2
 _NO_WAIT = getattr(os, "O_NONBLOCK", 0)  # Windows has none, nor pipes among its files
 _DESCRIPTOR = re.compile(r"/(?:dev|proc/(?:self|thread-self|\d+))/fd/(\d+)")
 _MOST_LINKS = 40
+_BLOCK_BYTES = 2**20
 
 
 class InputError(OSError):
@@ -97,6 +99,22 @@ def read_bytes(path: str | Path, most: int, what: str = "file") -> bytearray:
         except MemoryError as error:
             raise InputError(f"{path}: memory is too small for its {size:,} bytes") from error
     return data
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a regular file's bytes, as a hexadecimal number.
+
+    Raises:
+        InputError: There is no such file, it is no regular one, or it cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        try:
+            while block := file.read(_BLOCK_BYTES):
+                digest.update(block)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    return digest.hexdigest()
 
 
 def read_text(path: str | Path, most: int = MOST_TEXT, errors: str = "strict") -> str:

@@ -12,6 +12,8 @@ from reid.checking import nearest
 COMMANDS = {
     "train": "train_net",
     "evaluate": "evaluate",
+    "extract": "extract",
+    "thresholds": "thresholds",
     "check-data": "check_data",
     "convert": "convert_weights",
     "export-crops": "export_crops",

@@ -15,6 +15,7 @@ from reid.pictures.plots import draw_similarities
 from reid.registry import ConfigError
 from reid.workflows import pictures
 from reid.workflows.errors import tells_errors
+from reid.workflows.trained import load_trained, split_settings
 
 EPILOG = """\
 Give a model as the folder of a run, or as a config file and weights:
@@ -114,7 +115,7 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
     output, features = arguments.output, getattr(arguments, "features", None)
     overrides, all_paths = [*arguments.set, *arguments.settings], []
     for words in arguments.model:
-        paths, behind = pictures.split_settings(words)
+        paths, behind = split_settings(words)
         all_paths.append(paths)
         overrides = [*behind, *overrides]
         if len(paths) > 2:
@@ -122,7 +123,7 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
                 f"--model: expected a run's folder, or a config file and weights, got {len(paths)} "
                 "paths; give --model once for each model"
             )
-    models = [pictures.load_trained(*paths, overrides=overrides) for paths in all_paths]
+    models = [load_trained(*paths, overrides=overrides) for paths in all_paths]
     if features is None and not models:
         raise ConfigError("expected --model, got none")
     if len(models) > 1 and arguments.command != "rollout":
@@ -144,7 +145,9 @@ def draw(arguments: argparse.Namespace) -> list[pictures.TrainedModel]:
             pictures.picture_cluster_embedding(output, models[0], arguments.method)
         case _:
             if features is not None:
-                pair, name = load_features(features, arguments.csv)[:2], features.stem
+                either = arguments.command == "embed"  # a picture of points needs no pairs
+                pair = load_features(features, arguments.csv, any_split=either)[:2]
+                name = features.stem
                 models = []  # the picture shows none of them
             else:
                 pair, name = models[0].test_features(), models[0].name

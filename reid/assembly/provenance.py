@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-import reid
 from reid import distributed
 from reid.config import Config, config_differences, dump_config, load_config
 from reid.engine.logs import device_name
@@ -85,7 +84,7 @@ def git_state() -> dict[str, Any] | None:
 
     None if this code is not in a repository, as after an installation, or if git is missing.
     """
-    source = Path(reid.__file__)
+    source = Path(__file__)
     try:
         _git(source, "ls-files", "--error-unmatch", source.name)
         return {

@@ -161,16 +161,23 @@ def _read_with_pillow(data: bytearray, path: str) -> Pixels:
         # Pillow itself refuses pictures only from twice its limit on.
         if image.width * image.height > _largest():
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture")
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I;16") or (
-            upright.mode == "I" and image.format in ("PNG", "PPM")
-        ):
-            return _rgb((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)[:, :, None])
-        if upright.mode in ("I", "F"):
-            raise ValueError("its pixels have 32 bits without a known range; expected 8 or 16")
-        if "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-        return np.array(upright.convert("RGB"))
+        return picture_pixels(image)
+
+
+def picture_pixels(image: Image.Image) -> Pixels:
+    """A picture that Pillow has opened as RGB pixels; see `read_image`.
+
+    Raises:
+        ValueError: The range of its pixels is not known.
+    """
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I;16") or (upright.mode == "I" and image.format in ("PNG", "PPM")):
+        return _rgb((np.asarray(upright).astype(np.int64) >> 8).astype(np.uint8)[:, :, None])
+    if upright.mode in ("I", "F"):
+        raise ValueError("its pixels have 32 bits without a known range; expected 8 or 16")
+    if "transparency" in upright.info:
+        upright = upright.convert("RGBA")
+    return np.array(upright.convert("RGB"))
 
 
 def _rgb(pixels: Pixels) -> Pixels:

@@ -159,6 +159,11 @@ class BatchLoader(DataLoader[Batch]):
         self._on_error = on_error
         self._in_training = isinstance(batches, LabelledSampler)
 
+    def loaded(self) -> Iterator[Loaded]:
+        """Batches of one pass with what failed in each, for those who tell of it themselves."""
+        loaded: Iterator[Loaded] = super().__iter__()
+        return loaded
+
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
         """Batches of one pass.
 
@@ -167,7 +172,7 @@ class BatchLoader(DataLoader[Batch]):
         """
         errors: list[str] = []
         count = 0
-        for batch, failed in super().__iter__():
+        for batch, failed in self.loaded():
             count += len(batch.index) + len(failed)
             if failed and self._on_error == "stop":
                 raise DataError(failed[0])

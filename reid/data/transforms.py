@@ -124,6 +124,15 @@ class ImageTransform:
         """Pixels (height, width, 3) at the input's size, (H, W, 3)."""
         return resize(pixels, self.size, self.interpolation)
 
+    def normalize(self, pixels: Pixels, out: FloatImage) -> None:
+        """Writes the input that is made of resized pixels without augmentation.
+
+        Args:
+            pixels: (H, W, 3), not written to.
+            out: (3, H, W).
+        """
+        _normalize(pixels, False, 0, 0, self._table, out)
+
     def finish(
         self,
         pixels: Pixels,

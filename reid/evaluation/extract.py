@@ -137,13 +137,7 @@ def _extract_share(
     try:
         for batch in loader:
             moved = batch.to(device)
-            test, unit = _features(model, moved, precision)
-            if flip:
-                mirrored = moved._replace(image=moved.image.flip(3))
-                other_test, other_unit = _features(model, mirrored, precision)
-                unit = F.normalize(unit + other_unit, dim=-1)
-                if test is not None and other_test is not None:
-                    test = F.normalize(test + other_test, dim=-1)
+            test, unit = _embed(model, moved, precision, flip)
             rows.append(moved.index)
             units.append(unit)
             if test is not None:
@@ -207,6 +201,35 @@ def _check(
             f"the first is {first}; the model's weights are broken or the image is"
             + (", or values are too large for fp16" if precision == "fp16" else "")
         )
+
+
+def embed_batch(
+    model: nn.Module, batch: Batch, precision: Precision = "fp32", *, flip: bool = False
+) -> Tensor:
+    """Test features (B, D) of a batch, as `extract_features` gives them, in inference mode.
+
+    Args:
+        model: In eval mode, on the batch's device.
+        batch: B images.
+        precision: See `extract_features`.
+        flip: See `extract_features`.
+    """
+    test, unit = _embed(model, batch, precision, flip)
+    return unit[0] if test is None else test
+
+
+def _embed(
+    model: nn.Module, batch: Batch, precision: Precision, flip: bool
+) -> tuple[Tensor | None, Tensor]:
+    """What `_features` gives; with `flip` the mean with that of the mirror images."""
+    test, unit = _features(model, batch, precision)
+    if flip:
+        mirrored = batch._replace(image=batch.image.flip(3))
+        other_test, other_unit = _features(model, mirrored, precision)
+        unit = F.normalize(unit + other_unit, dim=-1)
+        if test is not None and other_test is not None:
+            test = F.normalize(test + other_test, dim=-1)
+    return test, unit
 
 
 def _features(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor | None, Tensor]:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +14,14 @@ import torch
 from torch import Tensor
 
 from reid.data.datasets.csv_dataset import read_csv
-from reid.file_kinds import kind_of_file
-from reid.files import InputError, open_regular
-from reid.modeling.screening import check_directory
+from reid.evaluation.feature_rows import ARRAYS, FeatureRows, read_feature_rows, rows_of_arrays
+from reid.evaluation.npz_files import check_numbers, read_arrays
+from reid.file_kinds import read_head
+from reid.modeling.screening import is_safetensors
 from reid.structures import DataError, FeatureSet
 
 logger = logging.getLogger(__name__)
 
-_MOST_TIMES, _ALLOWANCE = 20, 64 * 2**20  # what an .npz file of features may unpack to, in bytes
 _SPLITS = ("query", "gallery")
 _PIECE_BYTES = 64 * 2**20
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
@@ -46,16 +44,21 @@ class LoadedFeatures(NamedTuple):
     gallery_paths: list[str] | None = None
 
 
-def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
-    """Query and gallery of an .npz file, with features made unit vectors.
+def load_features(
+    path: Path, csv: Path | None = None, *, any_split: bool = False
+) -> LoadedFeatures:
+    """Query and gallery of a file of features, with features made unit vectors.
 
     Features of any scale give the same unit vectors, apart from rounding in the file. Rows of zeros
     have no direction; they stay zero, and a warning names them.
 
     Args:
         path: With `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`, `gallery_pids`,
-            `query_camids` and `gallery_camids`; or with `features` (N, D), if there is a list.
+            `query_camids` and `gallery_camids`; or with `features` (N, D), if there is a list; or
+            what `tools/extract.py` wrote, as .npz or .safetensors.
         csv: A list of N images, in the order of the features; images for training are passed over.
+        any_split: Where a file of `tools/extract.py` has neither, all of its images are the
+            queries, and none is in the gallery.
 
     Raises:
         DataError: A file is missing or broken, or unpacks to far more than its size; an array is
@@ -66,12 +69,19 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
         if csv is None:
             names = ("feat", "pids", "camids")
             wanted = [f"{split}_{name}" for split in _SPLITS for name in names]
-            arrays = _read_arrays(path, wanted)
+            if is_safetensors(_head(path)):
+                return _of_rows(read_feature_rows(path), path, any_split)
+            arrays = read_arrays(path, wanted, instead=ARRAYS)
+            if "features" in arrays:
+                return _of_rows(rows_of_arrays(arrays, path), path, any_split)
             query, gallery = (_feature_set(arrays, split, path) for split in _SPLITS)
             return LoadedFeatures(query, gallery)
         rows = read_csv(csv, allow_outside=True)  # no image is opened
-        features = _read_arrays(path, ["features"])["features"]
-        _check_numbers(features, "features", path)
+        if is_safetensors(_head(path)):
+            features: npt.NDArray[Any] = read_feature_rows(path).features
+        else:
+            features = read_arrays(path, ["features"])["features"]
+        check_numbers(features, "features", path)
         if len(features) != len(rows):
             raise DataError(
                 f"{path}: has {len(features)} features, but {csv} lists {len(rows)} images"
@@ -90,6 +100,38 @@ def load_features(path: Path, csv: Path | None = None) -> LoadedFeatures:
             found.append(_feature_set(chosen, split, path))
             paths.append([record.path for record in records])
         return LoadedFeatures(found[0], found[1], paths[0], paths[1])
+
+
+def _of_rows(rows: FeatureRows, path: Path, any_split: bool) -> LoadedFeatures:
+    """Query and gallery of a file of `tools/extract.py`.
+
+    Raises:
+        DataError: It lacks one of them.
+    """
+    places = [rows.rows_of(split) for split in _SPLITS]
+    if any_split and not any(map(len, places)):
+        places = [np.arange(len(rows)), np.arange(0)]
+    elif not all(map(len, places)):
+        there = sorted({split for split in rows.splits if split}) or ["none"]
+        raise DataError(
+            f"{path}: expected images of query and of gallery, its splits are {', '.join(there)}; "
+            "extract a data set that has both, or give their list with --csv"
+        )
+    found = []
+    for split, which in zip(_SPLITS, places, strict=True):
+        columns = {
+            f"{split}_feat": rows.features[which],
+            f"{split}_pids": rows.pids[which],
+            f"{split}_camids": rows.camids[which],
+        }
+        found.append(_feature_set(columns, split, path))
+    paths = [[rows.paths[place] for place in which.tolist()] for which in places]
+    return LoadedFeatures(found[0], found[1], paths[0], paths[1])
+
+
+def _head(path: Path) -> bytes:
+    """The first bytes of a file; none of what is no file."""
+    return read_head(path) if path.is_file() else b""
 
 
 @contextmanager
@@ -112,50 +154,9 @@ def telling_memory(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of these names in an .npz file; others are not unpacked."""
-    try:
-        check_directory(path)
-        with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
-            with zipfile.ZipFile(file) as archive:
-                unpacked = sum(record.file_size for record in archive.infolist())
-            size = path.stat().st_size
-            if unpacked > _MOST_TIMES * size + _ALLOWANCE:
-                raise ValueError(
-                    f"its {size:,} bytes unpack to {unpacked:,}; if that is right, save it with "
-                    "numpy.savez, which does not compress"
-                )
-            file.seek(0)
-            with np.load(file, allow_pickle=False) as arrays:
-                there = list(arrays.files)
-                found = {name: arrays[name] for name in names if name in there}
-    except InputError as error:
-        raise DataError(f"{error}; expected an .npz file") from error
-    except MemoryError:
-        raise
-    except Exception as error:  # numpy, zipfile and zlib raise many kinds for broken files
-        kind = kind_of_file(path)
-        reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
-        raise DataError(
-            f"{path}: cannot be read as an .npz file ({reason}); expected what numpy.savez writes"
-        ) from error
-    for name in names:
-        if name not in found:
-            shown = ", ".join(there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
-            raise DataError(f"{path}: has no array {name!r}; it has {shown or 'none'}")
-        if not isinstance(found[name], np.ndarray):
-            raise DataError(f"{path}: {name} is no array; expected what numpy.savez writes")
-    return found
-
-
-def _check_numbers(values: npt.NDArray[Any], name: str, path: Path) -> None:
-    if values.ndim != 2 or not values.shape[1] or values.dtype.kind not in "fiu":
-        raise DataError(f"{path}: {name} must be numbers (N, D), got {values.dtype} {values.shape}")
-
-
 def _features(values: npt.NDArray[Any], name: str, path: Path) -> Tensor:
     """Features (N, D) as unit vectors; rows of zeros are named."""
-    _check_numbers(values, name, path)
+    check_numbers(values, name, path)
     features = np.empty(values.shape, np.float32)
     height = max(1, _PIECE_BYTES // (8 * values.shape[1]))
     zeros: list[int] = []

@@ -145,15 +145,29 @@ def rank_distances(
     return collected.ranking()
 
 
-def pair_similarities(query: FeatureSet, gallery: FeatureSet) -> PairSimilarities:
+def pair_similarities(
+    query: FeatureSet,
+    gallery: FeatureSet,
+    query_paths: Sequence[str] | None = None,
+    gallery_paths: Sequence[str] | None = None,
+    progress: ProgressBar | None = None,
+) -> PairSimilarities:
     """How far apart matching pairs and other pairs are, without a ranking.
+
+    Args:
+        query: Q images.
+        gallery: G images.
+        query_paths: As in `rank`.
+        gallery_paths: As in `rank`.
+        progress: As in `rank`.
 
     Raises:
         ValueError: Features have a wrong shape or are not finite.
     """
     features = comparable_features(query.test, gallery.test)
-    watcher = PairHistograms(Relevance.of(query, gallery), *features)
-    show_blocks(distance_blocks(*features), [watcher], len(query), None)
+    relevance = Relevance.of(query, gallery, query_paths, gallery_paths)
+    watcher = PairHistograms(relevance, *features)
+    show_blocks(distance_blocks(*features), [watcher], len(query), progress)
     return watcher.similarities()
 
 

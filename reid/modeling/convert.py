@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,13 +12,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from reid.files import file_sha256
 from reid.modeling.formats import FORMATS, Format, Statistics, Translation, find_format, translate
 from reid.modeling.osnet import WIDTHS, Norm, OSNet
 from reid.modeling.weights import WeightsError, fits_any, read_tensors, save_weights
 from reid.registry import nearest
 
 _SHOWN = 12
-_PIECE = 2**20  # bytes
 _MOST_LAYERS = 1000  # a file may give a layer any number
 
 
@@ -263,7 +262,7 @@ def _metadata(
     written: Format,
     statistics: Statistics | None,
 ) -> dict[str, str]:
-    metadata = {"format": written.name, "source": source.name, "sha256": _sha256(source)}
+    metadata = {"format": written.name, "source": source.name, "sha256": file_sha256(source)}
     if statistics is None and {"pixel_mean", "pixel_std"} <= state.keys():
         # fast-reid's values are for pixels from 0 to 255
         mean, std = (
@@ -279,14 +278,6 @@ def _metadata(
     if cameras is not None and cameras.ndim:
         metadata["num_cameras"] = str(len(cameras))
     return metadata
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _summarised(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -3,168 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from reid.assembly.cameras import Camera, renumber_cameras
-from reid.assembly.data import TrainImages, build_test_datasets
-from reid.assembly.images import (
-    build_image_set,
-    build_test_sets,
-    build_train_images,
-    build_transform,
-)
+from reid.assembly.data import build_test_datasets
+from reid.assembly.images import build_image_set, build_train_images
 from reid.assembly.labelling import labeller_spec
-from reid.assembly.network import build_trained_model, known_cameras, pick_device
-from reid.assembly.plugins import register_parts
-from reid.assembly.trained import adopt_training
-from reid.config import Config, load_config
 from reid.data.datasets.base import ReIDDataset
-from reid.data.loaders import eval_loader
-from reid.data.transforms import ImageTransform
-from reid.engine.hooks.checkpoints import BEST_MODEL, FINAL_MODEL
 from reid.engine.logs import progress_bar
-from reid.evaluation.query_gallery import QueryGallery
 from reid.evaluation.ranking import list_matches
 from reid.labelling import Labeller
-from reid.modeling.model import ReIDModel
 from reid.pictures.attention import Fusion, rollout_maps
 from reid.pictures.plots import Method, draw_embedding, embed
 from reid.pictures.ranked import draw_matches
 from reid.pictures.sheets import draw_attention, draw_clusters, draw_stripes
 from reid.registry import LABELLER, ConfigError, build
-from reid.structures import Batch, FeatureSet, ImageRecord, PseudoLabels
+from reid.structures import FeatureSet, ImageRecord, PseudoLabels
+from reid.workflows.trained import TrainedModel, first_test_set
+from reid.workflows.trained import load_trained as load_trained
 
-T = TypeVar("T")
 _MOST_POINTS = 3000
-
-
-@dataclass(frozen=True)
-class TrainedModel:
-    """A trained model with its config.
-
-    Attributes:
-        name: The model's name in titles.
-        config: The model's config; `model.weights` names its weights.
-        model: The model in eval mode.
-        device: The model's device.
-        run: Folder of the run that holds the weights, if any.
-    """
-
-    name: str
-    config: Config
-    model: ReIDModel
-    device: torch.device
-    run: Path | None = None
-
-    @cached_property
-    def train_images(self) -> TrainImages | None:
-        """The training images of the config; None: it names none.
-
-        Raises:
-            ConfigError: A dataset is unknown or an option is wrong.
-        """
-        return build_train_images(self.config) if self.config.datasets.train else None
-
-    @cached_property
-    def cameras(self) -> list[Camera] | None:
-        """The cameras that the model has learned; see `known_cameras`.
-
-        Raises:
-            DataError: The training sets' files are not what was expected.
-        """
-        return known_cameras(self.config, self.train_images)
-
-    def batch(self, records: Sequence[ImageRecord], dataset: ReIDDataset | None = None) -> Batch:
-        """Loads some images, prepared as in tests.
-
-        Args:
-            records: The images.
-            dataset: The data set of the images; None: they belong to none, and their cameras are
-                unknown.
-
-        Raises:
-            ConfigError: A training set of the config is unknown or an option is wrong.
-            DataError: An image or a training set cannot be read.
-        """
-        if dataset is not None:
-            records = renumber_cameras(self.cameras, records, dataset)
-        loader = eval_loader(records, self.transform(), batch_size=len(records))
-        batch: Batch = next(iter(loader))
-        return batch.to(self.device)
-
-    def transform(self) -> ImageTransform:
-        """The transform that prepares pictures as in tests."""
-        return build_transform(self.config.input, training=False)
-
-    def test_set(self) -> QueryGallery:
-        """The first test set, even if it cannot be scored.
-
-        Raises:
-            ConfigError: The config has no test set.
-        """
-        return _first(build_test_sets(self.config, self.train_images, self.cameras, check=False))
-
-    def test_features(self) -> tuple[FeatureSet, FeatureSet]:
-        """Extracts query and gallery features of the first test set.
-
-        Raises:
-            ConfigError: The config has no test set.
-            DataError: An image cannot be read.
-        """
-        test_set = self.test_set()
-        with progress_bar(f"Extracting {test_set.name}", "img") as progress:
-            return test_set.features(self.model, self.device, progress)
-
-
-def split_settings(words: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """The paths of a model, and the KEY VALUE pairs that were written behind them."""
-    sections = {field.name for field in fields(Config)}
-    for place, word in enumerate(words):
-        is_key = word.lower().partition(".")[0] in sections
-        if place and is_key and not Path(word).exists():
-            return [Path(path) for path in words[:place]], [*words[place:]]
-    return [Path(path) for path in words], []
-
-
-def load_trained(
-    place: Path, weights: Path | None = None, overrides: Sequence[str] = ()
-) -> TrainedModel:
-    """Loads the model of a run, or of a config file and weights.
-
-    Args:
-        place: Folder of a run, or a config file. From a run's folder, config.yaml and the best
-            weights are loaded, or the final weights if there are no best ones.
-        weights: Weights to load instead of the run's.
-        overrides: KEY VALUE pairs that win over the config.
-
-    Raises:
-        ConfigError: The folder holds no run, a setting is wrong, or no weights are given.
-        WeightsError: The weights do not fit.
-    """
-    file = place / "config.yaml" if place.is_dir() else place
-    config = load_config(file, overrides)
-    if weights is None and place.is_dir():
-        files = [place / name for name in (BEST_MODEL, FINAL_MODEL) if (place / name).is_file()]
-        if not files:
-            raise ConfigError(f"{place}: has neither {BEST_MODEL} nor {FINAL_MODEL}")
-        weights = files[0]
-    if weights is not None:
-        config.model.weights = str(weights)
-    adopt_training(config)
-    register_parts(config)
-    device = pick_device(config.device)
-    model = build_trained_model(config, (config.input.size[0], config.input.size[1]))
-    name = place.name if place.is_dir() else place.stem
-    folder = Path(config.model.weights).parent
-    run = folder if (folder / "config.yaml").is_file() else None
-    return TrainedModel(name, config, model.to(device).eval(), device, run)
 
 
 def pick_images(
@@ -178,7 +40,9 @@ def pick_images(
     """
     if files:
         return [ImageRecord(str(path)) for path in files], None
-    dataset = _first(build_test_datasets(trained.config.datasets.test, trained.train_images))
+    dataset = first_test_set(
+        build_test_datasets(trained.config.datasets.test, trained.train_images)
+    )
     query = dataset.load("query")
     return [query[i] for i in _spread(len(query), count)], dataset
 
@@ -316,12 +180,6 @@ def _find_clusters(
         features = images.features(trained.model, trained.device, progress)
     with progress_bar("Labelling", "img") as progress:
         return images.records, features, labeller(features, images.records, progress)
-
-
-def _first(test_sets: Sequence[T]) -> T:
-    if not test_sets:
-        raise ConfigError("datasets.test: expected a test set to take images from, but none is set")
-    return test_sets[0]
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 
-import reid
 from reid.assembly.provenance import config_diff, config_hash, git_state, provenance
 from reid.config import Config, dump_config, load_config
 
@@ -33,10 +32,10 @@ def test_the_commit_and_whether_files_differ(
         command = ["git", "-C", str(tmp_path), *names, *arguments]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
-    source = tmp_path / "reid" / "__init__.py"
+    source = tmp_path / "reid" / "provenance.py"
     source.parent.mkdir()
     source.write_text("")
-    monkeypatch.setattr(reid, "__file__", str(source))
+    monkeypatch.setattr("reid.assembly.provenance.__file__", str(source))
     assert git_state() is None
     git("init", "-q")
     assert git_state() is None  # a repository that does not hold this code

@@ -20,7 +20,8 @@ from reid.assembly.plugins import register_parts
 from reid.config import dump_config, load_config
 from reid.modeling.weights import save_weights
 from reid.registry import ConfigError
-from reid.workflows.pictures import load_trained, pick_images, split_settings
+from reid.workflows.pictures import pick_images
+from reid.workflows.trained import load_trained, split_settings
 
 TOOL = str(Path(__file__).parents[2] / "tools" / "visualize.py")
 DATA = (

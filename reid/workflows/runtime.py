@@ -1,0 +1,176 @@
+"""What computes features of normalised images: the network in torch, or an ONNX file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from reid.assembly.cameras import Camera, read_cameras
+from reid.assembly.model_card import METADATA_KEY, ModelCard
+from reid.evaluation.extract import Precision, embed_batch
+from reid.files import InputError, file_sha256, open_regular
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import WeightsError, read_metadata
+from reid.registry import ConfigError
+from reid.structures import Batch
+from reid.workflows.trained import TrainedModel
+
+IMAGES, CAMERAS, FEATURES = "images", "cameras", "features"
+"""Names of the inputs and of the output in an ONNX file."""
+
+_CUDA, _CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+
+
+class Network(Protocol):
+    """Gives features; safe in threads."""
+
+    card: ModelCard
+
+    def __call__(self, images: Tensor, camids: Tensor) -> Tensor:
+        """(B, D) unit vectors on the CPU, in float32.
+
+        Args:
+            images: (B, 3, H, W), normalised.
+            camids: (B,) int64, numbers in the model; -1: unknown.
+        """
+
+
+class TorchNetwork:
+    """A trained model in torch.
+
+    Args:
+        trained: The model; it stays in eval mode.
+        precision: See `extract_features`.
+
+    Attributes:
+        card: Of the model.
+    """
+
+    def __init__(self, trained: TrainedModel, precision: Precision = "fp32") -> None:
+        self._model, self._device, self._precision = trained.model, trained.device, precision
+        self.card = card_of(trained)
+
+    def __call__(self, images: Tensor, camids: Tensor) -> Tensor:
+        """See `Network`."""
+        batch = Batch.of(images, camids).to(self._device)
+        return embed_batch(self._model, batch, self._precision, flip=self.card.flip).cpu()
+
+
+class OnnxNetwork:
+    """A model in an ONNX file that says how its input is made.
+
+    Args:
+        path: The file.
+        device: `auto` (CUDA where this onnxruntime has it and there is a GPU), `cpu` or `cuda`.
+
+    Attributes:
+        card: Of the model, from the file's metadata.
+
+    Raises:
+        ConfigError: onnxruntime is missing, or has no CUDA where that was asked for.
+        WeightsError: The file is missing or broken, or was not exported here.
+    """
+
+    def __init__(self, path: Path, device: str = "auto") -> None:
+        try:
+            with open_regular(path):
+                pass
+        except InputError as error:
+            raise WeightsError(f"{error}; expected an ONNX file") from error
+        self._session = _open_session(path, device)
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        if METADATA_KEY not in metadata:
+            raise WeightsError(
+                f"{path}: has no {METADATA_KEY!r} in its metadata, so nothing says how its input "
+                "is made; export it with tools/export.py"
+            )
+        self.card = ModelCard.from_json(metadata[METADATA_KEY], str(path))
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        if IMAGES not in self._inputs or not self._inputs <= {IMAGES, CAMERAS}:
+            raise WeightsError(
+                f"{path}: expected the inputs {IMAGES} and, if any, {CAMERAS}; got "
+                f"{', '.join(sorted(self._inputs))}"
+            )
+
+    def __call__(self, images: Tensor, camids: Tensor) -> Tensor:
+        """See `Network`."""
+        features = self._run(images, camids)
+        if self.card.flip:
+            features = F.normalize(features + self._run(images.flip(3), camids), dim=-1)
+        return features
+
+    def _run(self, images: Tensor, camids: Tensor) -> Tensor:
+        given = {IMAGES: images.contiguous().numpy(), CAMERAS: camids.numpy()}
+        (features,) = self._session.run(
+            [FEATURES], {name: given[name] for name in sorted(self._inputs)}
+        )
+        return torch.from_numpy(features).float()
+
+
+def card_of(trained: TrainedModel) -> ModelCard:
+    """The card of a model in torch.
+
+    Raises:
+        WeightsError: What its weights say of their cameras is not what it should be.
+    """
+    config, model = trained.config, trained.model
+    weights = trained.weights
+    cameras: Sequence[Camera] | None = None
+    if model.num_cameras:
+        cameras = read_cameras(read_metadata(weights), str(weights))
+        if cameras is None:  # the file does not say whose they are: numbers count
+            cameras = [Camera("", number) for number in range(model.num_cameras)]
+    return ModelCard.of(
+        config.input,
+        cameras,
+        _dimension(model, config.input.size, trained.device),
+        {
+            "weights": weights.name,
+            "weights_sha256": file_sha256(weights),
+            "backbone": config.model.backbone,
+            "head": config.model.head,
+        },
+        flip=config.test.flip,
+    )
+
+
+def _dimension(model: ReIDModel, size: tuple[int, int], device: torch.device) -> int:
+    """D of the features, which may join those of parts: told by a black image."""
+    black = torch.zeros(1, 3, *size, device=device)
+    return embed_batch(model, Batch.of(black)).shape[1]
+
+
+def _open_session(path: Path, device: str) -> Any:
+    """An onnxruntime session.
+
+    Raises:
+        ConfigError: onnxruntime is missing, or has no CUDA where that was asked for.
+        WeightsError: The file is no ONNX file that can be run.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"{path}: to run ONNX files: pip install 'reid[export]'") from error
+    there = onnxruntime.get_available_providers()
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: expected auto, cpu or cuda for an ONNX file, got {device!r}")
+    if device == "cuda" and _CUDA not in there:
+        raise ConfigError(
+            "device: 'cuda' was asked for, but this onnxruntime has no CUDA; "
+            "pip install onnxruntime-gpu in its place"
+        )
+    on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 3  # errors alone: they are raised
+    providers = [name for name in (_CUDA, _CPU) if name in there and (on_gpu or name == _CPU)]
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path}: cannot be run as an ONNX file ({reason})") from error
