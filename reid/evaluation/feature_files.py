@@ -6,7 +6,7 @@ import io
 import logging
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,7 +134,9 @@ def _read_arrays(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]
     except MemoryError:
         raise
     except Exception as error:  # numpy, zipfile and zlib have many for broken files
-        kind = kind_of_file(path)
+        kind = None
+        with suppress(InputError):  # it cannot be read at all, which `error` tells
+            kind = kind_of_file(path)
         reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
         raise DataError(
             f"{path}: cannot be read as an .npz file ({reason}); expected what numpy.savez writes"

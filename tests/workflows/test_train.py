@@ -280,3 +280,24 @@ def test_mixed_precision_clipping_and_accumulation(folder: Path, amp: str) -> No
     train(config(folder, "supervised", f"amp_{amp}", *pairs))
     assert all(bool(torch.isfinite(w).all()) for w in
                weights(folder / f"amp_{amp}" / "model_final.safetensors").values())  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("SOLVER.BASE_LR", "1e-320"),
+        ("DATALOADER.SAMPLER", "{NAME: PKSampler, BATCH_SIZE: 8, STEPS_PER_EPOCH: 1000000000000}"),
+        ("DATASETS.TRAIN", "{NAME: SyntheticPersons, HEIGHT: 1000000000}"),
+        ("CRITERION", "[{NAME: ClusterContrastLoss, TEMPERATURE: 1e-320}]"),
+        ("CRITERION", "[{NAME: ClusterContrastLoss, TEMPERATURE: 1e300}]"),
+        ("MODEL.BACKBONE", "{NAME: ViT, DEPTH: 1000000}"),
+    ],
+)
+def test_numbers_of_parts_have_bounds_on_both_sides(
+    tmp_path: Path, setting: tuple[str, str]
+) -> None:
+    pairs = ("PLUGINS", "[clustercontrast]", "DATASETS.TRAIN", "SyntheticPersons",
+             "MODEL.BACKBONE", "{NAME: TimmBackbone, MODEL: test_resnet}",
+             "DATALOADER.SAMPLER", "{NAME: PKSampler, BATCH_SIZE: 8}", *setting)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"expected (a number from|0 to 1,000,000,000)"):
+        train(load_config(overrides=["OUTPUT_DIR", str(tmp_path / "run"), *pairs]))
