@@ -138,6 +138,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         return {}
 
     def read(name: str) -> dict[str, str]:
+        check_safetensors_file(Path(name))
         with safe_open(name, "pt") as file:
             return dict(file.metadata() or {})
 

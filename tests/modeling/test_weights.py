@@ -16,6 +16,7 @@ from reid.modeling.weights import (
     load_checkpoint,
     load_weights,
     read_checkpoint,
+    read_metadata,
     save_checkpoint,
     save_weights,
 )
@@ -212,3 +213,14 @@ def test_tensors_without_numbers_are_refused(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(3, device="meta")}, tmp_path / "odd.pth")
     with pytest.raises(WeightsError, match=r"odd\.pth.*w is no plain tensor"):
         read_checkpoint(tmp_path / "odd.pth")
+
+
+def test_a_header_that_takes_long_is_refused_where_metadata_alone_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.safetensors"
+    metadata = {str(number): "v" for number in range(400_000)}
+    save_weights(path, {"a": torch.zeros(1)}, metadata)
+    for read in (read_metadata, read_checkpoint):
+        with pytest.raises(WeightsError, match="is refused: its header of"):
+            read(path)
