@@ -234,7 +234,7 @@ class SolverConfig(_Section, where="solver"):
     """
 
     optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
-    base_lr: Annotated[float, Range(0, 1000, above=True)] = 3.5e-4
+    base_lr: Annotated[float, Range(1e-12, 1000)] = 3.5e-4
     bias_lr_factor: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
@@ -342,7 +342,7 @@ class Config(_Section):
     checkpoint_keep: Count = 2
 
     sources: ClassVar[tuple[Path, ...]] = ()
-    """The files that `load_config` read, without their `_BASE_` files."""
+    """The files that `load_config` read, with their `_BASE_` files."""
     given: ClassVar[frozenset[str] | None] = None
     """Dotted keys that files or the command line set; None: made in code, all keys count as set."""
 
@@ -374,8 +374,10 @@ def load_config(
     files = [find_config(path) for path in named]
     settings = asdict(Config())
     given: set[str] = set()
+    sources: list[Path] = []
     for path in files:
-        own = read_settings(path)
+        own, read = read_settings(path)
+        sources += read
         given.update(key for key, _ in _leaves(own))
         settings = merge(settings, own)
     changed = settings
@@ -384,7 +386,7 @@ def load_config(
         for key, value in pairs:
             changed = set_key(changed, key, value)
         config = _from_settings(changed)
-        vars(config)["sources"] = tuple(files)
+        vars(config)["sources"] = tuple(sources)
         vars(config)["given"] = frozenset((*given, *(key.lower() for key, _ in pairs)))
         return config
     except ConfigError as error:

@@ -15,8 +15,11 @@ from reid.yaml_text import parse_yaml, read_yaml
 _MOST_LEVELS = 50
 
 
-def read_settings(file: Path) -> dict[str, Any]:
+def read_settings(file: Path) -> tuple[dict[str, Any], list[Path]]:
     """The settings of a file merged over those of its `_BASE_` files, with lower-case keys.
+
+    Returns:
+        The settings, and all files that were read.
 
     Raises:
         ConfigError: A file is missing, is not YAML, or is its own `_BASE_`.
@@ -53,7 +56,7 @@ def read_settings(file: Path) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     for layer in reversed(layers):
         settings = merge(settings, layer)
-    return settings
+    return settings, list(readers.values())
 
 
 def _is_file(path: Path) -> bool:

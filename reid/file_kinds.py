@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from reid.files import open_regular
+from reid.files import InputError, open_regular
 
 HEAD = 1024
 """How many of its first bytes tell the kind of a file."""
@@ -67,7 +67,10 @@ def read_head(path: str | Path) -> bytes:
         InputError: The file cannot be read, or is not a regular file.
     """
     with open_regular(path) as file:
-        return file.read(HEAD)
+        try:
+            return file.read(HEAD)
+        except OSError as error:  # a broken disk; a file of the system that is none on one
+            raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _picture(name: str) -> FileKind:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from reid.evaluation.feature_files import load_features
+from reid.file_kinds import read_head
 from reid.files import (
     InputError,
     OutputError,
@@ -26,6 +28,8 @@ from reid.files import (
     say,
     write_text,
 )
+from reid.modeling.weights import WeightsError, read_checkpoint
+from reid.structures import DataError
 
 on_posix = pytest.mark.skipif(os.name == "nt", reason="makes pipes, devices and links")
 
@@ -259,3 +263,14 @@ def test_a_terminal_shows_what_it_would_obey(capsys: pytest.CaptureFixture[str])
     shown = "a\tb\nü 人 \\x1b[2J\\r\\x07\\x9b1m\\u202egpj.exe\n"
     assert capsys.readouterr().out == shown
     assert printable("\udce9") == "\udce9"  # no character; the console escapes it
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="no /proc")
+def test_a_file_that_opens_but_gives_no_bytes_is_named() -> None:
+    """As on a broken disk."""
+    with pytest.raises(InputError, match=r"^/proc/self/mem: cannot be read \(Input/output error"):
+        read_head("/proc/self/mem")
+    with pytest.raises(WeightsError, match=r"^/proc/self/mem: cannot be read"):
+        read_checkpoint(Path("/proc/self/mem"))
+    with pytest.raises(DataError, match=r"^/proc/self/mem: cannot be read"):
+        load_features(Path("/proc/self/mem"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +33,7 @@ from reid.engine.nonfinite import NonFiniteLosses
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import RunFacts, Trainer
 from reid.registry import SAMPLER, ConfigError, build
+from reid.structures import ImageRecord
 
 
 def build_trainer(
@@ -44,8 +47,8 @@ def build_trainer(
         WeightsError: The weights do not fit.
     """
     images = build_train_images(config)
-    _check_output_dir(Path(config.output_dir), images)
     records = images.load()
+    _check_output_dir(Path(config.output_dir), images, records)
     cameras = training_cameras(images) if camera_counter(config) is not None else None
     test_sets = build_test_sets(config, images, cameras)
     splits = count_splits(images.name, records, test_sets, images.version)
@@ -93,19 +96,29 @@ def build_trainer(
     )
 
 
-def _check_output_dir(output_dir: Path, images: TrainImages) -> None:
+def _check_output_dir(
+    output_dir: Path, images: TrainImages, records: Sequence[ImageRecord]
+) -> None:
     """Requires that the run's pictures do not become training images.
 
     Raises:
-        ConfigError: The output folder lies in the images' folder.
+        ConfigError: The output folder lies in the images' folder, or in a folder that a link in
+            the images' folder leads to.
     """
+    used = {os.path.realpath(folder) for folder in {Path(record.path).parent for record in records}}
     for dataset in images.datasets:
         folder = dataset.scanned_folder
-        if folder is not None and output_dir.resolve().is_relative_to(folder):
-            raise ConfigError(
-                f"output_dir: {str(output_dir)!r} lies in {folder}, where {dataset.name} looks for "
-                "images, so the run's pictures would become training images; choose another folder"
-            )
+        if folder is None:
+            continue
+        links = [entry.path for entry in os.scandir(folder) if entry.is_symlink()]
+        targets = {os.path.realpath(path) for path in (str(folder), *links)}
+        for target in sorted(targets | used):
+            if output_dir.resolve().is_relative_to(target):
+                raise ConfigError(
+                    f"output_dir: {str(output_dir)!r} lies in {target}, where {dataset.name} looks "
+                    "for images, so the run's pictures would become training images; choose "
+                    "another folder"
+                )
 
 
 def build_sampler(config: Config) -> LabelledSampler:

@@ -22,6 +22,8 @@ from reid.structures import OUTLIER, PseudoLabels
 IntArray = npt.NDArray[np.int64]
 BatchSize: TypeAlias = Annotated[int, Range(1, 65_536)]
 
+_MOST_STEPS = 1_000_000_000  # of an epoch
+
 
 class Draw(NamedTuple):
     """An image to read for training, with the seed of its augmentation.
@@ -77,8 +79,10 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
             raise ValueError(
                 f"batch_size: expected a multiple of the {world_size} processes, got {batch_size}"
             )
-        if steps_per_epoch is not None and steps_per_epoch < 0:
-            raise ValueError(f"steps_per_epoch: expected 0 or more, or null, got {steps_per_epoch}")
+        if steps_per_epoch is not None and not 0 <= steps_per_epoch <= _MOST_STEPS:
+            raise ValueError(
+                f"steps_per_epoch: expected 0 to {_MOST_STEPS:,}, or null, got {steps_per_epoch}"
+            )
         self.batch_size = batch_size
         self._groups_per_batch = batch_size // images_per_group
         self._images_per_group = images_per_group

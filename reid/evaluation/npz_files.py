@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,9 @@ def read_arrays(
     except MemoryError:
         raise
     except Exception as error:  # numpy, zipfile and zlib raise many kinds for broken files
-        kind = kind_of_file(path)
+        kind = None
+        with suppress(InputError):  # the file cannot be read at all, which `error` tells
+            kind = kind_of_file(path)
         reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
         raise DataError(
             f"{path}: cannot be read as an .npz file ({reason}); expected what numpy.savez writes"

@@ -15,6 +15,7 @@ from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
 Banks = Literal["global", "parts", "all"]
 """Which banks of the embeddings a loss takes: the whole image, the parts, or both."""
 Margin = Annotated[float, Range(0, 1e6)] | None
+Temperature = Annotated[float, Range(1e-4, 1e4)]
 Source = tuple[str, int]
 """Where embeddings come from: (name of a network, view of the batch); view 0 = `Batch.image`."""
 STUDENT: Source = ("student", 0)

@@ -14,7 +14,7 @@ from reid.modeling.contrastive import (
     even_nce,
     sample_weights,
 )
-from reid.modeling.losses import Loss
+from reid.modeling.losses import Loss, Temperature
 from reid.modeling.memories import ProxyMemory, Update
 from reid.structures import (
     OUTLIER,
@@ -55,7 +55,7 @@ class MemoryLoss(Loss):
 
     def __init__(
         self,
-        temperature: float,
+        temperature: Temperature,
         momentum: float,
         part_weight: float,
         update: Update = "sequential",
@@ -148,7 +148,7 @@ class ProxyLoss(MemoryLoss):
 
     def __init__(
         self,
-        temperature: float,
+        temperature: Temperature,
         momentum: float,
         num_negatives: int,
         part_weight: float,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -18,8 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.modeling.ibn import IBN
-from reid.registry import BACKBONE
+from reid.registry import BACKBONE, Range
 from reid.structures import Batch, FeatureTokens
+
+Width: TypeAlias = Annotated[int, Range(1, 16_384)]
 
 
 class IBNStem(nn.Module):
@@ -127,12 +129,12 @@ class ViT(nn.Module):
         num_cameras: int = 0,
         unseen_cameras: Sequence[int] = (),
         stem: Literal["patches", "ibn"] = "patches",
-        stem_channels: int = 64,
-        embed_dim: int = 384,
-        depth: int = 12,
+        stem_channels: Width = 64,
+        embed_dim: Width = 384,
+        depth: Annotated[int, Range(1, 1000)] = 12,
         num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        patch_size: int = 16,
+        mlp_ratio: Annotated[float, Range(0, 100, above=True)] = 4.0,
+        patch_size: Annotated[int, Range(1, 4096)] = 16,
         drop_path: float = 0.1,
         camera_embedding: bool = False,
         camera_scale: float = 3.0,

@@ -162,7 +162,11 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """
     metadata: dict[str, str] = {}
     content: Mapping[str, Any]
-    if path.is_file() and is_safetensors(read_head(path)):
+    try:
+        head = read_head(path) if path.is_file() else b""
+    except InputError as error:
+        raise WeightsError(f"{error}; expected a checkpoint") from error
+    if is_safetensors(head):
         content, metadata = _read(path, _read_safetensors)
     else:
         content = _load_pickle(path, passed_over=_PASSED_OVER)

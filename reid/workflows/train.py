@@ -220,8 +220,8 @@ def _is_done(output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_e
     if epoch == max_epochs and not (written(FINAL_MODEL) and any(map(written, _ENDS_WITH))):
         return False
     logger.warning(
-        "All %d epochs are done, so there is nothing to train; to train longer, raise "
-        "SOLVER.MAX_EPOCHS",
+        "all %d epochs are done: nothing to train; SOLVER.MAX_EPOCHS above %d trains on",
+        epoch,
         epoch,
     )
     return True

@@ -241,3 +241,14 @@ def test_metadata_are_told_by_content_whatever_the_file_is_called(tmp_path: Path
     (tmp_path / "cut.pt").write_bytes(renamed.read_bytes()[:40])
     with pytest.raises(WeightsError, match=r"cut\.pt: is broken or cut off"):
         read_metadata(tmp_path / "cut.pt")
+
+
+def test_a_header_that_takes_long_is_refused_where_metadata_alone_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "a.safetensors"
+    metadata = {str(number): "v" for number in range(400_000)}
+    save_weights(path, {"a": torch.zeros(1)}, metadata)
+    for read in (read_metadata, read_checkpoint):
+        with pytest.raises(WeightsError, match="is refused: its header of"):
+            read(path)

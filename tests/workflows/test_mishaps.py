@@ -515,6 +515,11 @@ def test_a_config_file_in_the_output_folder_is_not_overwritten(tmp_path: Path) -
     for file in (own, None):  # the config file itself, or a file that no run has written
         with pytest.raises(ConfigError, match=r"config\.yaml' (is the config file itself|exists)"):
             train(load_config(file, ["OUTPUT_DIR", str(own.parent)]))
+    child = tmp_path / "child.yaml"
+    child.write_text(f"_BASE_: {own}\n")
+    (own.parent / "log.txt").touch()
+    with pytest.raises(ConfigError, match="is the config file itself"):
+        train(load_config(child, ["OUTPUT_DIR", str(own.parent)]))
     assert own.read_text() == "SEED: 3\n"
 
 
@@ -527,6 +532,11 @@ def test_an_output_folder_among_the_images_is_refused(
     settings = config(folder, "inside", "DATASETS.TRAIN", "{NAME: Folder, PATH: own}")
     settings.output_dir = str(tmp_path / "own" / "logs")
     with pytest.raises(ConfigError, match=r"own/logs' lies in .*own, where "):
+        train(settings)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "own" / "linked").symlink_to(tmp_path / "elsewhere")
+    settings.output_dir = str(tmp_path / "elsewhere" / "logs")
+    with pytest.raises(ConfigError, match=r"logs' lies in .*elsewhere, whose pictures"):
         train(settings)
 
 

@@ -313,3 +313,24 @@ def test_resume_of_a_finished_run_says_so_with_and_without_a_test_set(
     before = (folder / "alone" / "report.html").stat().st_mtime_ns
     train(config(folder, "supervised", "alone", *alone, "SOLVER.MAX_EPOCHS", 2), resume=True)
     assert (folder / "alone" / "report.html").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        ("SOLVER.BASE_LR", "1e-320"),
+        ("DATALOADER.SAMPLER", "{NAME: PKSampler, BATCH_SIZE: 8, STEPS_PER_EPOCH: 1000000000000}"),
+        ("DATASETS.TRAIN", "{NAME: SyntheticPersons, HEIGHT: 1000000000}"),
+        ("CRITERION", "[{NAME: ClusterContrastLoss, TEMPERATURE: 1e-320}]"),
+        ("CRITERION", "[{NAME: ClusterContrastLoss, TEMPERATURE: 1e300}]"),
+        ("MODEL.BACKBONE", "{NAME: ViT, DEPTH: 1000000}"),
+    ],
+)
+def test_numbers_of_parts_have_bounds_on_both_sides(
+    tmp_path: Path, setting: tuple[str, str]
+) -> None:
+    pairs = ("PLUGINS", "[clustercontrast]", "DATASETS.TRAIN", "SyntheticPersons",
+             "MODEL.BACKBONE", "{NAME: TimmBackbone, MODEL: test_resnet}",
+             "DATALOADER.SAMPLER", "{NAME: PKSampler, BATCH_SIZE: 8}", *setting)  # fmt: skip
+    with pytest.raises(ConfigError, match=r"expected (a number from|0 to 1,000,000,000)"):
+        train(load_config(overrides=["OUTPUT_DIR", str(tmp_path / "run"), *pairs]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from reid.modeling.contrastive import Average, info_nce
+from reid.modeling.losses import Temperature
 from reid.modeling.memory_losses import ProxyLoss
 from reid.registry import LOSS
 
@@ -39,7 +40,7 @@ class CAPLoss(ProxyLoss):
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: Temperature = 0.07,
         momentum: float = 0.2,
         inter_weight: float = 0.5,
         inter_from_epoch: int = 5,

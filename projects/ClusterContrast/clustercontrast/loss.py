@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reid.modeling.contrastive import info_nce
+from reid.modeling.losses import Temperature
 from reid.modeling.memories import Update
 from reid.modeling.memory_losses import MemoryLoss
 from reid.registry import LOSS
@@ -35,7 +36,7 @@ class ClusterContrastLoss(MemoryLoss):
 
     def __init__(
         self,
-        temperature: float = 0.05,
+        temperature: Temperature = 0.05,
         momentum: float = 0.1,
         update: Update = "sequential",
         part_weight: float = 0.1,

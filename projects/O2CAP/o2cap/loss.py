@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from reid.modeling.contrastive import Average, ProxyGroups, choose_online
+from reid.modeling.losses import Temperature
 from reid.modeling.memory_losses import ProxyLoss
 from reid.registry import LOSS
 from reid.structures import FeatureSet, PseudoLabels
@@ -43,7 +44,7 @@ class O2CAPLoss(ProxyLoss):
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: Temperature = 0.07,
         momentum: float = 0.2,
         balance: float = 0.15,
         part_weight: float = 0.1,

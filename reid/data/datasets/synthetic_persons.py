@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 from reid import distributed
 from reid.data.datasets.base import MARKET_FOLDERS, ReIDDataset, Split, scan_market_folder
 from reid.data.datasets.market1501 import MARKET_LAYOUT
 from reid.data.synthetic import PersonSet, draw_persons
-from reid.registry import DATASET
+from reid.registry import DATASET, Range
 from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -43,11 +44,11 @@ class SyntheticPersons(ReIDDataset):
         seed: int = 0,
         num_train: int = 100,
         num_test: int = 60,
-        num_cameras: int = 6,
-        images_per_camera: int = 3,
-        num_distractors: int = 100,
-        height: int = 128,
-        width: int = 64,
+        num_cameras: Annotated[int, Range(1, 1000)] = 6,
+        images_per_camera: Annotated[int, Range(1, 1000)] = 3,
+        num_distractors: Annotated[int, Range(0, 1_000_000)] = 100,
+        height: Annotated[int, Range(1, 4096)] = 128,
+        width: Annotated[int, Range(1, 4096)] = 64,
         root: str = "",
     ) -> None:
         super().__init__(root)

@@ -20,6 +20,8 @@ from reid.registry import Hook
 
 logger = logging.getLogger(__name__)
 
+_LONGEST_ETA_S = 10**10  # three hundred years; a clock has bounds too
+
 
 class LogMetrics(Hook):
     """Logs one aligned line every `period` iterations, and writes the same numbers to `writer`.
@@ -89,7 +91,7 @@ class LogMetrics(Hook):
         left = (trainer.max_epochs - trainer.epoch - share) / (
             trainer.epoch - self._first_epoch + share
         )
-        eta = timedelta(seconds=round(left * spent))
+        eta = timedelta(seconds=round(min(left * spent, _LONGEST_ETA_S)))
         numbers = {
             **losses,
             "lr": trainer.optimization.lr,
