@@ -81,7 +81,7 @@ def test_short_names_are_found_from_anywhere(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert shipped.find_config(name) == ROOT / file
-    assert load_config(name).sources == (ROOT / file,)
+    assert load_config(name).sources[0] == ROOT / file
 
 
 def test_a_file_of_the_working_directory_wins(
