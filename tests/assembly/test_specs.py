@@ -74,7 +74,7 @@ WRONG = [
     (
         "CRITERION",
         "[{NAME: ClusterContrastLoss, TEMPERATURE: .inf}]",
-        r"temperature: .*a number from",
+        r"temperature: .*a number",
     ),
     ("CLUSTERER", "{NAME: KMeans}", r"clusterer\.num_clusters: KMeans needs this option \(int\)"),
     ("CLUSTERER.EPS", "-1", r"clusterer \(JaccardDBSCAN\): eps"),
