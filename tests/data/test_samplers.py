@@ -149,7 +149,7 @@ def test_errors() -> None:
         PKSampler(30)
     with pytest.raises(ValueError, match="a multiple of the 3 processes"):
         PKSampler(32, world_size=3)
-    with pytest.raises(ValueError, match="steps_per_epoch: expected 0 or more, or null, got -1"):
+    with pytest.raises(ValueError, match="expected 0 to 1,000,000,000, or null, got -1"):
         PKSampler(32, steps_per_epoch=-1)
     sampler = PKSampler(32)
     with pytest.raises(RuntimeError, match="set_labels comes before"):

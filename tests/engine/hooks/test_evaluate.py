@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -295,6 +296,7 @@ def test_a_broken_state_is_refused(
 ) -> None:
     hook, _ = make_hook([make_set("a", records)], tmp_path)
     with pytest.raises(ValueError, match=message):
-        hook.load_state_dict(state)
-    hook.load_state_dict({"history": [ENTRY]})  # of an older version
+        hook.check_state(state, Mock(), 99)
+    hook.check_state({"history": [ENTRY]}, Mock(), 99)  # of an older version
+    hook.load_state_dict({"history": [ENTRY]})
     assert hook.state_dict() == {"history": [ENTRY], "failed": []}
