@@ -21,7 +21,7 @@ from reid.assembly.provenance import config_hash, git_state
 from reid.data.loaders import eval_loader
 from reid.data.scan import scan_images
 from reid.engine.testing import evaluate
-from reid.files import open_regular, replacing, writing
+from reid.files import open_regular, replacing
 from reid.modeling.weights import read_metadata
 from reid.registry import ConfigError
 from reid.structures import DataError, ImageRecord
@@ -145,7 +145,7 @@ def export_model(
         judge(agreement, bounds, scores["torch"] - scores["file"])
     card = _card(trained, graph, cameras, precision, told, agreement, scores)
     _describe(graph, card)
-    with replacing(output) as temporary, writing(output):
+    with replacing(output) as temporary:
         temporary.write_bytes(graph.SerializeToString())
     return Exported(output, graph.ByteSize(), card, agreement, scores, told)
 
@@ -195,10 +195,15 @@ def _measure(trained: TrainedModel, file: OnnxModel, cameras: CameraInput) -> di
             "file": file,
             "torch, told the camera of each image": trained.model,
         }
-    return {
-        name: evaluate(model, test_set, evaluator, trained.device).numbers["mAP"]
-        for name, model in models.items()
-    }
+    scores = {}
+    for name, model in models.items():
+        numbers = evaluate(model, test_set, evaluator, trained.device).numbers
+        if "mAP" not in numbers:
+            raise ConfigError(
+                f"test.evaluator: {type(evaluator).__name__} gives no mAP, which --measure compares"
+            )
+        scores[name] = numbers["mAP"]
+    return scores
 
 
 def _card(
