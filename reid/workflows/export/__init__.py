@@ -53,6 +53,9 @@ __all__ = ["ExportError", "Exported", "export_model"]
 
 logger = logging.getLogger(__name__)
 
+_MOST_CALIBRATION = 512
+"""Images for int8; they are in memory at once."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -152,7 +155,8 @@ def export_model(
 
 def _sample(trained: TrainedModel, files: Sequence[Path]) -> Tensor:
     """Normalised images (N, 3, H, W) to compare on."""
-    records, dataset = pick_images(trained, sum(BATCHES), _listed(files))
+    count = sum(BATCHES)
+    records, dataset = pick_images(trained, count, _some(_listed(files), count))
     return trained.batch(records, dataset).image
 
 
@@ -170,11 +174,19 @@ def _listed(places: Sequence[Path]) -> list[Path]:
     return paths
 
 
+def _some(files: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of the files, evenly chosen."""
+    return [*files[:: -(-len(files) // count)]] if files else []
+
+
 def _calibration(trained: TrainedModel, places: Sequence[Path], graph: ModelProto) -> Feed | None:
     """Inputs of the graph, made of the calibration images; None: there are none."""
-    files = _listed(places)
-    if not files:
+    listed = _listed(places)
+    if not listed:
         return None
+    files = _some(listed, _MOST_CALIBRATION)
+    if len(files) < len(listed):
+        logger.info("Calibration takes %d of %s images, evenly", len(files), f"{len(listed):,}")
     loader = eval_loader(
         [ImageRecord(str(path)) for path in files], trained.transform(), batch_size=len(files)
     )
