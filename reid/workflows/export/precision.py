@@ -35,6 +35,7 @@ def to_half(model: ModelProto) -> ModelProto:
     The norm of the features, and powers, are computed in float32 still.
     """
     from onnxruntime.transformers import float16
+    from onnxruntime.transformers.onnx_model import OnnxModel
 
     with warnings.catch_warnings():
         # It tells of each value below the smallest number of fp16; the comparison judges them.
@@ -44,6 +45,7 @@ def to_half(model: ModelProto) -> ModelProto:
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_IN_FLOAT32],
         )
+    OnnxModel(half).topological_sort()  # casts of the inputs stand last
     return half
 
 
