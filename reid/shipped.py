@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "evaluate",
     "extract": "extract",
     "thresholds": "thresholds",
+    "export": "export",
     "check-data": "check_data",
     "convert": "convert_weights",
     "export-crops": "export_crops",

@@ -85,7 +85,7 @@ class Batch(NamedTuple):
             camid: (B,); None: unknown.
             index: (B,); None: 0 to B - 1.
         """
-        row = torch.arange(len(image), device=image.device)
+        row = torch.arange(image.shape[0], device=image.device)
         camid = torch.full_like(row, UNKNOWN_CAMERA) if camid is None else camid
         return cls(image, camid, torch.zeros_like(row), row if index is None else index)
 

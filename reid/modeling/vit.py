@@ -193,7 +193,7 @@ class ViT(nn.Module):
         if size != self._image_size:
             raise ValueError(f"expected images of {self._image_size}, got {size}")
         patches = self.net.patch_embed(batch.image)
-        first = self.net.cls_token.expand(len(patches), -1, -1)
+        first = self.net.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat((first, patches), 1) + self.net.pos_embed
         if self.camera_embed is not None:
             camera = self._embed_cameras(self.camera_embed, batch.camid)

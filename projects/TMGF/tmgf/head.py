@@ -99,4 +99,4 @@ class TMGFHead(nn.Module):
 
 def _token_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """The map (B, h, w, D) of the tokens after the class token."""
-    return tokens[:, 1:].reshape(len(tokens), *grid, -1)
+    return tokens[:, 1:].reshape(tokens.shape[0], *grid, -1)
