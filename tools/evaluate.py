@@ -16,8 +16,8 @@ from reid.workflows.errors import tells_errors
 EPILOG = """\
 FEATURES is an .npz file with the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
 `gallery_pids`, `query_camids` and `gallery_camids`. Or it has `features` (N, D), and --csv gives a
-list of the N images in the same order, with the header path,pid,camid,split. Features are
-normalised to unit length first.
+list of the N images in the same order, with the header path,pid,camid,split. Or tools/extract.py
+wrote it from a data set with query and gallery. Features are normalised to unit length first.
 
   python tools/evaluate.py features.npz
   python tools/evaluate.py features.npz --csv list.csv --output results.json RERANKING true K1 20
@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("features", type=Path, metavar="FEATURES", help=".npz file")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help=".npz or .safetensors file")
     parser.add_argument("--csv", type=Path, metavar="LIST", help="identities, cameras and splits")
     parser.add_argument("--evaluator", default="Market1501Evaluator", help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write all numbers to a file")

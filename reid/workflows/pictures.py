@@ -24,7 +24,6 @@ from reid.pictures.sheets import draw_attention, draw_clusters, draw_stripes
 from reid.registry import LABELLER, ConfigError, build
 from reid.structures import FeatureSet, ImageRecord, PseudoLabels
 from reid.workflows.trained import TrainedModel, first_test_set
-from reid.workflows.trained import load_trained as load_trained
 
 _MOST_POINTS = 3000
 

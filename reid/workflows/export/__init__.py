@@ -44,7 +44,8 @@ from reid.workflows.export.graph import (
     trace,
 )
 from reid.workflows.export.precision import Feed, Precision, load_bytes, to_half, to_int8
-from reid.workflows.pictures import TrainedModel, load_trained, pick_images
+from reid.workflows.pictures import pick_images
+from reid.workflows.trained import TrainedModel, load_trained
 
 if TYPE_CHECKING:
     from onnx import ModelProto
