@@ -33,7 +33,7 @@ from reid.workflows import export
 from reid.workflows.export import Exported, ExportError, export_model, graph
 from reid.workflows.export.check import BOUNDS, Agreement, OnnxModel, compare, judge
 from reid.workflows.export.precision import to_int8
-from reid.workflows.pictures import load_trained
+from reid.workflows.trained import load_trained
 
 ROOT = Path(__file__).parents[2]
 TOOL = str(ROOT / "tools" / "export.py")

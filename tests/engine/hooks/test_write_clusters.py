@@ -19,8 +19,9 @@ from reid.data.export import export_crops
 from reid.labelling import ClusteringError
 from reid.registry import CLUSTERER, ConfigError
 from reid.structures import FeatureSet, PseudoLabels
-from reid.workflows.pictures import load_trained, picture_cluster_embedding, picture_clusters
+from reid.workflows.pictures import picture_cluster_embedding, picture_clusters
 from reid.workflows.train import train
+from reid.workflows.trained import load_trained
 
 OWN = """
 DATASETS: {TRAIN: {NAME: Folder, PATH: shop}, TEST: [{NAME: CSV, PATH: shop/labels.csv}]}
