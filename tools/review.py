@@ -12,9 +12,9 @@ from reid.workflows.errors import tells_errors
 from reid.workflows.review import review
 
 EPILOG = """\
-  python tools/review.py logs/run                                    # prints a link to open
-  python tools/review.py logs/run --labels datasets/own/labels.csv   # the list beside the images
-  python tools/review.py logs/run --write                            # the list again, without a page
+  python tools/review.py logs/run                                    # prints a link
+  python tools/review.py logs/run --labels datasets/own/labels.csv   # the list beside images
+  python tools/review.py logs/run --write                            # the list, without a page
 """
 
 
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--folder", type=Path,
-        help="where answers, features and thumbnails are kept (default: review in the run's folder)",
+        help="where answers, features and thumbnails are kept (default: RUN/review)",
     )  # fmt: skip
     parser.add_argument(
         "--labels", type=Path, metavar="CSV",

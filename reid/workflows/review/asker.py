@@ -179,7 +179,7 @@ class Asker:
         """Of images that were in no pair yet, else of any, the pair that is most in doubt."""
         version = len(self._judged)
         if self._doubtful is None or self._doubtful[0] != version:
-            doubt = self.probability().doubt(self.similarity)
+            doubt = self.probability().doubt(self.similarity.astype(np.float64))
             self._doubtful = version, np.argsort(-doubt, kind="stable")
         order = self._doubtful[1]
         fresh = order[~self._paired[self.pairs[order]].any(1)]
@@ -268,7 +268,7 @@ class Asker:
         pairs = np.stack((rows, near.ravel()), 1)
         pairs = np.unique(np.sort(pairs[pairs[:, 0] != pairs[:, 1]], axis=1), axis=0)
         cosine = (unit[pairs[:, 0]] * unit[pairs[:, 1]]).sum(1).numpy()
-        likely = self.probability()(cosine)
+        likely = self.probability()(cosine.astype(np.float64))
         order = np.argsort(-likely, kind="stable")
         return [
             (float(likely[i]), persons[pairs[i, 0]], persons[pairs[i, 1]])

@@ -108,9 +108,7 @@ class _Headers:
     """The values of headers by their lower-case names."""
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
-        self._raw = [
-            (name.lower().decode("latin-1"), value.decode("latin-1")) for name, value in raw
-        ]
+        self._raw = [(name.decode("latin-1").lower(), text.decode("latin-1")) for name, text in raw]
 
     def all(self, name: str) -> list[str]:
         return [value for key, value in self._raw if key == name]
@@ -137,12 +135,12 @@ class _Once:
 
 async def _whole_body(receive: Receive) -> bytes | None:
     """The body; None: it is too large, and the rest is not read."""
-    body = b""
+    body: bytes = b""
     while True:
         message = await receive()
         if message["type"] != "http.request":
             return b""
-        body += message.get("body", b"")
+        body += bytes(message.get("body", b""))
         if len(body) > MOST_BODY:
             return None
         if not message.get("more_body"):

@@ -234,4 +234,6 @@ def _queries(images: Sequence[int], records: Sequence[ImageRecord]) -> list[int]
 def _hash(path: str) -> int:
     """A number below `_PARTS` that any machine gives an image of this name."""
     name = "/".join(Path(path).parts[-3:])
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:4])
+    return int.from_bytes(
+        hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:4], "big"
+    )

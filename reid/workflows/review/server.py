@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
 import logging
 import secrets
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -90,10 +92,13 @@ def serve(session: ReviewSession, address: str, port: int, announce: Callable[[s
             limit_concurrency=256, timeout_graceful_shutdown=5,
         )  # fmt: skip
         announce(f"http://{host}:{number}/{token}/")
+        # uvicorn raises the signal again once it has ended: SIGTERM is then as good as Ctrl-C.
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            uvicorn.Server(config).run([listening])
-        except KeyboardInterrupt:  # uvicorn raises it again once it has ended
-            pass
+            with contextlib.suppress(KeyboardInterrupt):
+                uvicorn.Server(config).run([listening])
+        finally:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -229,8 +229,8 @@ class ReviewSession:
         flip = "with" if self.source.config.test.flip else "without"
         return (
             f"Features {flip} flip-test (TEST.FLIP). Figures on labelled images are by "
-            f"{spec['name']}{f' ({given})' if given else ''}; random samples are ranked by distance "
-            "alone, without re-ranking or query expansion."
+            f"{spec['name']}{f' ({given})' if given else ''}; random samples are ranked by "
+            "distance alone, without re-ranking or query expansion."
         )
 
     def _as_answer(
