@@ -37,6 +37,11 @@ logger = logging.getLogger(__name__)
 
 THUMBNAILS = "thumbnails"
 _MOST_OPEN = 8
+_OTHER_SITE = (
+    "the model knows cameras by the folder of their images: with the list elsewhere they are "
+    "unknown to it, and --eval-only gives other figures than the page; --labels in that folder "
+    "keeps them"
+)
 
 
 class StaleQuestion(RuntimeError):  # noqa: N818  (what it says, not what went wrong)
@@ -164,11 +169,14 @@ class ReviewSession:
         with self._lock:
             splits = self._splits()
             lost = self.labels.write(splits, self.source.records)
+        notes = [lost] if lost else []
         outside = self.labels.needs_outside(self.source.records)
+        if self.source.sites and str(self.labels.path.parent.resolve()) not in self.source.sites:
+            notes.append(_OTHER_SITE)
         return {
             "path": printable(str(self.labels.path)),
             "summary": _summary(splits),
-            "note": lost,
+            "note": "; ".join(notes),
             "commands": next_commands(self.source, self.labels.path, splits, outside),
         }
 

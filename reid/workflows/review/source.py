@@ -28,8 +28,9 @@ from reid.evaluation.matches import camera_name, cluster_confidence
 from reid.evaluation.ranking import top_matches
 from reid.files import replacing
 from reid.labelling import ClusteringError
+from reid.neighbors import nearest_neighbors
 from reid.registry import ConfigError
-from reid.structures import OUTLIER, FeatureSet, ImageRecord
+from reid.structures import OUTLIER, UNKNOWN_CAMERA, FeatureSet, ImageRecord
 from reid.workflows.pictures import TrainedModel, load_trained
 from reid.workflows.report.reading import read_run
 from reid.workflows.review.journal import places_of
@@ -37,7 +38,7 @@ from reid.workflows.review.journal import places_of
 logger = logging.getLogger(__name__)
 
 CACHE = "features.safetensors"
-_NEIGHBORS = 10
+_NEIGHBORS, _SEARCHED = 10, 40
 _LAYOUT = "1"  # of the cache: another one is made anew
 
 
@@ -55,10 +56,12 @@ class Source:
         cluster: (N,) int64, -1 = outlier.
         confidence: (N,) of belonging to the cluster; see `cluster_confidence`.
         clusters_from: Where the clusters are from, in words.
-        neighbors: (N, k) int64, for each image the nearest of other cameras, nearest first; -1
-            where there are fewer. Of images without a camera, the nearest of all.
+        neighbors: (N, k) int64, for each image near ones of other cameras, nearest first; see
+            `cross_camera_neighbors`.
         evaluator: Of the run's tests.
         fingerprint: Of weights, images and settings that features depend on.
+        sites: Folders or data sets whose cameras the model has learned; none: it knows of no
+            cameras.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Source:
     neighbors: npt.NDArray[np.int64]
     evaluator: Evaluator
     fingerprint: str
+    sites: frozenset[str] = frozenset()
 
     @property
     def paths(self) -> list[str]:
@@ -125,16 +129,19 @@ def open_source(run: Path, folder: Path, overrides: Sequence[str] = ()) -> Sourc
         found.tensors["neighbors"].numpy(),
         build_evaluator(trained.config),
         fingerprint,
+        frozenset(camera.site for camera in trained.cameras or ()),
     )
 
 
 def cross_camera_neighbors(
     features: FeatureSet, paths: Sequence[str], k: int
 ) -> npt.NDArray[np.int64]:
-    """(N, k) the nearest images of other cameras, nearest first; -1 where there are fewer.
+    """(N, k) near images of other cameras, nearest first; -1 where fewer are known.
 
-    Distances are computed in blocks, and no more than k of each image are kept. Images that could
-    not be read have none and are none; those of unknown cameras have the nearest of all images.
+    They are picked from the exact nearest images of any camera, `_SEARCHED` of each; images of
+    which all these are of their own camera are compared with all others, for the nearest one.
+    Images that could not be read have none and are none; those of unknown cameras have the nearest
+    of all images.
 
     Args:
         features: Of N images.
@@ -143,13 +150,28 @@ def cross_camera_neighbors(
     """
     readable = features.present.nonzero()[:, 0]
     chosen = features[readable]
-    # For the protocol all are one identity: images of the same camera are passed over.
-    chosen = replace(chosen, pids=torch.zeros_like(chosen.pids))
-    names = [paths[row] for row in readable.tolist()]
-    found = top_matches(chosen, chosen, k=k, query_paths=names, gallery_paths=names)
-    places = readable.numpy()
+    places, camids = readable.numpy(), chosen.camids.numpy()
     neighbors = np.full((len(features), k), -1, np.int64)
-    neighbors[places, : found.shape[1]] = np.where(found >= 0, places[found], -1)
+    if not len(places):
+        return neighbors
+    with progress_bar("Looking for near images", "img") as progress:
+        near = nearest_neighbors(chosen.test, min(_SEARCHED, len(places)), progress=progress)
+    itself = near == np.arange(len(places))[:, None]
+    same_camera = (camids[near] == camids[:, None]) & (camids[:, None] != UNKNOWN_CAMERA)
+    usable = ~(itself | same_camera)
+    order = np.argsort(~usable, axis=1, kind="stable")[:, :k]  # the usable first, nearest first
+    picked = np.take_along_axis(near, order, 1).astype(np.int64)
+    picked[~np.take_along_axis(usable, order, 1)] = -1
+    neighbors[places, : picked.shape[1]] = np.where(picked >= 0, places[picked], -1)
+    alone = np.flatnonzero(~usable.any(1))
+    if len(alone):
+        # For the protocol all are one identity: images of the same camera are passed over.
+        chosen = replace(chosen, pids=torch.zeros_like(chosen.pids))
+        names = [paths[place] for place in places.tolist()]
+        query_names = [names[row] for row in alone.tolist()]
+        asked = chosen[torch.from_numpy(alone)]
+        found = top_matches(asked, chosen, k=1, query_paths=query_names, gallery_paths=names)[:, 0]
+        neighbors[places[alone], 0] = np.where(found >= 0, places[found], -1)
     return neighbors
 
 
@@ -176,7 +198,6 @@ def _compute(trained: TrainedModel, run: Path, records: Sequence[ImageRecord]) -
     if cluster is None:
         cluster, clusters_from = _find_clusters(config, records, features)
     cluster[~present] = OUTLIER
-    logger.info("Looking for the nearest images of other cameras")
     known = _feature_set(records, test, present)
     neighbors = cross_camera_neighbors(known, [record.path for record in records], _NEIGHBORS)
     tensors = {

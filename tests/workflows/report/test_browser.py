@@ -28,9 +28,7 @@ def page(make_run: Callable[..., Path]) -> Path:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [NARROW, WIDE], ids=["narrow", "wide"])
-def test_a_page_is_readable(
-    browser: Any, page: Path, size: tuple[int, int], scheme: str
-) -> None:
+def test_a_page_is_readable(browser: Any, page: Path, size: tuple[int, int], scheme: str) -> None:
     browser.open(page, size, scheme)
     browser.value("document.querySelectorAll('details').forEach((d) => d.open = true)")
     assert browser.complaints() == []

@@ -80,9 +80,7 @@ def test_every_cut_of_the_file_keeps_the_whole_lines(tmp_path: Path) -> None:
         (answer(1).line().replace("[[0, 1]]", "[[0, 9]]"), "out of its range"),
     ],
 )
-def test_a_broken_line_in_the_middle_is_refused(
-    tmp_path: Path, line: str, message: str
-) -> None:
+def test_a_broken_line_in_the_middle_is_refused(tmp_path: Path, line: str, message: str) -> None:
     journal = Journal(tmp_path)
     journal.close()
     with journal.path.open("a") as file:
