@@ -33,6 +33,7 @@ STATIC = Path(__file__).parent / "static"
 FILES = {
     "": ("index.html", "text/html; charset=utf-8"),
     "review.css": ("review.css", "text/css; charset=utf-8"),
+    "icon.svg": ("icon.svg", "image/svg+xml"),
     "draw.js": ("draw.js", "text/javascript; charset=utf-8"),
     "review.js": ("review.js", "text/javascript; charset=utf-8"),
 }
