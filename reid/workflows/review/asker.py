@@ -25,7 +25,7 @@ FIRST_PLACES = 20
 _ANCHORS, _OTHERS, _OF_OTHER, _SIDE = 3, 4, 3, 6
 _NEAR_PERSONS = 8
 _UNLIKELY = 0.05
-_MOST_OF_PRIOR = 20_000
+_MOST_OF_PRIOR = 1_000
 _TRIED = 2_000
 _TURNS: tuple[View, ...] = ("clusters", "random", "doubtful", "persons")
 
@@ -60,8 +60,9 @@ class Asker:
         self.pairs, self.similarity, mutual = _near_pairs(source)
         order = np.argsort(-self.similarity, kind="stable")
         self._surest = order[mutual[order]]
+        self._rising = order[::-1]
+        self._rising_similarity = self.similarity[self._rising]
         self._prior = self._prior_pairs()
-        self._doubtful: tuple[int, Ints] | None = None
         self._probability: tuple[int, SameProbability] | None = None
         self._near: tuple[int, list[tuple[float, int, int]]] | None = None
         self._random = np.random.default_rng(0).permutation(count)
@@ -96,7 +97,7 @@ class Asker:
             flags[:] = False
         self._in_pair.clear()
         self._judged.clear()
-        self._doubtful = self._probability = self._near = None
+        self._probability = self._near = None
 
     def next(self, view: View, answered: int) -> Question | None:
         """The next question of a view; None: nothing is left to ask.
@@ -177,17 +178,25 @@ class Asker:
 
     def _next_doubtful(self) -> Question | None:
         """Of images that were in no pair yet, else of any, the pair that is most in doubt."""
-        version = len(self._judged)
-        if self._doubtful is None or self._doubtful[0] != version:
-            doubt = self.probability().doubt(self.similarity.astype(np.float64))
-            self._doubtful = version, np.argsort(-doubt, kind="stable")
-        order = self._doubtful[1]
-        fresh = order[~self._paired[self.pairs[order]].any(1)]
-        for places, only_fresh in ((fresh, True), (order, False)):
-            question = next(self._open_pairs(places, only_fresh), None)
-            if question is not None:
-                return question
+        even = self.probability().even
+        for fresh in (True, False):
+            for places in self._around(even):
+                question = next(self._open_pairs(places, fresh), None)
+                if question is not None:
+                    return question
         return None
+
+    def _around(self, similarity: float) -> Iterator[Ints]:
+        """Places of pairs around a similarity, the nearest first; more of them each time."""
+        middle = int(np.searchsorted(self._rising_similarity, similarity))
+        total, reach = len(self._rising), _TRIED
+        while True:
+            some = slice(max(0, middle - reach), middle + reach)
+            distance = np.abs(self._rising_similarity[some] - similarity)
+            yield self._rising[some][np.argsort(distance, kind="stable")]
+            if reach >= total:
+                return
+            reach *= 8
 
     def probability(self) -> SameProbability:
         """The likelihood of two images to show the same person, by the answers so far."""
@@ -259,6 +268,8 @@ class Asker:
         return [image for _, image in sorted(turns)[:_SIDE]]
 
     def _near_persons(self, persons: Sequence[int]) -> list[tuple[float, int, int]]:
+        # by an image, since their numbers depend on the order of the answers
+        persons = sorted(persons, key=lambda person: min(self.judgements.members(person)))
         means = torch.stack(
             [self._features[self.judgements.members(person)].mean(0) for person in persons]
         )
@@ -336,7 +347,9 @@ def _near_pairs(source: Source) -> tuple[Ints, npt.NDArray[np.float32], npt.NDAr
     count, k = neighbors.shape
     rows = np.repeat(np.arange(count), k)
     pairs = np.stack((rows, neighbors.ravel()), 1)
-    pairs = np.unique(np.sort(pairs[pairs[:, 1] >= 0], axis=1), axis=0)
+    pairs = np.sort(pairs[pairs[:, 1] >= 0], axis=1)
+    keys = np.unique(pairs[:, 0] * count + pairs[:, 1])  # far faster than unique rows
+    pairs = np.stack(np.divmod(keys, max(count, 1)), 1)
     features = source.features.test
     similarity = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), 2**16):

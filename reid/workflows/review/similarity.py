@@ -64,7 +64,15 @@ class SameProbability:
         found: Floats = self._curve.predict_proba(scaled[:, None])[:, 1]
         return found
 
-    def doubt(self, similarity: Floats) -> Floats:
-        """(n,) entropy in bits: 1 where both answers are as likely, 0 where one is certain."""
-        p = np.clip(self(similarity), 1e-12, 1 - 1e-12)
-        return -p * np.log2(p) - (1 - p) * np.log2(1 - p)
+    @property
+    def even(self) -> float:
+        """The similarity at which both answers are as likely: nothing is more in doubt.
+
+        The curve is symmetric around it, so that doubt falls with the distance from it.
+        """
+        if self._curve is None:
+            return self._middle
+        slope = float(self._curve.coef_[0, 0])
+        if slope <= 0:  # likeness tells nothing, or the wrong thing
+            return self._middle
+        return self._middle - self._scale * float(self._curve.intercept_[0]) / slope

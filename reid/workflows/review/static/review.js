@@ -129,6 +129,7 @@ function showQuestion(question, counts) {
   element("images-title").textContent = imagesTitle;
   const few = question.images.length <= 6 && question.kind !== "cluster";
   element("images").classList.toggle("few", few);
+  element("anchor-part").classList.toggle("pinned", question.kind === "random");
   element("anchor").classList.toggle("few", question.kind !== "cluster");
   fill("anchor", ...question.anchor.map((image) => make("div", { class: "tile" }, ...tileParts(image, "known"))));
   fill("images", ...question.images.map((image, place) => markable(question, image, place)));
