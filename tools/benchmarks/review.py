@@ -29,7 +29,7 @@ from reid.evaluation.matches import cluster_confidence
 from reid.structures import FeatureSet, ImageRecord
 from reid.workflows.review.server import build_app
 from reid.workflows.review.session import ReviewSession
-from reid.workflows.review.source import Source, cross_camera_neighbors
+from reid.workflows.review.source import Source, cross_camera_neighbors, neighbor_likeness
 
 TOKEN = "token"
 
@@ -45,19 +45,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truth, records = _images(folder, arguments.images, arguments.persons)
-        start = time.perf_counter()
         source = _source(folder, truth, records, arguments.dim)
-        _show("nearest images of other cameras, once", time.perf_counter() - start)
         (folder / "review").mkdir()
         start = time.perf_counter()
         session = ReviewSession(source, folder / "review", folder / "labels.csv", 0.5)
         _show("start with features, clusters and neighbours kept", time.perf_counter() - start)
         with _served(session) as url:
             _measure(url, truth, arguments.answers)
+        answers = len(session.journal.answers)
         session.close()
         start = time.perf_counter()
         ReviewSession(source, folder / "review", folder / "labels.csv", 0.5).close()
-        _show(f"start again with {arguments.answers * 6:,} answers", time.perf_counter() - start)
+        _show(f"start again with {answers:,} answers", time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"{'memory, the most':<56}{peak:8.1f} GB")
     return 0
@@ -136,10 +135,14 @@ def _source(folder: Path, truth: np.ndarray, records: list[ImageRecord], dim: in
     cluster = truth.astype(np.int64)
     cluster[rng.random(len(cluster)) < 0.1] = -1
     features = FeatureSet.of(test, camids=torch.tensor([record.camid for record in records]))
+    start = time.perf_counter()
+    neighbors = cross_camera_neighbors(features, [record.path for record in records], 10)
+    likeness = neighbor_likeness(test, neighbors)
+    _show("near images of other cameras, once", time.perf_counter() - start)
     return Source(
         "benchmark", folder / "run", load_config(None), records, features, cluster,
         cluster_confidence(test, torch.from_numpy(cluster)).numpy(), "a benchmark",
-        cross_camera_neighbors(features, [record.path for record in records], 10),
+        neighbors, likeness,
         Market1501Evaluator(), "model",
     )  # fmt: skip
 

@@ -347,15 +347,12 @@ def _near_pairs(source: Source) -> tuple[Ints, npt.NDArray[np.float32], npt.NDAr
     count, k = neighbors.shape
     rows = np.repeat(np.arange(count), k)
     pairs = np.stack((rows, neighbors.ravel()), 1)
-    pairs = np.sort(pairs[pairs[:, 1] >= 0], axis=1)
-    keys = np.unique(pairs[:, 0] * count + pairs[:, 1])  # far faster than unique rows
+    there = pairs[:, 1] >= 0
+    pairs = np.sort(pairs[there], axis=1)
+    # one number for a pair: far faster than unique rows
+    keys, places = np.unique(pairs[:, 0] * count + pairs[:, 1], return_index=True)
     pairs = np.stack(np.divmod(keys, max(count, 1)), 1)
-    features = source.features.test
-    similarity = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), 2**16):
-        some = torch.from_numpy(pairs[start : start + 2**16])
-        dots = (features[some[:, 0]] * features[some[:, 1]]).sum(1)
-        similarity[start : start + 2**16] = dots.numpy()
+    similarity = source.likeness.ravel()[there][places]
     first = neighbors[:, 0] if k else np.full(count, -1)
     mutual = (first[pairs[:, 0]] == pairs[:, 1]) & (first[pairs[:, 1]] == pairs[:, 0])
     return pairs, similarity, mutual

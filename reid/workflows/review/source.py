@@ -38,8 +38,8 @@ from reid.workflows.review.journal import places_of
 logger = logging.getLogger(__name__)
 
 CACHE = "features.safetensors"
-_NEIGHBORS, _SEARCHED = 10, 40
-_LAYOUT = "1"  # of the cache: another one is made anew
+_NEIGHBORS, _SEARCHED, _ROWS = 10, 40, 1024
+_LAYOUT = "2"  # of the cache: another one is made anew
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Source:
         clusters_from: Where the clusters are from, in words.
         neighbors: (N, k) int64, for each image near ones of other cameras, nearest first; see
             `cross_camera_neighbors`.
+        likeness: (N, k) float32, cosine of each image and its neighbours; 0 where there is none.
         evaluator: Of the run's tests.
         fingerprint: Of weights, images and settings that features depend on.
         sites: Folders or data sets whose cameras the model has learned; none: it knows of no
@@ -73,6 +74,7 @@ class Source:
     confidence: npt.NDArray[np.float32]
     clusters_from: str
     neighbors: npt.NDArray[np.int64]
+    likeness: npt.NDArray[np.float32]
     evaluator: Evaluator
     fingerprint: str
     sites: frozenset[str] = frozenset()
@@ -127,6 +129,7 @@ def open_source(run: Path, folder: Path, overrides: Sequence[str] = ()) -> Sourc
         found.tensors["confidence"].numpy(),
         found.clusters_from,
         found.tensors["neighbors"].numpy(),
+        found.tensors["likeness"].numpy(),
         build_evaluator(trained.config),
         fingerprint,
         frozenset(camera.site for camera in trained.cameras or ()),
@@ -175,12 +178,32 @@ def cross_camera_neighbors(
     return neighbors
 
 
+def neighbor_likeness(
+    features: Tensor, neighbors: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    """(N, k) cosine of each image and its neighbours; 0 where there is none.
+
+    Args:
+        features: (N, D) of unit length.
+        neighbors: (N, k) numbers; -1 = none.
+    """
+    likeness = torch.zeros(neighbors.shape)
+    near = torch.from_numpy(neighbors)
+    for start in range(0, len(near), _ROWS):
+        rows = near[start : start + _ROWS]
+        one, others = features[start : start + _ROWS], features[rows.clamp(min=0)]
+        likeness[start : start + _ROWS] = torch.einsum("nd,nkd->nk", one, others)
+    found: npt.NDArray[np.float32] = likeness.masked_fill(near < 0, 0.0).numpy()
+    return found
+
+
 @dataclass(frozen=True)
 class _Computed:
     """What is kept in a file.
 
     Attributes:
-        tensors: `test` (N, D), `present`, `cluster`, `confidence` (N,), `neighbors` (N, k).
+        tensors: `test` (N, D), `present`, `cluster`, `confidence` (N,), `neighbors` and `likeness`
+            (N, k).
         clusters_from: See `Source`.
     """
 
@@ -206,6 +229,7 @@ def _compute(trained: TrainedModel, run: Path, records: Sequence[ImageRecord]) -
         "cluster": cluster,
         "confidence": cluster_confidence(test, cluster),
         "neighbors": torch.from_numpy(neighbors),
+        "likeness": torch.from_numpy(neighbor_likeness(test, neighbors)),
     }
     return _Computed(tensors, clusters_from)
 
@@ -285,7 +309,7 @@ def _read_cache(path: Path, fingerprint: str, count: int) -> _Computed | None:
     """What was kept, if it is of the same weights, images and settings."""
     if not path.is_file():
         return None
-    names = ("test", "present", "cluster", "confidence", "neighbors")
+    names = ("test", "present", "cluster", "confidence", "neighbors", "likeness")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

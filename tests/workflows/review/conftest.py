@@ -24,7 +24,7 @@ from reid.evaluation.matches import cluster_confidence
 from reid.structures import FeatureSet, ImageRecord
 from reid.workflows.review.server import build_app
 from reid.workflows.review.session import ReviewSession
-from reid.workflows.review.source import Source, cross_camera_neighbors
+from reid.workflows.review.source import Source, cross_camera_neighbors, neighbor_likeness
 
 
 @pytest.fixture
@@ -66,6 +66,7 @@ def make_source(tmp_path: Path) -> Callable[..., Source]:
         cluster[moved] = (cluster[moved] + 1) % persons
         camids = torch.tensor([record.camid for record in records])
         features = FeatureSet.of(test, camids=camids)
+        neighbors = cross_camera_neighbors(features, [record.path for record in records], 10)
         return Source(
             "drawn",
             tmp_path / "run",
@@ -75,7 +76,8 @@ def make_source(tmp_path: Path) -> Callable[..., Source]:
             cluster,
             cluster_confidence(test, torch.from_numpy(cluster)).numpy(),
             "a test",
-            cross_camera_neighbors(features, [record.path for record in records], 10),
+            neighbors,
+            neighbor_likeness(test, neighbors),
             Market1501Evaluator(),
             fingerprint,
         )

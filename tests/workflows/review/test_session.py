@@ -108,7 +108,7 @@ def test_answers_outlive_their_model(
     other = replace(
         source, fingerprint="another", records=source.records[6:], features=source.features[6:],
         cluster=source.cluster[6:], confidence=source.confidence[6:],
-        neighbors=np.maximum(source.neighbors[6:] - 6, -1),
+        neighbors=np.maximum(source.neighbors[6:] - 6, -1), likeness=source.likeness[6:],
     )  # fmt: skip
     again = open_session(other)
     assert len(again.judgements.persons()) in (persons - 1, persons)
