@@ -26,6 +26,14 @@ function percent(estimate) {
   return `${value} (95 %: ${(100 * estimate.low).toFixed(1)} to ${(100 * estimate.high).toFixed(1)})`;
 }
 
+// From the lower bound's interval to the upper bound's.
+function between(lower, upper) {
+  if (!upper) return "–";
+  const text = `between ${(100 * lower.value).toFixed(1)} % and ${(100 * upper.value).toFixed(1)} %`;
+  if (lower.low === null || upper.high === null) return text + " (too few for an interval)";
+  return `${text} (95 %: ${(100 * lower.low).toFixed(1)} to ${(100 * upper.high).toFixed(1)})`;
+}
+
 function plural(count, one, many) {
   return `${count.toLocaleString("en")} ${count === 1 ? one : many}`;
 }
@@ -77,7 +85,7 @@ function drawFigures(found) {
     ...(random.answered ? [
       definitions([
         ["Best match is right", percent(random.best_is_right)],
-        ["Rank-1", random.rank1 ? `between ${(100 * random.best_is_right.value).toFixed(1)} % and ${percent(random.rank1)}` : "–"],
+        ["Rank-1", between(random.best_is_right, random.rank1)],
         ["mAP, first 20 places", percent(random.mAP)],
       ]),
       make("p", { class: "muted" }, `${counted}, each compared with all images of other cameras; ` +
