@@ -31,6 +31,7 @@ setup(
     package_data={
         "reid": ["py.typed"],
         "reid.workflows.report": ["*.j2"],
+        "reid.workflows.review": ["static/*"],
         **{name: ["py.typed"] for name in PROJECTS},
         **{name: ["*.yaml", "*.safetensors"] for name in SHIPPED},
     },

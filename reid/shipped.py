@@ -20,6 +20,7 @@ COMMANDS = {
     "export-crops": "export_crops",
     "gpu-check": "gpu_check",
     "report": "report",
+    "review": "review",
     "reproduce": "reproduce",
     "visualize": "visualize",
 }

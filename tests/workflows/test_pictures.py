@@ -197,12 +197,12 @@ def test_errors(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         (["ranked", "--model", tmp_path], "config.yaml' does not exist"),
         (
             ["clusters", "--model", runs / "plain", "--set", "CLUSTERER", "null"],
-            "clusterer: the config has none",
+            "clusterer: expected one",
         ),
-        (["clusters", "--model", runs / "plain", "CLUSTERER", "null"], "the config has none"),
+        (["clusters", "--model", runs / "plain", "CLUSTERER", "null"], "clusterer: expected one"),
         (
             ["clusters", "--model", runs / "plain", "--count", 2, "CLUSTERER", "null"],
-            "the config has none",
+            "clusterer: expected one",
         ),
         (["ranked", *["--model", runs / "plain"] * 2], "expected one --model, got 2"),
         (["ranked", "--model", *[runs / "plain"] * 3], "--model: expected a run's folder"),
