@@ -68,8 +68,8 @@ def check_checkpoint(
     _sequence(state["random"], "random")
     if len(state["random"]) != processes:
         raise ValueError(
-            f"the checkpoint is of a run with {len(state['random'])} processes, this one has "
-            f"{processes}"
+            f"the checkpoint comes from a run with {len(state['random'])} processes, but this run "
+            f"has {processes}; start as many as before"
         )
     for number, generators in enumerate(state["random"]):
         _check_generators(generators, f"random[{number}]", device_type)

@@ -174,7 +174,7 @@ def test_a_resumed_run_begins_with_after_epoch_of_the_saved_epoch():
 def test_state_of_another_run_is_refused():
     state = make([Stop()]).state_dict()
     state["random"] *= 2
-    with pytest.raises(ValueError, match="is of a run with 2 processes, this one has 1"):
+    with pytest.raises(ValueError, match="2 processes, but this run has 1"):
         make([Stop()]).load_state_dict(state)
 
 
