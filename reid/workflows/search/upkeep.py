@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from reid.engine.logs import progress_bar
+from reid.files import near
 from reid.neighbors.indexes import FEWEST_FOR_IVFPQ, Index, Kind, build_index
 from reid.neighbors.recall import GOOD_RECALL, Recall, tune_index
 from reid.registry import ConfigError
@@ -75,7 +76,7 @@ def describe(gallery: Gallery) -> str:
     recall = f", {note.recall}" if note.recall is not None else ""
     return (
         f"gallery: {len(gallery):,} images, {cameras}, {gallery.features.shape[1]} dimensions\n"
-        f"model:   {origin.model or 'unknown'} (fingerprint {short(origin.fingerprint)})\n"
+        f"model:   {near(origin.model) if origin.model else 'unknown'} (fingerprint {short(origin.fingerprint)})\n"
         f"index:   {note.kind}{recall}"
     )
 
