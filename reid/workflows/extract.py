@@ -9,7 +9,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -106,17 +106,16 @@ def extract(
         shutil.rmtree(folder)
     try:
         with StopSignals() as signals, locked(folder):
-            job, total = _job(predictor, images), len(images.records)
-            parts = _Parts(folder, job, total, predictor.dimension)
+            job = _job(predictor, images)
+            parts = _Parts(folder, job, len(images.records), predictor.dimension)
             resumed = parts.done
             if resumed:
                 logger.info("Going on after %s of %s images", f"{resumed:,}", f"{parts.total:,}")
             with progress_bar(f"Extracting {images.name}", "img") as progress:
-                _extract(predictor, images.seen, parts, num_workers, signals, progress)
-            unreadable = [(images.records[row].path, why) for row, why in parts.failed.items()]
-            if len(unreadable) == total:
-                raise DataError(f"none of {total:,} images can be read: {unreadable[0][1]}")
-            rows = _rows(predictor, images, parts, unreadable)
+                parts.progress = progress
+                _extract(predictor, images.seen, parts, num_workers, signals)
+            unreadable = _unreadable(images, parts.failed)
+            rows = _rows(predictor, images, parts.features(), parts.failed)
             with signals.delayed():
                 write_feature_rows(output, rows)
                 shutil.rmtree(folder)
@@ -125,18 +124,66 @@ def extract(
     return Extraction(output, len(rows), predictor.dimension, unreadable, resumed)
 
 
+def collect(
+    predictor: Predictor, images: ImageList, *, num_workers: int = 0
+) -> tuple[FeatureRows, list[tuple[str, str]]]:
+    """The same in memory: the features, and (path, why) of the images that could not be read.
+
+    Args:
+        predictor: The model.
+        images: Which.
+        num_workers: Processes that read images; 0: this one does.
+
+    Raises:
+        DataError: No image can be read.
+        FloatingPointError: A feature is not finite.
+    """
+    blocks: list[npt.NDArray[np.float32]] = []
+    failed: dict[int, str] = {}
+    with progress_bar(f"Extracting {images.name}", "img") as progress:
+        for stop, features, errors in _batches(predictor, images.seen, 0, num_workers):
+            blocks.append(features)
+            failed |= errors
+            progress(stop, len(images.seen))
+    unreadable = _unreadable(images, failed)
+    return _rows(predictor, images, np.concatenate(blocks), failed), unreadable
+
+
 def _extract(
     predictor: Predictor,
     seen: Sequence[ImageRecord],
     parts: _Parts,
     num_workers: int,
     signals: StopSignals,
-    progress: ProgressBar,
 ) -> None:
-    """Does what is not done yet, batch by batch: batches are the same however often it stopped."""
-    first = parts.done
-    if first == len(seen):
+    """Does what is not done yet."""
+    if parts.done == len(seen):
         return
+    try:
+        for stop, features, failed in _batches(predictor, seen, parts.done, num_workers):
+            with signals.delayed():
+                parts.add(stop, features, failed)
+    except Interrupted:
+        parts.save()
+        raise
+    parts.save()
+
+
+def _batches(
+    predictor: Predictor, seen: Sequence[ImageRecord], first: int, num_workers: int
+) -> Iterator[tuple[int, npt.NDArray[np.float32], dict[int, str]]]:
+    """Batch by batch, the same ones wherever they start.
+
+    Args:
+        predictor: The model.
+        seen: The images as the model sees them.
+        first: Where to start; a multiple of the batch size.
+        num_workers: Processes that read images.
+
+    Yields:
+        Where the batch stops, features of its images that could be read, and row -> why of the
+        others.
+    """
     loader = eval_loader(
         seen[first:],
         predictor.card.transform(),
@@ -144,28 +191,34 @@ def _extract(
         on_error="skip",
         num_workers=min(num_workers, os.cpu_count() or 1),
     )
-    try:
-        for batch, errors in loader.loaded():
-            start = parts.seen
-            stop = min(start + predictor.batch_size, len(seen))
-            rows = (batch.index + first).tolist()
-            features = np.empty((0, predictor.dimension), np.float32)
-            if rows:
-                features = predictor.network(batch.image, batch.camid).numpy()
-            wrong = np.flatnonzero(~np.isfinite(features).all(1))
-            if len(wrong):
-                raise FloatingPointError(
-                    f"{seen[rows[int(wrong[0])]].path}: its feature is not finite; the model's "
-                    "weights are broken, or values are too large for the precision"
-                )
-            missing = sorted({*range(start, stop)} - {*rows})
-            with signals.delayed():
-                parts.add(stop, features, dict(zip(missing, errors, strict=True)))
-            progress(stop, len(seen))
-    except Interrupted:
-        parts.save()
-        raise
-    parts.save()
+    start = first
+    for batch, errors in loader.loaded():
+        stop = min(start + predictor.batch_size, len(seen))
+        rows = (batch.index + first).tolist()
+        features = np.empty((0, predictor.dimension), np.float32)
+        if rows:
+            features = predictor.network(batch.image, batch.camid).numpy()
+        wrong = np.flatnonzero(~np.isfinite(features).all(1))
+        if len(wrong):
+            raise FloatingPointError(
+                f"{seen[rows[int(wrong[0])]].path}: its feature is not finite; the model's "
+                "weights are broken, or values are too large for the precision"
+            )
+        missing = sorted({*range(start, stop)} - {*rows})
+        yield stop, features, dict(zip(missing, errors, strict=True))
+        start = stop
+
+
+def _unreadable(images: ImageList, failed: Mapping[int, str]) -> list[tuple[str, str]]:
+    """(path, why) of the images that could not be read.
+
+    Raises:
+        DataError: These are all.
+    """
+    unreadable = [(images.records[row].path, why) for row, why in failed.items()]
+    if len(unreadable) == len(images.records):
+        raise DataError(f"none of {len(unreadable):,} images can be read: {unreadable[0][1]}")
+    return unreadable
 
 
 class _Parts:
@@ -186,6 +239,7 @@ class _Parts:
         done: Images that are on disk, or are known not to be readable.
         seen: Images that were added.
         failed: Row of an image that cannot be read -> why.
+        progress: Called with (images done, all).
 
     Raises:
         ConfigError: The folder holds parts of another job.
@@ -196,6 +250,7 @@ class _Parts:
         self._folder, self._journal = folder, folder / "done.jsonl"
         self._written, self._waiting = 0, list[npt.NDArray[np.float32]]()
         self._new_failed: dict[int, str] = {}
+        self.progress: ProgressBar | None = None
         self._saved_at = time.monotonic()
         self._read(job)
         path = folder / "features.npy"
@@ -215,6 +270,8 @@ class _Parts:
         self._waiting.append(features)
         self._new_failed |= failed
         self.seen = stop
+        if self.progress is not None:
+            self.progress(stop, self.total)
         if time.monotonic() - self._saved_at >= _SAVE_EVERY_S:
             self.save()
 
@@ -290,11 +347,11 @@ def _job(predictor: Predictor, images: ImageList) -> str:
 def _rows(
     predictor: Predictor,
     images: ImageList,
-    parts: _Parts,
-    unreadable: list[tuple[str, str]],
+    features: npt.NDArray[np.float32],
+    failed: Mapping[int, str],
 ) -> FeatureRows:
-    """What is to be written."""
-    kept = [row for row in range(len(images.records)) if row not in parts.failed]
+    """Features of the images that could be read, with what is known of these."""
+    kept = [row for row in range(len(images.records)) if row not in failed]
     card = predictor.card
     provenance = {
         **card.provenance,
@@ -304,14 +361,14 @@ def _rows(
         "precision": predictor.precision,
         "batch_size": predictor.batch_size,
         "images": images.name,
-        "unreadable": unreadable,
+        "unreadable": [(images.records[row].path, why) for row, why in failed.items()],
         "git": git_state(),
         "python": platform.python_version(),
         "libraries": {name: version(name) for name in LIBRARIES},
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
     return FeatureRows(
-        features=parts.features(),
+        features=features,
         paths=[images.records[row].path for row in kept],
         cameras=[images.cameras[row] for row in kept],
         splits=[images.splits[row] for row in kept],

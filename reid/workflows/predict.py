@@ -53,6 +53,7 @@ class Predictor:
         weights: The file that was loaded.
         batch_size: As above.
         precision: As above; `onnx` for an ONNX file.
+        trained: The model in torch, with its config; None: it is an ONNX file.
         network: Gives features of images that are resized and normalised already.
         thresholds: From which similarity two pictures count as the same person, where
             tools/thresholds.py has left that beside the weights; else None.
@@ -73,6 +74,7 @@ class Predictor:
         overrides: Sequence[str] = (),
     ) -> None:
         self.network: Network
+        self.trained: TrainedModel | None
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size: expected 1 or more, got {batch_size}")
         if Path(model).suffix == ".onnx":
@@ -81,6 +83,7 @@ class Predictor:
             self.network = OnnxNetwork(self.weights, device or "auto")
             self.batch_size = batch_size or _ONNX_BATCH
             self.precision = "onnx"
+            self.trained = None
         else:
             trained = _load(model, weights, device, precision, overrides)
             test = trained.config.test
@@ -88,6 +91,7 @@ class Predictor:
             self.network = TorchNetwork(trained, test.precision)
             self.batch_size = batch_size or test.batch_size
             self.precision = test.precision
+            self.trained = trained
         self.card: ModelCard = self.network.card
         self.thresholds: Thresholds | None = load_thresholds(self.weights, self.card.fingerprint)
         self._transform = self.card.transform()

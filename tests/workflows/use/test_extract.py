@@ -90,7 +90,7 @@ def test_a_data_set_gives_the_figures_of_the_evaluation(
     assert rows.pids.tolist() == torch.cat((run.query.pids, run.gallery.pids)).tolist()
     assert rows.camids.tolist() == torch.cat((run.query.camids, run.gallery.camids)).tolist()
     assert rows.splits == ["query"] * len(run.query) + ["gallery"] * len(run.gallery)
-    (last,) = json.loads((run.folder / "results.json").read_text())["evaluations"][-1:]
+    (last,) = json.loads((run.folder / "results.json").read_text())["final"]
     assert evaluate_file(output)["numbers"] == pytest.approx(last["numbers"], abs=1e-6)
     query, gallery, query_paths, _ = load_features(output)
     assert torch.allclose(query.test, run.query.test, atol=1e-6)
@@ -190,14 +190,14 @@ def test_lists_and_single_pictures(predictor: Predictor, crops: Path, tmp_path: 
     assert [Path(record.path).name for record in images.records] == ["02.png", "01.png", "05.png"]
     (crops / "list.csv").write_text(
         "path,pid,camid,split\nodd/02.png,7,gate,query\nwest/01.png,7,door,gallery\n"
-        "odd/05.png,,,gallery\n"
+        "odd/05.png,,,gallery\nodd/08.png,8,door,gallery\n"
     )
     images = list_paths([crops / "list.csv"], predictor.card)
-    assert images.cameras == ["gate", "door", ""]
-    assert images.splits == ["query", "gallery", "gallery"]
-    assert [record.pid for record in images.records] == [7, 7, -1]
+    assert images.cameras == ["gate", "door", "", "door"]
+    assert images.splits == ["query", "gallery", "gallery", "gallery"]
+    assert [record.pid for record in images.records] == [7, 7, -1, 8]
     extract(predictor, images, tmp_path / "l.npz")
-    assert evaluate_file(tmp_path / "l.npz")["numbers"]["mAP"] == 1
+    assert evaluate_file(tmp_path / "l.npz")["numbers"]["mAP"] in (0.5, 1)
     with pytest.raises(ConfigError, match="stands alone"):
         list_paths([crops / "list.csv", crops], predictor.card)
     for path, message in ((tmp_path / "gone", "no such file"), (tmp_path / "empty", "no image")):
