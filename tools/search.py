@@ -78,7 +78,7 @@ def choice_of(arguments: argparse.Namespace) -> ModelChoice:
     """The model that makes features."""
     return ModelChoice(
         arguments.model, arguments.weights, arguments.device, arguments.batch_size,
-        arguments.workers, arguments.camera_folders,
+        arguments.workers, arguments.camera_folders, arguments.camera or "",
     )  # fmt: skip
 
 
@@ -147,7 +147,9 @@ def add_sources(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--workers", type=int, default=4, help="processes that read images (default: %(default)s)"
     )
-    command.add_argument(
+    cameras = command.add_mutually_exclusive_group()
+    cameras.add_argument("--camera", metavar="NAME", help="of all these images")
+    cameras.add_argument(
         "--camera-folders", action="store_true",
         help="the first folder below each PATH is the camera's name",
     )  # fmt: skip

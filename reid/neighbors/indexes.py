@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,25 +24,20 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 FEWEST_FOR_IVFPQ = 10_000
 """Vectors: 39 for each of a code's 256 values, as FAISS advises."""
 
-_BLOCK_ROWS = 65_536
-_BLOCK_QUERIES = 1024
-_SCORED_BYTES = 64 * 2**20
+BLOCK_ROWS = 65_536
+"""Vectors of a gallery that are copied at once."""
+
 _LINKS = 16
 _BUILD_EFFORT = 80
 _CODE_VALUES = 256
 _TRAINED_PER_LIST = 64
 
 
-class Similar(NamedTuple):
-    """The most similar rows of a gallery, best first.
+def load_faiss() -> Any:
+    """FAISS, imported late, since it is 18 MB; its types lack half of what it has."""
+    import faiss
 
-    Attributes:
-        scores: (Q, k) inner products; -inf where there is no such row.
-        rows: (Q, k) places in the gallery; -1 where there is none.
-    """
-
-    scores: Floats
-    rows: Rows
+    return faiss
 
 
 class Index(ABC):
@@ -84,8 +79,8 @@ class Index(ABC):
             features: The vectors.
             progress: Called with (vectors done, N).
         """
-        for start in range(0, len(features), _BLOCK_ROWS // 4):
-            stop = min(start + _BLOCK_ROWS // 4, len(features))
+        for start in range(0, len(features), BLOCK_ROWS // 4):
+            stop = min(start + BLOCK_ROWS // 4, len(features))
             self._index.add(np.ascontiguousarray(features[start:stop]))
             if progress is not None:
                 progress(stop, len(features))
@@ -100,8 +95,7 @@ class Graph(Index):
     @staticmethod
     def empty(dim: int) -> Any:
         """An index without vectors."""
-        import faiss  # here, since it is 18 MB
-
+        faiss = load_faiss()
         index = faiss.IndexHNSWSQ(dim, faiss.ScalarQuantizer.QT_fp16, _LINKS)
         index.hnsw.efConstruction = _BUILD_EFFORT
         index.is_trained = True
@@ -109,8 +103,7 @@ class Graph(Index):
 
     def candidates(self, queries: Floats, count: int) -> Rows:
         """See `Index`."""
-        import faiss
-
+        faiss = load_faiss()
         count = min(count + 10, len(self))  # halves are told apart less well
         settings = faiss.SearchParametersHNSW(efSearch=max(self.effort, count))
         rows: Rows = self._index.search(queries, count, params=settings)[1]
@@ -118,8 +111,7 @@ class Graph(Index):
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Levels (N,), links of all nodes one after the other, and the node to start from."""
-        import faiss
-
+        faiss = load_faiss()
         graph = self._index.hnsw
         return {
             "levels": faiss.vector_to_array(graph.levels),
@@ -134,8 +126,7 @@ class Graph(Index):
         Raises:
             ValueError: The arrays are none of such an index.
         """
-        import faiss
-
+        faiss = load_faiss()
         index, count = cls.empty(features.shape[1]), len(features)
         widths = faiss.vector_to_array(index.hnsw.cum_nneighbor_per_level).astype(np.int64)
         levels = _expect(arrays, "levels", np.int32, (count,))
@@ -157,8 +148,8 @@ class Graph(Index):
         faiss.copy_array_to_vector(offsets.astype(np.uint64), index.hnsw.offsets)
         faiss.copy_array_to_vector(links, index.hnsw.neighbors)
         index.hnsw.entry_point, index.hnsw.max_level = int(start[0]), int(levels.max()) - 1
-        for begin in range(0, count, _BLOCK_ROWS):
-            index.storage.add(features[begin : begin + _BLOCK_ROWS])
+        for begin in range(0, count, BLOCK_ROWS):
+            index.storage.add(features[begin : begin + BLOCK_ROWS])
         index.ntotal = count
         return cls(index, effort)
 
@@ -179,16 +170,14 @@ class Codes(Index):
     @staticmethod
     def empty(dim: int, lists: int) -> Any:
         """An index without vectors that is not trained."""
-        import faiss
-
+        faiss = load_faiss()
         length = next(size for size in (8, 7, 6, 5, 4, 3, 2, 1) if dim % size == 0)
         flat = faiss.IndexFlatIP(dim)
         return faiss.IndexIVFPQ(flat, dim, lists, dim // length, 8, faiss.METRIC_INNER_PRODUCT)
 
     def candidates(self, queries: Floats, count: int) -> Rows:
         """See `Index`."""
-        import faiss
-
+        faiss = load_faiss()
         settings = faiss.SearchParametersIVF(nprobe=self.effort)
         count = min(max(10 * count, 100), len(self))
         rows: Rows = self._index.search(queries, count, params=settings)[1]
@@ -196,8 +185,7 @@ class Codes(Index):
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """Centres of lists and of codes, and each vector's list and code."""
-        import faiss
-
+        faiss = load_faiss()
         index, width = self._index, self._index.code_size
         lists = np.empty(len(self), np.int32)
         codes = np.empty((len(self), width), np.uint8)
@@ -223,8 +211,7 @@ class Codes(Index):
         Raises:
             ValueError: The arrays are none of such an index.
         """
-        import faiss
-
+        faiss = load_faiss()
         count, dim = features.shape
         number = len(arrays["coarse"]) if "coarse" in arrays else 0
         if not 1 <= number <= count:
@@ -309,84 +296,6 @@ def restore_index(kind: Kind, arrays: Arrays, features: Floats, effort: int) -> 
     if not 1 <= effort <= index.efforts[-1]:
         raise ValueError(f"effort: expected 1 to {index.efforts[-1]:,}, got {effort:,}")
     return index
-
-
-def most_similar(
-    index: Index | None,
-    queries: Floats,
-    gallery: Floats,
-    k: int,
-    *,
-    allowed: npt.NDArray[np.bool_] | None = None,
-    progress: ProgressBar | None = None,
-) -> Similar:
-    """The most similar rows of a gallery for each query; scores are never approximate.
-
-    Args:
-        index: Of the gallery; None: every row is looked at.
-        queries: (Q, D).
-        gallery: (N, D).
-        k: Rows for each query.
-        allowed: (N,) rows that may be answers. Such a choice is always searched exactly, since an
-            index finds few of the rows that remain.
-        progress: Called with (queries' worth of work done, Q).
-    """
-    parts = []
-    for start in range(0, len(queries), _BLOCK_QUERIES):
-        block = np.ascontiguousarray(queries[start : start + _BLOCK_QUERIES], np.float32)
-        if index is None or allowed is not None:
-            parts.append(_all_compared(block, gallery, k, allowed))
-        else:
-            parts.append(_scored(block, gallery, index.candidates(block, k), k))
-        if progress is not None:
-            progress(start + len(block), len(queries))
-    if not parts:
-        return Similar(np.empty((0, k), np.float32), np.empty((0, k), np.int64))
-    return Similar(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
-
-
-def _all_compared(
-    queries: Floats, gallery: Floats, k: int, allowed: npt.NDArray[np.bool_] | None
-) -> Similar:
-    import faiss
-
-    best = Similar(
-        np.full((len(queries), k), -np.inf, np.float32), np.full((len(queries), k), -1, np.int64)
-    )
-    for start in range(0, len(gallery), _BLOCK_ROWS):
-        block = gallery[start : start + _BLOCK_ROWS]
-        rows = np.arange(start, start + len(block))
-        if allowed is not None:
-            rows = rows[allowed[rows]]
-            block = gallery[rows]
-        if len(rows):
-            count = min(k, len(rows))
-            scores, places = faiss.knn(queries, block, count, metric=faiss.METRIC_INNER_PRODUCT)
-            both = np.concatenate((best.scores, scores), 1)
-            which = np.concatenate((best.rows, rows[places]), 1)
-            best = _first(both, which, k)
-    return best
-
-
-def _scored(queries: Floats, gallery: Floats, candidates: Rows, k: int) -> Similar:
-    """The best of the candidates by their own features."""
-    scores = np.full(candidates.shape, -np.inf, np.float32)
-    height = max(1, _SCORED_BYTES // (4 * candidates.shape[1] * gallery.shape[1]))
-    for start in range(0, len(queries), height):
-        rows = candidates[start : start + height]
-        products = np.einsum("qd,qcd->qc", queries[start : start + height], gallery[rows])
-        scores[start : start + height] = np.where(rows >= 0, products, -np.inf)
-    short = k - scores.shape[1]
-    if short > 0:
-        scores = np.pad(scores, ((0, 0), (0, short)), constant_values=-np.inf)
-        candidates = np.pad(candidates, ((0, 0), (0, short)), constant_values=-1)
-    return _first(scores, candidates, k)
-
-
-def _first(scores: Floats, rows: Rows, k: int) -> Similar:
-    """The k best of each line; of equal ones those that stand in front."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
-    return Similar(np.take_along_axis(scores, order, 1), np.take_along_axis(rows, order, 1))
 
 
 def _expect(

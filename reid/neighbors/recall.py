@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reid.neighbors.indexes import Index, Rows, most_similar
+from reid.neighbors.indexes import Index, Rows
 from reid.neighbors.kernels import Floats
+from reid.neighbors.similar import most_similar
 
 GOOD_RECALL = 0.95
 """An index looks more thoroughly until it finds this share."""

@@ -7,20 +7,22 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from reid.assembly.model_card import ModelCard
 from reid.evaluation.feature_rows import SUFFIXES, FeatureRows, read_feature_rows
-from reid.files import InputError, file_sha256
+from reid.evaluation.thresholds import Thresholds
+from reid.files import InputError, file_sha256, near
 from reid.registry import ConfigError
-from reid.structures import DataError
+from reid.structures import UNKNOWN_CAMERA, DataError
 from reid.workflows.extract import extract
-from reid.workflows.extraction_lists import list_paths
+from reid.workflows.extraction_lists import ImageList, list_paths
 from reid.workflows.predict import Predictor
 from reid.workflows.search.gallery import HASH_BYTES, Entries, Hashes, Origin
-from reid.workflows.thresholds import Thresholds, load_thresholds
+from reid.workflows.thresholds import load_thresholds
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ class ModelChoice:
         batch_size: See `Predictor`.
         workers: Processes that read images.
         camera_folders: Images in a folder `entrance` of a given folder are of that camera.
+        camera: All images are of this camera; empty: of those that are known otherwise.
     """
 
     model: Path | None = None
@@ -48,6 +51,7 @@ class ModelChoice:
     batch_size: int | None = None
     workers: int = 4
     camera_folders: bool = False
+    camera: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ def embed(
     predictor = _predictor(choice, stored)
     origin = _origin(predictor, choice, stored)
     images = list_paths(sources, predictor.card, camera_folders=choice.camera_folders)
+    if choice.camera:
+        images = _of_camera(images, choice.camera, predictor.card)
     job = "\0".join([predictor.fingerprint, *(str(path.absolute()) for path in sources)])
     name = hashlib.sha256(os.fsencode(job)).hexdigest()[:16]
     output = work / f"{_STEM}-{name}.safetensors"
@@ -107,6 +113,16 @@ def embed(
     if len(written.unreadable) > _SHOWN:
         logger.warning("Left out: %d images in all", len(written.unreadable))
     return Embedded(_entries(rows), origin, written.unreadable, predictor.thresholds)
+
+
+def _of_camera(images: ImageList, camera: str, card: ModelCard) -> ImageList:
+    """The same images, all of one camera, by its number in the model if that has learned it."""
+    try:
+        number = card.camera_number(camera)
+    except ValueError:
+        number = UNKNOWN_CAMERA
+    seen = [replace(record, camid=number) for record in images.seen]
+    return replace(images, seen=seen, cameras=[camera] * len(seen))
 
 
 def drop_unfinished(work: Path) -> None:
@@ -135,7 +151,10 @@ def _from_file(path: Path, choice: ModelChoice, stored: Origin | None) -> Embedd
     weights = Path(origin.weights)
     if origin.weights and weights.is_file():
         thresholds = load_thresholds(weights, rows.fingerprint)
-    return Embedded(_entries(rows), origin, [], thresholds)
+    entries = _entries(rows)
+    if choice.camera:
+        entries = entries._replace(cameras=[choice.camera] * len(entries.paths))
+    return Embedded(entries, origin, [], thresholds)
 
 
 def _told(rows: FeatureRows) -> Origin:
@@ -161,7 +180,7 @@ def _predictor(choice: ModelChoice, stored: Origin | None) -> Predictor:
         model = Path(stored.model)
         if weights is None and stored.weights and stored.weights != stored.model:
             weights = Path(stored.weights)
-    logger.info("Model: %s", model if weights is None else f"{model} with {weights}")
+    logger.info("Model: %s", near(model))
     predictor = Predictor(model, weights, batch_size=choice.batch_size, device=choice.device)
     if stored is not None:
         refuse_other(predictor.fingerprint, str(weights or model), stored)

@@ -16,7 +16,8 @@ import torch
 from reid.engine.logs import progress_bar
 from reid.evaluation.reranking import rerank
 from reid.evaluation.thresholds import Thresholds
-from reid.neighbors.indexes import Index, Rows, Similar, most_similar
+from reid.neighbors.indexes import Index, Rows
+from reid.neighbors.similar import Similar, most_similar
 from reid.registry import ConfigError
 from reid.structures import DataError, ProgressBar
 from reid.workflows.search.features import ModelChoice, embed
@@ -160,7 +161,7 @@ def search(
         )
     with tempfile.TemporaryDirectory() as work:
         found = embed(sources, choice, Path(work), gallery.origin)
-    queries = found.entries
+    queries = with_known_cameras(gallery, found.entries)
     if queries.features.shape[1] != gallery.features.shape[1]:
         raise DataError(
             f"features: expected {gallery.features.shape[1]} dimensions as the gallery's, got "
@@ -271,6 +272,18 @@ def _halves(hashes: Hashes) -> npt.NDArray[np.uint64]:
     return np.ascontiguousarray(hashes).view(np.uint64)
 
 
+def with_known_cameras(gallery: Gallery, queries: Entries) -> Entries:
+    """The queries; one of unknown camera that lies in the gallery has its camera there."""
+    own = own_rows(gallery, queries)
+    unknown = {path for path, name in zip(queries.paths, queries.cameras, strict=True) if not name}
+    by_path = {path: row for row, path in enumerate(gallery.paths) if path in unknown}
+    cameras = []
+    for place, (path, name) in enumerate(zip(queries.paths, queries.cameras, strict=True)):
+        rows = [by_path[path]] if path in by_path else sorted(own.get(place, ()))
+        cameras.append(name or next((gallery.camera(row) for row in rows), ""))
+    return queries._replace(cameras=cameras)
+
+
 def _by_camera(
     gallery: Gallery, queries: Entries, cameras: Cameras
 ) -> list[tuple[Rows, npt.NDArray[np.bool_] | None]]:
@@ -283,7 +296,7 @@ def _by_camera(
         place = int(np.flatnonzero(names == "")[0])
         raise DataError(
             f"{queries.paths[place]}: its camera is unknown, so that `{cameras}` cameras mean "
-            "nothing; give queries in folders with --camera-folders, or as a list with cameras"
+            "nothing; say it with --camera or --camera-folders, or in a list with cameras"
         )
     groups: list[tuple[Rows, npt.NDArray[np.bool_] | None]] = []
     for name in sorted(set(queries.cameras)):
@@ -320,8 +333,8 @@ def _ordered(
     """The first answers to a query, the re-ranked ones by their new distance."""
     similarities = np.clip(scores, -1, 1).tolist()
     if not settings.rerank or not len(rows):
-        chosen = zip(rows.tolist(), similarities, strict=True)
-        return [(row, similarity, None) for row, similarity in chosen][: settings.top]
+        distances: list[float | None] = [None] * len(rows)
+        return [*zip(rows.tolist(), similarities, distances, strict=True)][: settings.top]
     candidates = torch.from_numpy(gallery.features[rows])
     blocks = rerank(
         torch.from_numpy(feature[None]),
@@ -330,9 +343,9 @@ def _ordered(
         k2=settings.k2,
         lambda_value=settings.lambda_value,
     )
-    distances = np.concatenate([block for _, block in blocks])[0]
-    order = np.argsort(distances, kind="stable")[: settings.top].tolist()
-    return [(int(rows[at]), similarities[at], float(distances[at])) for at in order]
+    reranked = np.concatenate([block for _, block in blocks])[0]
+    order = np.argsort(reranked, kind="stable")[: settings.top].tolist()
+    return [(int(rows[at]), similarities[at], float(reranked[at])) for at in order]
 
 
 def _answer(

@@ -74,9 +74,10 @@ def describe(gallery: Gallery) -> str:
     if 0 < known < len(gallery):
         cameras += f" ({len(gallery) - known:,} images of unknown ones)"
     recall = f", {note.recall}" if note.recall is not None else ""
+    place = near(origin.model) if origin.model else "unknown"
     return (
         f"gallery: {len(gallery):,} images, {cameras}, {gallery.features.shape[1]} dimensions\n"
-        f"model:   {near(origin.model) if origin.model else 'unknown'} (fingerprint {short(origin.fingerprint)})\n"
+        f"model:   {place} (fingerprint {short(origin.fingerprint)})\n"
         f"index:   {note.kind}{recall}"
     )
 
