@@ -18,7 +18,7 @@ from reid.structures import DataError
 from reid.workflows.search.features import ModelChoice
 from reid.workflows.search.gallery import read_gallery
 from reid.workflows.search.output import threshold_text
-from reid.workflows.search.query import QuerySettings, choose_threshold, search
+from reid.workflows.search.query import Answer, QuerySettings, choose_threshold, search
 
 if TYPE_CHECKING:
     from tests.workflows.search.conftest import People
@@ -88,19 +88,21 @@ def test_a_camera_that_is_needed_and_unknown(
 
 
 def test_re_ranking_orders_the_first_answers_anew(people: People) -> None:
-    plain = paths_of(people, top=12)
-    weighted = paths_of(people, top=12, rerank=12, lambda_value=1.0)
-    assert weighted == plain  # nothing but the first distance counts
-    found = search(
-        people.gallery,
-        [people.features],
-        ModelChoice(),
-        QuerySettings(top=5, rerank=12, k1=4, k2=2),
-    )
-    for query, before in zip(found.queries, plain, strict=True):
-        distances = [answer.distance for answer in query.answers]
+    features = people.make([0, 3], seed=7)
+    queries = people.write("q.npz", ["/0.png", "/1.png"], features)
+
+    def answers(**settings: object) -> list[list[Answer]]:
+        chosen = QuerySettings(**settings)  # type: ignore[arg-type]
+        found = search(people.gallery, [queries], ModelChoice(), chosen)
+        return [query.answers for query in found.queries]
+
+    plain = [[answer.path for answer in line] for line in answers(top=12)]
+    weighted = answers(top=12, rerank=12, lambda_value=1.0)  # the first distance alone counts
+    assert [[answer.path for answer in line] for line in weighted] == plain
+    for line, before in zip(answers(top=5, rerank=12, k1=4, k2=2), plain, strict=True):
+        distances = [answer.distance for answer in line]
         assert distances == sorted(distances, key=lambda value: value or 0)
-        assert {answer.path for answer in query.answers} <= {*before}
+        assert {answer.path for answer in line} <= {*before}
 
 
 def test_thresholds_mark_the_same_person(
