@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -11,6 +12,9 @@ import pytest
 import torch
 
 from reid.modeling.backbones import TimmBackbone
+from reid.modeling.heads import BNNeckHead
+from reid.modeling.model import ReIDModel
+from reid.modeling.weights import save_weights
 
 TOOLS = Path(__file__).parents[1] / "tools"
 DATA = ("SyntheticPersons", "NUM_TRAIN", "3", "NUM_TEST", "2", "NUM_CAMERAS", "2",
@@ -31,7 +35,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working directory, with something for each tool to read, and a file in the way."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("REID_DATASETS", str(tmp_path / "data"))
-    torch.save(TimmBackbone("test_resnet", (64, 32)).net.state_dict(), "weights.pth")
+    backbone = TimmBackbone("test_resnet", (64, 32))
+    torch.save(backbone.net.state_dict(), "weights.pth")
+    made_by = {"backbone": {"name": "TimmBackbone", "model": "test_resnet"}, "image_size": [64, 32]}
+    save_weights(
+        Path("model.safetensors"),
+        ReIDModel(backbone, BNNeckHead(backbone)).state_dict(),
+        {key: json.dumps(value) for key, value in made_by.items()},
+    )
     rows = {"feat": np.eye(4, 3), "pids": np.array([0, 0, 1, 1]), "camids": np.arange(4) % 2}
     arrays = {f"{split}_{name}": a for split in ("query", "gallery") for name, a in rows.items()}
     np.savez("features.npz", **arrays)
@@ -53,6 +64,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("check_data", [*DATA, "--json", OUTPUT]),
         ("check_data", [*DATA, "--fix-list", OUTPUT]),
         ("export_crops", [OUTPUT, *DATA]),
+        (
+            "extract",
+            [
+                "--model",
+                "model.safetensors",
+                "--output",
+                f"{OUTPUT}.npz",
+                "--workers",
+                "0",
+                "--dataset",
+                *DATA,
+            ],
+        ),
         ("reproduce", ["--tables", "tables.yaml", "--table", "2", "--output-dir", OUTPUT]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

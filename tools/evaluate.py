@@ -16,8 +16,8 @@ from reid.workflows.errors import tells_errors
 EPILOG = """\
 FEATURES is an .npz file of the arrays `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`,
 `gallery_pids`, `query_camids`, `gallery_camids`; or of `features` (N, D) together with --csv, a
-list of N images with the header path,pid,camid,split in the same order. Features are made unit
-vectors first.
+list of N images with the header path,pid,camid,split in the same order; or a file that
+tools/extract.py wrote of a data set with query and gallery. Features are made unit vectors first.
 
   python tools/evaluate.py features.npz
   python tools/evaluate.py features.npz --csv list.csv --output results.json RERANKING true K1 20
@@ -31,7 +31,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("features", type=Path, metavar="FEATURES", help=".npz file")
+    parser.add_argument("features", type=Path, metavar="FEATURES", help=".npz or .safetensors file")
     parser.add_argument("--csv", type=Path, metavar="LIST", help="identities, cameras and splits")
     parser.add_argument("--evaluator", default="Market1501Evaluator", help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, metavar="JSON", help="write all numbers to a file")

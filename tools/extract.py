@@ -27,10 +27,8 @@ where it stopped, and ends with the same bits. docs/use.md tells what is in the 
 """
 
 
-@tells_errors()
-@tool_logging()
-def main() -> int:
-    """Parses the arguments and extracts; returns the exit code."""
+def parse() -> argparse.Namespace:
+    """The arguments."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -65,7 +63,14 @@ def main() -> int:
         "--workers", type=int, default=4, help="processes that read images (default: 4)"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE, and start anew")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+@tells_errors()
+@tool_logging()
+def main() -> int:
+    """Extracts what the arguments say; returns the exit code."""
+    arguments = parse()
     if bool(arguments.paths) == bool(arguments.dataset):
         raise ConfigError("expected either paths or --dataset to say which images")
     predictor = Predictor(

@@ -320,10 +320,11 @@ class _Parts:
                 f"{self._folder}: holds the beginning of an extraction with another model, other "
                 "images or settings; remove it, or pass --overwrite"
             )
-        for line in lines:
+        for place, line in enumerate(lines):
             try:
                 entry = json.loads(line)
-            except ValueError:  # the last line, of a process that was killed
+            except ValueError:  # of a process that was killed; the next line must not follow it
+                write_text(self._journal, "".join(f"{whole}\n" for whole in lines[:place]))
                 break
             self.done, self._written = entry["done"], entry["written"]
             self.failed |= {int(row): why for row, why in entry["failed"]}

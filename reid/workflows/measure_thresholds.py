@@ -171,7 +171,8 @@ def _measured(
                 progress=progress,
             )
     except ValueError as error:
-        raise DataError(f"{name}: {error}") from error
+        hint = "; pairs of one camera do not count"
+        raise DataError(f"{name}: {error}{hint if 'got 0' in str(error) else ''}") from error
 
 
 def _cluster(predictor: Predictor, features: FeatureSet, rows: FeatureRows) -> Tensor:

@@ -88,15 +88,11 @@ def test_nothing_to_compare_is_an_error() -> None:
 
 
 def test_the_table_says_where_it_comes_from() -> None:
-    rows = [
-        ThresholdRow(0.9, 10.0, 0.25),
-        ThresholdRow(0.8, 20.0, 0.5),
-        ThresholdRow(0.7, 100.0, 1.0),
-    ]
+    numbers = (0.9, 10.0, 0.25), (0.8, 20.0, 0.5), (0.7, 100.0, 1.0)
+    rows = [ThresholdRow(*row) for row in numbers]
     text = str(Thresholds("pairs", "shop", 30, 4000, rows))
-    assert text.startswith(
-        "Same person or not, from labelled pairs\nshop: 30 pairs of one person, 4,000"
-    )
+    assert text.startswith("Same person or not, from labelled pairs\n")
+    assert "\nshop: 30 pairs of one person, 4,000 of two\n" in text
     assert "0.9000" in text
     assert "25.0%" in text
     assert "0.8000" not in text  # powers of ten alone

@@ -58,7 +58,7 @@ def test_the_test_set_of_the_run_gives_thresholds(
     assert predictor.thresholds is not None
     assert str(predictor.thresholds) in text
     assert tool("thresholds.py", "--model", folder, "--show") == 0
-    assert capsys.readouterr().out.strip() == str(predictor.thresholds)
+    assert capsys.readouterr().out.strip().endswith(str(predictor.thresholds))
     matches = (run.query.pids[:, None] == run.gallery.pids) & (
         run.query.camids[:, None] != run.gallery.camids
     )
@@ -92,10 +92,8 @@ def test_clusters_stand_in_where_nothing_is_labelled(
     assert tool("thresholds.py", *options, "--clusters") == 2
     assert "clusterer: nothing is labelled, and the config has none" in capsys.readouterr().err
     config = folder / "config.yaml"
-    text = config.read_text().replace(
-        "CLUSTERER: null", "CLUSTERER: {NAME: KMeans, NUM_CLUSTERS: 6}"
-    )
-    config.write_text(text)
+    clusterer = "CLUSTERER: {NAME: KMeans, NUM_CLUSTERS: 2}"
+    config.write_text(config.read_text().replace("CLUSTERER: null", clusterer))
     assert tool("thresholds.py", *options, "--clusters") == 0
     told = capsys.readouterr().out
     assert "from clusters, since nothing is labelled" in told
