@@ -6,8 +6,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,22 +19,12 @@ from safetensors.torch import save_file
 from reid.locks import locked
 from reid.neighbors.similar import most_similar
 from reid.structures import DataError
+from reid.workflows.search import gallery, upkeep
+from reid.workflows.search.features import ModelChoice
 from reid.workflows.search.gallery import FILE, PathTable, read_gallery
 
 if TYPE_CHECKING:
     from tests.workflows.search.conftest import People
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from reid.workflows.search import gallery, upkeep
-from reid.workflows.search.features import ModelChoice
-def save(tensors, path, metadata):
-    Path(path).write_bytes(b"half of it")
-    os.kill(os.getpid(), signal.SIGKILL)
-gallery.save_file = save
-upkeep.add(Path(sys.argv[1]), [Path(sys.argv[2])], ModelChoice())
-"""
 
 
 def test_paths_of_any_bytes_come_back() -> None:
@@ -52,12 +40,17 @@ def test_paths_of_any_bytes_come_back() -> None:
 
 
 def test_a_gallery_comes_back(people: People) -> None:
-    gallery = read_gallery(people.gallery)
-    assert list(gallery.paths) == people.paths
-    assert [gallery.camera(row) for row in range(4)] == ["camera0", "camera1", "camera2", "camera0"]
-    assert gallery.origin.weights_sha256 == "0" * 64
-    assert gallery.hashes.any(1).all()
+    found = read_gallery(people.gallery)
+    assert list(found.paths) == people.paths
+    assert [found.camera(row) for row in range(4)] == ["camera0", "camera1", "camera2", "camera0"]
+    assert found.origin.weights_sha256 == "0" * 64
+    assert found.hashes.any(1).all()
     assert [path.name for path in people.gallery.iterdir()] == [FILE]
+
+
+def _killed_in_writing(tensors: object, path: Path, metadata: object) -> None:
+    path.write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_killed_while_it_writes_the_old_one_stays(
@@ -65,8 +58,14 @@ def test_killed_while_it_writes_the_old_one_stays(
 ) -> None:
     before = (people.gallery / FILE).read_bytes()
     more = people.write("more.npz", ["/new.png"], people.make([3], seed=2))
-    command = [sys.executable, "-c", KILLED, str(people.gallery), str(more)]
-    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    child = os.fork()
+    if not child:
+        try:
+            gallery.save_file = _killed_in_writing
+            upkeep.add(people.gallery, [more], ModelChoice())
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert (people.gallery / FILE).read_bytes() == before
     assert len([*people.gallery.iterdir()]) > 1
     assert run_tool("add", people.gallery, more) == 0
@@ -147,10 +146,10 @@ def test_damaged_bytes_are_refused_or_read(people: People) -> None:
             data[at : at + rng.choice((0, 1, 8))] = rng.randbytes(rng.choice((0, 1, 8)))
         path.write_bytes(data)
         try:
-            gallery = read_gallery(people.gallery)
+            read = read_gallery(people.gallery)
         except DataError:
             refused += 1
             continue
-        found = most_similar(gallery.index(), gallery.features[:2], gallery.features, 3)
+        found = most_similar(read.index(), read.features[:2], read.features, 3)
         assert np.isfinite(found.scores).all(), f"seed {seed}"
     assert refused > 20, f"seed {seed}"
