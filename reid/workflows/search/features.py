@@ -178,7 +178,7 @@ def _predictor(choice: ModelChoice, stored: Origin | None) -> Predictor:
                 "--model with the place where it is now"
             )
         model = Path(stored.model)
-        if weights is None and stored.weights and stored.weights != stored.model:
+        if weights is None and stored.weights_named:
             weights = Path(stored.weights)
     logger.info("Model: %s", near(model))
     predictor = Predictor(model, weights, batch_size=choice.batch_size, device=choice.device)
@@ -217,6 +217,8 @@ def _origin(predictor: Predictor, choice: ModelChoice, stored: Origin | None) ->
         str(choice.model.absolute()),
         str(predictor.weights.absolute()),
         predictor.card.weights_sha256,
+        # A run's best weights may become others; a config may name those of its backbone alone.
+        weights_named=choice.weights is not None or choice.model.is_dir(),
     )
 
 

@@ -107,7 +107,8 @@ class Origin:
     Attributes:
         fingerprint: See `ModelCard`.
         model: Run folder, config or ONNX file, as an absolute path; empty: unknown.
-        weights: The file with its weights, as an absolute path; empty: as the model says.
+        weights: The file with its weights, as an absolute path; empty: unknown.
+        weights_named: `weights` are given beside `model` to load it; else the model names them.
         weights_sha256: SHA-256 of the weights; empty: unknown.
     """
 
@@ -115,6 +116,7 @@ class Origin:
     model: str = ""
     weights: str = ""
     weights_sha256: str = ""
+    weights_named: bool = False
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,7 @@ def test_pictures_are_found_without_a_config(
     stored = read_gallery(gallery)
     assert stored.origin.fingerprint == predictor.fingerprint
     assert stored.origin.weights_sha256 == predictor.card.weights_sha256
+    assert stored.origin.weights_named
     assert sorted(stored.cameras) == ["door0", "door1"]
     expected = predictor([*stored.paths])
     np.testing.assert_allclose(stored.features, expected, atol=1e-6)
