@@ -272,6 +272,18 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def near(path: str | Path) -> str:
+    """A path as a person would type it: relative where it lies below the working folder.
+
+    >>> near("/nowhere/a.jpg")
+    '/nowhere/a.jpg'
+    """
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except (ValueError, FileNotFoundError):  # elsewhere; or the working folder is gone
+        return str(path)
+
+
 def say(text: str) -> None:
     """Prints a line to stdout, made `printable`."""
     sys.stdout.write(printable(text) + "\n")

@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train_net",
     "evaluate": "evaluate",
     "extract": "extract",
+    "search": "search",
     "thresholds": "thresholds",
     "export": "export",
     "check-data": "check_data",

@@ -334,7 +334,9 @@ def test_a_model_that_is_not_finite_is_not_saved(folder: Path) -> None:
         next(iter(trainer.model.parameters())).data[0] = math.inf
 
     MISHAPS["step6"] = spoil
-    with pytest.raises(FloatingPointError, match=r"epoch 2: .* 1 of .* not finite: model\.backbone"):
+    with pytest.raises(
+        FloatingPointError, match=r"epoch 2: .* 1 of .* not finite: model\.backbone"
+    ):
         train(config(folder, "spoilt"))
     assert names(folder / "spoilt") == ["checkpoint_0001.pth"]
 

@@ -1,0 +1,1 @@
+"""Finds persons in a gallery of crops that is kept on disk."""
