@@ -114,36 +114,64 @@ def test_commands_that_are_printed_fit_where_they_are_read(
     assert shipped.command("train_net", 2) == several
 
 
-def test_a_wheel_trains_without_the_repository(tmp_path: Path) -> None:
-    build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
-    copy = tmp_path / "copy"  # building leaves files behind
-    names = subprocess.run(
-        ["git", "ls-files", "-zco", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        check=False,
-    )
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what a wheel installs."""
+    folder = tmp_path_factory.mktemp("wheel")
+    copy = folder / "copy"  # building leaves files behind
+    listed = ["git", "ls-files", "-zco", "--exclude-standard"]
+    names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=False)
     if names.returncode:
         pytest.skip("the tests are not in a git repository")
     for name in filter(None, names.stdout.decode().split("\0")):
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
+    build = ["pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "--no-index", "-w"]
     subprocess.run(
-        [sys.executable, "-m", *build, str(tmp_path), str(copy)], check=True, capture_output=True
+        [sys.executable, "-m", *build, str(folder), str(copy)], check=True, capture_output=True
     )
-    (wheel,) = tmp_path.glob("*.whl")
-    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
-    work = tmp_path / "work"
-    work.mkdir()
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "installed"),
-                   "REID_DATASETS": str(tmp_path / "data")}  # fmt: skip
-    trained = subprocess.run(
-        [sys.executable, "-m", "reid", "train", "--config-file", "tmgf/demo.yaml", *SMALL],
+    (wheel,) = folder.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(folder / "installed")
+    return folder / "installed"
+
+
+def run_installed(installed: Path, work: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    work.mkdir(exist_ok=True)
+    environment = {**os.environ, "PYTHONPATH": str(installed), "REID_DATASETS": str(work / "data")}
+    return subprocess.run(
+        [sys.executable, "-m", "reid", *words],
         cwd=work, env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def test_a_wheel_holds_all_that_commands_need(installed: Path, tmp_path: Path) -> None:
+    shown = run_installed(installed, tmp_path, "--help")
+    assert shown.returncode == 0, shown.stderr
+    assert all(f"  {word} " in shown.stdout for word in shipped.COMMANDS)
+    wanted = ["configs/**/*.yaml", "projects/*/configs/**/*.yaml", "projects/*/tables.yaml",
+              "projects/*/weights/*.safetensors"]  # fmt: skip
+    for pattern in wanted:
+        files = sorted(path.relative_to(ROOT) for path in ROOT.glob(pattern))
+        assert files
+        for file in files:
+            assert (installed / "reid" / "shipped" / file).read_bytes() == (
+                ROOT / file
+            ).read_bytes()
+    for pattern in ("reid/**/*.j2", "reid/**/static/*", "reid/**/py.typed"):
+        files = sorted(path.relative_to(ROOT) for path in ROOT.glob(pattern))
+        assert files
+        assert all((installed / file).is_file() for file in files)
+    wrong = run_installed(installed, tmp_path, "train", "--config-file", "tmgf/dem.yaml")
+    assert wrong.returncode == 2
+    assert "did you mean 'tmgf/demo.yaml'" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_wheel_trains_without_the_repository(installed: Path, tmp_path: Path) -> None:
+    trained = run_installed(installed, tmp_path, "train", "--config-file", "tmgf/demo.yaml", *SMALL)
     assert trained.returncode == 0, trained.stderr
-    assert (work / "logs" / "demo" / "model_final.safetensors").is_file()
-    page = (work / "logs" / "demo" / "report.html").read_text()
+    assert (tmp_path / "logs" / "demo" / "model_final.safetensors").is_file()
+    page = (tmp_path / "logs" / "demo" / "report.html").read_text()
     assert "reid train --config-file" in page
     assert "tools/train_net.py" not in page

@@ -17,6 +17,7 @@ from reid.data.datasets.csv_dataset import read_csv
 from reid.evaluation.feature_rows import ARRAYS, FeatureRows, read_feature_rows, rows_of_arrays
 from reid.evaluation.npz_files import check_numbers, read_arrays
 from reid.file_kinds import read_head
+from reid.files import InputError
 from reid.modeling.screening import is_safetensors
 from reid.structures import DataError, FeatureSet
 
@@ -131,7 +132,10 @@ def _of_rows(rows: FeatureRows, path: Path, any_split: bool) -> LoadedFeatures:
 
 def _head(path: Path) -> bytes:
     """The first bytes of a file; none of what is no file."""
-    return read_head(path) if path.is_file() else b""
+    try:
+        return read_head(path) if path.is_file() else b""
+    except InputError as error:
+        raise DataError(str(error)) from error
 
 
 @contextmanager

@@ -154,7 +154,7 @@ FORGED = {
     "no interval": (put("scaler/growth_interval", 0), r"scaler\.growth_interval: .*from 1 to"),
     "a tracker of 40 bits": (put("scaler/_growth_tracker", 2**40), r"_growth_tracker: .*to 2,000"),
     "less of the scaler": (drop("scaler/scale"), r"scaler\.scale: the entry is missing"),
-    "no process": (put("random", []), "a run with 0 processes, this one has 1"),
+    "no process": (put("random", []), "a run with 0 processes, but this run has 1"),
     "numpy's words are 0": (
         put("random/0/numpy/1", torch.zeros(624, dtype=torch.int64)), r"numpy\[1\]: all bits are 0"
     ),
