@@ -52,9 +52,8 @@ def export_crops(dataset: ReIDDataset, folder: Path, *, labelled: bool = False) 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("path", "pid", "camid", "split"))
-    for (record, split), number in sorted(
-        zip(images, numbers, strict=True), key=lambda image: image[1]
-    ):
+    shuffled = sorted(zip(images, numbers, strict=True), key=lambda image: image[1])
+    for (record, split), number in shuffled:
         camera = "" if record.camid == UNKNOWN_CAMERA else f"camera{record.camid + 1}/"
         listed = f"{camera}{number:0{width}d}{Path(record.path).suffix.lower()}"
         path = folder / listed

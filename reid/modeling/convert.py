@@ -106,12 +106,7 @@ def convert_weights(
     written = _format(source, state, written_as)
     found = _translate(source, state, written)
     patterns = (*drop, "head.*", "backbone.camera_embed") if part == "backbone" else tuple(drop)
-    unwanted = [
-        old
-        for old, ours in found.renamed.items()
-        if fits_any(ours, patterns) or fits_any(old, drop)
-    ]
-    unwanted += [name for name in found.unmapped if fits_any(name, drop)]
+    unwanted = _unwanted(found, patterns, drop)
     unmapped = tuple(name for name in found.unmapped if name not in unwanted)
     left_out = {**found.left_out, **dict.fromkeys(unwanted, "not wanted")}
     renamed = {old: ours for old, ours in found.renamed.items() if old not in left_out}
@@ -124,15 +119,27 @@ def convert_weights(
     if half:
         kept = {name: t.half() if t.is_floating_point() else t for name, t in kept.items()}
     _check_finite(source, kept, " in half precision" if half else "")
-    gone = ("num_cameras", "cameras") if part == "backbone" else ("num_cameras",)
-    metadata = {key: value for key, value in old_metadata.items() if key not in gone}
-    metadata |= _metadata(source, state, kept, written, statistics)
+    metadata = _lasting(old_metadata, part) | _metadata(source, state, kept, written, statistics)
     size = {} if image_size is None else {"image_size": json.dumps(list(image_size))}
     metadata |= {"part": part, **({"url": url} if url else {}), **size}
     save_weights(output, kept, metadata)
     parameters = sum(tensor.numel() for tensor in kept.values())
     lacks = _lacking_layers(kept, old_metadata, source) if part == "backbone" else ""
     return Conversion(written, renamed, left_out, unmapped, missing, metadata, parameters, lacks)
+
+
+def _lasting(metadata: Mapping[str, str], part: str) -> dict[str, str]:
+    """The source's metadata that is true of the output too."""
+    gone = ("num_cameras", "cameras") if part == "backbone" else ("num_cameras",)
+    return {key: value for key, value in metadata.items() if key not in gone}
+
+
+def _unwanted(found: Translation, ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """The source's names that fit a pattern, by our name or by the source's."""
+    mapped = [
+        old for old, new in found.renamed.items() if fits_any(new, ours) or fits_any(old, theirs)
+    ]
+    return mapped + [name for name in found.unmapped if fits_any(name, theirs)]
 
 
 def _lacking_layers(kept: Mapping[str, Tensor], metadata: Mapping[str, str], source: Path) -> str:

@@ -90,7 +90,8 @@ class ViT(nn.Module):
     2021), section 3.3, equation 4, without viewpoints. An image of a camera that training has not
     seen, or of an unknown camera (-1), gets the mean of the learned camera embeddings.
 
-    ViT-S/16 is the default; ViT-B/16 has `embed_dim` 768 and 12 heads.
+    ViT-S/16 is the default; ViT-B/16 has `embed_dim` 768 and 12 heads. There are more than ten
+    arguments because each is an option of the config, where a nested type would only add a level.
 
     Args:
         image_size: (H, W) in pixels.
