@@ -73,7 +73,7 @@ def main() -> int:
         found = thresholds_of_run(predictor, clusters=clusters, num_workers=workers)
     say(f"{found}\n")
     path = save_thresholds(predictor.weights, predictor.fingerprint, found)
-    say(f"Written to {path}; {found.recommended:.4f} is taken where no other is asked for")
+    say(f"Written to {path}; the default threshold is {found.recommended:.4f}")
     return 0
 
 
