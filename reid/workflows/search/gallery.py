@@ -121,12 +121,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class IndexNote:
-    """What a gallery says of its index.
+    """The facts about a gallery's index.
 
     Attributes:
         kind: Exact, a graph or compressed vectors.
-        effort: How thoroughly it looks; see `Index`.
-        built_on: Images that it was built on; those added later are not among them.
+        effort: The effort of searches; see `Index`.
+        built_on: Number of images that it was built on, without those added later.
         recall: Against the exact search; None: nothing to measure.
     """
 
@@ -236,7 +236,7 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 def is_gallery(folder: Path) -> bool:
-    """Whether a gallery lies there, broken or not."""
+    """Whether the folder has a gallery, broken or not."""
     return (folder / FILE).exists()
 
 
@@ -286,7 +286,7 @@ def read_gallery(folder: Path) -> Gallery:
     # safetensors and torch have many for broken files
     except (SafetensorError, RefusedError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            f"{path}: is no gallery of tools/search.py, or a broken one ({error}); build it anew"
+            f"{path}: is not a gallery of tools/search.py, or is broken ({error}); build it again"
         ) from error
 
 
@@ -296,7 +296,7 @@ def _read_header(text: str | None) -> _Header:
     try:
         content = json.loads(text)
     except RecursionError as error:
-        raise ValueError("lists in its metadata lie too deep") from error
+        raise ValueError("its metadata are nested too deeply") from error
     return from_mapping(_Header, content, _KEY)
 
 
@@ -339,10 +339,10 @@ def _checked(header: _Header, arrays: dict[str, npt.NDArray[Any]]) -> Gallery:
 
 
 def check_unit(features: Features) -> None:
-    """Looks through features for rows that are no unit vectors.
+    """Requires all features to be unit vectors.
 
     Raises:
-        ValueError: There is one; names it.
+        ValueError: A row is not; names it.
     """
     for start in range(0, len(features), _CHECKED_ROWS):
         block = features[start : start + _CHECKED_ROWS]

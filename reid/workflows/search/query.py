@@ -36,7 +36,7 @@ class QuerySettings:
 
     Attributes:
         top: Answers for each query.
-        rerank: The first so many answers are ordered anew by k-reciprocal re-ranking; 0: none.
+        rerank: How many of the first answers k-reciprocal re-ranking sorts again; 0: none.
         k1: Of the re-ranking; see `rerank`.
         k2: Of the re-ranking.
         lambda_value: Of the re-ranking.
@@ -80,8 +80,8 @@ class Answer:
         similarity: Cosine with the query, from -1 to 1.
         distance: Re-ranked distance; None: it was not re-ranked.
         same: Whether it counts as the same person; None: the model has no thresholds.
-        false_per_million: Of a million pairs of different persons, at most so many are as alike as
-            this; None: more than the model's table tells of.
+        false_per_million: At most so many of a million pairs of different persons are this
+            similar; None: more than the model's table covers.
     """
 
     path: str
@@ -103,12 +103,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Threshold:
-    """From where images count as the same person.
+    """The similarity from which images count as the same person.
 
     Attributes:
-        similarity: From which cosine on.
-        false_per_million: Of a million pairs of different persons, so many count too.
-        source: Whether labelled pairs or clusters have told it.
+        similarity: The lowest cosine that counts.
+        false_per_million: So many of a million pairs of different persons count as the same.
+        source: Whether it was measured on labelled pairs or on clusters.
     """
 
     similarity: float
@@ -140,8 +140,8 @@ def search(
 ) -> Found:
     """The images of a gallery that are most like each query.
 
-    An image is never its own match: what has the query's path, links followed, or the very bytes of
-    its file, is no answer. So a copy of a file finds other pictures of the person, not itself.
+    An image is never its own match: images with the query's path (after following links) or with
+    the same bytes are left out. So a copy of a file finds other pictures of the person, not itself.
 
     Args:
         folder: Of the gallery.
@@ -254,7 +254,7 @@ def find(
 
 
 def own_rows(gallery: Gallery, queries: Entries) -> dict[int, set[int]]:
-    """For queries whose very bytes lie in the gallery, the rows of these."""
+    """For queries whose exact file content is in the gallery, the rows that have it."""
     keys = [_halves(gallery.hashes), _halves(queries.hashes)]
     near = np.flatnonzero(np.isin(keys[0][:, 0], keys[1][keys[1].any(1), 0]))
     places: dict[bytes, set[int]] = {}
@@ -273,7 +273,7 @@ def _halves(hashes: Hashes) -> npt.NDArray[np.uint64]:
 
 
 def with_known_cameras(gallery: Gallery, queries: Entries) -> Entries:
-    """The queries; one of unknown camera that lies in the gallery has its camera there."""
+    """The queries; if a camera is unknown and the image is in the gallery, its camera there."""
     own = own_rows(gallery, queries)
     unknown = {path for path, name in zip(queries.paths, queries.cameras, strict=True) if not name}
     by_path = {path: row for row, path in enumerate(gallery.paths) if path in unknown}
@@ -295,8 +295,8 @@ def _by_camera(
     if (names == "").any():
         place = int(np.flatnonzero(names == "")[0])
         raise DataError(
-            f"{queries.paths[place]}: its camera is unknown, so that `{cameras}` cameras mean "
-            "nothing; say it with --camera or --camera-folders, or in a list with cameras"
+            f"{queries.paths[place]}: its camera is unknown, so `{cameras}` cameras cannot be "
+            "chosen; name it with --camera, --camera-folders or a list with cameras"
         )
     groups: list[tuple[Rows, npt.NDArray[np.bool_] | None]] = []
     for name in sorted(set(queries.cameras)):

@@ -120,8 +120,7 @@ def build(
 def add(folder: Path, sources: Sequence[Path], choice: ModelChoice) -> Change:
     """Adds images to a gallery.
 
-    A path that is there already is replaced where its file's content is another now, and passed
-    over where it is the same.
+    An image that is there already is replaced if its file has changed, and skipped if not.
 
     Args:
         folder: Of the gallery.
@@ -148,7 +147,7 @@ def add(folder: Path, sources: Sequence[Path], choice: ModelChoice) -> Change:
         rows = np.array([places.get(path, -1) for path in new.paths])
         there = rows >= 0
         same = there.copy()
-        # A file that is gone tells nothing; its features may have changed all the same.
+        # A deleted file has no hash to compare, so its features are compared instead.
         same[there] = (old.hashes[rows[there]] == new.hashes[there]).all(1) & (
             new.hashes[there].any(1)
             | (np.abs(old.features[rows[there]] - new.features[there]).max(1) < 1e-6)

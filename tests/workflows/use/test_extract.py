@@ -280,7 +280,7 @@ def test_parts_of_another_extraction_are_refused(
     extract(other, images, output, overwrite=True)
     with pytest.raises(ConfigError, match="is there already; choose another name"):
         extract(other, images, output)
-    with pytest.raises(ConfigError, match=r"expected the name of a file in \.npz or"):
+    with pytest.raises(ConfigError, match=r"expected a file name that ends in \.npz or"):
         extract(other, images, tmp_path / "a.csv")
 
 
@@ -357,5 +357,5 @@ def test_broken_files_are_told(tmp_path: Path, name: str) -> None:
         read_feature_rows(path)
     with pytest.raises(ValueError, match="paths: expected 2, one for each feature, got 1"):
         rows(paths=["a"])
-    with pytest.raises(ValueError, match="expected the name of a file in"):
+    with pytest.raises(ValueError, match="expected a file name that ends in"):
         write_feature_rows(tmp_path / "a.csv", rows())
