@@ -86,8 +86,8 @@ class OnnxNetwork:
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
             raise WeightsError(
-                f"{path}: has no {METADATA_KEY!r} in its metadata, so its preprocessing is unknown; "
-                "export it with tools/export.py"
+                f"{path}: has no {METADATA_KEY!r} in its metadata, so its preprocessing is "
+                "unknown; export it with tools/export.py"
             )
         self.card = ModelCard.from_json(metadata[METADATA_KEY], str(path))
         self._inputs = {value.name for value in self._session.get_inputs()}

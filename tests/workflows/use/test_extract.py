@@ -197,7 +197,7 @@ def test_lists_and_single_pictures(predictor: Predictor, crops: Path, tmp_path: 
     assert [record.pid for record in images.records] == [7, 7, -1, 8]
     extract(predictor, images, tmp_path / "l.npz")
     assert evaluate_file(tmp_path / "l.npz")["numbers"]["mAP"] in (0.5, 1)
-    with pytest.raises(ConfigError, match="stands alone"):
+    with pytest.raises(ConfigError, match="pass a list with cameras and identities alone"):
         list_paths([crops / "list.csv", crops], predictor.card)
     for path, message in ((tmp_path / "gone", "no such file"), (tmp_path / "empty", "no image")):
         (tmp_path / "empty").mkdir(exist_ok=True)
