@@ -1,4 +1,4 @@
-"""The page and what it asks for, served on this machine."""
+"""Serves the page and its requests on this machine."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _question_reader(session: ReviewSession) -> Callable[[Request], Response]:
 
 
 def _caller(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
-    """An endpoint that gives what `work` makes of the JSON body; errors of ours as words."""
+    """An endpoint that returns `work` of the JSON body, and our errors as text."""
 
     async def call(request: Request) -> Response:
         raw = await request.body()
