@@ -80,7 +80,7 @@ class Question:
         if self.kind == "random":
             return self._of_random(verdict, given, rest)
         if given:
-            raise AnswerError("Marks are for junk here: press j, or take the marks away")
+            raise AnswerError("Marks are for junk here: press j, or remove the marks")
         one, other = (*self.anchor[:1], *self.images)[:2]
         return (
             Facts(same=((one, other),)) if verdict == "same" else Facts(different=((one, other),))

@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 THUMBNAILS = "thumbnails"
 _MOST_OPEN = 8
 _OTHER_SITE = (
-    "the model recognises cameras by the folder of their images, and the list is in another folder, "
-    "so --eval-only gives other figures than the page; write the list into that folder with "
-    "--labels to get the same figures"
+    "the model recognises cameras by the folder of their images. The list is in another folder, so "
+    "--eval-only gives other figures than the page; write the list into that folder with --labels "
+    "to get the same figures"
 )
 
 
