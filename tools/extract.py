@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH",
-        help="folder (all images below), list (.csv with a header, or .txt with one path per line), "
+        help="folder (all images below), list (.csv with a header, or .txt, one path per line), "
         "or picture",
     )  # fmt: skip
     parser.add_argument(

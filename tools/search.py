@@ -134,7 +134,7 @@ def add_sources(command: argparse.ArgumentParser) -> None:
     """Which images, and what makes their features."""
     command.add_argument(
         "sources", nargs="+", type=Path, metavar="PATH",
-        help="folder (all images below), list (.csv with a header, or .txt with one path per line), "
+        help="folder (all images below), list (.csv with a header, or .txt, one path per line), "
         "picture, or a file of tools/extract.py (.npz, .safetensors)",
     )  # fmt: skip
     command.add_argument(

@@ -162,7 +162,7 @@ FORGED = {
     "Python's words are 0": (put("random/0/python/1", [0] * 625), r"python\[1\]: all bits are 0"),
     "torch's bytes are 0": (
         put("random/0/torch", torch.zeros(5056, dtype=torch.uint8)),
-        r"random\[0\]\.torch: is no state of a generator",
+        r"random\[0\]\.torch: is not the state of a generator",
     ),
     "hooks are text": (put("hooks", "all"), "hooks: expected a list, got 'all'"),
     "a hook without a name": (put("hooks/0", {}), r"hooks\[0\]: expected a mapping with the hook"),
