@@ -142,8 +142,8 @@ class Predictor:
 
         Args:
             frame: One picture, as for a call.
-            boxes: (M, 4) left, top, right and bottom in pixels. Fractions go outwards to whole
-                pixels; what lies outside the frame is cut off.
+            boxes: (M, 4) left, top, right and bottom in pixels. Fractions are rounded outwards to
+                whole pixels; boxes are clipped to the frame.
             cameras: As for a call; most often the frame's one camera.
             bgr: As for a call.
 
@@ -215,7 +215,7 @@ class Predictor:
 def load_model(
     model: str | Path, weights: str | Path | None = None, *, device: str | None = None
 ) -> ReIDModel:
-    """The network itself, in eval mode, for those who want more of it than features.
+    """The network itself, in eval mode, for callers who need more than features.
 
     It takes a `reid.structures.Batch` of normalised images and gives `Embeddings`: banks of the
     whole image and of parts, before and after the neck.

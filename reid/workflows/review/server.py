@@ -109,7 +109,7 @@ def _listen(address: str, port: int) -> socket.socket:
         raise ConfigError(f"--address: expected an IP address, got {address!r}") from None
     if ip.is_unspecified or ip.is_multicast:
         raise ConfigError(
-            f"--address: {address} stands for all addresses; give the one that the page is for"
+            f"--address: {address} is not a single address; give one address of this machine"
         )
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port: expected 0 to 65535, got {port}")

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 CACHE = "features.safetensors"
 _NEIGHBORS, _SEARCHED, _ROWS = 10, 40, 1024
-_LAYOUT = "2"  # of the cache: another one is made anew
+_LAYOUT = "2"  # of the cache; a cache with another layout is computed again
 
 
 @dataclass(frozen=True)

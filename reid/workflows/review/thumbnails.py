@@ -47,7 +47,7 @@ class Thumbnails:
             try:
                 return bytes(read_bytes(place, _MOST_BYTES, "thumbnail"))
             except InputError:
-                pass  # made anew
+                pass  # it is made again below
         try:
             picture = Image.fromarray(read_image(path))
         except DataError:

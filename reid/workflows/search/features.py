@@ -1,4 +1,4 @@
-"""From pictures, or from a file of features, to what a gallery holds of them."""
+"""Turns pictures, or a file of features, into entries of a gallery."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reid.workflows.thresholds import load_thresholds
 
 logger = logging.getLogger(__name__)
 
-_FEW = 64  # images; worker processes take longer to start than these to read
+_FEW = 64  # images; reading these takes less time than starting worker processes
 _STEM = "adding"
 _SHOWN = 5
 
@@ -126,7 +126,7 @@ def _of_camera(images: ImageList, camera: str, card: ModelCard) -> ImageList:
 
 
 def drop_unfinished(work: Path) -> None:
-    """Removes what calls of `embed` that were stopped have left."""
+    """Removes the unfinished work of stopped calls of `embed`."""
     for left in work.glob(f"{_STEM}-*.safetensors.parts"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -235,7 +235,7 @@ def _entries(rows: FeatureRows) -> Entries:
     zeros = 0
     for row, path in enumerate(paths):
         if not path:
-            raise DataError(f"features: row {row} has no path, by which it could be named")
+            raise DataError(f"features: row {row} has no path; each image of a gallery needs one")
         if not lengths[row] > 0:
             zeros += 1
         elif path not in seen:

@@ -1,4 +1,4 @@
-"""Finds the images of a gallery that are most like some pictures."""
+"""Finds the images of a gallery that are most similar to some pictures."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _QUERIES_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """What is looked for.
+    """The settings of a query.
 
     Attributes:
         top: Answers for each query.
@@ -138,7 +138,7 @@ class Found:
 def search(
     folder: Path, sources: Sequence[Path], choice: ModelChoice, settings: QuerySettings
 ) -> Found:
-    """The images of a gallery that are most like each query.
+    """The images of a gallery that are most similar to each query.
 
     An image is never its own match: images with the query's path (after following links) or with
     the same bytes are left out. So a copy of a file finds other pictures of the person, not itself.
@@ -182,14 +182,14 @@ def search(
 
 
 def choose_threshold(table: Thresholds | None, rate: float | None) -> Threshold | None:
-    """The threshold of a model that is used.
+    """The threshold to mark answers with.
 
     Args:
-        table: All of them; None: there are none.
-        rate: False matches per million pairs; None: as recommended.
+        table: The model's thresholds; None: it has none.
+        rate: False matches per million pairs; None: the recommended threshold.
 
     Raises:
-        ConfigError: The table has no such rate, or a rate is asked for and there is no table.
+        ConfigError: The table has no such rate, or a rate is given but there is no table.
     """
     if table is None:
         if rate is not None:
