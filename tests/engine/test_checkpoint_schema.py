@@ -144,7 +144,7 @@ FORGED = {
     "a moment of SGD in Adam": (
         put("optimizer/state/0/momentum_buffer", None), r"got exp_avg, exp_avg_sq, momentum_buffer"
     ),
-    "moments ten times as large": (moment(lambda m: 10 * m), r"state\[0\]\.exp_avg: no gradients"),
+    "moments ten times as large": (moment(lambda m: 10 * m), r"state\[0\]\.exp_avg: too large"),
     "no moments": (put("optimizer/state", {}), "optimizer.state: expected moments, got none"),
     "no step": (moment(lambda m: m - 1, "step"), r"state\[0\]\.step: expected more than 0"),
     "half a step": (moment(lambda m: m - 0.5, "step"), r"state\[0\]\.step: .*up to 60, got 0\.5"),
@@ -154,7 +154,7 @@ FORGED = {
     "no interval": (put("scaler/growth_interval", 0), r"scaler\.growth_interval: .*from 1 to"),
     "a tracker of 40 bits": (put("scaler/_growth_tracker", 2**40), r"_growth_tracker: .*to 2,000"),
     "less of the scaler": (drop("scaler/scale"), r"scaler\.scale: the entry is missing"),
-    "no process": (put("random", []), "a run with 0 processes, this one has 1"),
+    "no process": (put("random", []), "a run with 0 processes, but this run has 1"),
     "numpy's words are 0": (
         put("random/0/numpy/1", torch.zeros(624, dtype=torch.int64)), r"numpy\[1\]: all bits are 0"
     ),
