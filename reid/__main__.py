@@ -50,7 +50,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "reid COMMAND --help tells more. With several processes: "
+            "reid COMMAND --help explains a command. With several processes: "
             "torchrun --nproc-per-node N -m reid train ...",
             "",
         ]
@@ -58,7 +58,7 @@ def _help() -> str:
 
 
 def _first_line(name: str) -> str:
-    """What a tool says of itself, without importing it."""
+    """The first line of a tool's docstring, read without importing the tool."""
     text = ast.get_docstring(ast.parse(_file(name).read_text("utf-8"))) or ""
     return text.partition("\n")[0]
 

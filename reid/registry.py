@@ -100,15 +100,15 @@ class Hook:
         return {}
 
     def check_state(self, state: Mapping[str, Any], trainer: Any, epoch: int) -> None:
-        """Checks what `load_state_dict` is to get, before anything of a checkpoint is loaded.
+        """Checks a state for `load_state_dict` before any part of the checkpoint is loaded.
 
         Args:
-            state: Of the checkpoint.
-            trainer: As it was built.
-            epoch: Of the checkpoint.
+            state: The hook's state in the checkpoint.
+            trainer: The trainer, freshly built.
+            epoch: The checkpoint's epoch.
 
         Raises:
-            ValueError: It is not what `state_dict` gives; names the entry.
+            ValueError: `state_dict` cannot have returned this state; names the entry.
         """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """Files that come with the framework: commands, configs, and the weights that the demo starts from.
 
-They lie in the checkout, or in a folder of the installed package; both have the same layout.
+They are in the checkout, or in a folder of the installed package; both have the same layout.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ def is_checkout() -> bool:
 
 
 def command(tool: str, processes: int = 1) -> list[str]:
-    """The words that start a tool from a shell: of the checkout, or of the installed command.
+    """The words that start a tool from a shell: a file of the checkout, or the installed command.
 
     Args:
         tool: Its file in `tools`, without the suffix.
-        processes: More than one: under torchrun.
+        processes: With more than one, torchrun starts the tool.
     """
     python = ["torchrun", "--nproc-per-node", str(processes)] if processes > 1 else ["python"]
     if is_checkout():
@@ -58,7 +58,7 @@ def command(tool: str, processes: int = 1) -> list[str]:
 def find_shipped(path: str | Path) -> Path:
     """The path itself if it exists, or else the shipped file of that name, if there is one.
 
-    So `projects/TMGF/weights/demo_backbone.safetensors` is found from every working directory.
+    `projects/TMGF/weights/demo_backbone.safetensors` thus works in every working directory.
     """
     path = Path(path)
     if path.is_absolute() or _exists(path):
@@ -70,9 +70,9 @@ def find_shipped(path: str | Path) -> Path:
 def find_config(path: str | Path) -> Path:
     """The config file that a path or a short name means.
 
-    Short names are `PROJECT/FILE` for `projects/PROJECT/configs/FILE`, in capital or small letters
-    (`tmgf/demo.yaml`), and `FILE` for `configs/FILE` (`own_cameras.yaml`). A file of the working
-    directory wins over a shipped one.
+    Short names are `PROJECT/FILE` for `projects/PROJECT/configs/FILE`, such as `tmgf/demo.yaml`,
+    and `FILE` for `configs/FILE`, such as `own_cameras.yaml`; upper and lower case do not matter. A
+    file in the working directory wins over a shipped one.
     """
     found = find_shipped(path)
     if found.is_absolute() or _exists(found):
@@ -81,7 +81,7 @@ def find_config(path: str | Path) -> Path:
 
 
 def config_hint(path: str | Path) -> str:
-    """The shipped config whose short name is most like a path, or an empty text."""
+    """A hint that names the shipped config most similar to a path, or an empty text."""
     return nearest(_lowered(Path(path)), _short_names())
 
 
@@ -101,5 +101,5 @@ def _lowered(path: Path) -> str:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except (OSError, ValueError):  # a name that is too long, or has characters that no name has
+    except (OSError, ValueError):  # the name is too long or has forbidden characters
         return False

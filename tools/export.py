@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Writes a trained model as ONNX, once onnxruntime gives the features that torch gives."""
+"""Writes a trained model as ONNX if onnxruntime gives the same features as torch."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reid.workflows.errors import tells_errors
 from reid.workflows.export import ExportError, export_model
 
 EPILOG = """\
-MODEL is the folder of a run, whose best (or else final) weights are taken, or a config file with
+MODEL is the folder of a run (its best or else final weights are used), or a config file with
 --weights. The file takes images (N, 3, H, W), float32, normalised, and gives unit vectors (N, D)
-for any N; docs/export.md has the ten lines that run it. A file that is too far from the torch model
-is not written, and the exit code is 2.
+for any N; docs/export.md has ten lines that run it. If the file differs too much from the torch
+model, it is not written, and the exit code is 2.
 
   python tools/export.py logs/demo model.onnx --measure
   python tools/export.py logs/demo tracker.onnx --cameras mean --precision fp16
@@ -54,7 +54,11 @@ def main() -> int:
         "--measure", action="store_true", help="mAP on the first test set, before and after"
     )
     parser.add_argument(
-        "--set", nargs="+", default=(), metavar=("KEY", "VALUE"), help="settings that win"
+        "--set",
+        nargs="+",
+        default=(),
+        metavar=("KEY", "VALUE"),
+        help="settings that win over the config",
     )
     arguments = parser.parse_args()
     exported = export_model(

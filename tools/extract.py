@@ -23,7 +23,7 @@ EPILOG = """\
   python tools/extract.py --model logs/run --output test.npz --dataset CSV PATH shop/list.csv
 
 tools/evaluate.py and tools/visualize.py read what it writes. After Ctrl-C the same command goes on
-where it stopped, and ends with the same bits. docs/use.md tells what is in the file.
+where it stopped, and its result is the same to the bit. docs/use.md describes the file.
 """
 
 
@@ -34,7 +34,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument(
         "paths", nargs="*", type=Path, metavar="PATH",
-        help="folder (all images below), list (.csv with a header, or .txt with a path a line), "
+        help="folder (all images below), list (.csv with a header, or .txt, one path per line), "
         "or picture",
     )  # fmt: skip
     parser.add_argument(
@@ -56,9 +56,9 @@ def parse() -> argparse.Namespace:
         "--camera-folders", action="store_true",
         help="the first folder below each PATH is the camera's name",
     )  # fmt: skip
-    parser.add_argument("--batch-size", type=int, help="images at once (default: as the config)")
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: as the config)")
-    parser.add_argument("--precision", help="fp32, bf16 or fp16 (default: as the config)")
+    parser.add_argument("--batch-size", type=int, help="images at once (default: from the config)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: from the config)")
+    parser.add_argument("--precision", help="fp32, bf16 or fp16 (default: from the config)")
     parser.add_argument(
         "--workers", type=int, default=4, help="processes that read images (default: 4)"
     )

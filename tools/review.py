@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("run", type=Path, metavar="RUN", help="folder of a run")
     parser.add_argument(
         "--folder", type=Path,
-        help="where answers, features and thumbnails are kept (default: RUN/review)",
+        help="where answers, features and thumbnails are stored (default: RUN/review)",
     )  # fmt: skip
     parser.add_argument(
         "--labels", type=Path, metavar="CSV",

@@ -23,8 +23,8 @@ EPILOG = """\
   python tools/search.py remove people crops/old --pattern '*_blurred.jpg'
   python tools/search.py query people person.jpg --picture found.png --csv found.csv
 
-`people` is a folder for the gallery alone. It knows its model; no config is needed to query it.
-docs/search.md tells more.
+`people` is a folder for the gallery alone. It remembers its model, so a query needs no config.
+docs/search.md has more examples.
 """
 
 
@@ -53,7 +53,7 @@ def main() -> int:
                 )
                 said = "\n".join([output.text_of(found), *written(found, arguments)])
     except Interrupted as stop:
-        sys.stderr.write(f"{stop}; the gallery is as it was; the same command goes on\n")
+        sys.stderr.write(f"{stop}; the gallery has not changed; the same command goes on\n")
         return stop.exit_code
     say(said)
     return 0
@@ -101,8 +101,8 @@ def parse() -> argparse.Namespace:
         ("build", "make a gallery of crops, or of a file of features"),
         ("add", "add crops or features to a gallery"),
         ("remove", "take images out of a gallery; their files stay"),
-        ("query", "find the images that are most like some pictures"),
-        ("info", "tell what a gallery holds"),
+        ("query", "find the images that are most similar to some pictures"),
+        ("info", "show what a gallery holds"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("gallery", type=Path, metavar="GALLERY", help="its folder")
@@ -134,7 +134,7 @@ def add_sources(command: argparse.ArgumentParser) -> None:
     """Which images, and what makes their features."""
     command.add_argument(
         "sources", nargs="+", type=Path, metavar="PATH",
-        help="folder (all images below), list (.csv with a header, or .txt with a path a line), "
+        help="folder (all images below), list (.csv with a header, or .txt, one path per line), "
         "picture, or a file of tools/extract.py (.npz, .safetensors)",
     )  # fmt: skip
     command.add_argument(
@@ -142,8 +142,8 @@ def add_sources(command: argparse.ArgumentParser) -> None:
         help="folder of a run, config, .safetensors or .onnx (default: the gallery's)",
     )  # fmt: skip
     command.add_argument("--weights", type=Path, help="in place of the run's or the config's")
-    command.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: as the config)")
-    command.add_argument("--batch-size", type=int, help="images at once (default: as the config)")
+    command.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: from the config)")
+    command.add_argument("--batch-size", type=int, help="images at once (default: from the config)")
     command.add_argument(
         "--workers", type=int, default=4, help="processes that read images (default: %(default)s)"
     )
@@ -160,7 +160,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     command.add_argument("--top", type=int, default=10, help="answers each (default: %(default)s)")
     command.add_argument(
         "--rerank", type=int, default=0, metavar="N",
-        help="order the first N answers anew by k-reciprocal re-ranking",
+        help="sort the first N answers again by k-reciprocal re-ranking",
     )  # fmt: skip
     command.add_argument("--k1", type=int, default=20, help="of re-ranking (default: %(default)s)")
     command.add_argument("--k2", type=int, default=6, help="of re-ranking (default: %(default)s)")
@@ -169,12 +169,14 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         help="weight of the first distance in re-ranking (default: %(default)s)",
     )  # fmt: skip
     cameras = command.add_mutually_exclusive_group()
-    cameras.add_argument("--same-camera", action="store_true", help="of the query's camera alone")
-    cameras.add_argument("--other-cameras", action="store_true", help="of other cameras alone")
+    cameras.add_argument(
+        "--same-camera", action="store_true", help="search only the query's camera"
+    )
+    cameras.add_argument("--other-cameras", action="store_true", help="search only other cameras")
     command.add_argument(
         "--false-per-million", type=float, metavar="RATE",
-        help="mark as the same person at so many false matches per million pairs "
-        "(default: as tools/thresholds.py recommends)",
+        help="mark answers as the same person at the threshold with this many false matches per "
+        "million pairs (default: the one that tools/thresholds.py recommends)",
     )  # fmt: skip
     for name, text in (
         ("csv", "a line for each answer"),

@@ -25,9 +25,9 @@ EPILOG = """\
   python tools/thresholds.py --model logs/run --features shop.npz   # what tools/extract.py wrote
   python tools/thresholds.py --model logs/run --show                # what is stored
 
-Where nothing is labelled, the clusters of the model stand in for persons, and the table says so.
-The table is stored beside the weights, as model_best.thresholds.json, where Predictor and
-tools/search.py find it. docs/use.md tells how to choose.
+If nothing is labelled, the model's clusters replace the identities, and the table says so. The
+tool stores the table beside the weights, as model_best.thresholds.json, where Predictor and
+tools/search.py find it. docs/use.md explains how to choose.
 """
 
 
@@ -49,9 +49,9 @@ def main() -> int:
     )
     images.add_argument("--show", action="store_true", help="the stored table; nothing is measured")
     parser.add_argument(
-        "--clusters", action="store_true", help="in place of labels, though there are some"
+        "--clusters", action="store_true", help="use clusters even if there are labels"
     )
-    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: as the config)")
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N (default: from the config)")
     parser.add_argument(
         "--workers", type=int, default=4, help="processes that read images (default: 4)"
     )
@@ -73,7 +73,7 @@ def main() -> int:
         found = thresholds_of_run(predictor, clusters=clusters, num_workers=workers)
     say(f"{found}\n")
     path = save_thresholds(predictor.weights, predictor.fingerprint, found)
-    say(f"Written to {path}; {found.recommended:.4f} is taken where no other is asked for")
+    say(f"Written to {path}; the default threshold is {found.recommended:.4f}")
     return 0
 
 

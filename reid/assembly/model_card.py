@@ -1,4 +1,4 @@
-"""What a trained model says of itself: all that one must know to give it pictures."""
+"""The facts about a trained model that a caller needs to prepare pictures for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reid.data.transforms import ImageTransform
 from reid.modeling.weights import WeightsError
 
 METADATA_KEY = "reid"
-"""Under which an ONNX file's metadata has the JSON of a card."""
+"""The key of the card's JSON in an ONNX file's metadata."""
 
 _SHOWN = 12
 
@@ -28,14 +28,14 @@ class ModelCard:
         size: (H, W) of the input in pixels.
         mean: Per channel, for RGB in [0, 1].
         std: Per channel, for RGB in [0, 1].
-        interpolation: Of the resize, antialiased as Pillow's.
+        interpolation: Of the resize, which is antialiased as in Pillow.
         cameras: (data set, camera) by the camera's number in the model: the data set's `site`, and
-            the camera's name there, or its number as text where it has none. The site is empty
-            where the weights do not say whose cameras they know. A camera without training images
-            is None. None in place of the list: the model knows of no cameras.
+            the camera's name there, or its number as text if it has no name. The site is empty
+            if the weights do not store the data set of their cameras. A camera without training
+            images is None. None in place of the list: the model has not learned cameras.
         dimension: D of the features.
-        provenance: Where the model comes from. `weights_sha256` is the SHA-256 of the weights file
-            that it was made of, in any format that it has now.
+        provenance: Where the model comes from. `weights_sha256` is the SHA-256 of the original
+            weights file, whatever format the model has now.
         flip: Whether features are the mean of those of an image and of its mirror image.
     """
 
@@ -61,11 +61,11 @@ class ModelCard:
         """The card of a model.
 
         Args:
-            settings: How its pictures are made.
-            cameras: That it has learned, by number; None or none at all: it knows of no cameras.
+            settings: How its input is prepared.
+            cameras: The cameras that it has learned, by number; None or empty: it has learned none.
             dimension: D of the features.
-            provenance: See above.
-            flip: See above.
+            provenance: See the class.
+            flip: See the class.
         """
         return cls(
             settings.size,
@@ -84,15 +84,15 @@ class ModelCard:
 
         Args:
             text: JSON.
-            path: Of the model's file, for messages.
+            path: The model's file, for messages.
 
         Raises:
-            WeightsError: The text is no such JSON.
+            WeightsError: The text is not the JSON of a card.
         """
         try:
             card = from_mapping(cls, json.loads(text), METADATA_KEY)
         except (ValueError, RecursionError) as error:
-            raise WeightsError(f"{path}: its metadata: {error}; export the model anew") from error
+            raise WeightsError(f"{path}: metadata: {error}; export the model again") from error
         return card
 
     def to_json(self) -> str:
@@ -101,15 +101,15 @@ class ModelCard:
 
     @property
     def weights_sha256(self) -> str:
-        """SHA-256 of the weights file that the model was made of; empty: unknown."""
+        """SHA-256 of the model's original weights file; empty: unknown."""
         value = self.provenance.get("weights_sha256", "")
         return value if isinstance(value, str) else ""
 
     @property
     def fingerprint(self) -> str:
-        """The same for all models whose features can be compared.
+        """A text that is the same for all models whose features can be compared.
 
-        These have the same weights, in whatever format, and make their input in the same way.
+        Such models have the same weights, in any format, and prepare their input in the same way.
         """
         parts = asdict(self)
         for name in ("provenance", "cameras"):
@@ -118,7 +118,7 @@ class ModelCard:
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
     def learned_cameras(self) -> list[Camera] | None:
-        """The cameras, for `renumber_cameras`; None: it knows of none, or not whose they are."""
+        """The cameras, for `renumber_cameras`; None: it has none, or their data set is unknown."""
         if self.cameras is None or not any(camera and camera[0] for camera in self.cameras):
             return None
         return [
@@ -132,20 +132,20 @@ class ModelCard:
         """The number in the model of a camera.
 
         Args:
-            camera: Its number in the model, its name, or (data set, name) where several data sets
+            camera: Its number in the model, its name, or (data set, name) if several data sets
                 have a camera of that name. None or -1: a camera that the model has not learned.
 
         Returns:
-            From 0; -1: not learned.
+            A number from 0; -1: not learned.
 
         Raises:
-            ValueError: The model knows no such camera, or several.
+            ValueError: The model knows no camera of that name, or several.
         """
         if camera is None or camera == -1:
             return -1
         if self.cameras is None:
             raise ValueError(
-                f"camera {camera!r}: this model knows of no cameras; leave cameras away"
+                f"camera {camera!r}: this model has not learned cameras; leave `cameras` out"
             )
         places = [
             place
@@ -165,7 +165,7 @@ class ModelCard:
         )
 
     def transform(self) -> ImageTransform:
-        """From a picture's pixels to the model's input."""
+        """The transform that turns a picture's pixels into the model's input."""
         return ImageTransform(self.size, self.mean, self.std, interpolation=self.interpolation)
 
     def _camera_text(self) -> str:

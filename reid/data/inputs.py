@@ -1,4 +1,4 @@
-"""Whatever people hand to a model as pictures, as RGB pixels."""
+"""Turns paths, Pillow's images, arrays and tensors into RGB pixels."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _TENSOR = "a tensor (3, height, width), uint8 or floats from 0 to 1, or (1, heig
 
 
 def each_picture(images: Pictures) -> Iterator[Picture]:
-    """The pictures one by one; a single one is one.
+    """The pictures one by one, also if only one is given.
 
     An array (N, height, width, 3) and a tensor (N, 3, height, width) are N pictures.
 
     Raises:
-        ValueError: This is neither a picture nor several.
+        ValueError: The argument is neither a picture nor several pictures.
     """
     if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 4:
         yield from images
@@ -53,13 +53,13 @@ def to_pixels(image: Picture, where: str = "image", *, bgr: bool = False) -> Pix
         image: The path of a file (see `read_image`); Pillow's Image; an array (height, width, 3)
             of uint8, or (height, width) or (height, width, 1) in grey; a tensor (3, height, width)
             or, in grey, (1, height, width), of uint8, or of floats from 0 to 1 as torchvision's
-            `ToTensor` gives them, which are rounded to 256 levels. Nothing else is guessed at.
+            `ToTensor` gives them, which are rounded to 256 levels. Anything else is an error.
         where: Names the picture in messages.
         bgr: Arrays and tensors have the blue channel first, as those of OpenCV.
 
     Raises:
         DataError: The file cannot be read.
-        ValueError: It is no such picture.
+        ValueError: The argument is not such a picture.
     """
     if isinstance(image, (str, Path)):
         if Path(image).is_dir():
@@ -85,7 +85,7 @@ def to_pixels(image: Picture, where: str = "image", *, bgr: bool = False) -> Pix
     if bgr:
         pixels = pixels[:, :, ::-1]
     pixels = np.ascontiguousarray(pixels)
-    # Compiled code takes a read-only array for another type, and would be compiled once more.
+    # Compiled code treats a read-only array as another type and would be compiled again.
     return pixels if pixels.flags.writeable else pixels.copy()
 
 
@@ -111,8 +111,8 @@ def _from_tensor(image: Tensor, where: str) -> Pixels:
         low, high = float(image.min()), float(image.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(
-                f"{where}: expected floats from 0 to 1, got {low:g} to {high:g}; pass pixels that "
-                "are not normalised, which is done here"
+                f"{where}: expected floats from 0 to 1, got {low:g} to {high:g}; pass pixels "
+                "without normalisation, which happens here"
             )
         image = (image.float() * 255).round().to(torch.uint8)
     if image.dtype != torch.uint8:
@@ -121,13 +121,13 @@ def _from_tensor(image: Tensor, where: str) -> Pixels:
 
 
 def _hint(image: npt.NDArray[np.generic]) -> str:
-    """What to do about an array that is none of those."""
+    """What to do about an array of another type or shape."""
     if image.dtype.kind == "f":
-        return "; multiply by 255 where it ends at 1, and take .astype('uint8')"
+        return "; multiply by 255 if its largest value is 1, and use .astype('uint8')"
     if image.ndim == 3 and image.shape[2] == 4:
-        return "; leave alpha away: image[:, :, :3]"
+        return "; remove the alpha channel: image[:, :, :3]"
     if image.ndim == 3 and image.shape[0] in (1, 3):
         return "; put channels last: image.transpose(1, 2, 0)"
     if image.ndim == 4:
-        return "; pass the array of several pictures alone, or its rows"
+        return "; pass the array of pictures alone, or its rows one by one"
     return ""

@@ -21,7 +21,7 @@ _MOST_EPOCHS = 10**6
 _MOST_STEPS = 10**12
 _NUMPY_WORDS = 624
 _PYTHON_WORDS = 625
-_LARGEST_NORMAL = 13  # that a generator can draw from numbers of 53 bits
+_LARGEST_NORMAL = 13  # no generator gets a larger one from numbers of 53 bits
 _MOMENTS = {
     "SGD": {"momentum_buffer"},
     "Adam": {"step", "exp_avg", "exp_avg_sq"},
@@ -131,7 +131,7 @@ def _check_optimizer(given: Any, optimizer: Optimizer, steps: int) -> None:
             raise ValueError(
                 f"{where}.params: expected the numbers {first} to {len(parameters) - 1} in order"
             )
-    if steps and not states and isinstance(optimizer, Adam):  # also after steps that were skipped
+    if steps and not states and isinstance(optimizer, Adam):  # skipped steps create moments too
         raise ValueError("optimizer.state: expected moments, got none")
     for key, moments in states.items():
         if type(key) is not int or not 0 <= key < len(parameters):
@@ -155,18 +155,18 @@ def _check_optimizer(given: Any, optimizer: Optimizer, steps: int) -> None:
 def _check_first_moment(
     moments: Mapping[str, Tensor], where: str, betas: tuple[float, float]
 ) -> None:
-    """A mean m is not larger than the mean v of the squares of the same gradients allows, if any.
+    """Requires the mean m of the gradients to fit the mean v of their squares.
 
-    By Cauchy and Schwarz m^2 <= v (1 - b1)^2 / (1 - b2) / (1 - b1^2 / b2), whatever they were.
+    For any gradients, Cauchy-Schwarz gives m^2 <= v (1 - b1)^2 / (1 - b2) / (1 - b1^2 / b2).
     """
     if not moments["step"] and bool(moments["exp_avg_sq"].any()):  # an overflow leaves zeros
-        raise ValueError(f"{where}.step: expected more than 0 steps beside moments that are not 0")
+        raise ValueError(f"{where}.step: expected more than 0 steps, since the moments are not 0")
     first, second = betas
     most = (1 - first) / math.sqrt((1 - second) * (1 - first**2 / second))
     # squares of gradients below 1e-22 are 0
     limit = moments["exp_avg_sq"].sqrt() * (1.01 * most) + 1e-15
     if bool((moments["exp_avg"].abs() > limit).any()):
-        raise ValueError(f"{where}.exp_avg: no gradients give it beside this exp_avg_sq")
+        raise ValueError(f"{where}.exp_avg: too large for this exp_avg_sq, whatever the gradients")
 
 
 def _check_moment(value: Any, where: str, parameter: Tensor, steps: int) -> None:
@@ -240,9 +240,9 @@ def _check_generators(given: Any, where: str, device_type: str) -> None:
 
 
 def _check_words(words: Sequence[int], where: str) -> None:
-    """Of the first of the words only the highest bit counts."""
+    """Requires a bit that is not 0; of the first word only the highest bit counts."""
     if words[0] < 2**31 and not any(words[1:]):
-        raise ValueError(f"{where}: all bits are 0, from which no random numbers come")
+        raise ValueError(f"{where}: all bits are 0, which gives no random numbers")
 
 
 def _is_normal(value: float) -> bool:
@@ -264,7 +264,7 @@ def _check_numpy(given: Any, where: str) -> None:
 
 
 def _check_torch(given: Any, where: str, device_type: str) -> None:
-    """Numbers drawn from a generator of this state are random."""
+    """Requires a generator with this state to give random numbers."""
     generator = torch.Generator(device_type)
     _tensor(given, where, generator.get_state().shape, torch.uint8)
     try:
@@ -272,9 +272,9 @@ def _check_torch(given: Any, where: str, device_type: str) -> None:
         normal = torch.randn(1, dtype=torch.float64, device=device_type, generator=generator)
         words = torch.randint(2**31, (8,), device=device_type, generator=generator)
     except RuntimeError as error:
-        raise ValueError(f"{where}: is no state of a generator ({error})") from error
+        raise ValueError(f"{where}: is not the state of a generator ({error})") from error
     if not _is_normal(float(normal)) or bool((words == words[0]).all()):
-        raise ValueError(f"{where}: no random numbers come from it")
+        raise ValueError(f"{where}: gives no random numbers")
 
 
 def _tensor(value: Any, where: str, shape: torch.Size, dtype: torch.dtype) -> None:

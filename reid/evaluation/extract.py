@@ -71,9 +71,9 @@ def extract_features(
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and without gradients.
 
-    With several processes, each gives a loader over its share. All processes get the features of
-    the whole set, or all raise an error if one failed. Rows are placed by index, so images that a
-    share repeats as padding do no harm.
+    With several processes, each passes a loader over its share. All processes get the features of
+    the whole set, or all raise an error if one fails. Rows are placed by index, so a share may
+    repeat images as padding.
 
     Args:
         model: Batch -> Embeddings; its mode is restored.
@@ -150,7 +150,7 @@ def _extract_share(
     if not rows:
         raise DataError(
             f"none of {len(records):,} images could be read, the first is {records[0].path}; is "
-            "the disk still there? tools/check_data.py tells what is wrong with each"
+            "the disk still connected? tools/check_data.py names the fault of each image"
         )
     return rows, tests, units
 
@@ -198,7 +198,7 @@ def _check(
         first = records[int((~finite).nonzero()[0])].path
         raise FloatingPointError(
             f"{int((~finite).sum())} of {len(records)} images have features that are not finite, "
-            f"the first is {first}; the model's weights are broken or the image is"
+            f"the first is {first}; the model's weights or the image are broken"
             + (", or values are too large for fp16" if precision == "fp16" else "")
         )
 
@@ -221,7 +221,7 @@ def embed_batch(
 def _embed(
     model: nn.Module, batch: Batch, precision: Precision, flip: bool
 ) -> tuple[Tensor | None, Tensor]:
-    """What `_features` gives; with `flip` the mean with that of the mirror images."""
+    """The results of `_features`; with `flip`, their mean with those of the mirror images."""
     test, unit = _features(model, batch, precision)
     if flip:
         mirrored = batch._replace(image=batch.image.flip(3))

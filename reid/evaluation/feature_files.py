@@ -1,4 +1,4 @@
-"""Reads features of query and gallery from files, whatever code wrote them."""
+"""Reads query and gallery features from files of this project or of other code."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def load_features(
 ) -> LoadedFeatures:
     """Query and gallery of a file of features, with features made unit vectors.
 
-    Features of any scale give the same unit vectors, apart from rounding in the file. Rows of zeros
-    have no direction; they stay zero, and a warning names them.
+    The scale of the features does not matter, apart from rounding in the file. Rows of zeros have
+    no direction; they stay zero, and a warning names them.
 
     Args:
         path: With `query_feat` (Q, D), `gallery_feat` (G, D), `query_pids`, `gallery_pids`,
             `query_camids` and `gallery_camids`; or with `features` (N, D), if there is a list; or
             what `tools/extract.py` wrote, as .npz or .safetensors.
-        csv: A list of N images, in the order of the features; images for training are passed over.
-        any_split: Where a file of `tools/extract.py` has neither, all of its images are the
-            queries, and none is in the gallery.
+        csv: A list of N images, in the order of the features; training images are skipped.
+        any_split: If a file of `tools/extract.py` has neither query nor gallery images, all of its
+            images become queries, and the gallery is empty.
 
     Raises:
         DataError: A file is missing or broken, or unpacks to far more than its size; an array is
@@ -115,7 +115,7 @@ def _of_rows(rows: FeatureRows, path: Path, any_split: bool) -> LoadedFeatures:
     elif not all(map(len, places)):
         there = sorted({split for split in rows.splits if split}) or ["none"]
         raise DataError(
-            f"{path}: expected images of query and of gallery, its splits are {', '.join(there)}; "
+            f"{path}: expected query and gallery images, but its splits are {', '.join(there)}; "
             "extract a data set that has both, or give their list with --csv"
         )
     found = []
@@ -131,7 +131,7 @@ def _of_rows(rows: FeatureRows, path: Path, any_split: bool) -> LoadedFeatures:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes of a file; none of what is no file."""
+    """The first bytes of a file; empty if the path is not a file."""
     try:
         return read_head(path) if path.is_file() else b""
     except InputError as error:
@@ -143,7 +143,7 @@ def telling_memory(path: Path) -> Iterator[None]:
     """Turns every library's out-of-memory error into one that names the file.
 
     Raises:
-        DataError: In place of any of them.
+        DataError: Memory ran out.
     """
     try:
         yield
@@ -154,7 +154,7 @@ def telling_memory(path: Path) -> Iterator[None]:
         reason = text.splitlines()[0] if text else "there is no more"
         raise DataError(
             f"{path}: memory is too small for its features ({reason}); use a machine with "
-            "more, fewer images, or features of fewer dimensions"
+            "more memory, fewer images, or features of fewer dimensions"
         ) from error
 
 
@@ -180,7 +180,7 @@ def _features(values: npt.NDArray[Any], name: str, path: Path) -> Tensor:
         raise DataError(f"{path}: all {len(values):,} rows of {name} are zeros")
     if zeros:
         logger.warning(
-            "%s: %s of %s rows of %s are zeros, which are like no image: row %s%s",
+            "%s: %s of %s rows of %s are zeros and match no image: row %s%s",
             path,
             f"{len(zeros):,}",
             f"{len(values):,}",

@@ -1,4 +1,4 @@
-"""Features with what is known of their images, in one file: .npz or .safetensors."""
+"""Features, and what is known about their images, in one file: .npz or .safetensors."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ SUFFIXES = (".npz", ".safetensors")
 _TEXTS = ("paths", "cameras", "splits")
 _NUMBERS = ("pids", "camids")
 ARRAYS = ("features", *_TEXTS, *_NUMBERS, "provenance")
-"""What an .npz file of rows has."""
+"""The arrays of an .npz file of rows."""
 
 
 @dataclass(frozen=True)
 class FeatureRows:
-    """Features of N images, and what is known of each.
+    """Features of N images, and what is known about each.
 
     Attributes:
         features: (N, D) float32 unit vectors.
         paths: N paths of the images, as they were given.
         cameras: N names of cameras; empty: unknown.
-        splits: N of `train`, `query`, `gallery`; empty: of none.
+        splits: N of `train`, `query`, `gallery`; empty: no split.
         pids: (N,) int64 identities; -1: unlabelled.
         camids: (N,) int64, the cameras' numbers in their data set; -1: unknown.
         provenance: The model (`fingerprint`, `weights`, `weights_sha256`), the settings and the
             versions that made them, and the images that could not be read (`unreadable`).
 
     Raises:
-        ValueError: Lengths or types do not fit.
+        ValueError: Lengths or types do not match.
     """
 
     features: npt.NDArray[np.float32]
@@ -69,7 +69,7 @@ class FeatureRows:
 
     @property
     def fingerprint(self) -> str:
-        """Of the model; see `ModelCard`. Empty: the file does not say."""
+        """The model's fingerprint; see `ModelCard`. Empty: the file has none."""
         value = self.provenance.get("fingerprint", "")
         return value if isinstance(value, str) else ""
 
@@ -78,7 +78,7 @@ class FeatureRows:
         return np.flatnonzero(np.array(self.splits) == split)
 
     def feature_set(self, rows: npt.NDArray[np.int64] | None = None) -> FeatureSet:
-        """The features of some rows, or of all, as evaluation takes them."""
+        """The features of some rows, or of all, in the form that evaluation takes."""
         chosen = np.arange(len(self)) if rows is None else rows
         return FeatureSet.of(
             torch.from_numpy(self.features[chosen]),
@@ -88,20 +88,20 @@ class FeatureRows:
 
 
 def write_feature_rows(path: Path, rows: FeatureRows) -> None:
-    """Writes an .npz or a .safetensors file, as the suffix says, whole or not at all.
+    """Writes an .npz or a .safetensors file, by the suffix of the path, whole or not at all.
 
     An .npz file has `features`, `pids` and `camids` as numbers, `paths`, `cameras` and `splits` as
-    text, and `provenance` as JSON. A .safetensors file has no text: there, these four are the
+    text, and `provenance` as JSON. A .safetensors file cannot hold text: there, these four are the
     bytes of JSON in UTF-8.
 
     Raises:
-        ValueError: The suffix is neither.
+        ValueError: The path has another suffix.
         OutputError: The file cannot be written.
     """
     numbers = {"features": rows.features, "pids": rows.pids, "camids": rows.camids}
     texts: dict[str, Any] = {name: getattr(rows, name) for name in _TEXTS}
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path}: expected the name of a file in {' or '.join(SUFFIXES)}")
+        raise ValueError(f"{path}: expected a file name that ends in {' or '.join(SUFFIXES)}")
     with replacing(path) as temporary:
         if path.suffix == ".npz":
             arrays: dict[str, Any] = {
@@ -122,11 +122,11 @@ def write_feature_rows(path: Path, rows: FeatureRows) -> None:
 
 
 def read_feature_rows(path: Path) -> FeatureRows:
-    """What `write_feature_rows` wrote, told by its content.
+    """Reads a file of `write_feature_rows`; its content, not its suffix, decides the format.
 
     Raises:
-        DataError: The file is missing or broken, is none of these, or holds a feature that is not
-            finite.
+        DataError: The file is missing or broken, has another format, or holds a feature that is
+            not finite.
     """
     if path.is_file() and is_safetensors(read_head(path)):
         return _from_safetensors(path)
@@ -134,10 +134,10 @@ def read_feature_rows(path: Path) -> FeatureRows:
 
 
 def rows_of_arrays(arrays: Mapping[str, npt.NDArray[Any]], path: Path) -> FeatureRows:
-    """The rows that the arrays of an .npz file are.
+    """Rows from the arrays of an .npz file.
 
     Raises:
-        DataError: They are none.
+        DataError: An array has a wrong type or shape.
     """
     for name in (*_TEXTS, "provenance"):
         if arrays[name].dtype.kind not in "US" or arrays[name].ndim != (name in _TEXTS):
@@ -154,8 +154,8 @@ def _from_safetensors(path: Path) -> FeatureRows:
             missing = [name for name in ARRAYS if name not in names]
             if missing:
                 raise DataError(
-                    f"{path}: has no features with paths and provenance (no {', '.join(missing)}); "
-                    "expected a file of tools/extract.py"
+                    f"{path}: lacks {', '.join(missing)}; expected features with paths and "
+                    "provenance, in a file of tools/extract.py"
                 )
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
     except (SafetensorError, RefusedError, OSError, ValueError) as error:
@@ -177,7 +177,7 @@ def _rows(
     provenance: Any,
     path: Path,
 ) -> FeatureRows:
-    """Rows whose numbers are checked."""
+    """Checks the numbers and makes rows of them."""
     check_numbers(numbers["features"], "features", path)
     features = numbers["features"].astype(np.float32, copy=False)
     finite = np.isfinite(features).all(1)

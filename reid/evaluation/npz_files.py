@@ -24,12 +24,12 @@ _SHOWN = 12
 def read_arrays(
     path: Path, names: Sequence[str], instead: Sequence[str] = ()
 ) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of these names in an .npz file; others are not unpacked.
+    """Reads the named arrays of an .npz file; others are not unpacked.
 
     Args:
         path: The file.
-        names: Of the arrays.
-        instead: Where the file has all of these, they are read in place of `names`.
+        names: Names of the arrays.
+        instead: If the file has all of these, they are read in place of `names`.
 
     Raises:
         DataError: The file is missing or broken, unpacks to far more than its size, or lacks one.
@@ -42,7 +42,7 @@ def read_arrays(
             size = path.stat().st_size
             if unpacked > _MOST_TIMES * size + _ALLOWANCE:
                 raise ValueError(
-                    f"its {size:,} bytes unpack to {unpacked:,}; if that is right, save it with "
+                    f"its {size:,} bytes unpack to {unpacked:,}; if that is intended, save it with "
                     "numpy.savez, which does not compress"
                 )
             file.seek(0)
@@ -57,7 +57,7 @@ def read_arrays(
         raise
     except Exception as error:  # numpy, zipfile and zlib raise many kinds for broken files
         kind = None
-        with suppress(InputError):  # the file cannot be read at all, which `error` tells
+        with suppress(InputError):  # the file cannot be read at all, as `error` says
             kind = kind_of_file(path)
         reason = f"it is {kind.phrase}" if kind is not None and kind.name != "zip" else error
         raise DataError(
@@ -68,7 +68,7 @@ def read_arrays(
             shown = ", ".join(there[:_SHOWN]) + (", ..." if len(there) > _SHOWN else "")
             raise DataError(f"{path}: has no array {name!r}; it has {shown or 'none'}")
         if not isinstance(found[name], np.ndarray):
-            raise DataError(f"{path}: {name} is no array; expected what numpy.savez writes")
+            raise DataError(f"{path}: {name} is not an array; expected what numpy.savez writes")
     return found
 
 

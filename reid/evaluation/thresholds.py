@@ -15,28 +15,28 @@ from reid.evaluation.ranking import pair_similarities
 from reid.structures import FeatureSet, ProgressBar
 
 Source = Literal["pairs", "clusters"]
-"""What said who is who: labels, or clusters of the model's own features."""
+"""Where the identities come from: labels, or clusters of the model's own features."""
 
 _MILLION = 1_000_000
 _RATES = tuple(step * 10**power for power in range(6) for step in (1, 2, 5))
 """False matches per million pairs, from 1 to 500,000."""
 _RECOMMENDED = 100
-_FEWEST_FALSE = 10  # below which a rate is a guess
+_FEWEST_FALSE = 10  # with fewer false matches, a rate is a guess
 _SAID = {
     "pairs": "from labelled pairs",
-    "clusters": "from clusters, since nothing is labelled: clusters are made of the same features, "
-    "so that the true figures are worse; label some pairs to know them",
+    "clusters": "from clusters, since nothing is labelled: clusters come from the same features, "
+    "so the true figures are worse; label some pairs to know them",
 }
 
 
 @dataclass(frozen=True)
 class ThresholdRow:
-    """What a threshold does.
+    """The errors of a threshold.
 
     Attributes:
         similarity: Cosine from which two pictures count as the same person.
-        false_per_million: Of a million pairs of different persons, how many count so too.
-        found: Of pairs of the same person, the share that counts so, from 0 to 1.
+        false_per_million: How many of a million pairs of different persons count as the same.
+        found: The share of the pairs of the same person that count as the same, from 0 to 1.
     """
 
     similarity: Annotated[float, Range(-1, 1)]
@@ -46,14 +46,13 @@ class ThresholdRow:
 
 @dataclass(frozen=True)
 class Thresholds:
-    """A table of thresholds, and what it was made of.
+    """A table of thresholds, and the data it was measured on.
 
     Attributes:
-        source: Whether labels or clusters said who is who.
+        source: Whether the identities come from labels or from clusters.
         data: Which images, in words.
-        same_pairs: Pairs of one person that were compared, those of one camera left out where
-            cameras are known.
-        other_pairs: Pairs of two persons that were compared.
+        same_pairs: Number of compared pairs of one person; pairs of one known camera do not count.
+        other_pairs: Number of compared pairs of two persons.
         rows: From the strictest to the loosest.
 
     Raises:
@@ -76,24 +75,24 @@ class Thresholds:
         return self.at(max(_RECOMMENDED, self.rows[0].false_per_million))
 
     def at(self, false_per_million: float) -> float:
-        """The loosest measured threshold with no more false matches than that.
+        """The loosest measured threshold with at most this many false matches.
 
         Raises:
-            ValueError: So few were not measured: there are too few pairs of different persons.
+            ValueError: There are too few pairs of different persons to measure such a low rate.
         """
         allowed = [row for row in self.rows if row.false_per_million <= false_per_million]
         if not allowed:
             raise ValueError(
                 f"{false_per_million:g} false matches per million pairs: expected "
                 f"{self.rows[0].false_per_million:g} or more, since {self.other_pairs:,} pairs of "
-                f"different persons ({self.data}) tell of no fewer"
+                f"different persons ({self.data}) are too few to measure a lower rate"
             )
         return allowed[-1].similarity
 
     def false_per_million(self, similarity: float) -> float | None:
-        """At most so many of a million pairs of different persons are as alike as that.
+        """An upper bound of the pairs, of a million of different persons, that are this similar.
 
-        None: more than the loosest threshold of the table lets through.
+        None: the similarity is below the loosest threshold of the table.
         """
         return next(
             (row.false_per_million for row in self.rows if similarity >= row.similarity), None
@@ -130,21 +129,21 @@ def measure_thresholds(
     """Thresholds from all pairs of a query and a gallery image, compared in blocks.
 
     Pairs of one person in one known camera do not count: they are often neighbouring frames, and
-    more alike than what is looked for. Images without an identity count nowhere. A rate has a row
-    only where ten false matches or more stand behind it.
+    more similar than the matches of a search. Images without an identity do not count. A rate has
+    a row only if it was measured with ten false matches or more.
 
     Args:
         query: Q images.
         gallery: G images; it may be `query` itself. Then each pair counts once.
         data: Which images, in words.
-        source: What their identities are.
+        source: Where their identities come from.
         query_paths: Q paths; see `Relevance.of`.
         gallery_paths: G paths.
         progress: Called with (images done, Q).
 
     Raises:
-        ValueError: There is no pair of one person or of two, too few of two, or a feature is not
-            finite.
+        ValueError: There is no pair of one person, there are too few pairs of two persons, or a
+            feature is not finite.
     """
     both = query is gallery
     if both and query_paths is None:  # an image is not its own match
@@ -157,7 +156,7 @@ def measure_thresholds(
             query_paths = [query_paths[row] for row in rows.tolist()]
     pairs = pair_similarities(query, gallery, query_paths, gallery_paths, progress)
     pairs.require_pairs()
-    times = 2 if both else 1  # one way and the other
+    times = 2 if both else 1  # the matrix has each pair twice
     same, other = int(pairs.matching.sum()) // times, int(pairs.others.sum()) // times
     return Thresholds(source, data, same, other, _rows(pairs, other))
 
@@ -174,7 +173,7 @@ def _rows(pairs: PairSimilarities, other_pairs: int) -> list[ThresholdRow]:
     for rate in rates:
         place = int(np.searchsorted(wrong, rate / _MILLION * wrong[-1], "right")) - 1
         if place < 0:
-            continue  # more pairs than that are exactly alike
+            continue  # even the strictest threshold lets more pairs through
         # Bins are of squared distance, which is 2 - 2 * cosine.
         similarity = max(1 - (place + 1) / pairs.scale / 2, -1.0)
         found = float(accepted[place] / accepted[-1])

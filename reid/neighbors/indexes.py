@@ -1,8 +1,8 @@
 """The most similar of many vectors: compared one by one, through a graph, or compressed.
 
-An index is made by FAISS (Johnson et al., *Billion-scale similarity search with GPUs*, 2019), but
-kept as plain arrays: FAISS's own reader trusts what it reads, and a made-up file could have it read
-or write anywhere. What `restore_index` takes is checked first.
+FAISS builds the index (Johnson et al., *Billion-scale similarity search with GPUs*, 2019), but we
+store it as plain arrays: FAISS's own reader trusts its input, so a forged file could make it read
+or write anywhere in memory. `restore_index` checks its arrays first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FEWEST_FOR_IVFPQ = 10_000
 """Vectors: 39 for each of a code's 256 values, as FAISS advises."""
 
 BLOCK_ROWS = 65_536
-"""Vectors of a gallery that are copied at once."""
+"""Number of a gallery's vectors that are copied at once."""
 
 _LINKS = 16
 _BUILD_EFFORT = 80
@@ -34,19 +34,19 @@ _TRAINED_PER_LIST = 64
 
 
 def load_faiss() -> Any:
-    """FAISS, imported late, since it is 18 MB; its types lack half of what it has."""
+    """FAISS, imported late because it is 18 MB, and as `Any` because its types are incomplete."""
     import faiss
 
     return faiss
 
 
 class Index(ABC):
-    """Finds candidates in a gallery without looking at all of it.
+    """Finds candidates in a gallery without comparing all of it.
 
     Attributes:
         kind: Its name.
-        efforts: How thoroughly it can look, from fast to thorough.
-        effort: How thoroughly it looks now.
+        efforts: The possible efforts of a search, from fast to thorough.
+        effort: The current effort.
     """
 
     kind: ClassVar[Kind]
@@ -61,16 +61,16 @@ class Index(ABC):
 
     @abstractmethod
     def candidates(self, queries: Floats, count: int) -> Rows:
-        """(Q, count or more) rows of the gallery, among them most of the nearest; -1: none.
+        """(Q, count or more) rows of the gallery that include most of the nearest; -1: none.
 
         Args:
             queries: (Q, D).
-            count: Of answers that are wanted.
+            count: Number of answers wanted.
         """
 
     @abstractmethod
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """All that `restore_index` needs beside the features."""
+        """Everything that `restore_index` needs besides the features."""
 
     def add(self, features: Floats, progress: ProgressBar | None = None) -> None:
         """Appends vectors (N, D) to the gallery.
@@ -104,13 +104,13 @@ class Graph(Index):
     def candidates(self, queries: Floats, count: int) -> Rows:
         """See `Index`."""
         faiss = load_faiss()
-        count = min(count + 10, len(self))  # halves are told apart less well
+        count = min(count + 10, len(self))  # half precision may swap near candidates
         settings = faiss.SearchParametersHNSW(efSearch=max(self.effort, count))
         rows: Rows = self._index.search(queries, count, params=settings)[1]
         return rows
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """Levels (N,), links of all nodes one after the other, and the node to start from."""
+        """Levels (N,), the links of all nodes in one array, and the node to start from."""
         faiss = load_faiss()
         graph = self._index.hnsw
         return {
@@ -121,10 +121,10 @@ class Graph(Index):
 
     @classmethod
     def restore(cls, arrays: Arrays, features: Floats, effort: int) -> Graph:
-        """The index that `arrays` came from.
+        """The index that gave `arrays`.
 
         Raises:
-            ValueError: The arrays are none of such an index.
+            ValueError: The arrays cannot belong to such an index.
         """
         faiss = load_faiss()
         index, count = cls.empty(features.shape[1]), len(features)
@@ -143,7 +143,7 @@ class Graph(Index):
             places = np.arange(widths[level], widths[level + 1])
             linked = links[offsets[nodes][:, None] + places]
             if (levels[linked[linked >= 0]] <= level).any():
-                raise ValueError(f"links: lead from level {level} to a node that it has not")
+                raise ValueError(f"links: level {level} links to a node that is not on this level")
         faiss.copy_array_to_vector(levels, index.hnsw.levels)
         faiss.copy_array_to_vector(offsets.astype(np.uint64), index.hnsw.offsets)
         faiss.copy_array_to_vector(links, index.hnsw.neighbors)
@@ -157,7 +157,7 @@ class Graph(Index):
 class Codes(Index):
     """An inverted file of product-quantised vectors (Jegou et al., 2011).
 
-    Ten times as many candidates as answers are taken, since codes tell near ones apart badly.
+    A search takes ten times as many candidates as answers, since codes rank near ones badly.
     """
 
     kind = "ivfpq"
@@ -206,10 +206,10 @@ class Codes(Index):
 
     @classmethod
     def restore(cls, arrays: Arrays, features: Floats, effort: int) -> Codes:
-        """The index that `arrays` came from.
+        """The index that gave `arrays`.
 
         Raises:
-            ValueError: The arrays are none of such an index.
+            ValueError: The arrays cannot belong to such an index.
         """
         faiss = load_faiss()
         count, dim = features.shape
@@ -248,7 +248,7 @@ def build_index(kind: Kind, features: Floats, progress: ProgressBar | None = Non
     Args:
         kind: Of the index.
         features: (N, D) unit vectors.
-        progress: Called with (vectors done, N), once an IVF-PQ index is trained.
+        progress: Called with (vectors done, N); for IVF-PQ, only after the training.
 
     Raises:
         ValueError: The kind is unknown, or there are too few vectors for it.
@@ -277,16 +277,16 @@ def build_index(kind: Kind, features: Floats, progress: ProgressBar | None = Non
 
 
 def restore_index(kind: Kind, arrays: Arrays, features: Floats, effort: int) -> Index | None:
-    """The index whose `arrays` these are; None for `exact`.
+    """Restores an index from its `arrays`; None for `exact`.
 
     Args:
         kind: Of the index.
-        arrays: What `Index.arrays` gave, from anywhere.
+        arrays: The result of `Index.arrays`; may come from an untrusted file.
         features: (N, D) the vectors that it was built from.
-        effort: How thoroughly it looks.
+        effort: The effort of searches.
 
     Raises:
-        ValueError: The kind is unknown, or the arrays are none of such an index.
+        ValueError: The kind is unknown, or the arrays cannot belong to such an index.
     """
     if kind == "exact":
         return None
@@ -304,7 +304,7 @@ def _expect(
     """An array of this type and shape.
 
     Raises:
-        ValueError: It is missing or another.
+        ValueError: It is missing, or has another type or shape.
     """
     value = arrays.get(name)
     if value is None or value.dtype != dtype or value.shape != shape:

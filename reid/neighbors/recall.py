@@ -11,7 +11,7 @@ from reid.neighbors.kernels import Floats
 from reid.neighbors.similar import most_similar
 
 GOOD_RECALL = 0.95
-"""An index looks more thoroughly until it finds this share."""
+"""The share of the true neighbours that an index should find; it gets more effort until it does."""
 
 _SAMPLE = 256
 _NEIGHBORS = 10
@@ -20,12 +20,12 @@ _SAME = 1e-5  # scores of duplicates differ by no more
 
 @dataclass(frozen=True)
 class Recall:
-    """What was measured.
+    """A measured recall.
 
     Attributes:
         value: Share of the true neighbours that the index finds, from 0 to 1.
-        neighbors: Of each vector that were looked for.
-        sample: Vectors that they were looked for.
+        neighbors: Number of neighbours per vector.
+        sample: Number of vectors in the measurement.
     """
 
     value: float
@@ -40,15 +40,16 @@ class Recall:
 
 
 def tune_index(index: Index, gallery: Floats, target: float = GOOD_RECALL) -> Recall:
-    """Sets the least effort whose recall reaches `target`, or the greatest there is.
+    """Sets the smallest effort whose recall reaches `target`, or else the largest effort.
 
-    One half of a sample of the gallery chooses the effort, with half of the misses that `target`
-    allows, the other half is measured. A vector is not its own neighbour.
+    One half of a sample of the gallery chooses the effort and may miss only half as many
+    neighbours as `target` allows; the other half measures the recall. A vector is not its own
+    neighbour.
 
     Args:
-        index: Of the gallery.
+        index: Index of the gallery.
         gallery: (N, D), two vectors or more.
-        target: From 0 to 1.
+        target: Recall, from 0 to 1.
 
     Raises:
         ValueError: There are fewer than two vectors.
@@ -56,9 +57,9 @@ def tune_index(index: Index, gallery: Floats, target: float = GOOD_RECALL) -> Re
     count = len(gallery)
     if count < 2:
         raise ValueError(f"gallery: expected two vectors or more, got {count}")
-    drawn = np.random.default_rng(0).choice(count, min(2 * _SAMPLE, count), replace=False)
+    sample = np.random.default_rng(0).choice(count, min(2 * _SAMPLE, count), replace=False)
     neighbors = min(_NEIGHBORS, count - 1)
-    choosing, measuring = np.array_split(drawn, 2)
+    choosing, measuring = np.array_split(sample, 2)
     needed = _least_scores(gallery, choosing, neighbors)
     for effort in index.efforts:
         index.effort = effort
@@ -76,7 +77,7 @@ def _least_scores(gallery: Floats, rows: Rows, neighbors: int) -> Floats:
 
 
 def _recall(index: Index, gallery: Floats, rows: Rows, needed: Floats, neighbors: int) -> float:
-    """By scores, since of equally near vectors any will do."""
+    """The recall, counted by scores, since equally near vectors are equally good answers."""
     scores, found = most_similar(index, gallery[rows], gallery, neighbors + 1)
     others = _others(scores, found, rows, neighbors)
     near = [int((line >= least - _SAME).sum()) for line, least in zip(others, needed, strict=True)]
@@ -84,7 +85,7 @@ def _recall(index: Index, gallery: Floats, rows: Rows, needed: Floats, neighbors
 
 
 def _others(scores: Floats, found: Rows, rows: Rows, neighbors: int) -> list[Floats]:
-    """For each row the scores of its neighbours without itself."""
+    """The scores of each row's neighbours, without the row itself."""
     return [
         line[places != row][:neighbors]
         for line, places, row in zip(scores, found, rows, strict=True)

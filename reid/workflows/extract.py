@@ -1,4 +1,4 @@
-"""Features of many images to a file; goes on where it was stopped."""
+"""Writes features of many images to a file; after a stop it goes on where it was."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ def extract(
 ) -> Extraction:
     """Writes the features of images, whole or not at all.
 
-    While it works, what is done lies in a folder beside the output, OUTPUT.parts. After a stop the
-    same command goes on there, and ends with the same bits. Images that cannot be read are left
-    out, counted and named.
+    While it works, the folder OUTPUT.parts beside the output holds the finished part. After a stop
+    the same command goes on from it, and its result is the same to the bit. Images that cannot be
+    read are left out, counted and named.
 
     Args:
         predictor: The model.
@@ -95,10 +95,10 @@ def extract(
         DataError: No image can be read.
         FloatingPointError: A feature is not finite.
         OutputError: A file cannot be written.
-        Interrupted: A signal came; what is done is kept.
+        Interrupted: A signal came; the finished part is kept.
     """
     if output.suffix not in SUFFIXES:
-        raise ConfigError(f"{output}: expected the name of a file in {' or '.join(SUFFIXES)}")
+        raise ConfigError(f"{output}: expected a file name that ends in {' or '.join(SUFFIXES)}")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; choose another name, or pass --overwrite")
     folder = output.with_name(f"{output.name}.parts")
@@ -127,7 +127,7 @@ def extract(
 def collect(
     predictor: Predictor, images: ImageList, *, num_workers: int = 0
 ) -> tuple[FeatureRows, list[tuple[str, str]]]:
-    """The same in memory: the features, and (path, why) of the images that could not be read.
+    """Like `extract`, in memory: features, and (path, why) of the images that could not be read.
 
     Args:
         predictor: The model.
@@ -156,7 +156,7 @@ def _extract(
     num_workers: int,
     signals: StopSignals,
 ) -> None:
-    """Does what is not done yet."""
+    """Extracts the images that are not done yet."""
     if parts.done == len(seen):
         return
     try:
@@ -172,7 +172,7 @@ def _extract(
 def _batches(
     predictor: Predictor, seen: Sequence[ImageRecord], first: int, num_workers: int
 ) -> Iterator[tuple[int, npt.NDArray[np.float32], dict[int, str]]]:
-    """Batch by batch, the same ones wherever they start.
+    """The features batch by batch; the batches are the same wherever the extraction starts.
 
     Args:
         predictor: The model.
@@ -222,15 +222,15 @@ def _unreadable(images: ImageList, failed: Mapping[int, str]) -> list[tuple[str,
 
 
 class _Parts:
-    """What is done of an extraction, on disk.
+    """The finished part of an extraction, on disk.
 
-    `features.npy` has room for all features, and `done.jsonl` a line each time some were written
-    to it: how far it is, how many features that are, and what could not be read. A line is written
-    once the features are on disk, so that a line that is whole is true.
+    `features.npy` has room for all features. Each time some are written to it, `done.jsonl` gets a
+    line with the number of images done, the number of features, and the images that could not be
+    read. The line follows once the features are on disk, so every complete line is true.
 
     Args:
-        folder: Where.
-        job: Says what is extracted by what; parts of another job are refused.
+        folder: The folder of the parts.
+        job: Identifies model, images and settings; parts of another job are refused.
         total: Images.
         dimension: D of the features.
 
@@ -323,7 +323,7 @@ class _Parts:
         for place, line in enumerate(lines):
             try:
                 entry = json.loads(line)
-            except ValueError:  # of a process that was killed; the next line must not follow it
+            except ValueError:  # half a line of a killed process: cut it off before we append
                 write_text(self._journal, "".join(f"{whole}\n" for whole in lines[:place]))
                 break
             self.done, self._written = entry["done"], entry["written"]
@@ -331,7 +331,7 @@ class _Parts:
 
 
 def _job(predictor: Predictor, images: ImageList) -> str:
-    """A hash of all that features depend on: model, settings, and the files' paths and sizes."""
+    """A hash of model, settings and the files' paths and sizes, on which the features depend."""
     settings = [predictor.fingerprint, predictor.precision, predictor.batch_size]
     digest = hashlib.sha256(json.dumps(settings).encode())
     for record in images.seen:

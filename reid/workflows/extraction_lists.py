@@ -1,4 +1,4 @@
-"""Which images are to be extracted: folders, lists, files, or data sets by name."""
+"""Lists the images to extract: of folders, lists, single files, or data sets by name."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ImageList:
     Attributes:
         name: For messages.
         records: The N images, with the numbers of their data set.
-        seen: The same as the model sees them: a camera has the number that it had in training.
+        seen: The same images with the camera numbers of the model's training.
         cameras: N names of cameras; empty: unknown.
-        splits: N splits; empty: of none.
+        splits: N splits; empty: no split.
     """
 
     name: str
@@ -78,7 +78,9 @@ def list_paths(
     """
     tables = [path for path in paths if path.suffix.lower() in _TABLES]
     if tables and len(paths) > 1:
-        raise ConfigError(f"{tables[0]}: a list with cameras and identities stands alone")
+        raise ConfigError(
+            f"{tables[0]}: pass a list with cameras and identities alone, got {len(paths)} paths"
+        )
     if tables:
         dataset = CSV(str(tables[0].absolute()), allow_outside=True)
         return _of_dataset(dataset, card, ())
@@ -100,11 +102,11 @@ def list_paths(
 
 
 def _below(path: Path, camera_folders: bool) -> Iterable[tuple[str, str]]:
-    """(path, camera) of each image that a path stands for."""
+    """(path, camera) of the images of a folder, a text file or a single path."""
     if path.is_dir():
         scan = scan_images(path)
         if scan.passed_over():
-            logger.warning("%s: passed over %s", path, scan.passed_over())
+            logger.warning("%s: skipped %s", path, scan.passed_over())
         for name in scan.images:
             folder, separator, _ = name.partition("/")
             yield f"{path}/{name}", folder if separator and camera_folders else ""
@@ -146,7 +148,7 @@ def _camera_name(dataset: ReIDDataset, camid: int) -> str:
 
 
 def _learned(names: Sequence[str], card: ModelCard) -> dict[str, int]:
-    """The number in the model of each name that it has learned; a line tells of the others."""
+    """The number in the model of each camera that it has learned; logs the others."""
     numbers: dict[str, int] = {}
     unknown = []
     for name in names if card.cameras is not None else ():
@@ -156,8 +158,8 @@ def _learned(names: Sequence[str], card: ModelCard) -> dict[str, int]:
             unknown.append(name)
     if unknown:
         logger.info(
-            "The model has not learned %d of %d cameras (%s%s); their images get the mean of those "
-            "that it has",
+            "The model has not learned %d of %d cameras (%s%s); their images get the mean of the "
+            "learned cameras",
             len(unknown),
             len(names),
             ", ".join(unknown[:_SHOWN]),

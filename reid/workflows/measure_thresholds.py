@@ -34,20 +34,21 @@ def thresholds_of_features(
 
     Args:
         predictor: The model.
-        path: The file. With query and gallery these are compared, else all images that have an
-            identity with each other. Where none has one, clusters stand in for identities.
-        clusters: Let them do so whether there are identities or not.
+        path: The file. If it has query and gallery images, these are compared; else all images
+            with an identity are compared with each other. Without identities, clusters replace
+            them.
+        clusters: Use clusters even if there are identities.
 
     Raises:
         ConfigError: Nothing is labelled, and there is no clusterer.
-        DataError: The file is of another model, or tells of too few pairs.
+        DataError: The file is of another model, or has too few pairs.
         ClusteringError: There is no cluster.
     """
     rows = read_feature_rows(path)
     if rows.fingerprint != predictor.fingerprint:
         raise DataError(
-            f"{path}: its features are of another model than {predictor.weights}, or of another "
-            "input size or flip-test; extract them anew with tools/extract.py"
+            f"{path}: its features come from another model than {predictor.weights}, or from "
+            "another input size or flip-test; extract them again with tools/extract.py"
         )
     return _of_rows(predictor, rows, path.name, clusters)
 
@@ -65,7 +66,7 @@ def thresholds_of_dataset(
 
     Raises:
         ConfigError: The data set is unknown; or see `thresholds_of_features`.
-        DataError: Its files are not what was expected, or tell of too few pairs.
+        DataError: Its files are not what was expected, or have too few pairs.
         ClusteringError: There is no cluster.
     """
     images = list_dataset(words, predictor.card)
@@ -81,12 +82,12 @@ def thresholds_of_run(
 
     Args:
         predictor: The model.
-        clusters: Take them though there is a test set.
+        clusters: Use clusters even if there is a test set.
         num_workers: Processes that read images.
 
     Raises:
         ConfigError: The model has no config, or that names no images or no clusterer.
-        DataError: Images are not what was expected, or tell of too few pairs.
+        DataError: Images are not what was expected, or have too few pairs.
         ClusteringError: There is no cluster.
     """
     if predictor.trained is None:

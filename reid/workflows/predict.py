@@ -35,17 +35,16 @@ class Predictor:
     """Features of pictures of persons, by a trained model.
 
     The features are those of `train_net.py --eval-only`: pictures are resized and normalised as
-    the weights say they were trained, and TEST.FLIP is as in the config. One predictor may be
-    called in several threads at the same time. It changes nothing outside itself.
+    in the training of the weights, and TEST.FLIP comes from the config. Several threads may call
+    one predictor at the same time. It changes nothing outside itself.
 
     Args:
-        model: Folder of a run, whose best (or else final) weights are taken; a config file; a
+        model: Folder of a run, with its best (or else final) weights; a config file; a
             .safetensors file of a run; or an .onnx file of tools/export.py.
-        weights: Checkpoint, in place of the run's or the config's.
-        batch_size: Pictures that the network sees at once; None: as TEST.BATCH_SIZE says, or 64
-            for an ONNX file.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; None: as the config says.
-        precision: `fp32`, `bf16` or `fp16`; None: as TEST.PRECISION says. An ONNX file has its own.
+        weights: Checkpoint to use instead of the run's or the config's.
+        batch_size: Pictures per call of the network; None: TEST.BATCH_SIZE, or 64 for an ONNX file.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; None: the config's.
+        precision: `fp32`, `bf16` or `fp16`; None: TEST.PRECISION. An ONNX file has its own.
         overrides: KEY VALUE pairs that win over the config.
 
     Attributes:
@@ -55,8 +54,8 @@ class Predictor:
         precision: As above; `onnx` for an ONNX file.
         trained: The model in torch, with its config; None: it is an ONNX file.
         network: Gives features of images that are resized and normalised already.
-        thresholds: From which similarity two pictures count as the same person, where
-            tools/thresholds.py has left that beside the weights; else None.
+        thresholds: From which similarity two pictures count as the same person, if
+            tools/thresholds.py has stored a table beside the weights; else None.
 
     Raises:
         ConfigError: There is no such model, or a setting is wrong.
@@ -114,9 +113,9 @@ class Predictor:
                 Pillow's Images, uint8 arrays (height, width, 3) in RGB or (height, width) in grey,
                 tensors (3, height, width) of uint8 or of floats from 0 to 1. An array (N, height,
                 width, 3) or a tensor (N, 3, height, width) is N pictures. They are read batch by
-                batch, so that a generator may give more than memory holds.
+                batch, so a generator may give more pictures than fit into memory.
             cameras: A name or number for all, or one for each; see `ModelCard.camera_number`. None:
-                cameras that the model has not learned, which get the mean of those that it has.
+                unknown cameras, for which the model uses the mean of its learned cameras.
             bgr: Arrays and tensors have the blue channel first, as those of OpenCV.
 
         Returns:
@@ -124,7 +123,7 @@ class Predictor:
 
         Raises:
             DataError: A file cannot be read.
-            ValueError: A picture or a camera is not what it should be; names its number, from 0.
+            ValueError: A picture or a camera is invalid; the message has its number, from 0.
             FloatingPointError: A feature is not finite.
         """
         pictures = enumerate(each_picture(images))
@@ -143,8 +142,8 @@ class Predictor:
 
         Args:
             frame: One picture, as for a call.
-            boxes: (M, 4) left, top, right and bottom in pixels. Fractions go outwards to whole
-                pixels; what lies outside the frame is cut off.
+            boxes: (M, 4) left, top, right and bottom in pixels. Fractions are rounded outwards to
+                whole pixels; boxes are clipped to the frame.
             cameras: As for a call; most often the frame's one camera.
             bgr: As for a call.
 
@@ -201,7 +200,7 @@ class Predictor:
         return features
 
     def _camera_numbers(self, cameras: Cameras) -> Iterator[int]:
-        """The cameras' numbers in the model; one for all comes again and again."""
+        """The cameras' numbers in the model; a single camera is repeated without end."""
         if cameras is None or isinstance(cameras, (str, int)):
             number = self.card.camera_number(cameras)
             while True:
@@ -216,7 +215,7 @@ class Predictor:
 def load_model(
     model: str | Path, weights: str | Path | None = None, *, device: str | None = None
 ) -> ReIDModel:
-    """The network itself, in eval mode, for those who want more of it than features.
+    """The network itself, in eval mode, for callers who need more than features.
 
     It takes a `reid.structures.Batch` of normalised images and gives `Embeddings`: banks of the
     whole image and of parts, before and after the neck.
@@ -255,15 +254,15 @@ def _refuse_for_onnx(
     precision: str | None,
     overrides: Sequence[str],
 ) -> None:
-    """Refuses what an ONNX file holds itself.
+    """Refuses arguments that an ONNX file fixes itself.
 
     Raises:
-        ConfigError: Something of it is given.
+        ConfigError: One of them is given.
     """
     for name, value in (("weights", weights), ("precision", precision), ("overrides", overrides)):
         if value:
             raise ConfigError(
-                f"{name}: {model} is an ONNX file, which has its own; leave it away, got {value!r}"
+                f"{name}: {model} is an ONNX file, which has its own; leave it out, got {value!r}"
             )
 
 

@@ -1,4 +1,4 @@
-"""What computes features of normalised images: the network in torch, or an ONNX file."""
+"""Computes features of normalised images, with the network in torch or with an ONNX file."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TorchNetwork:
 
 
 class OnnxNetwork:
-    """A model in an ONNX file that says how its input is made.
+    """A model in an ONNX file whose metadata describe its input.
 
     Args:
         path: The file.
@@ -86,8 +86,8 @@ class OnnxNetwork:
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
             raise WeightsError(
-                f"{path}: has no {METADATA_KEY!r} in its metadata, so nothing says how its input "
-                "is made; export it with tools/export.py"
+                f"{path}: has no {METADATA_KEY!r} in its metadata, so its preprocessing is "
+                "unknown; export it with tools/export.py"
             )
         self.card = ModelCard.from_json(metadata[METADATA_KEY], str(path))
         self._inputs = {value.name for value in self._session.get_inputs()}
@@ -116,14 +116,14 @@ def card_of(trained: TrainedModel) -> ModelCard:
     """The card of a model in torch.
 
     Raises:
-        WeightsError: What its weights say of their cameras is not what it should be.
+        WeightsError: The list of cameras in the weights is broken.
     """
     config, model = trained.config, trained.model
     weights = trained.weights
     cameras: Sequence[Camera] | None = None
     if model.num_cameras:
         cameras = read_cameras(read_metadata(weights), str(weights))
-        if cameras is None:  # the file does not say whose they are: numbers count
+        if cameras is None:  # the file does not name their data set, so only numbers are known
             cameras = [Camera("", number) for number in range(model.num_cameras)]
     return ModelCard.of(
         config.input,
@@ -140,7 +140,7 @@ def card_of(trained: TrainedModel) -> ModelCard:
 
 
 def _dimension(model: ReIDModel, size: tuple[int, int], device: torch.device) -> int:
-    """D of the features, which may join those of parts: told by a black image."""
+    """D of the features, measured with a black image, since they may join those of parts."""
     black = torch.zeros(1, 3, *size, device=device)
     return embed_batch(model, Batch.of(black)).shape[1]
 
@@ -161,7 +161,7 @@ def _open_session(path: Path, device: str) -> Any:
         raise ConfigError(f"device: expected auto, cpu or cuda for an ONNX file, got {device!r}")
     if device == "cuda" and _CUDA not in there:
         raise ConfigError(
-            "device: 'cuda' was asked for, but this onnxruntime has no CUDA; "
+            "device: got 'cuda', but this onnxruntime has no CUDA; "
             "pip install onnxruntime-gpu in its place"
         )
     on_gpu = device == "cuda" or (device == "auto" and torch.cuda.is_available())

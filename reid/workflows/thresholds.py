@@ -1,4 +1,4 @@
-"""Thresholds of a model: measured, written beside its weights, found there again."""
+"""Writes a model's thresholds beside its weights, and reads them again."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def thresholds_path(weights: Path) -> Path:
 def load_thresholds(weights: Path, fingerprint: str) -> Thresholds | None:
     """The thresholds beside a model's weights; None: there are none of this model.
 
-    Those of other weights, or of another size or flip-test, are passed over with a warning.
+    Thresholds of other weights, or of another size or flip-test, are ignored with a warning.
 
     Args:
         weights: The model's file.
@@ -56,8 +56,8 @@ def load_thresholds(weights: Path, fingerprint: str) -> Thresholds | None:
         ) from error
     if content.fingerprint != fingerprint:
         logger.warning(
-            "%s: is of another model than %s, or of another input size or flip-test; it is not "
-            "used. Make it anew with tools/thresholds.py",
+            "%s: belongs to another model than %s, or to another input size or flip-test; it is "
+            "ignored. Make it again with tools/thresholds.py",
             path,
             weights.name,
         )

@@ -79,7 +79,7 @@ def test_cameras_that_are_not_one(camera, message):
 def test_a_model_without_cameras_takes_none():
     assert card(None).camera_number(None) == -1
     assert card([]).cameras is None
-    with pytest.raises(ValueError, match="knows of no cameras"):
+    with pytest.raises(ValueError, match="has not learned cameras"):
         card(None).camera_number("entrance")
 
 

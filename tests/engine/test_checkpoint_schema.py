@@ -144,7 +144,7 @@ FORGED = {
     "a moment of SGD in Adam": (
         put("optimizer/state/0/momentum_buffer", None), r"got exp_avg, exp_avg_sq, momentum_buffer"
     ),
-    "moments ten times as large": (moment(lambda m: 10 * m), r"state\[0\]\.exp_avg: no gradients"),
+    "moments ten times as large": (moment(lambda m: 10 * m), r"state\[0\]\.exp_avg: too large"),
     "no moments": (put("optimizer/state", {}), "optimizer.state: expected moments, got none"),
     "no step": (moment(lambda m: m - 1, "step"), r"state\[0\]\.step: expected more than 0"),
     "half a step": (moment(lambda m: m - 0.5, "step"), r"state\[0\]\.step: .*up to 60, got 0\.5"),
@@ -162,7 +162,7 @@ FORGED = {
     "Python's words are 0": (put("random/0/python/1", [0] * 625), r"python\[1\]: all bits are 0"),
     "torch's bytes are 0": (
         put("random/0/torch", torch.zeros(5056, dtype=torch.uint8)),
-        r"random\[0\]\.torch: is no state of a generator",
+        r"random\[0\]\.torch: is not the state of a generator",
     ),
     "hooks are text": (put("hooks", "all"), "hooks: expected a list, got 'all'"),
     "a hook without a name": (put("hooks/0", {}), r"hooks\[0\]: expected a mapping with the hook"),

@@ -408,7 +408,9 @@ def test_a_member_that_is_not_an_array_is_an_error(tmp_path: Path) -> None:
         np.savez(tmp_path / "f.npz", **{k: v for k, v in arrays().items() if k != "query_pids"})
         with zipfile.ZipFile(tmp_path / "f.npz", "a") as archive:
             archive.writestr(name, b"1 2 3")
-        with pytest.raises(DataError, match=r"f\.npz: (query_pids is no array|cannot be read as)"):
+        with pytest.raises(
+            DataError, match=r"f\.npz: (query_pids is not an array|cannot be read as)"
+        ):
             load_features(tmp_path / "f.npz")
     with zipfile.ZipFile(tmp_path / "f.npz", "a") as archive:
         archive.writestr("notes.txt", b"what nobody asks for is not looked at")

@@ -1,4 +1,4 @@
-"""A trained model as one ONNX file that has been compared with it."""
+"""Exports a trained model as one ONNX file and compares the two."""
 
 from __future__ import annotations
 
@@ -60,15 +60,15 @@ _MOST_CALIBRATION = 512
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export has written, and how far it is from the torch model.
+    """The result of an export, and how far it is from the torch model.
 
     Attributes:
         path: The file.
         num_bytes: Its size.
-        card: What its metadata say.
-        agreement: On images, batches of `BATCHES`.
-        scores: mAP from 0 to 1 by what was measured; empty: no test set was asked for.
-        quantization: What int8 is here, in words; empty for other precisions.
+        card: Its metadata.
+        agreement: On images, in batches of `BATCHES`.
+        scores: mAP from 0 to 1 by the name of the model; empty: not measured.
+        quantization: How int8 was made, in words; empty for other precisions.
     """
 
     path: Path
@@ -88,8 +88,8 @@ class Exported:
         lines += [f"mAP {100 * value:.2f} %  {name}" for name, value in self.scores.items()]
         if self.card.flip:
             lines.append(
-                "TEST.FLIP is on, and is not in the file: add the features of an image and of its "
-                "mirror image, and make the sum a unit vector"
+                "TEST.FLIP is on, but the file does not do it: add the features of an image and of "
+                "its mirror image, and make the sum a unit vector"
             )
         lines.append(f"Written to {self.path} ({self.num_bytes / 1e6:.1f} MB)")
         return "\n".join(lines)
@@ -107,17 +107,17 @@ def export_model(
     measure: bool = False,
     overrides: Sequence[str] = (),
 ) -> Exported:
-    """Writes a model as ONNX, once onnxruntime gives what torch gives.
+    """Writes a model as ONNX if onnxruntime gives the same features as torch.
 
     Args:
         place: Folder of a run, or a config file.
-        output: The file; where one stands there it is replaced, if the new one is good.
-        weights: In place of the run's.
-        precision: Of the network; inputs and outputs are float32 in each.
+        output: The file; an existing one is replaced only if the new one is good.
+        weights: Weights to use instead of the run's.
+        precision: Of the network; inputs and outputs are always float32.
         cameras: See `trace`.
         images: Files or folders to compare on; none: queries of the first test set.
         calibration: Files or folders of images, for int8.
-        measure: mAP on the first test set before and after.
+        measure: Whether to measure the mAP on the first test set before and after.
         overrides: KEY VALUE pairs that win over the config.
 
     Raises:
@@ -129,7 +129,7 @@ def export_model(
     """
     require_packages()
     if calibration and precision != "int8":
-        raise ConfigError(f"--calibration: is for int8, but the precision is {precision}")
+        raise ConfigError(f"--calibration: works only for int8, but the precision is {precision}")
     trained = load_trained(place, weights, ["DEVICE", "cpu", *overrides])
     size = (trained.config.input.size[0], trained.config.input.size[1])
     sample = _sample(trained, images)
@@ -181,7 +181,7 @@ def _some(files: Sequence[Path], count: int) -> list[Path]:
 
 
 def _calibration(trained: TrainedModel, places: Sequence[Path], graph: ModelProto) -> Feed | None:
-    """Inputs of the graph, made of the calibration images; None: there are none."""
+    """Inputs of the graph from the calibration images; None: there are none."""
     listed = _listed(places)
     if not listed:
         return None

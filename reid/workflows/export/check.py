@@ -1,4 +1,4 @@
-"""Whether an ONNX file gives what the torch model gives, on real images."""
+"""Compares the features of an ONNX file with those of the torch model, on real images."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from reid.workflows.export.graph import CAMERAS, IMAGES, CameraInput, TestNetwor
 from reid.workflows.export.precision import Precision
 
 BATCHES = (1, 2, 14)
-"""Numbers of images that a file is tried with."""
+"""The batch sizes of the comparison."""
 
 
 class ExportError(RuntimeError):
-    """A file differs from the model that it was made of; says how far."""
+    """An exported file differs too much from its model; the message says how much."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class OnnxModel(nn.Module):
 
     Args:
         data: The file's bytes.
-        threads: That a product may take; 0: as many as there are.
+        threads: Threads per matrix product; 0: all of the machine.
     """
 
     def __init__(self, data: bytes, threads: int = 0) -> None:
@@ -93,7 +93,7 @@ class OnnxModel(nn.Module):
 
 
 class WithoutCameras(nn.Module):
-    """A model that is told of no image's camera.
+    """A model that gets no camera for any image.
 
     Args:
         model: Batch -> Embeddings.
@@ -119,8 +119,8 @@ def compare(
     Args:
         file: Of the model.
         model: In eval mode, on the CPU.
-        images: (N, 3, H, W), taken again from the start where they do not suffice.
-        cameras: As the file was made.
+        images: (N, 3, H, W); repeated from the start if there are too few.
+        cameras: The `cameras` argument of the export.
 
     Raises:
         ExportError: The file gives other shapes, or numbers that are not finite, or does not run.
@@ -143,8 +143,8 @@ def compare(
         found = _run(file, batch, camids).double().numpy()
         if found.shape != expected.shape or not np.isfinite(found).all():
             raise ExportError(
-                f"of {len(batch)} images the file gives features {found.shape}, expected finite "
-                f"ones of {expected.shape}"
+                f"for {len(batch)} images the file gives features {found.shape}, expected finite "
+                f"features {expected.shape}"
             )
         norms = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
         cosines = (found * expected).sum(1) / np.maximum(norms, 1e-12)
@@ -162,7 +162,7 @@ def judge(agreement: Agreement, bounds: Bounds, loss: float | None) -> None:
         loss: Of mAP, as a fraction of 1; None: not measured.
 
     Raises:
-        ExportError: A bound is passed.
+        ExportError: A bound is exceeded.
     """
     passed = []
     if not agreement.difference <= bounds.difference:

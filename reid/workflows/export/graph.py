@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 CameraInput = Literal["input", "mean"]
 OPSET = 18
-"""Of ONNX's operators: what torch's exporter writes without a conversion afterwards."""
+"""The operator set that torch's exporter writes without a later conversion."""
 IMAGES, CAMERAS, FEATURES = "images", "cameras", "features"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MOST_BYTES = 2**31 - 2**24
-"""Of a graph's weights: protobuf ends at 2 GiB, and the operators need some room."""
+"""Limit of a graph's weights: protobuf holds 2 GiB, and the operators need some room."""
 _STEPS = ("torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -68,8 +68,8 @@ def trace(model: ReIDModel, size: tuple[int, int], cameras: CameraInput) -> Mode
     Args:
         model: Stays as it is.
         size: (H, W) of the images.
-        cameras: `input`: a second input tells the camera of each image. `mean`: each image gets
-            the mean of the learned cameras. A model without cameras has no second input in either.
+        cameras: `input`: a second input gives the camera of each image. `mean`: each image gets
+            the mean of the learned cameras. A model without cameras never has a second input.
 
     Raises:
         ConfigError: The weights are more than a file holds.
@@ -89,7 +89,7 @@ def trace(model: ReIDModel, size: tuple[int, int], cameras: CameraInput) -> Mode
         names.append(CAMERAS)
     count = torch.export.Dim("N")
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
-        # The exporter warns of names of axes, and of what will change in torch.
+        # The exporter warns about names of axes and about future changes in torch.
         warnings.simplefilter("ignore")
         program: Any = torch.onnx.export(
             network,
@@ -108,7 +108,7 @@ def trace(model: ReIDModel, size: tuple[int, int], cameras: CameraInput) -> Mode
 
 
 def _forget_origin(model: ModelProto) -> None:
-    """Takes out the lines of code that each operator is from: they hold paths of this machine."""
+    """Removes the code locations of the operators: they contain paths of this machine."""
     graph = model.graph
     graph.doc_string = ""
     for part in (graph, *graph.node, *graph.initializer, *graph.input, *graph.output):

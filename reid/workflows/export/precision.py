@@ -23,7 +23,7 @@ Precision = Literal["fp32", "fp16", "int8"]
 Feed = Mapping[str, np.ndarray[Any, Any]]
 """Inputs of a graph by name."""
 
-# Sums of squares and powers leave the range of fp16.
+# Sums of squares and powers exceed the range of fp16.
 _IN_FLOAT32 = ("ReduceL2", "ReduceSum", "ReduceSumSquare", "Pow")
 _PRODUCTS = ("MatMul", "Gemm")
 _CALIBRATION_BATCH = 8
@@ -32,20 +32,20 @@ _CALIBRATION_BATCH = 8
 def to_half(model: ModelProto) -> ModelProto:
     """The graph in fp16; inputs and outputs stay float32.
 
-    The norm of the features, and powers, are computed in float32 still.
+    Powers and the norm of the features are still computed in float32.
     """
     from onnxruntime.transformers import float16
     from onnxruntime.transformers.onnx_model import OnnxModel
 
     with warnings.catch_warnings():
-        # It tells of each value below the smallest number of fp16; the comparison judges them.
+        # It warns about each value that fp16 rounds to 0; our comparison judges these.
         warnings.simplefilter("ignore")
         half: ModelProto = float16.convert_float_to_float16(
             model,
             keep_io_types=True,
             op_block_list=[*float16.DEFAULT_OP_BLOCK_LIST, *_IN_FLOAT32],
         )
-    OnnxModel(half).topological_sort()  # casts of the inputs stand last
+    OnnxModel(half).topological_sort()  # the converter appends the casts of the inputs
     return half
 
 
@@ -56,11 +56,11 @@ def to_int8(model: ModelProto, calibration: Feed | None) -> tuple[ModelProto, st
 
     Args:
         model: In fp32.
-        calibration: Images to measure the ranges of activations on, which are fixed then
-            (static). None: each run measures them anew (dynamic), and convolutions stay in fp32.
+        calibration: Images on which the ranges of activations are measured once (static). None:
+            each run measures them (dynamic), and convolutions remain in fp32.
 
     Returns:
-        The graph, and in words what was done and why.
+        The graph, and a text that says what was done and why.
 
     Raises:
         ConfigError: The network consists of convolutions, and there are no images.
@@ -87,7 +87,7 @@ def to_int8(model: ModelProto, calibration: Feed | None) -> tuple[ModelProto, st
             quantize_dynamic(model, path, op_types_to_quantize=[*_PRODUCTS], **common)
             told = (
                 f"int8 dynamic: weights of matrix products ({100 * share:.0f} % of all) are int8, "
-                "activations' ranges are measured in each run, convolutions stay in fp32. Taken "
+                "each run measures the ranges of activations, convolutions remain in fp32. Chosen "
                 "since no calibration images were given"
             )
         else:
@@ -101,14 +101,14 @@ def to_int8(model: ModelProto, calibration: Feed | None) -> tuple[ModelProto, st
             )
             count = len(next(iter(calibration.values())))
             told = (
-                f"int8 static: convolutions and matrix products are int8, activations' ranges are "
-                f"those of {count} calibration images. Taken since such images were given"
+                f"int8 static: convolutions and matrix products are int8, with ranges of "
+                f"activations from {count} calibration images. Chosen since such images were given"
             )
         return load_bytes(path.read_bytes()), told
 
 
 def load_bytes(data: bytes) -> ModelProto:
-    """The graph that is written so."""
+    """Parses a serialised graph."""
     import onnx
 
     model: ModelProto = onnx.load_model_from_string(data)
@@ -116,7 +116,7 @@ def load_bytes(data: bytes) -> ModelProto:
 
 
 def product_share(model: ModelProto) -> float:
-    """The share of the weights, from 0 to 1, that lie in matrix products."""
+    """The share of the weights, from 0 to 1, in matrix products."""
     sizes = {tensor.name: int(np.prod(tensor.dims)) for tensor in model.graph.initializer}
     products = {
         name for node in model.graph.node if node.op_type in _PRODUCTS for name in node.input
@@ -144,7 +144,7 @@ def _reader(feed: Feed) -> Any:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Onnxruntime advises on preparations that torch's exporter has made already."""
+    """Hides onnxruntime's advice about steps that torch's exporter has already done."""
     root = logging.getLogger()
     before = root.manager.disable
     logging.disable(logging.WARNING)

@@ -79,13 +79,13 @@ def _review(
             def announce(link: str) -> None:
                 say(
                     f"{len(source.records):,} images, clusters from {source.clusters_from}\n"
-                    f"Answers are kept in {session.journal.path}\n"
+                    f"Answers are stored in {session.journal.path}\n"
                     f"Open {link}\nCtrl-C ends, and writes {labels}"
                 )
 
             serve(session, address, port, announce)
         if not session.journal.answers:
-            say("No answers, so that no list is written")
+            say("There are no answers yet, so no list is written")
             return
         written = session.write()
         say(f"Written to {written['path']}: {written['summary']}")

@@ -1,4 +1,4 @@
-"""Which question comes next: clusters, pairs, persons that look alike, random samples."""
+"""Chooses the next question: clusters, pairs, persons that look alike, random samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reid.workflows.review.views import View
 SHEET = 40
 """Images of a cluster in one question."""
 FIRST_PLACES = 20
-"""Images that are compared with one drawn at random."""
+"""Number of images that are compared with a randomly sampled one."""
 _ANCHORS, _OTHERS, _OF_OTHER, _SIDE = 3, 4, 3, 6
 _NEAR_PERSONS = 8
 _UNLIKELY = 0.05
@@ -37,7 +37,7 @@ class Asker:
 
     Args:
         source: The images.
-        judgements: What is known of them; looked at anew for each question.
+        judgements: What is known about them; read again for each question.
 
     Attributes:
         pairs: (P, 2) near pairs of different cameras, the lower number first.
@@ -124,7 +124,7 @@ class Asker:
         if len(persons) < 2:
             return []
         judgements, made = self.judgements, self._near
-        patience = len(persons) // 50  # a search for each answer would take long
+        patience = len(persons) // 50  # searching after every answer would be slow
         if made is None or judgements.changes - made[0] > patience:
             made = self._near = judgements.changes, self._near_persons(persons)
         alive = set(persons)
@@ -177,7 +177,7 @@ class Asker:
         return next(self._open_pairs(self._surest, fresh=False), None)
 
     def _next_doubtful(self) -> Question | None:
-        """Of images that were in no pair yet, else of any, the pair that is most in doubt."""
+        """The most doubtful pair, first among images that no pair has shown yet."""
         even = self.probability().even
         for fresh in (True, False):
             for places in self._around(even):
@@ -199,7 +199,7 @@ class Asker:
             reach *= 8
 
     def probability(self) -> SameProbability:
-        """The likelihood of two images to show the same person, by the answers so far."""
+        """How likely two images show the same person, by the answers so far."""
         version = len(self._judged)
         if self._probability is None or self._probability[0] != version:
             judged = [value for value, _ in self._judged]

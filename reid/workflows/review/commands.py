@@ -1,4 +1,4 @@
-"""Commands that take what a review has written."""
+"""Commands that use the list of a review."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def dataset_spec(labels: Path, outside: bool) -> str:
 def next_commands(
     source: Source, labels: Path, splits: LabelledSplits, outside: bool
 ) -> list[tuple[str, str]]:
-    """(What it does, command) for the list as it is; a kind of images that lacks has none."""
+    """(What it does, command) for the list; commands whose images are missing are left out."""
     spec = dataset_spec(labels, outside)
     start = ["python", "tools/train_net.py", "--config-file", str(source.run / "config.yaml")]
     weights = ["MODEL.WEIGHTS", source.config.model.weights]
@@ -47,7 +47,7 @@ def next_commands(
         command = [*start, *weights, *_SUPERVISED, "DATASETS.TRAIN", spec,
                    "DATASETS.TEST", f"[{spec}]" if splits.query else "[]",
                    "OUTPUT_DIR", f"{name}_labels"]  # fmt: skip
-        found.append(("Go on training with the labels", _line(command)))
+        found.append(("Train further with the labels", _line(command)))
     return found
 
 

@@ -1,4 +1,4 @@
-"""How good a model is by the answers so far, and how sure that is."""
+"""Figures of a model from the answers so far, with their uncertainty."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from reid.evaluation.ranking import rank
 from reid.structures import FeatureSet
 
 FEWEST = 10
-"""Persons, or sampled images, from which on an interval is given: fewer tell too little of how
-much they differ, so that an interval made of them would be too narrow."""
+"""Fewest persons, or sampled images, for an interval: with fewer it would be too narrow."""
 _DRAWS = 2000
 _BLOCK = 250
 _Z = 1.959964  # 95 % of a normal distribution
@@ -45,10 +44,10 @@ class Estimate:
 def bootstrap(values: Floats, groups: npt.NDArray[np.int64]) -> Estimate:
     """The mean of some values, with a 95 % interval by the bootstrap over groups.
 
-    Values of one group depend on each other: queries of one person succeed and fail together. So
-    whole groups are drawn with replacement, as many as there are, and the mean of all values of
-    the drawn ones is taken; the interval reaches from the 2.5th to the 97.5th percentile of 2,000
-    such means (Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 8 and 13).
+    Values of one group depend on each other: queries of one person succeed and fail together. So we
+    resample whole groups with replacement, as many as there are, and take the mean of their values.
+    The interval reaches from the 2.5th to the 97.5th percentile of 2,000 such means
+    (Efron & Tibshirani, *An Introduction to the Bootstrap*, 1993, chapters 8 and 13).
 
     Args:
         values: (Q,) finite.
@@ -77,11 +76,11 @@ def bootstrap(values: Floats, groups: npt.NDArray[np.int64]) -> Estimate:
 def share(hits: int, total: int) -> Estimate:
     """A share with its 95 % interval by Wilson's score, which holds near 0 and 1 too.
 
-    Wilson, *Probable Inference, the Law of Succession, and Statistical Inference* (JASA 1927). For
-    things that were drawn at random and independently.
+    Wilson, *Probable Inference, the Law of Succession, and Statistical Inference* (JASA 1927). It
+    needs random, independent samples.
 
     Raises:
-        ValueError: There is nothing, or there are more hits than things.
+        ValueError: There are no samples, or more hits than samples.
     """
     if not 0 <= hits <= total or not total:
         raise ValueError(f"expected 0 to {total} hits of 1 or more, got {hits}")
@@ -156,19 +155,19 @@ def labelled_figures(
 
 @dataclass(frozen=True)
 class RandomFigures:
-    """Figures from images that were drawn at random, each compared with all images.
+    """Figures from randomly sampled images, each compared with all images.
 
     Attributes:
-        best_is_right: Share of the images whose most alike one of another camera shows the same
-            person: not above Rank-1, since some persons are in no other camera.
-        rank1: The same among the images of which a match was seen: not below Rank-1, since
-            others may have one further down.
-        mAP: Mean average precision of the first places, of images of which a match was seen: most
-            often above the mAP, since matches further down are not seen.
+        best_is_right: Share of the images whose most similar image of another camera shows the same
+            person: at most Rank-1, since some persons are in no other camera.
+        rank1: The same share among images with a match in the first places: at least Rank-1, since
+            other images may have a match further down.
+        mAP: Mean average precision of the first places, of images with a match there: usually above
+            the mAP, since matches further down are not seen.
         answered: Images that were answered.
-        with_match: Of these with a match among the first places.
-        skipped: Images that were passed over, which count nowhere.
-        junk: Images that were junk, which count nowhere.
+        with_match: Answered images with a match in the first places.
+        skipped: Images that the person skipped; they do not count.
+        junk: Images that are junk; they do not count.
     """
 
     best_is_right: Estimate | None
@@ -187,8 +186,8 @@ def random_figures(
 
     Args:
         lists: Of each image, whether the first places, best first, show the same person.
-        skipped: Images that were passed over.
-        junk: Images that were junk.
+        skipped: Number of skipped images.
+        junk: Number of junk images.
     """
     hits = [bool(judged) and judged[0] for judged in lists]
     found = [judged for judged in lists if any(judged)]

@@ -1,4 +1,4 @@
-"""What stands before every request: the address, the host, the origin, the token, the size."""
+"""Checks every request: the host, the origin, the method, the token and the size."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ _OWN_SITE = ("same-origin", "none")
 class Guard:
     """Lets only the page itself through; everything else gets a short refusal.
 
-    A request needs the host that the page was started for (so that no name that an attacker owns
-    can be made to lead here), no origin or the page's own, and the token as the first part of its
-    path. What changes something is a POST with JSON, with an origin, of at most `MOST_BODY` bytes.
-    Every answer, refusals too, has `HEADERS`.
+    A request needs the host that the page was started for (so an attacker cannot point a name of
+    his own at this machine), no origin or the page's own, and the token as the first part of its
+    path. Requests that change something are POSTs with JSON, an origin and at most `MOST_BODY`
+    bytes. Every answer, refusals too, has `HEADERS`.
 
     Args:
         app: What the rest of the path is for.
@@ -114,7 +114,7 @@ class _Headers:
         return [value for key, value in self._raw if key == name]
 
     def one(self, name: str) -> str | None:
-        """The value; several make none that is known."""
+        """The value; several are joined, so they match nothing that is allowed."""
         values = self.all(name)
         return ", ".join(values) if values else None
 

@@ -1,4 +1,4 @@
-"""How the figures went as answers came, kept on disk for the page's curve."""
+"""The history of the figures, stored on disk for the page's curve."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MOST = 400
 
 
 class History:
-    """Figures by the number of answers; a lost file costs the curve's past, and no answer.
+    """Figures by the number of answers; if its file is lost, only the curve starts again.
 
     Args:
         folder: Of the review.
@@ -30,12 +30,12 @@ class History:
             try:
                 self._entries = {int(entry["answers"]): entry for entry in read_json(self._path)}
             except (InputError, KeyError, TypeError, ValueError) as error:
-                logger.warning("%s is not read (%s): the curve starts anew", self._path, error)
+                logger.warning("%s cannot be read (%s): the curve starts again", self._path, error)
 
     def with_entry(
         self, answers: int, labelled: LabelledFigures, sampled: RandomFigures
     ) -> list[dict[str, Any]]:
-        """The figures so far, these among them; those of answers taken back are dropped."""
+        """Adds these figures and returns the whole history, without that of undone answers."""
         entry = {
             "answers": answers,
             "mAP": _numbers(labelled.mAP),

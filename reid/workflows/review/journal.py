@@ -1,4 +1,4 @@
-"""The answers of a review on disk: one line each, there before the next question is shown."""
+"""The answers of a review on disk: one line each, written before the next question is shown."""
 
 from __future__ import annotations
 
@@ -165,8 +165,7 @@ class Journal:
             torn = lines.pop() + b"\n"
         if torn:
             logger.warning(
-                "%s: the last line is cut off, as by a power cut while it was written, and is "
-                "dropped: %d bytes",
+                "%s: dropped the last line, which is cut off, perhaps by a power cut (%d bytes)",
                 self.path,
                 len(torn),
             )

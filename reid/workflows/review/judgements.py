@@ -1,4 +1,4 @@
-"""Answers become persons: images that are the same, images that are not, junk."""
+"""Turns answers into persons: same images, different images, and junk."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOBODY = -1
 
 @dataclass(frozen=True)
 class Facts:
-    """What an answer says about images, by their numbers.
+    """What an answer states about images, by their numbers.
 
     Attributes:
         same: Groups of images of one person each.
@@ -29,8 +29,8 @@ class Facts:
 class Judgements:
     """What is known about N images.
 
-    Where answers contradict each other, the newer one counts, and the part of the older one that
-    does not fit is passed over and counted.
+    If answers contradict each other, the newer one counts; the part of the older one that does not
+    fit is ignored and counted as a contradiction.
 
     Args:
         count: N.
@@ -39,8 +39,8 @@ class Judgements:
         person: (N,) a number for each person, without an order; -1: nothing is known of the image,
             or it is junk.
         junk: (N,) whether the image is junk.
-        contradictions: Parts of answers that were passed over.
-        changes: Grows whenever persons are joined or told apart.
+        contradictions: Number of ignored parts of answers.
+        changes: Grows whenever persons are joined or separated.
     """
 
     def __init__(self, count: int) -> None:
@@ -54,14 +54,14 @@ class Judgements:
 
     @classmethod
     def of(cls, count: int, facts: Sequence[Facts]) -> Judgements:
-        """What all answers together say; `facts` are from the oldest to the newest."""
+        """The judgements of all answers; `facts` are from the oldest to the newest."""
         found = cls(count)
-        for each in reversed(facts):  # what is known first stays: the newest
+        for each in reversed(facts):  # the first fact added wins, so the newest comes first
             found.add(each)
         return found
 
     def add(self, facts: Facts) -> bool:
-        """Adds what does not contradict what is known; returns whether all of it did not."""
+        """Adds the facts that contradict nothing known; returns whether these were all."""
         before = self.contradictions
         for image in facts.junk:
             if self.person[image] == NOBODY:

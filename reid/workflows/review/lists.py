@@ -23,7 +23,7 @@ from reid.workflows.review.judgements import NOBODY, Judgements
 logger = logging.getLogger(__name__)
 
 WRITTEN = "written.json"
-"""In the review's folder: which lists it has written, so that it overwrites no others."""
+"""A file in the review's folder that names the lists it has written; it overwrites no others."""
 _PARTS = 2**32
 
 
@@ -31,15 +31,14 @@ _PARTS = 2**32
 class LabelledSplits:
     """Which labelled images are for training and which for tests, by number.
 
-    The rule. A person is labelled from two images on. By a hash of the image that the first answer
-    about the person has named first, `test_share` of the persons are for tests and the others for
-    training, so that a person stays where it is while labels grow; where two persons turn out to
-    be one, the one that was labelled earlier decides. Of each test person that at least two
-    cameras have seen, one image of each camera is a query, chosen by hash and not by how sure the
-    model is. All images of all test persons are the gallery, the queries too (evaluation passes
-    over an image as its own match); persons of one camera are distractors there. Junk is in the
-    gallery with identity -1, where it counts nowhere. Where cameras are unknown, one image of each
-    test person is a query.
+    The rule: a person needs two images or more. A hash of the person's first labelled image assigns
+    `test_share` of the persons to tests and the others to training, so persons do not change sides
+    as labels grow; if two persons turn out to be one, the one labelled earlier decides. Each test
+    person that at least two cameras have seen has one query from each camera, chosen by hash and
+    not by how sure the model is; if cameras are unknown, one image of each test person is a query.
+    All images of test persons are in the gallery, queries too (evaluation ignores an image as its
+    own match); persons of one camera are distractors. Junk is in the gallery with identity -1 and
+    does not count.
 
     Attributes:
         train: Images.
@@ -150,7 +149,7 @@ class LabelList:
         known = {notes.get(self._key), notes.get(f"{self._key} before")} - {None, ""}
         if self.path.exists() and self._digest() not in known:
             raise OutputError(
-                f"{self.path}: is there, and this review has not written it or it was changed "
+                f"{self.path}: exists, and this review has not written it, or it was changed "
                 "since; move it away, or give another name with --labels"
             )
 
@@ -172,7 +171,7 @@ class LabelList:
         try:
             notes = read_json(self._note)
         except InputError as error:
-            logger.warning("%s; lists that are there already are not overwritten", error)
+            logger.warning("%s; existing lists are not overwritten", error)
             return {}
         return notes if isinstance(notes, dict) else {}
 
@@ -203,10 +202,10 @@ class LabelList:
 
 
 def camera_texts(records: Sequence[ImageRecord]) -> list[str]:
-    """What stands as `camid` in a list: names, or numbers where there is none but numbers.
+    """The `camid` column of a list: names, or numbers if all names are numbers.
 
-    Under the names, a model knows its cameras again. Where several sets were joined, a camera has
-    the name of its set before its own.
+    A model recognises its cameras by these names. If several sets were joined, the name of the set
+    precedes that of the camera.
     """
     joined = any(record.source for record in records)
     names = [

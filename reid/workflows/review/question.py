@@ -1,4 +1,4 @@
-"""A question to a person, and what each answer to it says about its images."""
+"""A question, and the facts that each answer states about its images."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ class AnswerError(ValueError):
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked.
+    """A question.
 
     Attributes:
         kind: `cluster`: do these images show one person? `pair`: do these two? `persons`: are two
             labelled persons one? `random`: which of these show the same person as the first image?
         images: Numbers of the images that can be marked.
-        anchor: Images that they are compared with: of a cluster what is known of its person, of
-            two persons one, of a random sample the image that is looked for.
+        anchor: Images to compare them with. Of a cluster: known images of its person. Of two
+            persons: the first one. Of a random sample: the sampled image.
         others: In a `cluster`, some images of each of the nearest other clusters.
-        about: What the page tells beside it, by name.
+        about: Further facts that the page shows, by name.
     """
 
     kind: Kind
@@ -45,12 +45,12 @@ class Question:
 
     @property
     def shown(self) -> tuple[int, ...]:
-        """All images, each once: the anchor, what is asked about, the other clusters'."""
+        """All images, each once: of the anchor, of the question, of the other clusters."""
         others = (image for group in self.others for image in group)
         return tuple(dict.fromkeys((*self.anchor, *self.images, *others)))
 
     def facts(self, verdict: str, marked: Collection[int], chosen: Collection[int]) -> Facts:
-        """What an answer says.
+        """The facts that an answer states.
 
         Args:
             verdict: One of `VERDICTS`.
@@ -58,7 +58,7 @@ class Question:
             chosen: Places in `others`.
 
         Raises:
-            AnswerError: The verdict is none for this question, or does not go with the marks.
+            AnswerError: The verdict does not fit this question or the marks.
         """
         if verdict not in VERDICTS[self.kind]:
             allowed = ", ".join(VERDICTS[self.kind])
@@ -68,7 +68,7 @@ class Question:
         if not set(chosen) <= set(range(len(self.others))):
             raise AnswerError("chosen: expected places of this question's other clusters")
         if chosen and verdict not in ("merge", "next"):
-            raise AnswerError("Other clusters are marked: press m to merge, or take the marks away")
+            raise AnswerError("Other clusters are marked: press m to merge, or remove the marks")
         if verdict == "next":
             return Facts()
         given = [image for image in self.images if image in marked]
@@ -80,7 +80,7 @@ class Question:
         if self.kind == "random":
             return self._of_random(verdict, given, rest)
         if given:
-            raise AnswerError("Marks are for junk here: press j, or take the marks away")
+            raise AnswerError("Marks are for junk here: press j, or remove the marks")
         one, other = (*self.anchor[:1], *self.images)[:2]
         return (
             Facts(same=((one, other),)) if verdict == "same" else Facts(different=((one, other),))
@@ -108,12 +108,12 @@ class Question:
         if verdict == "different":
             if marked:
                 raise AnswerError(
-                    "Marks go with s (all others are one person) or p (two persons); d without "
-                    "marks says that the images are a mix"
+                    "Some images are marked: press s (the others are one person) or p (two "
+                    "persons), or remove the marks and press d (a mix)"
                 )
             return Facts()
         if not person:
-            raise AnswerError("All images are marked, so that none is left; take some marks away")
+            raise AnswerError("All images are marked and none is left; remove some marks")
         apart = tuple((person[0], image) for image in marked)
         if verdict == "merge":
             if not chosen:
@@ -122,10 +122,10 @@ class Question:
             return Facts(same=(tuple(dict.fromkeys((*person, *merged))),), different=apart)
         if verdict == "split":
             if not marked or not rest:
-                raise AnswerError("Mark the images of the one person, leave those of the other")
+                raise AnswerError("Mark the images of one person, but not those of the other")
             return Facts(same=(person, tuple(marked)), different=apart[:1])
         if len(person) < 2:
-            raise AnswerError("One image is left, which says nothing; take marks away, or press n")
+            raise AnswerError("Only one image is unmarked; remove marks, or press n")
         return Facts(same=(person,), different=apart)
 
     def _of_random(self, verdict: str, marked: list[int], rest: list[int]) -> Facts:
@@ -136,5 +136,5 @@ class Question:
             apart = tuple((query, image) for image in rest)
             return Facts(same=((query, *marked),), different=apart)
         if marked:
-            raise AnswerError("Marked images are the same person: press s, or take the marks away")
+            raise AnswerError("Marked images are the same person: press s, or remove the marks")
         return Facts(different=tuple((query, image) for image in rest))

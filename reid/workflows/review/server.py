@@ -1,4 +1,4 @@
-"""The page and what it asks for, served on this machine."""
+"""Serves the page and its requests on this machine."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _listen(address: str, port: int) -> socket.socket:
         raise ConfigError(f"--address: expected an IP address, got {address!r}") from None
     if ip.is_unspecified or ip.is_multicast:
         raise ConfigError(
-            f"--address: {address} stands for all addresses; give the one that the page is for"
+            f"--address: {address} is not a single address; give one address of this machine"
         )
     if not 0 <= port <= 65535:
         raise ConfigError(f"--port: expected 0 to 65535, got {port}")
@@ -160,7 +160,7 @@ def _question_reader(session: ReviewSession) -> Callable[[Request], Response]:
 
 
 def _caller(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
-    """An endpoint that gives what `work` makes of the JSON body; errors of ours as words."""
+    """An endpoint that returns `work` of the JSON body, and our errors as text."""
 
     async def call(request: Request) -> Response:
         raw = await request.body()

@@ -1,4 +1,4 @@
-"""A review: answers on disk, what they say, the next question, figures, the list."""
+"""A review: answers on disk, the judgements, the next question, figures, the list."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ logger = logging.getLogger(__name__)
 THUMBNAILS = "thumbnails"
 _MOST_OPEN = 8
 _OTHER_SITE = (
-    "the model knows cameras by the folder of their images: with the list elsewhere they are "
-    "unknown to it, and --eval-only gives other figures than the page; --labels in that folder "
-    "keeps them"
+    "the model recognises cameras by the folder of their images. The list is in another folder, so "
+    "--eval-only gives other figures than the page; write the list into that folder with --labels "
+    "to get the same figures"
 )
 
 
@@ -116,7 +116,7 @@ class ReviewSession:
             self._open.clear()
             self._facts.append(facts)
             self._note(answer)
-            if not self.judgements.add(facts):  # the newer answer is to count
+            if not self.judgements.add(facts):  # a contradiction: the newer answer must win
                 self._judge_anew()
             return self._page(view)
 
@@ -129,11 +129,11 @@ class ReviewSession:
         with self._lock:
             answer = self.journal.undo()
             if answer is None:
-                raise AnswerError("There is no answer to take back")
+                raise AnswerError("There is no answer to undo")
             self._open.clear()
             self._replay()
             found = self._page(view)
-        found["undone"] = f"Taken back: {answer.verdict} ({answer.kind})"
+        found["undone"] = f"Undone: {answer.verdict} ({answer.kind})"
         return found
 
     def figures(self) -> dict[str, Any]:
@@ -202,7 +202,7 @@ class ReviewSession:
         }
 
     def _known_matches(self, question: Question) -> list[int]:
-        """What earlier answers say of a random sample's places, marked beforehand."""
+        """Places of a random sample that earlier answers settle; the page shows them marked."""
         if question.kind != "random":
             return []
         (query,) = question.anchor
@@ -264,7 +264,7 @@ class ReviewSession:
         )
 
     def _replay(self) -> None:
-        """Makes everything that follows from the answers anew."""
+        """Rebuilds everything that follows from the answers."""
         self._facts, unknown = [], 0
         for answer in self.journal.answers:
             images = [self._place(path) for path in answer.images]
@@ -272,7 +272,7 @@ class ReviewSession:
             self._facts.append(_facts_of(answer, images))
         if unknown:
             logger.warning(
-                "%s images in %s are none of this run's and are passed over",
+                "%s images in %s do not belong to this run and are ignored",
                 f"{unknown:,}",
                 self.journal.path,
             )
@@ -292,7 +292,7 @@ class ReviewSession:
         shown = [self._place(path) for path in answer.images]
         asked = [shown[place] for place in answer.asked]
         if -1 in shown or (answer.kind == "random" and answer.model != self.source.fingerprint):
-            return  # another model's order says nothing of this one
+            return  # another model ranks differently, so its samples do not count here
         self.asker.note(answer.kind, shown, asked, answer.verdict)
 
     def _splits(self) -> LabelledSplits:
@@ -314,7 +314,7 @@ class ReviewSession:
         return replace(self.source.features[rows], pids=pids)
 
     def _sampled(self) -> RandomFigures:
-        """Of the images drawn at random, judged by what all answers say now."""
+        """Figures of the random samples, judged by all answers so far."""
         lists, skipped, junk = [], 0, 0
         judgements = self.judgements
         for answer in self.journal.answers:

@@ -11,7 +11,7 @@ from sklearn.linear_model import LogisticRegression
 Floats = npt.NDArray[np.float64]
 
 _PRIOR_WEIGHT = 5.0
-"""What all pairs by clusters weigh together on each side, in answers."""
+"""The total weight of all cluster pairs on each side, in answers."""
 
 
 class SameProbability:
@@ -66,13 +66,13 @@ class SameProbability:
 
     @property
     def even(self) -> float:
-        """The similarity at which both answers are as likely: nothing is more in doubt.
+        """The similarity at which both answers are equally likely.
 
-        The curve is symmetric around it, so that doubt falls with the distance from it.
+        The curve is symmetric around it, so doubt falls with the distance from it.
         """
         if self._curve is None:
             return self._middle
         slope = float(self._curve.coef_[0, 0])
-        if slope <= 0:  # likeness tells nothing, or the wrong thing
+        if slope <= 0:  # the answers contradict the similarities
             return self._middle
         return self._middle - self._scale * float(self._curve.intercept_[0]) / slope

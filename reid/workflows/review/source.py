@@ -1,4 +1,4 @@
-"""What a review is about: a run's images, features of its model, and clusters."""
+"""The data of a review: a run's images, features of its model, and clusters."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 CACHE = "features.safetensors"
 _NEIGHBORS, _SEARCHED, _ROWS = 10, 40, 1024
-_LAYOUT = "2"  # of the cache: another one is made anew
+_LAYOUT = "2"  # of the cache; a cache with another layout is computed again
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Source:
         run: Its folder.
         config: Of the run, with the weights in `model.weights`.
         records: The images, in the order of their numbers.
-        features: Of them, on the CPU, as tests compare them; without identities, which a review
-            is not to see.
+        features: Their test features, on the CPU, without identities: a review must not see these.
         cluster: (N,) int64, -1 = outlier.
         confidence: (N,) of belonging to the cluster; see `cluster_confidence`.
         clusters_from: Where the clusters are from, in words.
@@ -88,8 +87,8 @@ class Source:
 def open_source(run: Path, folder: Path, overrides: Sequence[str] = ()) -> Source:
     """The training images of a run with the features of its best weights.
 
-    Features, clusters and neighbours are kept in `features.safetensors`, and made anew when the
-    weights, the images or settings that they depend on are others.
+    Features, clusters and neighbours are stored in `features.safetensors`, and computed again when
+    the weights, the images or the settings behind them change.
 
     Args:
         run: Folder of a run: config.yaml, weights, and clusters.csv where the run has written it.
@@ -141,10 +140,10 @@ def cross_camera_neighbors(
 ) -> npt.NDArray[np.int64]:
     """(N, k) near images of other cameras, nearest first; -1 where fewer are known.
 
-    They are picked from the exact nearest images of any camera, `_SEARCHED` of each; images of
-    which all these are of their own camera are compared with all others, for the nearest one.
-    Images that could not be read have none and are none; those of unknown cameras have the nearest
-    of all images.
+    They come from the `_SEARCHED` exact nearest images of any camera. If all of these are of the
+    image's own camera, a search among all images finds the nearest one of another camera.
+    Unreadable images have no neighbours and are nobody's neighbour; images of unknown cameras get
+    the nearest of all images.
 
     Args:
         features: Of N images.
@@ -168,7 +167,7 @@ def cross_camera_neighbors(
     neighbors[places, : picked.shape[1]] = np.where(picked >= 0, places[picked], -1)
     alone = np.flatnonzero(~usable.any(1))
     if len(alone):
-        # For the protocol all are one identity: images of the same camera are passed over.
+        # With one identity for all, the evaluation protocol skips images of the same camera.
         chosen = replace(chosen, pids=torch.zeros_like(chosen.pids))
         names = [paths[place] for place in places.tolist()]
         query_names = [names[row] for row in alone.tolist()]
@@ -249,7 +248,7 @@ def _read_clusters(run: Path, records: Sequence[ImageRecord]) -> tuple[Tensor | 
         return cluster, "clusters.csv, which the run has written"
     if listed:
         logger.warning(
-            "%s lists %s of the %s training images: clusters are made anew",
+            "%s lists %s of the %s training images: computing clusters again",
             run / "clusters.csv",
             f"{len(known):,}",
             f"{len(records):,}",
@@ -314,11 +313,13 @@ def _read_cache(path: Path, fingerprint: str, count: int) -> _Computed | None:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("fingerprint") != fingerprint:
-                logger.info("%s is of other weights, images or settings: made anew", path)
+                logger.info(
+                    "%s comes from other weights, images or settings: computing it again", path
+                )
                 return None
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        logger.warning("%s cannot be read (%s): made anew", path, error)
+        logger.warning("%s cannot be read (%s): computing it again", path, error)
         return None
     if any(len(tensor) != count for tensor in tensors.values()):
         return None

@@ -1,4 +1,4 @@
-"""Small pictures of the images, made when they are first asked for and kept."""
+"""Thumbnails of the images, made at the first request and then stored."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Thumbnails:
             try:
                 return bytes(read_bytes(place, _MOST_BYTES, "thumbnail"))
             except InputError:
-                pass  # made anew
+                pass  # it is made again below
         try:
             picture = Image.fromarray(read_image(path))
         except DataError:
@@ -69,7 +69,7 @@ class Thumbnails:
         return self._folder / name[:2] / f"{name}.jpg"
 
     def _keep(self, place: Path, data: bytes) -> None:
-        """A disk that is full costs time, and no answer: the picture is made again next time."""
+        """Stores a thumbnail; on a full disk it is not stored but made again next time."""
         try:
             with replacing(place) as temporary:
                 temporary.write_bytes(data)

@@ -1,4 +1,4 @@
-"""What a person can choose to be asked."""
+"""The kinds of questions that the page offers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 View = Literal["auto", "clusters", "sure", "doubtful", "persons", "random"]
 
 VIEWS: dict[View, str] = {
-    "auto": "What tells most",
+    "auto": "Most informative",
     "clusters": "Clusters",
     "sure": "Surest pairs",
     "doubtful": "Doubtful pairs",

@@ -1,4 +1,4 @@
-"""From pictures, or from a file of features, to what a gallery holds of them."""
+"""Turns pictures, or a file of features, into entries of a gallery."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from reid.workflows.thresholds import load_thresholds
 
 logger = logging.getLogger(__name__)
 
-_FEW = 64  # images; worker processes take longer to start than these to read
+_FEW = 64  # images; reading these takes less time than starting worker processes
 _STEM = "adding"
 _SHOWN = 5
 
@@ -42,7 +42,7 @@ class ModelChoice:
         batch_size: See `Predictor`.
         workers: Processes that read images.
         camera_folders: Images in a folder `entrance` of a given folder are of that camera.
-        camera: All images are of this camera; empty: of those that are known otherwise.
+        camera: The camera of all images; empty: folders, lists or files name the cameras.
     """
 
     model: Path | None = None
@@ -90,7 +90,7 @@ def embed(
     """
     files = [path for path in sources if path.suffix.lower() in SUFFIXES]
     if files and len(sources) > 1:
-        raise ConfigError(f"{files[0]}: a file of features stands alone, got {len(sources)} paths")
+        raise ConfigError(f"{files[0]}: pass a file of features alone, got {len(sources)} paths")
     if files:
         return _from_file(files[0], choice, stored)
     predictor = _predictor(choice, stored)
@@ -126,7 +126,7 @@ def _of_camera(images: ImageList, camera: str, card: ModelCard) -> ImageList:
 
 
 def drop_unfinished(work: Path) -> None:
-    """Removes what calls of `embed` that were stopped have left."""
+    """Removes the unfinished work of stopped calls of `embed`."""
     for left in work.glob(f"{_STEM}-*.safetensors.parts"):
         shutil.rmtree(left, ignore_errors=True)
 
@@ -135,8 +135,8 @@ def _from_file(path: Path, choice: ModelChoice, stored: Origin | None) -> Embedd
     rows = read_feature_rows(path)
     if not rows.fingerprint:
         raise DataError(
-            f"{path}: its provenance names no model (`fingerprint`), so that nobody knows what it "
-            "can be compared with; make it with tools/extract.py"
+            f"{path}: its provenance names no model (`fingerprint`), so it cannot be compared with "
+            "other features; make it with tools/extract.py"
         )
     if not len(rows):
         raise DataError(f"{path}: has no features")
@@ -158,7 +158,7 @@ def _from_file(path: Path, choice: ModelChoice, stored: Origin | None) -> Embedd
 
 
 def _told(rows: FeatureRows) -> Origin:
-    """The model as a file of features tells of it."""
+    """The model that a file of features names."""
     told = {name: rows.provenance.get(name) for name in ("weights", "weights_sha256")}
     text = {name: value for name, value in told.items() if isinstance(value, str)}
     weights = text.get("weights", "")
@@ -197,9 +197,9 @@ def refuse_other(fingerprint: str, what: str, stored: Origin) -> None:
         place = stored.weights or stored.model or "its path is unknown"
         raise ConfigError(
             f"{what}: is of the model {short(fingerprint)}, the gallery of "
-            f"{short(stored.fingerprint)} ({place}); features of two models, or of other weights, "
-            "input size or flip-test, cannot be compared. Use that model, or build a gallery of "
-            "this one"
+            f"{short(stored.fingerprint)} ({place}); features of another model, other weights, "
+            "another input size or flip-test cannot be compared. Use the gallery's model, or build "
+            "another gallery"
         )
 
 
@@ -217,7 +217,7 @@ def _origin(predictor: Predictor, choice: ModelChoice, stored: Origin | None) ->
         str(choice.model.absolute()),
         str(predictor.weights.absolute()),
         predictor.card.weights_sha256,
-        # A run's best weights may become others; a config may name those of its backbone alone.
+        # A run may replace its best weights; a config may name only its backbone's weights.
         weights_named=choice.weights is not None or choice.model.is_dir(),
     )
 
@@ -235,7 +235,7 @@ def _entries(rows: FeatureRows) -> Entries:
     zeros = 0
     for row, path in enumerate(paths):
         if not path:
-            raise DataError(f"features: row {row} has no path, by which it could be named")
+            raise DataError(f"features: row {row} has no path; each image of a gallery needs one")
         if not lengths[row] > 0:
             zeros += 1
         elif path not in seen:

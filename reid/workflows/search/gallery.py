@@ -1,7 +1,7 @@
 """A gallery on disk: features with paths, cameras, and the model that they come from.
 
-One safetensors file in a folder of its own holds all of it, so that it is written whole or not at
-all, and nothing in it can run. `run.lock` beside it keeps a second writer out.
+A gallery is one safetensors file in its own folder, so it is written whole or not at all, and
+nothing in it can run. `run.lock` beside it keeps a second writer out.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ Hashes = npt.NDArray[np.uint8]
 
 
 class PathTable(Sequence[str]):
-    """Many paths in little memory: a million take as much as their letters.
+    """Many paths in little memory: they take hardly more than their letters.
 
     Args:
-        letters: (B,) uint8, the paths one after the other, as the system encodes them.
-        ends: (N,) int64, where each of them ends.
+        letters: (B,) uint8, all paths in one array, in the system's encoding.
+        ends: (N,) int64, the end of each path in `letters`.
 
     Raises:
-        ValueError: These are no such arrays.
+        ValueError: The ends do not fit the letters, or a path is too long.
     """
 
     def __init__(self, letters: npt.NDArray[np.uint8], ends: npt.NDArray[np.int64]) -> None:
@@ -108,7 +108,7 @@ class Origin:
         fingerprint: See `ModelCard`.
         model: Run folder, config or ONNX file, as an absolute path; empty: unknown.
         weights: The file with its weights, as an absolute path; empty: unknown.
-        weights_named: `weights` are given beside `model` to load it; else the model names them.
+        weights_named: Whether loading needs `weights` besides `model`; else the model names them.
         weights_sha256: SHA-256 of the weights; empty: unknown.
     """
 
@@ -121,12 +121,12 @@ class Origin:
 
 @dataclass(frozen=True)
 class IndexNote:
-    """What a gallery says of its index.
+    """The facts about a gallery's index.
 
     Attributes:
         kind: Exact, a graph or compressed vectors.
-        effort: How thoroughly it looks; see `Index`.
-        built_on: Images that it was built on; those added later are not among them.
+        effort: The effort of searches; see `Index`.
+        built_on: Number of images that it was built on, without those added later.
         recall: Against the exact search; None: nothing to measure.
     """
 
@@ -146,7 +146,7 @@ class _Header:
 
 @dataclass(frozen=True)
 class Gallery:
-    """A gallery as it stands in its file.
+    """The content of a gallery's file.
 
     Attributes:
         features: (N, D) unit vectors; from a file they are read as they are needed.
@@ -207,7 +207,7 @@ class Gallery:
         )
 
     def index(self) -> Index | None:
-        """The index; None: every image is looked at.
+        """The index; None: a search compares every image.
 
         Raises:
             ValueError: Its arrays are broken.
@@ -217,7 +217,7 @@ class Gallery:
 
 @contextmanager
 def changing(folder: Path) -> Iterator[None]:
-    """Holds a gallery for one writer; a folder made for nothing goes away again.
+    """Locks a gallery for one writer; removes a new folder that stays empty.
 
     Raises:
         ConfigError: Another process changes it.
@@ -236,7 +236,7 @@ def changing(folder: Path) -> Iterator[None]:
 
 
 def is_gallery(folder: Path) -> bool:
-    """Whether a gallery lies there, broken or not."""
+    """Whether the folder has a gallery, broken or not."""
     return (folder / FILE).exists()
 
 
@@ -260,7 +260,7 @@ def write_gallery(folder: Path, gallery: Gallery) -> None:
     with replacing(path) as temporary:
         try:
             save_file(tensors, temporary, {_KEY: json.dumps(asdict(header))})
-        except SafetensorError as error:  # wraps what the system says
+        except SafetensorError as error:  # safetensors wraps the system's errors
             raise OutputError(f"{path}: cannot be written ({error}); free space") from error
 
 
@@ -282,11 +282,11 @@ def read_gallery(folder: Path) -> Gallery:
         hint = "" if is_gallery(folder) else "; make one with tools/search.py build"
         raise DataError(f"{error}{hint}") from error
     except MemoryError as error:
-        raise DataError(f"{path}: memory does not suffice for it") from error
-    # safetensors and torch have many for broken files
+        raise DataError(f"{path}: there is not enough memory to read it") from error
+    # safetensors and torch raise many kinds of errors for broken files
     except (SafetensorError, RefusedError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            f"{path}: is no gallery of tools/search.py, or a broken one ({error}); build it anew"
+            f"{path}: is not a gallery of tools/search.py, or is broken ({error}); build it again"
         ) from error
 
 
@@ -296,7 +296,7 @@ def _read_header(text: str | None) -> _Header:
     try:
         content = json.loads(text)
     except RecursionError as error:
-        raise ValueError("lists in its metadata lie too deep") from error
+        raise ValueError("its metadata are nested too deeply") from error
     return from_mapping(_Header, content, _KEY)
 
 
@@ -339,10 +339,10 @@ def _checked(header: _Header, arrays: dict[str, npt.NDArray[Any]]) -> Gallery:
 
 
 def check_unit(features: Features) -> None:
-    """Looks through features for rows that are no unit vectors.
+    """Requires all features to be unit vectors.
 
     Raises:
-        ValueError: There is one; names it.
+        ValueError: A row is not; names it.
     """
     for start in range(0, len(features), _CHECKED_ROWS):
         block = features[start : start + _CHECKED_ROWS]

@@ -48,13 +48,13 @@ def text_of(found: Found) -> str:
 def threshold_text(threshold: Threshold | None, count: int) -> str:
     """What the marks mean for a gallery of so many images."""
     if threshold is None:
-        return "same person: not known, the model has no thresholds (tools/thresholds.py)"
+        return "same person: unknown, since the model has no thresholds (tools/thresholds.py)"
     rate = threshold.false_per_million
     told = "labelled pairs" if threshold.source == "pairs" else "clusters, not labels: take care"
     return (
         f"same person: similarity of {threshold.similarity:.3f} or more, {rate:,.0f} false matches "
         f"per million pairs of different persons (from {told});\n"
-        f"in a gallery of {count:,} images about {rate * count / 1e6:.2g} false ones for a query"
+        f"in a gallery of {count:,} images about {rate * count / 1e6:.2g} false matches per query"
     )
 
 

@@ -1,4 +1,4 @@
-"""Finds the images of a gallery that are most like some pictures."""
+"""Finds the images of a gallery that are most similar to some pictures."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _QUERIES_AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """What is looked for.
+    """The settings of a query.
 
     Attributes:
         top: Answers for each query.
-        rerank: The first so many answers are ordered anew by k-reciprocal re-ranking; 0: none.
+        rerank: How many of the first answers k-reciprocal re-ranking sorts again; 0: none.
         k1: Of the re-ranking; see `rerank`.
         k2: Of the re-ranking.
         lambda_value: Of the re-ranking.
@@ -80,8 +80,8 @@ class Answer:
         similarity: Cosine with the query, from -1 to 1.
         distance: Re-ranked distance; None: it was not re-ranked.
         same: Whether it counts as the same person; None: the model has no thresholds.
-        false_per_million: Of a million pairs of different persons, at most so many are as alike as
-            this; None: more than the model's table tells of.
+        false_per_million: At most so many of a million pairs of different persons are this
+            similar; None: more than the model's table covers.
     """
 
     path: str
@@ -103,12 +103,12 @@ class Answered:
 
 @dataclass(frozen=True)
 class Threshold:
-    """From where images count as the same person.
+    """The similarity from which images count as the same person.
 
     Attributes:
-        similarity: From which cosine on.
-        false_per_million: Of a million pairs of different persons, so many count too.
-        source: Whether labelled pairs or clusters have told it.
+        similarity: The lowest cosine that counts.
+        false_per_million: So many of a million pairs of different persons count as the same.
+        source: Whether it was measured on labelled pairs or on clusters.
     """
 
     similarity: float
@@ -138,10 +138,10 @@ class Found:
 def search(
     folder: Path, sources: Sequence[Path], choice: ModelChoice, settings: QuerySettings
 ) -> Found:
-    """The images of a gallery that are most like each query.
+    """The images of a gallery that are most similar to each query.
 
-    An image is never its own match: what has the query's path, links followed, or the very bytes of
-    its file, is no answer. So a copy of a file finds other pictures of the person, not itself.
+    An image is never its own match: images with the query's path (after following links) or with
+    the same bytes are left out. So a copy of a file finds other pictures of the person, not itself.
 
     Args:
         folder: Of the gallery.
@@ -182,14 +182,14 @@ def search(
 
 
 def choose_threshold(table: Thresholds | None, rate: float | None) -> Threshold | None:
-    """The threshold of a model that is used.
+    """The threshold to mark answers with.
 
     Args:
-        table: All of them; None: there are none.
-        rate: False matches per million pairs; None: as recommended.
+        table: The model's thresholds; None: it has none.
+        rate: False matches per million pairs; None: the recommended threshold.
 
     Raises:
-        ConfigError: The table has no such rate, or a rate is asked for and there is no table.
+        ConfigError: The table has no such rate, or a rate is given but there is no table.
     """
     if table is None:
         if rate is not None:
@@ -254,7 +254,7 @@ def find(
 
 
 def own_rows(gallery: Gallery, queries: Entries) -> dict[int, set[int]]:
-    """For queries whose very bytes lie in the gallery, the rows of these."""
+    """For queries whose exact file content is in the gallery, the rows that have it."""
     keys = [_halves(gallery.hashes), _halves(queries.hashes)]
     near = np.flatnonzero(np.isin(keys[0][:, 0], keys[1][keys[1].any(1), 0]))
     places: dict[bytes, set[int]] = {}
@@ -273,7 +273,7 @@ def _halves(hashes: Hashes) -> npt.NDArray[np.uint64]:
 
 
 def with_known_cameras(gallery: Gallery, queries: Entries) -> Entries:
-    """The queries; one of unknown camera that lies in the gallery has its camera there."""
+    """The queries; if a camera is unknown and the image is in the gallery, its camera there."""
     own = own_rows(gallery, queries)
     unknown = {path for path, name in zip(queries.paths, queries.cameras, strict=True) if not name}
     by_path = {path: row for row, path in enumerate(gallery.paths) if path in unknown}
@@ -295,8 +295,8 @@ def _by_camera(
     if (names == "").any():
         place = int(np.flatnonzero(names == "")[0])
         raise DataError(
-            f"{queries.paths[place]}: its camera is unknown, so that `{cameras}` cameras mean "
-            "nothing; say it with --camera or --camera-folders, or in a list with cameras"
+            f"{queries.paths[place]}: its camera is unknown, so `{cameras}` cameras cannot be "
+            "chosen; name it with --camera, --camera-folders or a list with cameras"
         )
     groups: list[tuple[Rows, npt.NDArray[np.bool_] | None]] = []
     for name in sorted(set(queries.cameras)):

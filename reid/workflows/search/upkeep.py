@@ -1,4 +1,4 @@
-"""Makes a gallery, adds images to it, and takes some away."""
+"""Builds a gallery, adds images to it, and removes images."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _MOST_GROWTH = 2  # times the images that an index was built on; then it is buil
 
 @dataclass(frozen=True)
 class Change:
-    """What became of a gallery.
+    """A change of a gallery.
 
     Attributes:
-        gallery: As it stands now.
+        gallery: The gallery after the change.
         added: Images that are new in it.
         replaced: Images whose file has changed, with new features.
         unchanged: Images that were there already.
-        removed: Images that were taken away.
+        removed: Images that were removed.
         unreadable: (path, why) of images that could not be read.
     """
 
@@ -67,7 +67,7 @@ class Change:
 
 
 def describe(gallery: Gallery) -> str:
-    """What a gallery is, in three lines."""
+    """Describes a gallery in three lines."""
     origin, note = gallery.origin, gallery.note
     known = int((gallery.camids >= 0).sum())
     cameras = f"{len(gallery.cameras):,} cameras" if gallery.cameras else "no cameras known"
@@ -120,8 +120,7 @@ def build(
 def add(folder: Path, sources: Sequence[Path], choice: ModelChoice) -> Change:
     """Adds images to a gallery.
 
-    A path that is there already is replaced where its file's content is another now, and passed
-    over where it is the same.
+    An image that is there already is replaced if its file has changed, and skipped if not.
 
     Args:
         folder: Of the gallery.
@@ -148,7 +147,7 @@ def add(folder: Path, sources: Sequence[Path], choice: ModelChoice) -> Change:
         rows = np.array([places.get(path, -1) for path in new.paths])
         there = rows >= 0
         same = there.copy()
-        # A file that is gone tells nothing; its features may have changed all the same.
+        # A deleted file has no hash to compare, so its features are compared instead.
         same[there] = (old.hashes[rows[there]] == new.hashes[there]).all(1) & (
             new.hashes[there].any(1)
             | (np.abs(old.features[rows[there]] - new.features[there]).max(1) < 1e-6)
@@ -225,7 +224,7 @@ def with_index(gallery: Gallery, kind: Kind) -> Gallery:
 
 
 def _noted(gallery: Gallery, kind: Kind, index: Index | None, built_on: int) -> Gallery:
-    """The gallery with its index as arrays, and what was measured."""
+    """The gallery with its index as arrays, and with the measured recall."""
     if index is None:
         return replace(gallery, note=IndexNote(), arrays={})
     recall: Recall | None = None
@@ -244,7 +243,7 @@ def _noted(gallery: Gallery, kind: Kind, index: Index | None, built_on: int) -> 
 
 
 def _joined(old: Gallery, gone: npt.NDArray[np.int64], new: Entries | None) -> Gallery:
-    """The gallery without some rows, and with new ones at its end; its index follows."""
+    """The gallery without some rows and with new ones at its end; also updates the index."""
     kept = old.entries(np.delete(np.arange(len(old)), gone)) if len(gone) else old.entries()
     both = kept if new is None else _stacked(kept, new)
     gallery = Gallery.of(both, old.origin)

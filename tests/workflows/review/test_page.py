@@ -91,7 +91,7 @@ def test_keys_alone_answer(browser: Any, served: Any) -> None:
         browser.until(
             f"{READY} && document.getElementById('counts').textContent.startsWith('{left} ')"
         )
-    assert "Taken back: junk" in browser.value("document.getElementById('status').textContent")
+    assert "Undone: junk" in browser.value("document.getElementById('status').textContent")
     browser.press("p")  # nothing is marked: refused in words, and the question stays
     browser.until("document.getElementById('status').className === 'bad'")
     assert len(answers) == 3

@@ -207,7 +207,7 @@ def test_a_full_disk_is_told_and_the_question_stays(
 @pytest.mark.parametrize(
     ("address", "port", "message"),
     [
-        ("0.0.0.0", 0, "stands for all addresses"), ("::", 0, "stands for all"),
+        ("0.0.0.0", 0, "is not a single address"), ("::", 0, "is not a single"),
         ("localhost", 0, "expected an IP address"), ("127.0.0.1", 70000, "expected 0 to 65535"),
         ("203.0.113.7", 0, "cannot be listened to"),
     ],

@@ -113,7 +113,7 @@ def test_answers_outlive_their_model(
     again = open_session(other)
     assert len(again.judgements.persons()) in (persons - 1, persons)
     assert again.figures()["random"]["answered"] == 0  # drawn anew for this model
-    assert "none of this run's" in caplog.text
+    assert "do not belong to this run" in caplog.text
 
 
 def test_only_what_was_shown_can_be_answered(

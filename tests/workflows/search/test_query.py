@@ -145,7 +145,9 @@ def test_a_threshold_by_its_rate() -> None:
     chosen = choose_threshold(TABLE, 6000)
     assert chosen is not None
     assert chosen.similarity == 0.6
-    assert "in a gallery of 2,000 images about 10 false ones" in threshold_text(chosen, 2000)
+    assert "in a gallery of 2,000 images about 10 false matches per query" in threshold_text(
+        chosen, 2000
+    )
     with pytest.raises(ConfigError, match="expected 100 or more"):
         choose_threshold(TABLE, 1)
     with pytest.raises(ConfigError, match="the model has no thresholds"):

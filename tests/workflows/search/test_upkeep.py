@@ -67,7 +67,7 @@ def test_what_cannot_be_built_leaves_nothing(
     nameless = people.write("nameless.npz", ["/a.png"], np.eye(1, 16), "")
     for sources, reason in (
         ([people.folder / "crops"], "--model: expected the model"),
-        ([people.features, people.features], "stands alone"),
+        ([people.features, people.features], "pass a file of features alone"),
         ([people.features, "--index", "ivfpq"], "ivfpq needs 10,000 images or more, got 24"),
         ([zeros], "all of them are zeros"),
         ([nameless], "names no model"),

@@ -197,7 +197,7 @@ def test_lists_and_single_pictures(predictor: Predictor, crops: Path, tmp_path: 
     assert [record.pid for record in images.records] == [7, 7, -1, 8]
     extract(predictor, images, tmp_path / "l.npz")
     assert evaluate_file(tmp_path / "l.npz")["numbers"]["mAP"] in (0.5, 1)
-    with pytest.raises(ConfigError, match="stands alone"):
+    with pytest.raises(ConfigError, match="pass a list with cameras and identities alone"):
         list_paths([crops / "list.csv", crops], predictor.card)
     for path, message in ((tmp_path / "gone", "no such file"), (tmp_path / "empty", "no image")):
         (tmp_path / "empty").mkdir(exist_ok=True)
@@ -280,7 +280,7 @@ def test_parts_of_another_extraction_are_refused(
     extract(other, images, output, overwrite=True)
     with pytest.raises(ConfigError, match="is there already; choose another name"):
         extract(other, images, output)
-    with pytest.raises(ConfigError, match=r"expected the name of a file in \.npz or"):
+    with pytest.raises(ConfigError, match=r"expected a file name that ends in \.npz or"):
         extract(other, images, tmp_path / "a.csv")
 
 
@@ -357,5 +357,5 @@ def test_broken_files_are_told(tmp_path: Path, name: str) -> None:
         read_feature_rows(path)
     with pytest.raises(ValueError, match="paths: expected 2, one for each feature, got 1"):
         rows(paths=["a"])
-    with pytest.raises(ValueError, match="expected the name of a file in"):
+    with pytest.raises(ValueError, match="expected a file name that ends in"):
         write_feature_rows(tmp_path / "a.csv", rows())

@@ -112,7 +112,7 @@ def test_thresholds_belong_to_their_weights(
     assert save_thresholds(weights, "a", TABLE) == tmp_path / "model.thresholds.json"
     assert load_thresholds(weights, "a") == TABLE
     assert load_thresholds(weights, "b") is None
-    assert "model.thresholds.json: is of another model than model.onnx" in caplog.text
+    assert "model.thresholds.json: belongs to another model than model.onnx" in caplog.text
 
 
 @pytest.mark.parametrize(

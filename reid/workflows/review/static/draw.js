@@ -79,9 +79,9 @@ function chart(history) {
 
 function drawFigures(found) {
   const random = found.random, labelled = found.labelled;
-  const counted = plural(random.answered, "image drawn at random", "images drawn at random");
+  const counted = plural(random.answered, "randomly sampled image", "randomly sampled images");
   const left = random.skipped + random.junk;
-  fill("random", make("h3", {}, "From random samples: not biased by what was asked"),
+  fill("random", make("h3", {}, "From random samples: not biased by the choice of questions"),
     ...(random.answered ? [
       definitions([
         ["Best match is right", percent(random.best_is_right)],
@@ -90,16 +90,16 @@ function drawFigures(found) {
       ]),
       make("p", { class: "muted" }, `${counted}, each compared with all images of other cameras; ` +
         `${random.with_match} have a match among the first 20 places. ` +
-        (left ? `${left} more were junk or passed over and count nowhere. ` : "") +
+        (left ? `${left} more were junk or skipped and do not count. ` : "") +
         "Rank-1 lies between the two, since an image without a match there may have one further down, or none. " +
-        "For the same reason this mAP is most often too high."),
+        "For the same reason this mAP is usually too high."),
     ] : [make("p", { class: "muted" }, "None answered yet: choose Random samples.")]));
-  fill("labelled", make("h3", {}, "On the labelled images: what --eval-only gives on the list"),
+  fill("labelled", make("h3", {}, "On the labelled images: the figures of --eval-only on the list"),
     ...(labelled.why ? [make("p", { class: "muted" }, `No figures yet: ${labelled.why}.`)] : [
       definitions([["mAP", percent(labelled.mAP)], ["Rank-1", percent(labelled.rank1)]]),
       make("p", { class: "muted" }, `${plural(labelled.queries, "query", "queries")} of ` +
         `${plural(labelled.persons, "person", "persons")} in ${plural(labelled.gallery, "gallery image", "gallery images")}. ` +
-        "Too high where only sure clusters and pairs were labelled, and where few images are in the gallery: compare models with it, and trust the random samples for how good one is." +
+        "These figures are too high if you labelled only sure clusters and pairs, or if the gallery is small. Use them to compare models; the random samples show how good a model is." +
         (found.unjudged ? ` ${plural(found.unjudged, "pair", "pairs")} of labelled persons may be one person each: answer Persons that look alike.` : "")),
     ]));
   const points = found.history.filter((entry) => entry.mAP || entry.sampled);

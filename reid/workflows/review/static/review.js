@@ -20,7 +20,7 @@ async function call(path, body) {
   try {
     response = await fetch(path, { ...options, cache: "no-store", credentials: "omit" });
   } catch {
-    throw new Error("review.py does not answer: has it ended? Answers that were taken are on disk.");
+    throw new Error("review.py does not answer: has it ended? Your earlier answers are on disk.");
   }
   const kind = response.headers.get("Content-Type") || "";
   const content = kind.startsWith("application/json") ? await response.json() : { error: await response.text() };
@@ -99,7 +99,7 @@ function show(found) {
   element("counts").textContent = `${plural(counts.answers, "answer", "answers")}; ` +
     `${plural(counts.labelled, "image", "images")} of ${counts.images.toLocaleString("en")} labelled, ` +
     `${plural(counts.persons, "person", "persons")}, ${counts.junk} junk` +
-    (counts.contradictions ? `; ${plural(counts.contradictions, "older answer", "older answers")} gave way to newer ones` : "");
+    (counts.contradictions ? `; ${plural(counts.contradictions, "older answer", "older answers")} overruled by newer ones` : "");
   fill("views", ...Object.entries(found.views).map(([name, title]) => {
     const button = make("button", { type: "button", "aria-current": String(name === found.view) }, title);
     button.addEventListener("click", () => { location.hash = name; });
@@ -119,7 +119,7 @@ function showQuestion(question, counts) {
   }
   if (!question) {
     element("task").textContent = "Nothing is left to ask here";
-    element("about").textContent = `Choose another kind of question above. Clusters are from: ${counts.clusters_from}.`;
+    element("about").textContent = `Choose another kind of question above. Source of the clusters: ${counts.clusters_from}.`;
     return;
   }
   const [task, about, anchorTitle, imagesTitle] = describe(question);
@@ -152,12 +152,12 @@ function describe(question) {
   }
   if (question.kind === "persons") {
     return ["Are these two persons one?",
-      `Both were labelled, and never compared. By the answers so far they are one with a probability of ${Math.round(100 * about.probability)} %.`,
+      `Both are labelled but were never compared. By the answers so far they are one with a probability of ${Math.round(100 * about.probability)} %.`,
       "One person", "The other"];
   }
   return ["Which images show the same person as the first one?",
-    `An image drawn at random (${about.sampled} of ${about.of.toLocaleString("en")} so far), and those of other cameras that are most like it, best first. Mark those of the same person.`,
-    "This person", "Most like it"];
+    `A randomly sampled image (${about.sampled} of ${about.of.toLocaleString("en")} so far) and the most similar images of other cameras, best first. Mark those of the same person.`,
+    "This person", "Most similar images"];
 }
 
 function tileParts(image, word) {
