@@ -99,6 +99,8 @@ def extract(
     """
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"{output}: expected the name of a file in {' or '.join(SUFFIXES)}")
+    if output.is_dir():
+        raise ConfigError(f"{output}: is a folder, expected the name of a file")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; choose another name, or pass --overwrite")
     folder = output.with_name(f"{output.name}.parts")

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from reid.assembly.model_card import ModelCard
+from reid.checking import shortened
 from reid.data.inputs import Picture, Pictures, each_picture, to_pixels
 from reid.data.resize import Pixels
 from reid.evaluation.thresholds import Thresholds
@@ -185,10 +186,8 @@ class Predictor:
                 )
             blocks.append(self._embed(batch, camids, done))
             done += len(batch)
-        if (
-            not isinstance(cameras, (str, int, np.integer, type(None)))
-            and next(numbers, None) is not None
-        ):
+        one_for_all = isinstance(cameras, (str, int, np.integer, type(None)))
+        if not one_for_all and next(numbers, None) is not None:
             raise ValueError(f"cameras: expected {done}, one for each picture, got more")
         return np.concatenate(blocks)
 
@@ -220,7 +219,14 @@ class Predictor:
             number = self.card.camera_number(cameras)
             while True:
                 yield number
-        for place, camera in enumerate(cameras):
+        try:
+            each = iter(cameras)
+        except TypeError:
+            raise ValueError(
+                "cameras: expected a name or number for all pictures, or a list of one for each, "
+                f"got {shortened(cameras)}"
+            ) from None
+        for place, camera in enumerate(each):
             try:
                 yield self.card.camera_number(
                     int(camera) if isinstance(camera, np.integer) else camera

@@ -176,10 +176,15 @@ def _predictor(choice: ModelChoice, stored: Origin | None) -> Predictor:
     if model is None:
         if stored is None:
             raise ConfigError("--model: expected the model that makes the features, got none")
-        if not stored.model or not Path(stored.model).exists():
+        if not stored.model:
             raise ConfigError(
-                f"the gallery's model {stored.model or '(it names none)'} is not there; pass "
-                "--model with the place where it is now"
+                "--model: expected the model of the gallery, which was built from features and "
+                "names none"
+            )
+        if not Path(stored.model).exists():
+            raise ConfigError(
+                f"the gallery's model {stored.model} is not there; pass --model with the place "
+                "where it is now"
             )
         model = Path(stored.model)
         if weights is None and stored.weights_named:

@@ -18,7 +18,7 @@ from reid.evaluation.thresholds import ThresholdRow, Thresholds
 from reid.registry import ConfigError
 from reid.structures import DataError
 from reid.workflows.search.features import ModelChoice, _thresholds_of
-from reid.workflows.search.gallery import Origin, read_gallery
+from reid.workflows.search.gallery import Origin, read_gallery, write_gallery
 from reid.workflows.search.output import threshold_text
 from reid.workflows.search.query import Answer, QuerySettings, choose_threshold, search
 from reid.workflows.thresholds import save_thresholds
@@ -168,7 +168,21 @@ def test_a_gallery_whose_model_is_gone_says_so(
     people: People, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_tool("query", people.gallery, people.paths[0]) == 2
-    assert "is not there; pass --model" in capsys.readouterr().err
+    assert "which was built from features and names none" in capsys.readouterr().err
+    moved = replace(read_gallery(people.gallery), origin=Origin("f" * 64, "/nowhere/run"))
+    write_gallery(people.gallery, moved)
+    assert run_tool("query", people.gallery, people.paths[0]) == 2
+    assert "model /nowhere/run is not there; pass --model" in capsys.readouterr().err
+
+
+def test_each_output_has_its_own_file(
+    people: People, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = people.folder / "one"
+    query = ["query", people.gallery, people.features, "--csv", one, "--json", one]
+    assert run_tool(*query) == 2
+    assert "are one file" in capsys.readouterr().err
+    assert not one.exists()
 
 
 def test_names_of_any_bytes_are_kept_and_shown_in_one_line(

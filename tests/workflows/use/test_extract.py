@@ -281,6 +281,10 @@ def test_parts_of_another_extraction_are_refused(
     extract(other, images, output, overwrite=True)
     with pytest.raises(ConfigError, match="is there already; choose another name"):
         extract(other, images, output)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.npz: is a folder"):
+        extract(other, images, tmp_path / "folder.npz", overwrite=True)
+    assert not (tmp_path / "folder.npz.parts").exists()
     with pytest.raises(ConfigError, match=r"expected the name of a file in \.npz or"):
         extract(other, images, tmp_path / "a.csv")
 

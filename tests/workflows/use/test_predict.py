@@ -172,6 +172,8 @@ def test_files_that_cannot_be_read_are_named(predictor: Predictor, tmp_path: Pat
         ([0, 1, 2], "expected 2, one for each picture, got more"),
         (["nowhere", 0], "image 0: camera 'nowhere': the model has not learned it; it knows 0 '"),
         (7, "camera 7"),
+        (0.5, "expected a name or number for all pictures, or a list of one for each, got 0.5"),
+        (np.array(1), "a list of one for each, got array"),
     ],
 )
 def test_cameras_that_do_not_fit(predictor: Predictor, cameras: object, message: str) -> None:
