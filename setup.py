@@ -20,6 +20,7 @@ setup(
     packages=[
         *find_packages(include=["reid", "reid.*"], exclude=PROJECTS),
         *PROJECTS,
+        "reid.workflows.review.static",  # files alone, which setuptools calls a package too
         *(
             f"{name}.{sub}"
             for name, folder in PROJECTS.items()
@@ -31,7 +32,7 @@ setup(
     package_data={
         "reid": ["py.typed"],
         "reid.workflows.report": ["*.j2"],
-        "reid.workflows.review": ["static/*"],
+        "reid.workflows.review.static": ["*"],
         **{name: ["py.typed"] for name in PROJECTS},
         **{name: ["*.yaml", "*.safetensors"] for name in SHIPPED},
     },

@@ -272,6 +272,18 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: ascii(match[0])[1:-1], text)
 
 
+def readable_name(name: str) -> str:
+    r"""A name in one line that every encoding has, for tables and JSON.
+
+    Names of files may hold line feeds, and bytes that are no text: these are written out.
+
+    >>> readable_name("door\n\udcff")
+    'door\\n\\xff'
+    """
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+
+
 def near(path: str | Path) -> str:
     """A path as a person would type it: relative where it lies below the working folder.
 

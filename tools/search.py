@@ -61,13 +61,13 @@ def main() -> int:
 
 def written(found: Found, arguments: argparse.Namespace) -> list[str]:
     """Writes the files that were asked for; returns a line for each."""
-    writers = {
-        arguments.csv: output.write_csv,
-        arguments.json: output.write_json,
-        arguments.picture: output.write_picture,
-    }
+    writers = (
+        (arguments.csv, output.write_csv),
+        (arguments.json, output.write_json),
+        (arguments.picture, output.write_picture),
+    )
     lines = []
-    for path, write in writers.items():
+    for path, write in writers:
         if path is not None:
             write(path, found)
             lines.append(f"Written to {path}")
@@ -127,7 +127,14 @@ def parse() -> argparse.Namespace:
             )  # fmt: skip
         if name == "query":
             add_settings(command)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.command == "query":
+        named = [
+            path for path in (arguments.csv, arguments.json, arguments.picture) if path is not None
+        ]
+        if len({path.absolute() for path in named}) < len(named):
+            parser.error("--csv, --json and --picture: two of them are one file")
+    return arguments
 
 
 def add_sources(command: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Literal
 
 import numpy as np
@@ -56,7 +57,7 @@ class Thresholds:
         rows: From the strictest to the loosest.
 
     Raises:
-        ValueError: There is no row.
+        ValueError: There is no row, or they are in another order.
     """
 
     source: Source
@@ -68,6 +69,16 @@ class Thresholds:
     def __post_init__(self) -> None:
         if not self.rows:
             raise ValueError("rows: expected one threshold or more, got none")
+        for place, (one, other) in enumerate(pairwise(self.rows), 1):
+            if (
+                one.similarity < other.similarity
+                or one.false_per_million >= other.false_per_million
+            ):
+                raise ValueError(
+                    f"rows[{place}]: expected a similarity of at most {one.similarity:g} and more "
+                    f"than {one.false_per_million:g} false matches per million, as rows go from "
+                    f"strict to loose, got {other.similarity:g} and {other.false_per_million:g}"
+                )
 
     @property
     def recommended(self) -> float:

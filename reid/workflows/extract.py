@@ -99,13 +99,15 @@ def extract(
     """
     if output.suffix not in SUFFIXES:
         raise ConfigError(f"{output}: expected a file name that ends in {' or '.join(SUFFIXES)}")
+    if output.is_dir():
+        raise ConfigError(f"{output}: expected the name of a file, but it is a folder")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; choose another name, or pass --overwrite")
     folder = output.with_name(f"{output.name}.parts")
-    if overwrite and folder.exists():
-        shutil.rmtree(folder)
     try:
         with StopSignals() as signals, locked(folder):
+            if overwrite:
+                _Parts.drop(folder)
             job = _job(predictor, images)
             parts = _Parts(folder, job, len(images.records), predictor.dimension)
             resumed = parts.done
@@ -245,19 +247,28 @@ class _Parts:
         ConfigError: The folder holds parts of another job.
     """
 
+    _JOB, _JOURNAL, _FEATURES = "job.txt", "done.jsonl", "features.npy"
+
     def __init__(self, folder: Path, job: str, total: int, dimension: int) -> None:
         self.total, self.done, self.failed = total, 0, dict[int, str]()
-        self._folder, self._journal = folder, folder / "done.jsonl"
+        self._folder, self._journal = folder, folder / self._JOURNAL
         self._written, self._waiting = 0, list[npt.NDArray[np.float32]]()
         self._new_failed: dict[int, str] = {}
         self.progress: ProgressBar | None = None
         self._saved_at = time.monotonic()
         self._read(job)
-        path = folder / "features.npy"
+        path = folder / self._FEATURES
         with writing(path):
             mode: Any = "r+" if self.done else "w+"
             self._features = open_memmap(path, mode, np.float32, (total, dimension))
         self.seen = self.done
+
+    @classmethod
+    def drop(cls, folder: Path) -> None:
+        """Removes what an extraction has left in a folder that this process holds."""
+        for name in (cls._JOB, cls._JOURNAL, cls._FEATURES):
+            with writing(folder / name):
+                (folder / name).unlink(missing_ok=True)
 
     def add(self, stop: int, features: npt.NDArray[np.float32], failed: dict[int, str]) -> None:
         """Takes the features of the images from `seen` to `stop`.
@@ -306,7 +317,7 @@ class _Parts:
 
     def _read(self, job: str) -> None:
         """Takes note of what an earlier process has done."""
-        path = self._folder / "job.txt"
+        path = self._folder / self._JOB
         if not path.exists():
             write_text(path, job)
             return

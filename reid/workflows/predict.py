@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from reid.assembly.model_card import ModelCard
+from reid.checking import shortened
 from reid.data.inputs import Picture, Pictures, each_picture, to_pixels
 from reid.data.resize import Pixels
 from reid.evaluation.thresholds import Thresholds
@@ -22,9 +24,9 @@ from reid.workflows.thresholds import load_thresholds
 from reid.workflows.trained import TrainedModel, load_trained
 
 Features: TypeAlias = npt.NDArray[np.float32]
-Camera: TypeAlias = str | int | tuple[str, str] | None
+Camera: TypeAlias = str | int | np.integer[Any] | tuple[str, str] | None
 """A camera's name or number as the model knows it, or (data set, name); None: any other."""
-Cameras: TypeAlias = str | int | Iterable[Camera] | None
+Cameras: TypeAlias = str | int | np.integer[Any] | Iterable[Camera] | None
 """One camera for all pictures, or one for each."""
 
 _ONNX_BATCH = 64
@@ -54,8 +56,6 @@ class Predictor:
         precision: As above; `onnx` for an ONNX file.
         trained: The model in torch, with its config; None: it is an ONNX file.
         network: Gives features of images that are resized and normalised already.
-        thresholds: From which similarity two pictures count as the same person, if
-            tools/thresholds.py has stored a table beside the weights; else None.
 
     Raises:
         ConfigError: There is no such model, or a setting is wrong.
@@ -92,8 +92,18 @@ class Predictor:
             self.precision = test.precision
             self.trained = trained
         self.card: ModelCard = self.network.card
-        self.thresholds: Thresholds | None = load_thresholds(self.weights, self.card.fingerprint)
         self._transform = self.card.transform()
+
+    @cached_property
+    def thresholds(self) -> Thresholds | None:
+        """From which similarity two pictures count as the same person.
+
+        None: tools/thresholds.py has left nothing about this model beside its weights.
+
+        Raises:
+            DataError: Their file is broken.
+        """
+        return load_thresholds(self.weights, self.fingerprint)
 
     @property
     def dimension(self) -> int:
@@ -175,7 +185,8 @@ class Predictor:
                 )
             blocks.append(self._embed(batch, camids, done))
             done += len(batch)
-        if not isinstance(cameras, (str, int, type(None))) and next(numbers, None) is not None:
+        one_for_all = isinstance(cameras, (str, int, np.integer, type(None)))
+        if not one_for_all and next(numbers, None) is not None:
             raise ValueError(f"cameras: expected {done}, one for each picture, got more")
         return np.concatenate(blocks)
 
@@ -201,13 +212,24 @@ class Predictor:
 
     def _camera_numbers(self, cameras: Cameras) -> Iterator[int]:
         """The cameras' numbers in the model; a single camera is repeated without end."""
+        if isinstance(cameras, np.integer):
+            cameras = int(cameras)
         if cameras is None or isinstance(cameras, (str, int)):
             number = self.card.camera_number(cameras)
             while True:
                 yield number
-        for place, camera in enumerate(cameras):
+        try:
+            each = iter(cameras)
+        except TypeError:
+            raise ValueError(
+                "cameras: expected a name or number for all pictures, or a list of one for each, "
+                f"got {shortened(cameras)}"
+            ) from None
+        for place, camera in enumerate(each):
             try:
-                yield self.card.camera_number(camera)
+                yield self.card.camera_number(
+                    int(camera) if isinstance(camera, np.integer) else camera
+                )
             except ValueError as error:
                 raise ValueError(f"image {place}: {error}") from None
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -82,6 +83,7 @@ class OnnxNetwork:
                 pass
         except InputError as error:
             raise WeightsError(f"{error}; expected an ONNX file") from error
+        self._path = path
         self._session = _open_session(path, device)
         metadata = self._session.get_modelmeta().custom_metadata_map
         if METADATA_KEY not in metadata:
@@ -106,10 +108,22 @@ class OnnxNetwork:
 
     def _run(self, images: Tensor, camids: Tensor) -> Tensor:
         given = {IMAGES: images.contiguous().numpy(), CAMERAS: camids.numpy()}
-        (features,) = self._session.run(
-            [FEATURES], {name: given[name] for name in sorted(self._inputs)}
-        )
-        return torch.from_numpy(features).float()
+        feed = {name: given[name] for name in sorted(self._inputs)}
+        try:
+            (features,) = self._session.run([FEATURES], feed)
+        except Exception as error:  # onnxruntime's errors have no common base
+            raise WeightsError(
+                f"{self._path}: does not run with {len(images)} images ({_reason(error)}); export "
+                "the model anew"
+            ) from error
+        expected = len(images), self.card.dimension
+        if getattr(features, "shape", None) != expected or features.dtype != np.float32:
+            got = f"{getattr(features, 'dtype', '')} {getattr(features, 'shape', 'no array')}"
+            raise WeightsError(
+                f"{self._path}: expected float32 features {expected} as its metadata say, got "
+                f"{got}; export the model anew"
+            )
+        return F.normalize(torch.from_numpy(features), dim=-1)
 
 
 def card_of(trained: TrainedModel) -> ModelCard:
@@ -120,14 +134,9 @@ def card_of(trained: TrainedModel) -> ModelCard:
     """
     config, model = trained.config, trained.model
     weights = trained.weights
-    cameras: Sequence[Camera] | None = None
-    if model.num_cameras:
-        cameras = read_cameras(read_metadata(weights), str(weights))
-        if cameras is None:  # the file does not name their data set, so only numbers are known
-            cameras = [Camera("", number) for number in range(model.num_cameras)]
     return ModelCard.of(
         config.input,
-        cameras,
+        cameras_of(trained),
         _dimension(model, config.input.size, trained.device),
         {
             "weights": weights.name,
@@ -137,6 +146,20 @@ def card_of(trained: TrainedModel) -> ModelCard:
         },
         flip=config.test.flip,
     )
+
+
+def cameras_of(trained: TrainedModel) -> Sequence[Camera] | None:
+    """The cameras by their number in the model; None: it has none.
+
+    If the weights do not name the cameras' data set, only their numbers are known.
+
+    Raises:
+        WeightsError: The cameras in the weights' metadata are wrong.
+    """
+    if not trained.model.num_cameras:
+        return None
+    known = read_cameras(read_metadata(trained.weights), str(trained.weights))
+    return known or [Camera("", number) for number in range(trained.model.num_cameras)]
 
 
 def _dimension(model: ReIDModel, size: tuple[int, int], device: torch.device) -> int:
@@ -172,5 +195,9 @@ def _open_session(path: Path, device: str) -> Any:
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: cannot be run as an ONNX file ({reason})") from error
+        raise WeightsError(f"{path}: cannot be run as an ONNX file ({_reason(error)})") from error
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error's text."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from reid.checking import from_mapping
 from reid.evaluation.thresholds import Thresholds
-from reid.files import read_json, write_text
+from reid.files import read_json, readable_name, write_text
 from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
 
 _SUFFIX = ".thresholds.json"
-_FORMAT = 1
 
 
 @dataclass(frozen=True)
 class _File:
     """What the file holds."""
 
-    format: int
+    format: Literal[1]
     fingerprint: str
     thresholds: Thresholds
 
@@ -77,6 +77,7 @@ def save_thresholds(weights: Path, fingerprint: str, thresholds: Thresholds) -> 
         OutputError: The file cannot be written.
     """
     path = thresholds_path(weights)
-    content = asdict(_File(_FORMAT, fingerprint, thresholds))
+    thresholds = replace(thresholds, data=readable_name(thresholds.data))
+    content = asdict(_File(1, fingerprint, thresholds))
     write_text(path, json.dumps(content, indent=2) + "\n")
     return path

@@ -25,6 +25,7 @@ from reid.assembly.model_card import METADATA_KEY, ModelCard
 from reid.assembly.network import build_model
 from reid.assembly.plugins import register_parts
 from reid.config import dump_config, load_config
+from reid.evaluation.thresholds import ThresholdRow, Thresholds
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import save_weights
 from reid.registry import BACKBONE, HEAD, ConfigError, build
@@ -33,6 +34,8 @@ from reid.workflows import export
 from reid.workflows.export import Exported, ExportError, export_model, graph
 from reid.workflows.export.check import BOUNDS, Agreement, OnnxModel, compare, judge
 from reid.workflows.export.precision import to_int8
+from reid.workflows.predict import Predictor
+from reid.workflows.thresholds import save_thresholds
 from reid.workflows.trained import load_trained
 
 ROOT = Path(__file__).parents[2]
@@ -366,3 +369,40 @@ def test_the_mean_of_the_cameras_as_a_tracker_takes_it(run: Path, tmp_path: Path
     with torch.inference_mode():
         expected = load_trained(run).model(Batch.of(crops)).test.numpy()
     np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def test_a_predictor_of_the_file_gives_what_one_of_the_run_gives(
+    run: Path, exported: Exported
+) -> None:
+    ours, file = Predictor(run), Predictor(exported.path)
+    images = [*np.random.default_rng(1).integers(0, 256, (2, 40, 20, 3), np.uint8)]
+    for cameras in (None, 1, [0, None], np.int64(1)):
+        np.testing.assert_allclose(file(images, cameras), ours(images, cameras), atol=1e-5)
+    assert file.fingerprint == ours.fingerprint
+    assert file.card.cameras == ours.card.cameras
+
+
+def test_thresholds_of_the_run_go_with_the_file(
+    run: Path, traced: onnx.ModelProto, tmp_path: Path
+) -> None:
+    table = Thresholds("pairs", "shop", 3, 4, [ThresholdRow(0.5, 100.0, 0.9)])
+    beside = save_thresholds(run / "model_final.safetensors", Predictor(run).fingerprint, table)
+    try:
+        export_model(run, tmp_path / "m.onnx")
+        assert Predictor(tmp_path / "m.onnx").thresholds == table
+        (tmp_path / "other.safetensors").touch()
+        export_model(run, tmp_path / "other.onnx")
+        assert not (tmp_path / "other.thresholds.json").exists()
+    finally:
+        beside.unlink()
+
+
+def test_cameras_without_names_are_an_input_too(
+    run: Path, traced: onnx.ModelProto, tmp_path: Path
+) -> None:
+    weights = tmp_path / "bare.safetensors"
+    save_weights(weights, load_trained(run).model.state_dict(), {})
+    export_model(run, tmp_path / "m.onnx", weights)
+    file, ours = Predictor(tmp_path / "m.onnx"), Predictor(run, weights)
+    assert file.card.cameras == ours.card.cameras == [("", "0"), ("", "1"), ("", "2")]
+    assert file.fingerprint == ours.fingerprint

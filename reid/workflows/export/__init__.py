@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,15 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from reid.assembly.cameras import read_cameras
 from reid.assembly.hooks import build_evaluator
 from reid.assembly.model_card import METADATA_KEY, ModelCard
 from reid.assembly.provenance import config_hash, git_state
 from reid.data.loaders import eval_loader
 from reid.data.scan import scan_images
 from reid.engine.testing import evaluate
-from reid.files import open_regular, replacing
-from reid.modeling.weights import read_metadata
+from reid.files import file_sha256, replacing
 from reid.registry import ConfigError
 from reid.structures import DataError, ImageRecord
 from reid.workflows.export.check import (
@@ -45,6 +42,8 @@ from reid.workflows.export.graph import (
 )
 from reid.workflows.export.precision import Feed, Precision, load_bytes, to_half, to_int8
 from reid.workflows.pictures import pick_images
+from reid.workflows.runtime import cameras_of
+from reid.workflows.thresholds import load_thresholds, save_thresholds
 from reid.workflows.trained import TrainedModel, load_trained
 
 if TYPE_CHECKING:
@@ -151,6 +150,7 @@ def export_model(
     _describe(graph, card)
     with replacing(output) as temporary:
         temporary.write_bytes(graph.SerializeToString())
+    _carry_thresholds(trained.weights, output, card.fingerprint)
     return Exported(output, graph.ByteSize(), card, agreement, scores, told)
 
 
@@ -229,10 +229,9 @@ def _card(
     scores: dict[str, float],
 ) -> ModelCard:
     """The metadata of the file."""
-    config, path = trained.config, Path(trained.config.model.weights)
-    known = read_cameras(read_metadata(path), str(path))
+    config, path = trained.config, trained.weights
     provenance: dict[str, Any] = {
-        "weights_sha256": _digest(path),
+        "weights_sha256": file_sha256(path),
         "weights": path.name,
         "config_hash": config_hash(config),
         "git": git_state(),
@@ -252,17 +251,21 @@ def _card(
     asks = CAMERAS in [put.name for put in graph.graph.input]
     dimension = int(graph.graph.output[0].type.tensor_type.shape.dim[1].dim_value)
     return ModelCard.of(
-        config.input, known if asks else None, dimension, provenance, flip=config.test.flip
+        config.input,
+        cameras_of(trained) if asks else None,
+        dimension,
+        provenance,
+        flip=config.test.flip,
     )
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def _carry_thresholds(weights: Path, output: Path, fingerprint: str) -> None:
+    """Leaves the model's thresholds beside the file too, which has the same features."""
+    if output.with_suffix(weights.suffix).exists():
+        return  # weights of that name have their own there
+    thresholds = load_thresholds(weights, fingerprint)
+    if thresholds is not None:
+        save_thresholds(output, fingerprint, thresholds)
 
 
 def _describe(graph: ModelProto, card: ModelCard) -> None:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from reid.files import printable
+from reid.shipped import command
 from reid.workflows.review.lists import LabelledSplits
 from reid.workflows.review.source import Source
 
@@ -35,19 +36,19 @@ def next_commands(
 ) -> list[tuple[str, str]]:
     """(What it does, command) for the list; commands whose images are missing are left out."""
     spec = dataset_spec(labels, outside)
-    start = ["python", "tools/train_net.py", "--config-file", str(source.run / "config.yaml")]
+    start = [*command("train_net"), "--config-file", str(source.run / "config.yaml")]
     weights = ["MODEL.WEIGHTS", source.config.model.weights]
     name = str(source.run)
     found = []
     if splits.query:
-        command = [*start, "--eval-only", *weights, "DATASETS.TEST", f"[{spec}]",
-                   "OUTPUT_DIR", f"{name}_reviewed"]  # fmt: skip
-        found.append(("Score the model on the labels", _line(command)))
+        words = [*start, "--eval-only", *weights, "DATASETS.TEST", f"[{spec}]",
+                 "OUTPUT_DIR", f"{name}_reviewed"]  # fmt: skip
+        found.append(("Score the model on the labels", _line(words)))
     if splits.train_persons > 1:
-        command = [*start, *weights, *_SUPERVISED, "DATASETS.TRAIN", spec,
-                   "DATASETS.TEST", f"[{spec}]" if splits.query else "[]",
-                   "OUTPUT_DIR", f"{name}_labels"]  # fmt: skip
-        found.append(("Train further with the labels", _line(command)))
+        words = [*start, *weights, *_SUPERVISED, "DATASETS.TRAIN", spec,
+                 "DATASETS.TEST", f"[{spec}]" if splits.query else "[]",
+                 "OUTPUT_DIR", f"{name}_labels"]  # fmt: skip
+        found.append(("Train further with the labels", _line(words)))
     return found
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from reid.assembly.model_card import ModelCard
 from reid.evaluation.feature_rows import SUFFIXES, FeatureRows, read_feature_rows
 from reid.evaluation.thresholds import Thresholds
-from reid.files import InputError, file_sha256, near
+from reid.files import InputError, file_sha256, near, readable_name
 from reid.registry import ConfigError
 from reid.structures import UNKNOWN_CAMERA, DataError
 from reid.workflows.extract import extract
@@ -95,6 +95,7 @@ def embed(
         return _from_file(files[0], choice, stored)
     predictor = _predictor(choice, stored)
     origin = _origin(predictor, choice, stored)
+    thresholds = predictor.thresholds or _thresholds_of(origin)
     images = list_paths(sources, predictor.card, camera_folders=choice.camera_folders)
     if choice.camera:
         images = _of_camera(images, choice.camera, predictor.card)
@@ -112,7 +113,7 @@ def embed(
         logger.warning("Left out: %s", why or path)
     if len(written.unreadable) > _SHOWN:
         logger.warning("Left out: %d images in all", len(written.unreadable))
-    return Embedded(_entries(rows), origin, written.unreadable, predictor.thresholds)
+    return Embedded(_entries(rows), origin, written.unreadable, thresholds)
 
 
 def _of_camera(images: ImageList, camera: str, card: ModelCard) -> ImageList:
@@ -147,14 +148,16 @@ def _from_file(path: Path, choice: ModelChoice, stored: Origin | None) -> Embedd
     if stored is not None:
         refuse_other(rows.fingerprint, str(path), stored)
         origin = stored
-    thresholds = None
-    weights = Path(origin.weights)
-    if origin.weights and weights.is_file():
-        thresholds = load_thresholds(weights, rows.fingerprint)
-    entries = _entries(rows)
     if choice.camera:
-        entries = entries._replace(cameras=[choice.camera] * len(entries.paths))
-    return Embedded(entries, origin, [], thresholds)
+        rows = replace(rows, cameras=[choice.camera] * len(rows))
+    return Embedded(_entries(rows), origin, [], _thresholds_of(origin))
+
+
+def _thresholds_of(origin: Origin) -> Thresholds | None:
+    """Those beside a gallery's weights: an ONNX file of the same model may have none."""
+    if not origin.weights or not Path(origin.weights).is_file():
+        return None
+    return load_thresholds(Path(origin.weights), origin.fingerprint)
 
 
 def _told(rows: FeatureRows) -> Origin:
@@ -163,7 +166,8 @@ def _told(rows: FeatureRows) -> Origin:
     text = {name: value for name, value in told.items() if isinstance(value, str)}
     weights = text.get("weights", "")
     place = str(Path(weights).absolute()) if weights and Path(weights).is_file() else ""
-    return Origin(rows.fingerprint, place, place, text.get("weights_sha256", ""))
+    place, digest = readable_name(place), readable_name(text.get("weights_sha256", ""))
+    return Origin(readable_name(rows.fingerprint), place, place, digest)
 
 
 def _predictor(choice: ModelChoice, stored: Origin | None) -> Predictor:
@@ -172,10 +176,15 @@ def _predictor(choice: ModelChoice, stored: Origin | None) -> Predictor:
     if model is None:
         if stored is None:
             raise ConfigError("--model: expected the model that makes the features, got none")
-        if not stored.model or not Path(stored.model).exists():
+        if not stored.model:
             raise ConfigError(
-                f"the gallery's model {stored.model or '(it names none)'} is not there; pass "
-                "--model with the place where it is now"
+                "--model: expected the model of the gallery, which was built from features and "
+                "names none"
+            )
+        if not Path(stored.model).exists():
+            raise ConfigError(
+                f"the gallery's model {stored.model} is not there; pass --model with the place "
+                "where it is now"
             )
         model = Path(stored.model)
         if weights is None and stored.weights_named:
@@ -214,8 +223,8 @@ def _origin(predictor: Predictor, choice: ModelChoice, stored: Origin | None) ->
     assert choice.model is not None  # `_predictor` has refused it
     return Origin(
         predictor.fingerprint,
-        str(choice.model.absolute()),
-        str(predictor.weights.absolute()),
+        readable_name(str(choice.model.absolute())),
+        readable_name(str(predictor.weights.absolute())),
         predictor.card.weights_sha256,
         # A run may replace its best weights; a config may name only its backbone's weights.
         weights_named=choice.weights is not None or choice.model.is_dir(),
@@ -251,7 +260,8 @@ def _entries(rows: FeatureRows) -> Entries:
     features = rows.features[kept]
     features /= lengths[kept][:, None]
     chosen = [paths[row] for row in kept]
-    return Entries(features, chosen, [rows.cameras[row] for row in kept], hash_files(chosen))
+    cameras = [readable_name(rows.cameras[row]) for row in kept]
+    return Entries(features, chosen, cameras, hash_files(chosen))
 
 
 def hash_files(paths: Sequence[str]) -> Hashes:

@@ -224,6 +224,8 @@ def changing(folder: Path) -> Iterator[None]:
         OutputError: The folder cannot be written to.
     """
     new = not folder.exists()
+    if not new and not folder.is_dir():
+        raise ConfigError(f"{folder}: is a file; expected a folder for the gallery alone")
     try:
         with locked(folder):
             remove_leftovers(folder)

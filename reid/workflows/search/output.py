@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from reid.files import near, write_text
+from reid.files import near, readable_name, write_text
 from reid.pictures.answers import Tile, draw_answers
 from reid.workflows.search.query import Answer, Answered, Found, Threshold
 
@@ -34,7 +34,7 @@ def text_of(found: Found) -> str:
             disable_numparse=True,
             colalign=("right", "right", "left", "left", "left") if query.answers else None,
         )
-        blocks.append(f"{near(query.path)}\n{table if query.answers else '  no image was found'}")
+        blocks.append(f"{_name(query.path)}\n{table if query.answers else '  no image was found'}")
     left = len(found.queries) - _SHOWN_QUERIES
     if left > 0:
         blocks.append(f"... and {left:,} queries more: --csv, --json and --picture have them")
@@ -119,7 +119,17 @@ def _tiles(query: Answered) -> list[Tile]:
 
 def _shown(rank: int, answer: Answer) -> list[str]:
     said = _WORDS[answer.same] or "?"
-    return [str(rank), f"{answer.similarity:.3f}", said, answer.camera, near(answer.path)]
+    return [
+        str(rank),
+        f"{answer.similarity:.3f}",
+        said,
+        readable_name(answer.camera),
+        _name(answer.path),
+    ]
+
+
+def _name(path: str) -> str:
+    return readable_name(near(path))
 
 
 def _number(value: float | None) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,10 +17,11 @@ from PIL import Image
 from reid.evaluation.thresholds import ThresholdRow, Thresholds
 from reid.registry import ConfigError
 from reid.structures import DataError
-from reid.workflows.search.features import ModelChoice
-from reid.workflows.search.gallery import read_gallery
+from reid.workflows.search.features import ModelChoice, _thresholds_of
+from reid.workflows.search.gallery import Origin, read_gallery, write_gallery
 from reid.workflows.search.output import threshold_text
 from reid.workflows.search.query import Answer, QuerySettings, choose_threshold, search
+from reid.workflows.thresholds import save_thresholds
 
 if TYPE_CHECKING:
     from tests.workflows.search.conftest import People
@@ -136,8 +139,6 @@ def test_thresholds_mark_the_same_person(
 
 
 def _origin(people: People) -> object:
-    from reid.workflows.search.gallery import Origin
-
     return Origin("f" * 64, str(people.features), str(people.features), "0" * 64)
 
 
@@ -169,4 +170,48 @@ def test_a_gallery_whose_model_is_gone_says_so(
     people: People, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_tool("query", people.gallery, people.paths[0]) == 2
-    assert "is not there; pass --model" in capsys.readouterr().err
+    assert "which was built from features and names none" in capsys.readouterr().err
+    moved = replace(read_gallery(people.gallery), origin=Origin("f" * 64, "/nowhere/run"))
+    write_gallery(people.gallery, moved)
+    assert run_tool("query", people.gallery, people.paths[0]) == 2
+    assert "model /nowhere/run is not there; pass --model" in capsys.readouterr().err
+
+
+def test_each_output_has_its_own_file(
+    people: People, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = people.folder / "one"
+    query = ["query", people.gallery, people.features, "--csv", one, "--json", one]
+    assert run_tool(*query) == 2
+    assert "are one file" in capsys.readouterr().err
+    assert not one.exists()
+
+
+def test_names_of_any_bytes_are_kept_and_shown_in_one_line(
+    people: People, run_tool: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    odd = ["/a\n  9  0.999  yes\x1b[2J.png", "/b\udcff.png"]
+    features = people.write("odd.npz", odd, people.make([0, 0]))
+    gallery = people.folder / "odd"
+    assert run_tool("build", gallery, features, "--camera", "door\udcff\n") == 0
+    capsys.readouterr()
+    found = people.folder / "odd.csv"
+    assert run_tool("query", gallery, people.features, "--top", 2, "--csv", found) == 0
+    shown = capsys.readouterr().out
+    assert "/a\\n  9  0.999  yes\\x1b[2J.png" in shown
+    assert "/b\\xff.png" in shown
+    assert "door\\xff\\n" in shown
+    lines = csv.DictReader(io.StringIO(found.read_bytes().decode("utf-8", "surrogateescape")))
+    assert {line["path"] for line in lines} == {*odd}
+
+
+def test_thresholds_of_the_gallery_s_weights_count_for_each_file_of_the_model(
+    people: People,
+) -> None:
+    weights = people.folder / "model.safetensors"
+    weights.touch()
+    origin = Origin("f" * 64, str(people.folder / "model.onnx"), str(weights))
+    assert _thresholds_of(origin) is None
+    save_thresholds(weights, origin.fingerprint, TABLE)
+    assert _thresholds_of(origin) == TABLE
+    assert _thresholds_of(replace(origin, fingerprint="0" * 64)) is None

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 from reid.evaluation.feature_files import load_features
 from reid.evaluation.feature_rows import FeatureRows, read_feature_rows, write_feature_rows
 from reid.evaluation.report import evaluate_file
+from reid.locks import locked
 from reid.registry import ConfigError
 from reid.structures import DataError
 from reid.workflows import extract as extraction
@@ -280,6 +281,10 @@ def test_parts_of_another_extraction_are_refused(
     extract(other, images, output, overwrite=True)
     with pytest.raises(ConfigError, match="is there already; choose another name"):
         extract(other, images, output)
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.npz: expected the name of a file, but"):
+        extract(other, images, tmp_path / "folder.npz", overwrite=True)
+    assert not (tmp_path / "folder.npz.parts").exists()
     with pytest.raises(ConfigError, match=r"expected a file name that ends in \.npz or"):
         extract(other, images, tmp_path / "a.csv")
 
@@ -359,3 +364,15 @@ def test_broken_files_are_told(tmp_path: Path, name: str) -> None:
         rows(paths=["a"])
     with pytest.raises(ValueError, match="expected a file name that ends in"):
         write_feature_rows(tmp_path / "a.csv", rows())
+
+
+def test_overwriting_leaves_an_extraction_that_works_alone(
+    predictor: Predictor, crops: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "a.npz"
+    parts = tmp_path / "a.npz.parts"
+    with locked(parts):
+        (parts / "job.txt").write_text("of another process")
+        with pytest.raises(ConfigError, match=r"a\.npz: .* is in use by process"):
+            extract(predictor, list_paths([crops], predictor.card), output, overwrite=True)
+        assert (parts / "job.txt").read_text() == "of another process"

@@ -172,6 +172,8 @@ def test_files_that_cannot_be_read_are_named(predictor: Predictor, tmp_path: Pat
         ([0, 1, 2], "expected 2, one for each picture, got more"),
         (["nowhere", 0], "image 0: camera 'nowhere': the model has not learned it; it knows 0 '"),
         (7, "camera 7"),
+        (0.5, "expected a name or number for all pictures, or a list of one for each, got 0.5"),
+        (np.array(1), "a list of one for each, got array"),
     ],
 )
 def test_cameras_that_do_not_fit(predictor: Predictor, cameras: object, message: str) -> None:
@@ -338,6 +340,25 @@ def test_onnx_files_that_do_not_fit(predictor: Predictor, tmp_path: Path) -> Non
             Predictor(whole, **options)
     with pytest.raises(ConfigError, match="expected auto, cpu or cuda"):
         Predictor(whole, device="tpu")
+
+
+def test_onnx_files_that_do_not_give_what_they_say(predictor: Predictor, tmp_path: Path) -> None:
+    path = onnx_file(tmp_path / "m.onnx", predictor)
+    import onnx
+    from onnx import helper
+
+    (tmp_path / "changed").mkdir()
+    for change, message in (
+        ({"dimension": 9}, r"m\.onnx: expected float32 features \(1, 9\) .*\(1, 4\)"),
+        ({"size": [40, 32]}, r"m\.onnx: does not run with 1 images"),
+    ):
+        model = onnx.load(path)
+        content = json.loads(model.metadata_props[0].value) | change
+        del model.metadata_props[:]
+        helper.set_model_props(model, {METADATA_KEY: json.dumps(content)})
+        onnx.save(model, tmp_path / "changed" / "m.onnx")
+        with pytest.raises(WeightsError, match=message):
+            Predictor(tmp_path / "changed" / "m.onnx")(pixels(0))
 
 
 def test_onnxruntime_is_an_extra(

@@ -6,6 +6,7 @@ import json
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,8 @@ def test_thresholds_belong_to_their_weights(
         lambda content: content.pop("fingerprint"),
         lambda content: content.update(thresholds=3),
         lambda content: content["thresholds"].update(rows=[3]),
+        lambda content: content.update(format=2),
+        lambda content: content["thresholds"].update(rows=2 * content["thresholds"]["rows"]),
     ],
 )
 def test_broken_files_are_told(tmp_path: Path, change: Any) -> None:
@@ -137,3 +140,22 @@ def test_broken_files_are_told(tmp_path: Path, change: Any) -> None:
     thresholds_path(weights).write_text("{")
     with pytest.raises(DataError, match=r"tools/thresholds\.py"):
         load_thresholds(weights, "a")
+
+
+def test_names_of_any_bytes_come_back_readable(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    save_thresholds(weights, "a", replace(TABLE, data="sh\udcffp\n, 3 images"))
+    found = load_thresholds(weights, "a")
+    assert found is not None
+    assert found.data == "sh\\xffp\\n, 3 images"
+
+
+def test_a_broken_file_stops_nobody_who_needs_it_not(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = folder / "model_best.thresholds.json"
+    path.write_text("{")
+    assert tool("thresholds.py", "--model", folder, "--show") == 2
+    assert "make it anew with tools/thresholds.py" in capsys.readouterr().err
+    assert tool("thresholds.py", "--model", folder, "--workers", 0) == 0
+    assert Predictor(folder).thresholds is not None
