@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,20 @@ def test_a_side_on_a_gpu(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     measure._child(Pipe, work, range, (7,), None, "cuda")
     assert calls == ["cuda", "synchronize", "reset", "work", "synchronize"]
     assert (sent[0].result, sent[0].gpu_mb) == (7, 2)
+
+
+@pytest.mark.parametrize("stage", ["extraction", "training"])
+def test_the_networks_equations_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    backbone = importlib.import_module("backbone")
+    tiny = {"image_size": (32, 16), "embed_dim": 24, "depth": 2, "num_heads": 3}
+    monkeypatch.setitem(backbone.MODELS, "vit_small", tiny)
+    monkeypatch.setattr(
+        sys, "argv", ["backbone.py", "--stage", stage, "--batch", "2", "--rounds", "1"]
+    )
+    backbone.main()
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["stage"] == f"backbone {stage}"
+    assert told["agrees"]

@@ -43,13 +43,13 @@ class PlainViT(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor, camid: Tensor) -> Tensor:
-        """(B, 3, H, W) of cameras (B,) -> (B, D)."""
+    def forward(self, batch: Batch) -> Tensor:
+        """Images and cameras -> (B, D)."""
         net, camera = self.network.net, self.network.camera_embed
         assert camera is not None
-        patches = self._embed(net.patch_embed, image)
+        patches = self._embed(net.patch_embed, batch.image)
         x = torch.cat((net.cls_token.expand(len(patches), -1, -1), patches), 1)
-        x = x + net.pos_embed + 3 * camera[camid]
+        x = x + net.pos_embed + 3 * camera[batch.camid]
         for block in net.blocks:
             x = x + self._attend(block.attn, block.norm1(x))
             x = x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
@@ -83,9 +83,9 @@ class Unit(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor, camid: Tensor) -> Tensor:
-        """(B, 3, H, W) of cameras (B,) -> (B, D)."""
-        return F.normalize(self.network(image, camid).tokens[:, 0].float())
+    def forward(self, batch: Batch) -> Tensor:
+        """Images and cameras -> (B, D)."""
+        return F.normalize(self.network(batch).tokens[:, 0].float())
 
 
 def make_network(name: str, device: torch.device) -> ViT:
