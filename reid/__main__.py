@@ -41,8 +41,8 @@ def _tool(name: str) -> Callable[[], int]:
         raise ImportError(f"{_file(name)} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if hasattr(module, "EPILOG"):
-        module.EPILOG = _COMMAND.sub(_as_word, module.EPILOG)
+    if "EPILOG" in vars(module):
+        vars(module)["EPILOG"] = _COMMAND.sub(_as_word, vars(module)["EPILOG"])
     return cast("Callable[[], int]", module.main)
 
 
