@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import cast
 from reid import __version__
 from reid.checking import nearest
 from reid.shipped import COMMANDS, shipped_root
+
+_COMMAND = re.compile(r"python tools/(\w+)\.py")
 
 
 def main() -> int:
@@ -38,7 +41,14 @@ def _tool(name: str) -> Callable[[], int]:
         raise ImportError(f"{_file(name)} cannot be imported")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    if "EPILOG" in vars(module):
+        vars(module)["EPILOG"] = _COMMAND.sub(_as_word, vars(module)["EPILOG"])
     return cast("Callable[[], int]", module.main)
+
+
+def _as_word(match: re.Match[str]) -> str:
+    """`reid search` for `python tools/search.py`, which an installed package does not have."""
+    return next((f"reid {word}" for word, name in COMMANDS.items() if name == match[1]), match[0])
 
 
 def _help() -> str:

@@ -66,6 +66,16 @@ def test_a_command_is_its_tool(run: Run, capsys: pytest.CaptureFixture[str]) -> 
     assert capsys.readouterr().out.startswith("usage: reid evaluate ")
 
 
+def test_examples_in_the_help_of_a_command_are_commands(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run("search", "--help")
+    shown = capsys.readouterr().out
+    assert "reid search build people crops/ --model logs/run" in shown
+    assert "python tools/" not in shown
+
+
 @pytest.mark.parametrize(
     ("name", "file"),
     [
