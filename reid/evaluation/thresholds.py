@@ -29,6 +29,8 @@ _SAID = {
     "so the true figures are worse; label some pairs to know them",
 }
 
+Pairs = Annotated[int, Range(1, 2**63 - 1)]
+
 
 @dataclass(frozen=True)
 class ThresholdRow:
@@ -62,8 +64,8 @@ class Thresholds:
 
     source: Source
     data: str
-    same_pairs: int
-    other_pairs: int
+    same_pairs: Pairs
+    other_pairs: Pairs
     rows: list[ThresholdRow]
 
     def __post_init__(self) -> None:

@@ -121,6 +121,7 @@ def test_thresholds_belong_to_their_weights(
     [
         lambda content: content["thresholds"].update(rows=[]),
         lambda content: content["thresholds"]["rows"][0].update(similarity=3),
+        lambda content: content["thresholds"].update(same_pairs=-1),
         lambda content: content["thresholds"].update(source="guess"),
         lambda content: content.pop("fingerprint"),
         lambda content: content.update(thresholds=3),
