@@ -94,7 +94,7 @@ def explained(signals: StopSignals) -> Iterator[None]:
                 "memory or shared memory (/dev/shm): lower dataloader.num_workers; 0 reads in the "
                 "main process. --resume goes on from the last checkpoint"
             ) from error
-        if "Expected more than 1 value per channel" in str(error):
+        if str(error).startswith("Expected more than 1 value per channel"):
             raise ConfigError(
                 "dataloader.sampler.batch_size: a batch of one image whose feature map has one "
                 f"position gives BatchNorm no variance ({error}); use larger batches, or a larger "
