@@ -270,7 +270,7 @@ def test_a_missing_package_is_told_with_the_extra(
     code, text = use_tool(capsys, run, tmp_path / "m.onnx")
     assert code == 2
     assert text.strip() == (
-        "ConfigError: the export needs onnxscript, which is not installed: "
+        "ConfigError: the export needs packages that are not installed (onnxscript): "
         "pip install 'reid[export]'"
     )
 

@@ -57,7 +57,7 @@ def require_packages() -> None:
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise ConfigError(
-            f"the export needs {' and '.join(missing)}, which is not installed: "
+            f"the export needs packages that are not installed ({', '.join(missing)}): "
             "pip install 'reid[export]'"
         )
 
