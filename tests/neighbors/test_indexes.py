@@ -148,7 +148,7 @@ def lead_down(arrays: Arrays) -> None:
         ("graph", wrong("levels", lambda a: a.astype(np.int64)), "levels: expected int32"),
         ("graph", wrong("start", put(0, -1)), "start: expected 0 to 799"),
         ("graph", lambda arrays: arrays.pop("start"), "start: expected int64 .*got nothing"),
-        ("graph", lead_down, "from level 1 to a node that it has not"),
+        ("graph", lead_down, "level 1 links to a node that is not on this level"),
         ("codes", wrong("lists", put(0, 10_000)), "lists: expected 0 to"),
         ("codes", wrong("codes", lambda a: a[:, :0]), "codes: expected uint8"),
         ("codes", wrong("coarse", lambda a: a[:0]), "coarse: expected 1 to 10,000 centres"),

@@ -112,7 +112,9 @@ def test_figures_come_with_answers(browser: Any, served: Any) -> None:
         browser.until(
             f"{READY} && document.getElementById('counts').textContent.startsWith('{number} ')"
         )
-    browser.until("document.getElementById('random').textContent.includes('12 images drawn')")
+    browser.until(
+        "document.getElementById('random').textContent.includes('12 randomly sampled images')"
+    )
     assert "between" in browser.value("document.getElementById('random').textContent")
     browser.until("document.querySelectorAll('#chart svg').length")
     assert browser.poor_contrast() == []

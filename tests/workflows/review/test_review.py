@@ -113,6 +113,7 @@ class Tool:
         return self.process.wait(60), rest
 
 
+@pytest.mark.slow
 def test_killed_reviewed_scored_and_trained_on(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

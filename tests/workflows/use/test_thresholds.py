@@ -83,7 +83,7 @@ def test_extracted_features_give_the_same(
     config.write_text(config.read_text().replace("FLIP: true", "FLIP: false"))
     capsys.readouterr()
     assert tool("thresholds.py", *options, "--features", features) == 2
-    assert "f.npz: its features are of another model" in capsys.readouterr().err
+    assert "f.npz: its features come from another model" in capsys.readouterr().err
 
 
 def test_clusters_stand_in_where_nothing_is_labelled(
