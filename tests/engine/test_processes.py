@@ -96,7 +96,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_train_as_one(alone: Path, processes: int) -> None:
     # extraction, labels, sampling, augmentation, losses, BatchNorm, weights and metrics
     done = run(alone, processes)
