@@ -21,7 +21,7 @@ from reid.workflows.gpu_check.sections import WHEELS, Section
 JSON, PAGE, LOG = "gpu_check.json", "gpu_check.html", "gpu_check.log"
 _START_S = 90.0
 """A process may take this long to start, since torch may be on a slow disk."""
-_LEAST_S = 3.0
+_LEAST_S = 6.0
 _OVERBOOKED = 2.0
 """A section may take this multiple of its share, since most sections need less than theirs."""
 

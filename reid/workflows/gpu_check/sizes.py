@@ -31,6 +31,7 @@ class Sizes:
         copied_mb: MB that are copied for the bandwidth.
         files: JPEG files that are read.
         networks: timm's names of the other networks, with their images: `conv` or `vit`.
+        osnet_width: Width of the OSNet among the other networks.
         seconds: Time to measure each speed.
     """
 
@@ -55,6 +56,7 @@ class Sizes:
     copied_mb: int
     files: int
     networks: tuple[tuple[str, str], ...]
+    osnet_width: float
     seconds: float
 
 
@@ -80,6 +82,7 @@ FULL = Sizes(
     copied_mb=1024,
     files=2048,
     networks=(("resnet50", "conv"), ("vit_base_patch16_224", "vit")),
+    osnet_width=1.0,
     seconds=1.0,
 )
 
@@ -92,8 +95,8 @@ TOY = Sizes(
     heads=3,
     stem=8,
     small_batch=8,
-    large_batch=16,
-    test_batch=16,
+    large_batch=12,
+    test_batch=8,
     cpu_batch=8,
     steps=4,
     many_steps=12,
@@ -105,7 +108,8 @@ TOY = Sizes(
     copied_mb=4,
     files=32,
     networks=(("test_resnet", "conv"), ("test_vit", "vit")),
-    seconds=0.02,
+    osnet_width=0.25,
+    seconds=0.005,
 )
 
 TRAIN_IMAGES = 32_621

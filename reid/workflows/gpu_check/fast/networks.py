@@ -36,7 +36,8 @@ def _networks(context: Context) -> Iterator[tuple[str, Mapping[str, Any], tuple[
         image = sizes.image_conv if kind == "conv" else sizes.image
         yield name, {"name": "TimmBackbone", "model": name}, image
     if parts.has_backbone("OSNet"):
-        yield "OSNet x1.0", {"name": "OSNet"}, sizes.image_conv
+        width = sizes.osnet_width
+        yield f"OSNet x{width}", {"name": "OSNet", "width": width}, sizes.image_conv
     else:
         context.found.cut("OSNet: no backbone of that name is registered")
 
