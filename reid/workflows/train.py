@@ -49,8 +49,8 @@ _FILES = {
     FINAL_MODEL: "weights at the end",
     CHECKPOINTS: "checkpoints for --resume",
 }
-_ENDS_WITH = ("results.json", REPORT)
-"""The files that a run writes last; a run without a test set has no results.json."""
+_ENDS_WITH = (FINAL_MODEL, REPORT)
+"""A finished run has these files, newer than its last checkpoint; the page is written last."""
 _REPORTS = "nonfinite_*.json"
 _EVENTS = "events.out.tfevents.*"
 
@@ -167,7 +167,8 @@ def _protect(output_dir: Path, resume: bool, overwrite: bool) -> None:
         return
     # model_best does not count: a run that was killed in its first epoch may leave it alone.
     there = [path.name for path in checkpoint_paths(output_dir)]
-    there += [name for name in _ENDS_WITH if (output_dir / name).exists()]
+    names = (*_ENDS_WITH, "results.json")
+    there += [name for name in names if (output_dir / name).exists()]
     if there and resume:
         raise ConfigError(
             f"output_dir: {str(output_dir)!r} holds {', '.join(there)} but no checkpoint to resume "
@@ -217,7 +218,7 @@ def _is_done(output_dir: Path, checkpoint: Path, state: Mapping[str, Any], max_e
         path = output_dir / name
         return path.exists() and path.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
 
-    if epoch == max_epochs and not (written(FINAL_MODEL) and any(map(written, _ENDS_WITH))):
+    if epoch == max_epochs and not all(map(written, _ENDS_WITH)):
         return False
     logger.warning(
         "all %d epochs are done: nothing to train; SOLVER.MAX_EPOCHS above %d trains on",

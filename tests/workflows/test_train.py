@@ -307,6 +307,12 @@ def test_resume_of_a_finished_run_says_so_with_and_without_a_test_set(
         assert load_config(folder / name / "config.yaml").solver.max_epochs == epochs
         after = weights(folder / name / "model_final.safetensors")
         assert all(torch.equal(after[key], value) for key, value in before.items())
+    # a run that was killed in its last file writes it
+    (folder / "alone" / "report.html").unlink()
+    (folder / "alone" / ".report.html.ktaa7ep0.part").touch()
+    train(config(folder, "supervised", "alone", *alone, "SOLVER.MAX_EPOCHS", 2), resume=True)
+    assert (folder / "alone" / "report.html").is_file()
+    assert not list((folder / "alone").glob(".*.part"))
     # what an earlier, shorter run wrote last does not count as written
     checkpoint = folder / "alone" / "checkpoint_0002.pth"
     os.utime(checkpoint, ns=(checkpoint.stat().st_atime_ns, checkpoint.stat().st_mtime_ns + 10**12))
