@@ -84,8 +84,7 @@ def convert_weights(
         source: safetensors, or a file of `torch.save`; read as plain tensors.
         output: safetensors file to write.
         written_as: Name of the source's format; None: recognised by the tensors' names.
-        part: `backbone` leaves out the head and the embeddings of the training set's cameras: for
-            weights to start from.
+        part: `backbone` leaves out head and camera embeddings, for weights to start from.
         half: Write in half precision.
         partial: Write even if names are unmapped or missing.
         drop: Patterns (`*` and `?`) of names, ours or the source's, that are left out as well.
