@@ -55,6 +55,11 @@ def command(tool: str, processes: int = 1) -> list[str]:
     return [*python, "-m", "reid", word] if processes > 1 else ["reid", word]
 
 
+def tool(name: str) -> str:
+    """How a message calls a file of `tools`: `tools/NAME.py`, or the installed command."""
+    return command(name)[-1] if is_checkout() else " ".join(command(name))
+
+
 def find_shipped(path: str | Path) -> Path:
     """The path itself if it exists, or else the shipped file of that name, if there is one.
 

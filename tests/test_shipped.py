@@ -185,3 +185,10 @@ def test_a_wheel_trains_without_the_repository(installed: Path, tmp_path: Path) 
     page = (tmp_path / "logs" / "demo" / "report.html").read_text()
     assert "reid train --config-file" in page
     assert "tools/train_net.py" not in page
+
+
+def test_messages_name_the_tool_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert shipped.tool("thresholds") == "tools/thresholds.py"
+    monkeypatch.setattr(shipped, "is_checkout", lambda: False)
+    assert shipped.tool("thresholds") == "reid thresholds"
+    assert shipped.tool("check_data") == "reid check-data"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.heads import BNNeckHead
@@ -46,6 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     rows = {"feat": np.eye(4, 3), "pids": np.array([0, 0, 1, 1]), "camids": np.arange(4) % 2}
     arrays = {f"{split}_{name}": a for split in ("query", "gallery") for name, a in rows.items()}
     np.savez("features.npz", **arrays)
+    Image.new("RGB", (8, 16), "red").save("crop.png")
     (tmp_path / "config.yaml").write_text("DATASETS: {TRAIN: SyntheticPersons}")
     (tmp_path / "tables.yaml").write_text(TABLES)
     (tmp_path / "in_the_way").write_text("a file where a folder should be")
@@ -77,6 +79,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 *DATA,
             ],
         ),
+        ("search", ["build", OUTPUT, "crop.png", "--model", "model.safetensors"]),
         ("reproduce", ["--tables", "tables.yaml", "--table", "2", "--output-dir", OUTPUT]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -14,6 +14,7 @@ from reid.workflows.errors import tells_errors
 from reid.workflows.measure_thresholds import (
     thresholds_of_dataset,
     thresholds_of_features,
+    thresholds_of_model,
     thresholds_of_run,
 )
 from reid.workflows.predict import Predictor
@@ -24,6 +25,7 @@ EPILOG = """\
   python tools/thresholds.py --model logs/run --dataset CSV PATH shop/labels.csv
   python tools/thresholds.py --model logs/run --features shop.npz   # what tools/extract.py wrote
   python tools/thresholds.py --model logs/run --show                # what is stored
+  python tools/thresholds.py --model model.onnx --copy logs/run     # measured after the export
 
 If nothing is labelled, the model's clusters replace the identities, and the table says so. The
 tool stores the table beside the weights, as model_best.thresholds.json, where Predictor and
@@ -47,6 +49,9 @@ def main() -> int:
     images.add_argument(
         "--dataset", nargs="+", metavar="NAME KEY VALUE", help="name of a data set and its options"
     )
+    images.add_argument(
+        "--copy", type=Path, metavar="MODEL", help="those stored for the same model in another file"
+    )
     images.add_argument("--show", action="store_true", help="the stored table; nothing is measured")
     parser.add_argument(
         "--clusters", action="store_true", help="use clusters even if there are labels"
@@ -63,7 +68,9 @@ def main() -> int:
             raise ConfigError(f"{predictor.weights}: has no thresholds yet; call without --show")
         say(str(predictor.thresholds))
         return 0
-    if arguments.features is not None:
+    if arguments.copy is not None:
+        found = thresholds_of_model(predictor, arguments.copy)
+    elif arguments.features is not None:
         found = thresholds_of_features(predictor, arguments.features, clusters=clusters)
     elif arguments.dataset:
         found = thresholds_of_dataset(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reid.data.images import picture_pixels, read_image
 from reid.data.resize import Pixels
+from reid.shipped import tool
 from reid.structures import DataError
 
 Picture: TypeAlias = str | Path | Image.Image | npt.NDArray[np.uint8] | Tensor
@@ -65,7 +66,7 @@ def to_pixels(image: Picture, where: str = "image", *, bgr: bool = False) -> Pix
         if Path(image).is_dir():
             raise DataError(
                 f"{image}: is a folder, expected a picture; pass its files, or extract it with "
-                "tools/extract.py"
+                f"{tool('extract')}"
             )
         return read_image(str(image))
     if isinstance(image, Image.Image):

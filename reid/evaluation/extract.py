@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid import distributed
+from reid.shipped import tool
 from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecord, ProgressBar
 
 T = TypeVar("T")
@@ -150,7 +151,7 @@ def _extract_share(
     if not rows:
         raise DataError(
             f"none of {len(records):,} images could be read, the first is {records[0].path}; is "
-            "the disk still connected? tools/check_data.py names the fault of each image"
+            f"the disk still connected? {tool('check_data')} names the fault of each image"
         )
     return rows, tests, units
 

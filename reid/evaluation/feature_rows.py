@@ -18,6 +18,7 @@ from reid.evaluation.npz_files import check_numbers, read_arrays
 from reid.file_kinds import read_head
 from reid.files import replacing
 from reid.modeling.screening import RefusedError, check_safetensors_file, is_safetensors
+from reid.shipped import tool
 from reid.structures import DataError, FeatureSet
 
 SUFFIXES = (".npz", ".safetensors")
@@ -155,7 +156,7 @@ def _from_safetensors(path: Path) -> FeatureRows:
             if missing:
                 raise DataError(
                     f"{path}: lacks {', '.join(missing)}; expected features with paths and "
-                    "provenance, in a file of tools/extract.py"
+                    f"provenance, in a file of {tool('extract')}"
                 )
             arrays = {name: file.get_tensor(name) for name in ARRAYS}
     except (SafetensorError, RefusedError, OSError, ValueError) as error:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from reid.file_kinds import find_kind, read_head
 from reid.modeling.screening import check_directory, is_safetensors
+from reid.shipped import tool
 
 # What zipfile and tarfile raise on broken files.
 _BROKEN = (
@@ -115,7 +116,7 @@ def _name_archive(path: Path) -> str:
     if ends & {"model.weights.h5", "keras_metadata.pb", "saved_model.pb"}:
         return f"a Keras or TensorFlow model; {_TAKE_IT}"
     if names and all(name.endswith(".npy") for name in names):
-        return "an archive of NumPy (.npz), not a checkpoint; tools/evaluate.py reads features"
+        return f"an archive of NumPy (.npz), not a checkpoint; {tool('evaluate')} reads features"
     return f"a zip archive{_weights_among(names, 'unpack it and name the file in it')}"
 
 

@@ -17,6 +17,7 @@ from reid.evaluation.feature_rows import FeatureRows, read_feature_rows
 from reid.evaluation.thresholds import Source, Thresholds, measure_thresholds
 from reid.labelling import Labeller
 from reid.registry import LABELLER, ConfigError, build
+from reid.shipped import tool
 from reid.structures import DataError, FeatureSet, ImageRecord
 from reid.workflows.extract import collect
 from reid.workflows.extraction_lists import ImageList, list_dataset
@@ -48,7 +49,7 @@ def thresholds_of_features(
     if rows.fingerprint != predictor.fingerprint:
         raise DataError(
             f"{path}: its features come from another model than {predictor.weights}, or from "
-            "another input size or flip-test; extract them again with tools/extract.py"
+            f"another input size or flip-test; extract them again with {tool('extract')}"
         )
     return _of_rows(predictor, rows, path.name, clusters)
 
@@ -112,6 +113,31 @@ def thresholds_of_run(
     nothing = [""] * len(records)
     images = ImageList(trained.train_images.name, records, records, nothing, nothing)
     return _of_images(predictor, images, True, num_workers)
+
+
+def thresholds_of_model(predictor: Predictor, other: Path) -> Thresholds:
+    """Thresholds that are stored for the same model in another file.
+
+    Args:
+        predictor: The model, such as an ONNX file that was exported before they were measured.
+        other: Run folder, config or file of the model.
+
+    Raises:
+        ConfigError: That is another model, or has no thresholds.
+        DataError: Their file is broken.
+        WeightsError: The weights are broken or do not fit.
+    """
+    source = Predictor(other)
+    if source.fingerprint != predictor.fingerprint:
+        raise ConfigError(
+            f"{other}: is another model than {predictor.weights}, or has another input size or "
+            "flip-test; measure the thresholds with --features or --dataset"
+        )
+    if source.thresholds is None:
+        raise ConfigError(
+            f"{source.weights}: has no thresholds yet; measure them with --model {other}"
+        )
+    return source.thresholds
 
 
 def _of_images(

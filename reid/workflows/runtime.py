@@ -18,7 +18,9 @@ from reid.files import InputError, file_sha256, open_regular
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import WeightsError, read_metadata
 from reid.registry import ConfigError
+from reid.shipped import tool
 from reid.structures import Batch
+from reid.workflows.extras import require_packages
 from reid.workflows.trained import TrainedModel
 
 IMAGES, CAMERAS, FEATURES = "images", "cameras", "features"
@@ -89,7 +91,7 @@ class OnnxNetwork:
         if METADATA_KEY not in metadata:
             raise WeightsError(
                 f"{path}: has no {METADATA_KEY!r} in its metadata, so its preprocessing is "
-                "unknown; export it with tools/export.py"
+                f"unknown; export it with {tool('export')}"
             )
         self.card = ModelCard.from_json(metadata[METADATA_KEY], str(path))
         self._inputs = {value.name for value in self._session.get_inputs()}
@@ -175,10 +177,9 @@ def _open_session(path: Path, device: str) -> Any:
         ConfigError: onnxruntime is missing, or has no CUDA where that was asked for.
         WeightsError: The file is no ONNX file that can be run.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{path}: to run ONNX files: pip install 'reid[export]'") from error
+    require_packages(f"running {path}", "export", ["onnxruntime"])
+    import onnxruntime
+
     there = onnxruntime.get_available_providers()
     if device not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"device: expected auto, cpu or cuda for an ONNX file, got {device!r}")

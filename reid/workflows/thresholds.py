@@ -11,6 +11,7 @@ from typing import Literal
 from reid.checking import from_mapping
 from reid.evaluation.thresholds import Thresholds
 from reid.files import read_json, readable_name, write_text
+from reid.shipped import tool
 from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
@@ -52,14 +53,15 @@ def load_thresholds(weights: Path, fingerprint: str) -> Thresholds | None:
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: is no file of thresholds ({error}); remove it, or make it anew with "
-            "tools/thresholds.py"
+            f"{tool('thresholds')}"
         ) from error
     if content.fingerprint != fingerprint:
         logger.warning(
             "%s: belongs to another model than %s, or to another input size or flip-test; it is "
-            "ignored. Make it again with tools/thresholds.py",
+            "ignored. Make it again with %s",
             path,
             weights.name,
+            tool("thresholds"),
         )
         return None
     return content.thresholds

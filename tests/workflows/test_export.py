@@ -30,10 +30,11 @@ from reid.modeling.model import ReIDModel
 from reid.modeling.weights import save_weights
 from reid.registry import BACKBONE, HEAD, ConfigError, build
 from reid.structures import Batch
-from reid.workflows import export
+from reid.workflows import export, extras
 from reid.workflows.export import Exported, ExportError, export_model, graph
 from reid.workflows.export.check import BOUNDS, Agreement, OnnxModel, compare, judge
 from reid.workflows.export.precision import to_int8
+from reid.workflows.measure_thresholds import thresholds_of_model
 from reid.workflows.predict import Predictor
 from reid.workflows.thresholds import save_thresholds
 from reid.workflows.trained import load_trained
@@ -266,12 +267,28 @@ def test_a_missing_package_is_told_with_the_extra(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(graph, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == "onnxscript" else name)
     code, text = use_tool(capsys, run, tmp_path / "m.onnx")
     assert code == 2
     assert text.strip() == (
         "ConfigError: the export needs packages that are not installed (onnxscript): "
         "pip install 'reid[export]'"
+    )
+
+
+def test_a_broken_package_is_told_with_the_extra(
+    exported: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(name: str) -> None:
+        raise ImportError("libonnx.so: cannot open shared object file\nmore")
+
+    monkeypatch.setattr(extras, "import_module", broken)
+    with pytest.raises(ConfigError) as caught:
+        Predictor(exported.path)
+    assert str(caught.value) == (
+        f"running {exported.path} needs onnxruntime, which is installed but cannot be imported "
+        "(ImportError: libonnx.so: cannot open shared object file); install it anew: pip install "
+        "--force-reinstall 'reid[export]'"
     )
 
 
@@ -393,6 +410,31 @@ def test_thresholds_of_the_run_go_with_the_file(
         (tmp_path / "other.safetensors").touch()
         export_model(run, tmp_path / "other.onnx")
         assert not (tmp_path / "other.thresholds.json").exists()
+    finally:
+        beside.unlink()
+
+
+def test_thresholds_measured_after_the_export_are_copied(
+    run: Path,
+    exported: Exported,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "m.onnx"
+    file.write_bytes(exported.path.read_bytes())
+    monkeypatch.setattr(sys, "argv", ["thresholds", "--model", str(file), "--copy", str(run)])
+    main = runpy.run_path(str(ROOT / "tools" / "thresholds.py"))["main"]
+    assert main() == 2
+    assert "has no thresholds yet; measure them with --model" in capsys.readouterr().err
+    table = Thresholds("pairs", "shop", 3, 4, [ThresholdRow(0.5, 100.0, 0.9)])
+    beside = save_thresholds(run / "model_final.safetensors", Predictor(run).fingerprint, table)
+    try:
+        assert main() == 0
+        assert Predictor(file).thresholds == table
+        other = Predictor(run, overrides=["TEST.FLIP", "false"])
+        with pytest.raises(ConfigError, match="is another model than"):
+            thresholds_of_model(other, run)
     finally:
         beside.unlink()
 

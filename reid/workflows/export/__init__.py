@@ -36,11 +36,12 @@ from reid.workflows.export.graph import (
     CAMERAS,
     IMAGES,
     OPSET,
+    PACKAGES,
     CameraInput,
-    require_packages,
     trace,
 )
 from reid.workflows.export.precision import Feed, Precision, load_bytes, to_half, to_int8
+from reid.workflows.extras import require_packages
 from reid.workflows.pictures import pick_images
 from reid.workflows.runtime import cameras_of
 from reid.workflows.thresholds import load_thresholds, save_thresholds
@@ -126,7 +127,7 @@ def export_model(
         ExportError: The file is too far from the torch model; nothing is written.
         OutputError: The file cannot be written.
     """
-    require_packages()
+    require_packages("the export", "export", PACKAGES)
     if calibration and precision != "int8":
         raise ConfigError(f"--calibration: works only for int8, but the precision is {precision}")
     trained = load_trained(place, weights, ["DEVICE", "cpu", *overrides])

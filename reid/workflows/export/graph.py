@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -22,7 +21,7 @@ CameraInput = Literal["input", "mean"]
 OPSET = 18
 """The operator set that torch's exporter writes without a later conversion."""
 IMAGES, CAMERAS, FEATURES = "images", "cameras", "features"
-_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _MOST_BYTES = 2**31 - 2**24
 """Limit of a graph's weights: protobuf holds 2 GiB, and the operators need some room."""
 _STEPS = ("torch.onnx", "onnxscript", "onnx_ir")
@@ -46,20 +45,6 @@ class TestNetwork(nn.Module):
         embeddings = self.model(Batch.of(images, cameras))
         test: Tensor = embeddings.test
         return test
-
-
-def require_packages() -> None:
-    """Checks that all packages of the export are there.
-
-    Raises:
-        ConfigError: One is not installed.
-    """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"the export needs packages that are not installed ({', '.join(missing)}): "
-            "pip install 'reid[export]'"
-        )
 
 
 def trace(model: ReIDModel, size: tuple[int, int], cameras: CameraInput) -> ModelProto:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from reid.files import say
 from reid.locks import FolderInUse, locked
 from reid.registry import ConfigError
+from reid.workflows.extras import require_packages
 
 logger = logging.getLogger(__name__)
 
@@ -47,9 +47,8 @@ def review(
         WeightsError: The weights do not fit.
         OutputError: A file cannot be written, or `labels` is there and is another's.
     """
-    missing = [name for name in _NEEDS if find_spec(name) is None]
-    if missing and not write_only:
-        raise ConfigError(f"review needs {' and '.join(missing)}: pip install 'reid[serve]'")
+    if not write_only:
+        require_packages("review", "serve", _NEEDS)
     if not 0 <= test_share <= 1:
         raise ConfigError(f"--test-share: expected 0 to 1, got {test_share}")
     if not run.is_dir():  # before a folder is made in it

@@ -17,6 +17,7 @@ from reid.evaluation.feature_rows import SUFFIXES, FeatureRows, read_feature_row
 from reid.evaluation.thresholds import Thresholds
 from reid.files import InputError, file_sha256, near, readable_name
 from reid.registry import ConfigError
+from reid.shipped import tool
 from reid.structures import UNKNOWN_CAMERA, DataError
 from reid.workflows.extract import extract
 from reid.workflows.extraction_lists import ImageList, list_paths
@@ -137,7 +138,7 @@ def _from_file(path: Path, choice: ModelChoice, stored: Origin | None) -> Embedd
     if not rows.fingerprint:
         raise DataError(
             f"{path}: its provenance names no model (`fingerprint`), so it cannot be compared with "
-            "other features; make it with tools/extract.py"
+            f"other features; make it with {tool('extract')}"
         )
     if not len(rows):
         raise DataError(f"{path}: has no features")

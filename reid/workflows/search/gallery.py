@@ -27,6 +27,7 @@ from reid.modeling.screening import RefusedError, check_safetensors_file
 from reid.neighbors.indexes import Index, Kind, restore_index
 from reid.neighbors.recall import Recall
 from reid.registry import ConfigError
+from reid.shipped import tool
 from reid.structures import DataError
 
 FILE = "gallery.safetensors"
@@ -281,14 +282,14 @@ def read_gallery(folder: Path) -> Gallery:
             arrays = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
         return _checked(header, arrays)
     except InputError as error:
-        hint = "" if is_gallery(folder) else "; make one with tools/search.py build"
+        hint = "" if is_gallery(folder) else f"; make one with {tool('search')} build"
         raise DataError(f"{error}{hint}") from error
     except MemoryError as error:
         raise DataError(f"{path}: there is not enough memory to read it") from error
     # safetensors and torch raise many kinds of errors for broken files
     except (SafetensorError, RefusedError, OSError, ValueError, TypeError, RuntimeError) as error:
         raise DataError(
-            f"{path}: is not a gallery of tools/search.py, or is broken ({error}); build it again"
+            f"{path}: is not a gallery of {tool('search')}, or is broken ({error}); build it again"
         ) from error
 
 

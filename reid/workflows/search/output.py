@@ -13,6 +13,7 @@ from tabulate import tabulate
 
 from reid.files import near, readable_name, write_text
 from reid.pictures.answers import Tile, draw_answers
+from reid.shipped import tool
 from reid.workflows.search.query import Answer, Answered, Found, Threshold
 
 _HEADER = (
@@ -48,7 +49,7 @@ def text_of(found: Found) -> str:
 def threshold_text(threshold: Threshold | None, count: int) -> str:
     """What the marks mean for a gallery of so many images."""
     if threshold is None:
-        return "same person: unknown, since the model has no thresholds (tools/thresholds.py)"
+        return f"same person: unknown, since the model has no thresholds ({tool('thresholds')})"
     rate = threshold.false_per_million
     told = "labelled pairs" if threshold.source == "pairs" else "clusters, not labels: take care"
     return (

@@ -19,6 +19,7 @@ from reid.evaluation.thresholds import Thresholds
 from reid.neighbors.indexes import Index, Rows
 from reid.neighbors.similar import Similar, most_similar
 from reid.registry import ConfigError
+from reid.shipped import tool
 from reid.structures import DataError, ProgressBar
 from reid.workflows.search.features import ModelChoice, embed
 from reid.workflows.search.gallery import Entries, Gallery, Hashes, read_gallery
@@ -195,11 +196,12 @@ def choose_threshold(table: Thresholds | None, rate: float | None) -> Threshold 
         if rate is not None:
             raise ConfigError(
                 f"false matches per million: got {rate:g}, but the model has no thresholds; make "
-                "them with tools/thresholds.py"
+                f"them with {tool('thresholds')}"
             )
         logger.info(
             "No answer is marked as the same person: the model has no thresholds; make them with "
-            "tools/thresholds.py"
+            "%s",
+            tool("thresholds"),
         )
         return None
     try:
