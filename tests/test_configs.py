@@ -43,6 +43,8 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert (ROOT / weights).is_file(), "weights that the repository brings"
     else:
         config.model.backbone_weights = ""
+    if config.model.backbone.pop("pretrained", False):  # the test needs no network
+        assert not weights
     size = (config.input.size[0], config.input.size[1])
     model = build_model(config, size, num_cameras=6)
     build_evaluator(config)
