@@ -168,8 +168,7 @@ class AverageLinkage(Linkage):
         self.num_clusters = len(self._sizes)
         self._ends = np.cumsum(self._sizes)
         starts = self._ends - self._sizes
-        means = np.add.reduceat(self._rows, starts, dtype=np.float64) / self._sizes[:, None]
-        self.points = means.astype(np.float32)
+        self.points, moved = _mean_rows(self._rows, self._ends)
         # About the rounded means, which are those that the bounds use.
         squares = np.empty(len(order))
         self._norms = np.empty(len(order))
@@ -182,7 +181,6 @@ class AverageLinkage(Linkage):
         self._radius = np.sqrt(np.maximum.reduceat(squares, starts))
         self._spread = np.add.reduceat(squares, starts) / self._sizes
         # How far rounding may move a mean; bounds give way by as much.
-        moved = float(np.abs(means - self.points).max()) * np.sqrt(means.shape[1])
         self._slack = 4 * moved + _ROUNDING
 
     def pairs(self, one: Labels, other: Labels) -> Pairs:
@@ -261,16 +259,16 @@ def merge_step(linkage: Linkage, num_merges: int, progress: ProgressBar | None =
     count = len(points)
     k = min(_FIRST_NEIGHBORS, count)
     while True:
-        lists = nearest_neighbors(torch.from_numpy(points), k, progress=progress).astype(np.int64)
-        joined = _walk(_listed(linkage, lists), num_merges)
+        lists = nearest_neighbors(torch.from_numpy(points), k, progress=progress)
+        joined = _walk_lists(linkage, lists, num_merges)
         if len(joined.distance) == num_merges or k >= min(_MOST_NEIGHBORS, count):
             break
         k = min(4 * k, count)
     if k < count:
-        everywhere = np.arange(count)
-        reach = linkage.least(everywhere, _squared_distances(points, everywhere, lists[:, -1]))
+        everywhere, last = np.arange(count), lists[:, -1].astype(np.int64)
+        reach = linkage.least(everywhere, _squared_distances(points, everywhere, last))
         open_points = np.flatnonzero(reach <= _limit(joined, num_merges))
-        joined = _search(linkage, open_points, joined, num_merges)
+        joined = _walk_all(linkage, open_points, joined, num_merges)
     _, number = connected_components(
         scipy.sparse.coo_matrix(
             (np.ones(len(joined.one)), (joined.one, joined.other)),
@@ -284,16 +282,21 @@ def merge_step(linkage: Linkage, num_merges: int, progress: ProgressBar | None =
     return merged
 
 
-def _listed(linkage: Linkage, lists: Labels) -> Pairs:
-    """The pairs of each point and its neighbours (M, k), the point itself first."""
+def _walk_lists(linkage: Linkage, lists: npt.NDArray[np.int32], num_merges: int) -> Pairs:
+    """The pairs that join clusters, of each point and its neighbours (M, k), itself first."""
     count, k = lists.shape
-    one, other = np.repeat(np.arange(count), k - 1), lists[:, 1:].reshape(-1)
-    keys = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
-    return linkage.pairs(keys // count, keys % count)
+    joined = linkage.pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for start in range(0, count, _BLOCK):
+        part = lists[start : start + _BLOCK, 1:].astype(np.int64)
+        one, other = np.repeat(np.arange(start, start + len(part)), k - 1), part.reshape(-1)
+        keys = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
+        found = linkage.pairs(keys // count, keys % count)
+        joined = _walk_both(joined, found, num_merges)
+    return joined
 
 
-def _search(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) -> Pairs:
-    """The pairs that join clusters, after a search of all pairs of these points."""
+def _walk_all(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) -> Pairs:
+    """The pairs that join clusters, those before and all pairs of these points."""
     rows = torch.from_numpy(linkage.points[points])
     for start in range(0, len(points), _BLOCK):
         one = slice(start, start + _BLOCK)
@@ -310,9 +313,13 @@ def _search(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) ->
             places = near.nonzero().numpy()
             if len(places):
                 found = linkage.pairs(points[one][places[:, 0]], points[other][places[:, 1]])
-                both = zip(joined, found, strict=True)
-                joined = _walk(Pairs(*map(np.concatenate, both)).sorted(), num_merges)
+                joined = _walk_both(joined, found, num_merges)
     return joined
+
+
+def _walk_both(joined: Pairs, found: Pairs, num_merges: int) -> Pairs:
+    both = zip(joined, found, strict=True)
+    return _walk(Pairs(*map(np.concatenate, both)).sorted(), num_merges)
 
 
 def _limit(joined: Pairs, num_merges: int) -> float:
@@ -339,6 +346,22 @@ def _walk(pairs: Pairs, num_merges: int) -> Pairs:
             if len(kept) == num_merges:
                 break
     return Pairs(*(column[kept] for column in pairs))
+
+
+def _means(rows: npt.NDArray[np.float32], ends: Labels) -> tuple[npt.NDArray[np.float32], float]:
+    """Mean rows (C, D) of clusters whose rows end at `ends`, and how far rounding moved them."""
+    means = np.empty((len(ends), rows.shape[1]), np.float32)
+    moved = 0.0
+    for start in range(0, len(ends), _BLOCK):
+        part = ends[start : start + _BLOCK]
+        first = ends[start - 1] if start else 0
+        begins = np.concatenate(([first], part[:-1])) - first
+        sums = np.add.reduceat(rows[first : part[-1]], begins, dtype=np.float64)
+        exact = sums / np.diff(part, prepend=first)[:, None]
+        means[start : start + _BLOCK] = exact
+        difference = exact - means[start : start + _BLOCK]
+        moved = max(moved, float(np.sqrt(np.square(difference).sum(1).max())))
+    return means, moved
 
 
 def _squared_distances(points: npt.NDArray[np.float32], one: Labels, other: Labels) -> Doubles:
