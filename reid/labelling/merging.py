@@ -348,7 +348,9 @@ def _walk(pairs: Pairs, num_merges: int) -> Pairs:
     return Pairs(*(column[kept] for column in pairs))
 
 
-def _means(rows: npt.NDArray[np.float32], ends: Labels) -> tuple[npt.NDArray[np.float32], float]:
+def _mean_rows(
+    rows: npt.NDArray[np.float32], ends: Labels
+) -> tuple[npt.NDArray[np.float32], float]:
     """Mean rows (C, D) of clusters whose rows end at `ends`, and how far rounding moved them."""
     means = np.empty((len(ends), rows.shape[1]), np.float32)
     moved = 0.0
