@@ -21,6 +21,7 @@ that of all N x N distances in double precision.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -190,7 +191,7 @@ class AverageLinkage(Linkage):
         low, high = low[order], high[order]
         distance = np.empty(len(low))
         bounds = np.flatnonzero(np.diff(low, prepend=-1))
-        for start, stop in zip(bounds, [*bounds[1:], len(low)], strict=True):
+        for start, stop in pairwise([*bounds, len(low)]):
             distance[start:stop] = self._means(int(low[start]), high[start:stop])
         return Pairs(distance, low, high, low, high).sorted()
 
