@@ -266,8 +266,6 @@ def test_memories_of_other_labels_do_not_fit(tmp_path: Path) -> None:
 def trained(batches: list[Batch]) -> dict[str, Any]:
     diary = Diary()
     trainer = staged([GiveLabels(), diary], batches)
-    for number in range(len(RUNS)):
-        torch.manual_seed(number)
     trainer.train()
     return {"weight": trainer.model.layer.weight, "steps": [step[5] for step in diary.steps]}  # type: ignore[union-attr]
 
