@@ -267,7 +267,10 @@ def trained(batches: list[Batch]) -> dict[str, Any]:
     diary = Diary()
     trainer = staged([GiveLabels(), diary], batches)
     trainer.train()
-    return {"weight": trainer.model.layer.weight, "steps": [step[5] for step in diary.steps]}  # type: ignore[union-attr]
+    return {
+        "weight": trainer.model.layer.weight.detach(),
+        "steps": [step[5] for step in diary.steps],
+    }  # type: ignore[union-attr]
 
 
 def process(rank: int, folder: str) -> None:
