@@ -108,7 +108,7 @@ class HypergraphLabels(Labeller):
             raise ValueError("HypergraphLabels needs the features of the training images")
         self._side = {}
         try:
-            labels = cluster_present(self._labels, features, progress)
+            labels = cluster_present(HypergraphClustering(self._labels), features, progress)
         finally:
             self._epoch += 1
         rows = features.present.nonzero()[:, 0].cpu()
@@ -210,6 +210,21 @@ class HypergraphLabels(Labeller):
                 "merge. Choose shorter ones, e.g. at most %d",
                 longest, f"{count:,}", count // 20 or 1,
             )  # fmt: skip
+
+
+class HypergraphClustering:
+    """The labeller as a clusterer of the images that could be read; messages show its name."""
+
+    def __init__(self, cluster: Clusterer) -> None:
+        self._cluster = cluster
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images, on the CPU.
+
+        Raises:
+            ClusteringError: There is no cluster.
+        """
+        return self._cluster(features, progress)
 
 
 def _spread(column: Tensor, rows: Tensor, count: int) -> Tensor:

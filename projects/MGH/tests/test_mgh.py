@@ -338,7 +338,7 @@ def test_missing_frames_and_small_sets_are_refused() -> None:
     labeller()(unknown, [])  # before the correction, frames are not needed
     with pytest.raises(ClusteringError, match="frame number of each image, but 5 of 72 have none"):
         labeller(from_epoch=0)(unknown, [])
-    with pytest.raises(ClusteringError, match="lists of 90 .* half of 72 images.*at most 3"):
+    with pytest.raises(ClusteringError, match=r"lists of 90 .* half of 72 images.*at most 3"):
         labeller(from_epoch=0, neighbors=(10, 90))(features, [])
 
 
