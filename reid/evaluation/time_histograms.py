@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+from numba import njit
 from scipy.ndimage import correlate1d
 
 Doubles = npt.NDArray[np.float64]
@@ -173,7 +173,7 @@ def _count_pairs(
             other += 1
 
 
-@njit(parallel=True, cache=True)
+@njit(cache=True)
 def _look_up(
     table: Doubles,
     first: Integers,
@@ -183,7 +183,7 @@ def _look_up(
     width: int,
     result: Doubles,
 ) -> None:
-    for i in prange(len(first)):
+    for i in range(len(first)):
         for j in range(len(second)):
             time = first_frames[i] - second_frames[j]
             bin_ = abs(time) // width

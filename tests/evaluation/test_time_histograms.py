@@ -96,20 +96,17 @@ def test_histograms_of_mgh(oracle_dir: Path):
 
 @pytest.mark.oracle
 def test_histograms_of_st_reid(oracle_dir: Path):
-    files = [path for kind in ("joint", "sparse") for path in oracle_dir.glob(f"streid_{kind}.npz")]
-    files += sorted(oracle_dir.glob("streid_*_*.npz"))
+    files = [path for path in oracle_dir.glob("streid_*.npz") if "train_pid" in np.load(path)]
     assert files
     for path in files:
         a = np.load(path)
-        if "train_pid" not in a:
-            continue
         counted = count_times(
             a["train_pid"], a["train_cam"], a["train_frame"], num_bins=int(a["bins"]),
             width=int(a["interval"]),
         )  # fmt: skip
-        places = counted.cameras - 1
-        assert np.array_equal(counted.table, a["histogram"][np.ix_(places, places)]), path
-        model = counted.normalised().smoothed(float(a["smooth"]))
+        places, shares = counted.cameras - 1, counted.normalised()
+        assert np.abs(shares.table - a["histogram"][np.ix_(places, places)]).max() < 1e-6, path
+        model = shares.smoothed(float(a["smooth"]))
         assert np.abs(model.table - a["smoothed"][np.ix_(places, places)]).max() < 1e-6, path
         share = model.shares(a["query_cam"], a["query_frame"], a["gallery_cam"], a["gallery_frame"])
         score = joint_score(a["query_feature"] @ a["gallery_feature"].T, share, float(a["alpha"]))
