@@ -1,4 +1,4 @@
-"""The start of each epoch: extract features, make labels, pass them on."""
+"""The start of each epoch: take features, make labels, pass them on."""
 
 from __future__ import annotations
 
@@ -17,9 +17,15 @@ from reid.data.samplers import LabelledSampler
 from reid.engine.logs import progress_bar
 from reid.engine.metrics import MetricWriter
 from reid.engine.trainer import Trainer
-from reid.evaluation.extract import ImageSet
+from reid.evaluation.extract import ImageSet, features_of
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.losses import Criterion
+from reid.modeling.memory_states import (
+    check_memory_states,
+    kept_features,
+    load_memory_states,
+    memory_states,
+)
 from reid.registry import Hook, shortened
 from reid.structures import FeatureSet, PseudoLabels
 
@@ -30,6 +36,10 @@ OnCollapse = Literal["warn", "keep", "stop"]
 
 class RefreshPseudoLabels(Hook):
     """Gives sampler and criterion new labels before each epoch, and tells the criterion the epoch.
+
+    Labels are made of the features that a loss keeps over the epochs, such as the rows of an
+    instance memory, or else of the model's. The model's features are extracted only if the labeller
+    or a loss needs them.
 
     Args:
         labeller: Makes the labels: once if they are `fixed`, otherwise in every epoch from the
@@ -75,35 +85,44 @@ class RefreshPseudoLabels(Hook):
         return None if self._last is None else self._last.cluster
 
     def before_epoch(self, trainer: Trainer) -> None:
-        """Extracts features, makes labels, and passes both on.
+        """Makes labels of features, and passes both on.
 
         Raises:
             ClusteringError: No cluster, or only one, came out; see `on_collapse`.
         """
         self._criterion.set_epoch(trainer.epoch)
-        needs_features = not self._labeller.fixed or self._criterion.needs_features
-        if self._labelled and not needs_features:
+        needs_labels = not (self._labelled and self._labeller.fixed)
+        if not (needs_labels or self._criterion.needs_features):
             return
         started = time.perf_counter()
-        features = None
-        if needs_features:
-            with progress_bar("Extracting", "img") as progress:
-                features = self._images.features(trainer.inference_model, trainer.device, progress)
-        extracted = time.perf_counter()
-        labels, collapse = self._labels(features, trainer.epoch)
-        times = extracted - started, time.perf_counter() - extracted
+        clustered, extracted = self._features(trainer)
+        ready = time.perf_counter()
+        labels, collapse = self._labels(clustered, trainer.epoch)
+        times = ready - started, time.perf_counter() - ready
         self._sampler.set_labels(labels)
-        self._criterion.set_labels(labels.to(trainer.device), features)
+        self._criterion.set_labels(labels.to(trainer.device), extracted)
         self._labelled = True
         if distributed.is_main():
             if collapse:
                 logger.warning("%s", collapse)
-            self._log(trainer, labels, features, times, repeated=bool(collapse))
+            self._log(trainer, labels, clustered, times, repeated=bool(collapse))
         if not self._labeller.fixed:
             self._last = labels
 
+    def _features(self, trainer: Trainer) -> tuple[FeatureSet | None, FeatureSet | None]:
+        """The features to cluster, and those of the model; None where nobody needs them."""
+        kept = kept_features(self._criterion)
+        extracted = None
+        if self._criterion.needs_features or (kept is None and not self._labeller.fixed):
+            with progress_bar("Extracting", "img") as progress:
+                extracted = self._images.features(trainer.inference_model, trainer.device, progress)
+        if kept is None:
+            return extracted, extracted
+        clustered = features_of(self._images.records, kept.test, kept.unit, kept.present)
+        return clustered, extracted
+
     def state_dict(self) -> dict[str, Any]:
-        """The last labels and the labeller's state.
+        """The last labels, the labeller's state, and what the losses keep over the epochs.
 
         The next epoch compares its labels with the last ones, or uses those again.
         """
@@ -113,14 +132,22 @@ class RefreshPseudoLabels(Hook):
             state["labels"] = {name: getattr(self._last, name) for name in names}
         if labeller := self._labeller.state_dict():
             state["labeller"] = labeller
+        if memories := memory_states(self._criterion):
+            state["memories"] = memories
         return state
 
     def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
-        """Checks the last labels.
+        """Checks the last labels and the memories.
 
         Raises:
-            ValueError: They are no labels, or the number of training images has changed.
+            ValueError: They are no labels or not the memories of these losses, or the number of
+                training images has changed.
         """
+        try:
+            count = len(self._images.records)
+            check_memory_states(self._criterion, state.get("memories", []), count)
+        except ValueError as error:
+            raise ValueError(f"memories: {error}") from error
         if not isinstance(state.get("labeller", {}), Mapping):
             raise ValueError(f"labeller: expected a mapping, got {shortened(state['labeller'])}")
         if "labels" not in state:
@@ -133,9 +160,10 @@ class RefreshPseudoLabels(Hook):
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the last labels back."""
+        """Takes the last labels and the memories back."""
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
+        load_memory_states(self._criterion, state.get("memories", []))
 
     def _log(
         self,
