@@ -69,13 +69,18 @@ class JaccardDBSCAN(FeatureClusterer):
         """The eps that `auto` chose for the last clusters; empty before, and for a given eps."""
         return {} if self._chosen is None else {"eps": self._chosen}
 
+    @property
+    def largest_distance(self) -> float:
+        """The largest distance that a clustering looks at."""
+        return 1.0 if self._eps == "auto" else self._eps
+
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
         distances = jaccard_distance(
             features,
             self._k1,
             self._k2,
-            max_distance=1.0 if self._eps == "auto" else self._eps + _SLACK,
+            max_distance=min(self.largest_distance + _SLACK, 1.0),
             search=self._search,
             progress=progress,
         )

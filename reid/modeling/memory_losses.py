@@ -236,15 +236,22 @@ class InstanceLoss(MemoryLoss):
         """(N,) the row that each image's feature goes to when the memory is filled."""
         return self.image_row
 
-    def label_means(self, similarity: Tensor) -> Tensor:
-        """The mean (1 + K, B, C) over the rows of each label of similarities (1 + K, M, B).
+    def label_means(self, similarity: Tensor, label: Tensor) -> Tensor:
+        """Sums over the rows of each label, divided by the number of the label's rows: a mean.
 
-        It takes B x (M + C) numbers for each bank; M x C are never stored.
+        It takes B x (R + C) numbers for each bank; R x C are never stored.
+
+        Args:
+            similarity: (1 + K, R, B) of samples to rows; rows that are left out count as 0.
+            label: (R,) the labels of these rows, -1 = none.
+
+        Returns:
+            (1 + K, B, C).
         """
         banks, _, count = similarity.shape
         size = len(self.label_size)
         # Rows without a label go to a last place, which is cut off.
-        place = torch.where(self.row_label == OUTLIER, size, self.row_label)
+        place = torch.where(label == OUTLIER, size, label)
         sums = similarity.new_zeros((banks, size + 1, count)).index_add(1, place, similarity)
         return (sums[:, :size] / self.label_size[:, None]).transpose(1, 2)
 

@@ -26,7 +26,7 @@ def test_a_label_scores_the_mean_of_its_rows() -> None:
     loss.set_labels(PseudoLabels.from_clusters(cluster), features)
     assert loss.memory.rows.shape == (3, 7, 8)
     similarity = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(1))
-    means = loss.label_means(similarity)
+    means = loss.label_means(similarity, loss.row_label)
     for label in range(3):
         expected = similarity[:, cluster == label].mean(1)
         torch.testing.assert_close(means[:, :, label], expected)
