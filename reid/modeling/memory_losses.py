@@ -93,6 +93,10 @@ class MemoryLoss(Loss):
         """Named losses (1 + K, B) of unit features (1 + K, B, D), with rows (B,) of 0 or more."""
         raise AssertionError(f"{type(self).__name__} must define sample_losses")
 
+    def batch_losses(self, feature: Tensor, row: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """`sample_losses`, for losses that look up something else of the batch's images."""
+        return self.sample_losses(feature, row)
+
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the labels of an epoch, and fills the memory unless it lasts.
 
@@ -115,7 +119,7 @@ class MemoryLoss(Loss):
         """`global_NAME` and, if the model has parts, `part_NAME`, averaged over the batch."""
         with torch.autocast(embeddings.unit.device.type, enabled=False):
             feature, row = self._feature(embeddings), self.row[batch.index]
-            values = self.sample_losses(feature, row.clamp(min=0))
+            values = self.batch_losses(feature, row.clamp(min=0), batch)
             weight = self.weights(row)
         losses = {name: (value * weight).sum(1) for name, value in values.items()}
         named = {f"global_{name}": value[0] for name, value in losses.items()}
