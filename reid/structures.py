@@ -247,15 +247,17 @@ class PseudoLabels:
         proxy: (N,) int64, 0..P-1 without gaps, -1 = outlier.
         proxy_to_cluster: (P,) int64.
         proxy_to_camera: (P,) int64, -1 = no camera or cameras unknown.
+        others: Clusters (N,) of other clusterings of the same images, by name, -1 = outlier.
 
     Raises:
-        ValueError: The four do not fit each other.
+        ValueError: These do not fit each other.
     """
 
     cluster: Tensor
     proxy: Tensor
     proxy_to_cluster: Tensor
     proxy_to_camera: Tensor
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n, p = len(self.cluster), len(self.proxy_to_cluster)
@@ -263,6 +265,8 @@ class PseudoLabels:
         _check_ids("proxy", self.proxy, n)
         _check_ids("proxy_to_cluster", self.proxy_to_cluster, p)
         _check_ids("proxy_to_camera", self.proxy_to_camera, p)
+        for name, other in self.others.items():
+            _check_ids(f"others[{name!r}]", other, n)
         clustered = self.proxy != OUTLIER
         if not torch.equal(clustered, self.cluster != OUTLIER):
             raise ValueError("an image is an outlier in `cluster` or in `proxy`, but not in both")
@@ -314,7 +318,10 @@ class PseudoLabels:
         cluster = self.cluster.new_full((count,), OUTLIER)
         proxy = cluster.clone()
         cluster[rows], proxy[rows] = self.cluster, self.proxy
-        return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera)
+        others = {name: torch.full_like(cluster, OUTLIER) for name in self.others}
+        for name, other in self.others.items():
+            others[name][rows] = other
+        return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera, others)
 
     def __len__(self) -> int:
         return len(self.cluster)
@@ -341,6 +348,7 @@ class PseudoLabels:
             self.proxy.to(device),
             self.proxy_to_cluster.to(device),
             self.proxy_to_camera.to(device),
+            {name: other.to(device) for name, other in self.others.items()},
         )
 
 
