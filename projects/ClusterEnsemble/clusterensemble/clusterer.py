@@ -19,8 +19,8 @@ from reid.structures import FeatureSet, ProgressBar, PseudoLabels
 class EnsembleDBSCAN(JaccardDBSCAN):
     """Jaccard-DBSCAN clusters of the largest eps, with those of smaller ones in `others`.
 
-    Outliers of the largest eps are not trained on. Labels are split by camera, as samplers that look
-    for other cameras need it. The other options are those of `JaccardDBSCAN`.
+    Outliers of the largest eps are not trained on. Labels are split by camera, as samplers that
+    look for other cameras need it. The other options are those of `JaccardDBSCAN`.
 
     Args:
         k1: Length of the neighbour lists, the image itself included.

@@ -1,4 +1,4 @@
-"""Contrast with clusters and with images, whose pairs are weighted by an ensemble of clusterings."""
+"""Contrast with clusters and with images, whose pairs an ensemble of clusterings weighs."""
 
 from __future__ import annotations
 

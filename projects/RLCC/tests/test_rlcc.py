@@ -218,7 +218,8 @@ def test_published_hyper_parameters(name: str) -> None:
 def test_a_resumed_run_is_the_uninterrupted_one(train_tiny: Callable[..., Path]) -> None:
     backbone = "{NAME: TimmBackbone, MODEL: test_resnet, POOL: gem, LAST_STRIDE: 1}"
     pairs = ("MODEL.BACKBONE", backbone, "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2",
-             "CLUSTERER.EPS_GAP", "0.1", "SOLVER.MAX_EPOCHS", "3", "MODEL.BN_SAMPLES_PER_GROUP", "8")  # fmt: skip
+             "CLUSTERER.EPS_GAP", "0.1", "SOLVER.MAX_EPOCHS", "3",
+             "MODEL.BN_SAMPLES_PER_GROUP", "8")  # fmt: skip
     whole = train_tiny(CONFIGS / "market.yaml", "whole", *pairs)
     lines = [json.loads(line) for line in (whole / "metrics.json").read_text().splitlines()]
     train = [line for line in lines if line["kind"] == "train"]
