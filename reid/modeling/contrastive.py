@@ -7,6 +7,7 @@ carries no gradient.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -85,8 +86,8 @@ def floored_log_softmax(logits: Tensor, floor: float = 1e-6) -> Tensor:
         logits: (..., P) z, in single or double precision.
         floor: Above 0.
     """
-    log_floor = logits.new_tensor(floor).log()
-    total = torch.logaddexp(logits.logsumexp(-1, keepdim=True), log_floor)
+    total = logits.logsumexp(-1, keepdim=True)
+    total = torch.logaddexp(total, torch.full_like(total, math.log(floor)))
     return ((logits - total).exp() + floor).log()
 
 

@@ -88,7 +88,7 @@ class SelfPacedDBSCAN(JaccardDBSCAN):
         self._threshold = tested.threshold
         size = torch.bincount(middle)[middle]
         dissolved = int(((tested.label != middle) & (size > 1)).sum())
-        self._counts = {"left out": left_out, "dissolved": dissolved}
+        self._counts = {"left_out": left_out, "dissolved": dissolved}
         if self._threshold is not None:
             self._counts["theta"] = self._threshold
         return tested.label
