@@ -49,22 +49,26 @@ def self_paced_labels(
     size = torch.bincount(label)
     compactness = _set_distance(label, tight)
     independence = _set_distance(label, loose)
-    of_label = [
-        torch.full((len(size),), torch.inf, dtype=torch.float64).scatter_reduce(
-            0, label, value, "amin"
-        )
-        for value in (compactness, independence)
-    ]
+    least_compact = _smallest(compactness, label, len(size))
+    least_independent = _smallest(independence, label, len(size))
     if threshold is None:
-        several = of_label[1][size > 1].sort().values
+        several = least_independent[size > 1].sort().values
         if count := len(several):
             threshold = float(several[min(count - 1, round(0.9 * count))])
-    lost = compactness > of_label[0][label]
+    lost = compactness > least_compact[label]
     if threshold is not None:
-        lost |= (of_label[1] > threshold)[label]
+        lost |= (least_independent > threshold)[label]
     final = label.clone()
     final[lost] = torch.arange(len(size), len(size) + int(lost.sum()))
-    return Reliability(final, compactness, independence, *of_label, threshold)
+    return Reliability(
+        final, compactness, independence, least_compact, least_independent, threshold
+    )
+
+
+def _smallest(value: Tensor, label: Tensor, count: int) -> Tensor:
+    """The smallest value (count,) among the images of each label."""
+    largest = value.new_full((count,), torch.inf)
+    return largest.scatter_reduce(0, label, value, "amin")
 
 
 def _set_distance(one: Tensor, other: Tensor) -> Tensor:
@@ -73,4 +77,5 @@ def _set_distance(one: Tensor, other: Tensor) -> Tensor:
     _, place, together = torch.unique(pair, return_inverse=True, return_counts=True)
     common = together[place]
     sizes = torch.bincount(one)[one] + torch.bincount(other)[other]
-    return 1 - common.double() / (sizes - common)
+    distance: Tensor = 1 - common.double() / (sizes - common)
+    return distance

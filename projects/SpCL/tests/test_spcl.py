@@ -140,6 +140,18 @@ def test_the_scores_are_those_of_the_paper() -> None:
     torch.testing.assert_close(found, torch.stack(expected).mean())
 
 
+def test_source_and_target_samples_of_different_number() -> None:
+    feature = F.normalize(torch.randn(9, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 2, 2, 3, 3, 3, -1]))
+    domains = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1])
+    values = []
+    for index in ([0, 2, 1, 3, 8], [0, 2, 1], [3, 8]):
+        loss = SpCLLoss(source_domains=1)
+        loss.set_labels(labels, FeatureSet.of(feature.double(), domains=domains))
+        values.append(step(loss, torch.tensor(index), feature[index])[0])
+    torch.testing.assert_close(values[0], values[1] + values[2])
+
+
 def test_half_precision_does_not_overflow() -> None:
     feature = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(0)), dim=1)
     loss = SpCLLoss(temperature=0.001)
