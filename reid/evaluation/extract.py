@@ -106,14 +106,21 @@ def extract_features(
     unit = _place(units, index, len(records), dim=1).transpose(0, 1)
     present = torch.zeros(len(records), dtype=torch.bool, device=device)
     present[index] = True
-    pids, camids, domains, frames = (
-        torch.tensor([getattr(record, name) for record in records], device=device)
-        for name in ("pid", "camid", "domain", "frame")
-    )
     test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
-    features = FeatureSet(test_feature, unit, pids, camids, domains, frames, present)
+    features = features_of(records, test_feature, unit, present)
     _check(features, records, allow_missing, precision)
     return features
+
+
+def features_of(
+    records: Sequence[ImageRecord], test: Tensor, unit: Tensor, present: Tensor
+) -> FeatureSet:
+    """Features of `records` with what the records know; see `FeatureSet` for the shapes."""
+    pids, camids, domains, frames = (
+        torch.tensor([getattr(record, name) for record in records], device=test.device)
+        for name in ("pid", "camid", "domain", "frame")
+    )
+    return FeatureSet(test, unit, pids, camids, domains, frames, present)
 
 
 def _extract_share(

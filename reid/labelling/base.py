@@ -168,7 +168,7 @@ class FeatureClusterer(ABC):
         _check_graph(distances)
         found = self._checked(self.find_graph_clusters(distances))
         if self._outliers == "singleton":
-            _number_outliers(found)
+            number_outliers(found)
         elif self._outliers == "nearest":
             before = found.clone()
             for i in (before == OUTLIER).nonzero()[:, 0].tolist():
@@ -202,7 +202,7 @@ class FeatureClusterer(ABC):
         found = self._checked(self.find_clusters(feature, progress).cpu())
         kept = found != OUTLIER
         if self._outliers == "singleton":
-            _number_outliers(found)
+            number_outliers(found)
         elif self._outliers == "nearest" and not bool(kept.all()):
             feature = feature.cpu()
             numbers, dense = torch.unique(found[kept], return_inverse=True)
@@ -241,7 +241,7 @@ def _check_graph(distances: scipy.sparse.csr_matrix) -> None:
         raise ValueError("distances: expected a symmetric matrix")
 
 
-def _number_outliers(found: Tensor) -> None:
+def number_outliers(found: Tensor) -> None:
     """Gives each outlier a new cluster number, in place."""
     lost = found == OUTLIER
     first = int(found.max()) + 1

@@ -74,9 +74,14 @@ class JaccardDBSCAN(FeatureClusterer):
         """Neighbours that make a core point, the image itself included."""
         return self._min_samples
 
+    @property
+    def largest_distance(self) -> float:
+        """The largest distance that a clustering looks at."""
+        return 1.0 if self._eps == "auto" else self._eps
+
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
-        largest = 1.0 if self._eps == "auto" else self._eps + _SLACK
+        largest = min(self.largest_distance + _SLACK, 1.0)
         return self.find_graph_clusters(self.distances(features, largest, progress))
 
     def distances(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -121,7 +122,8 @@ class Clusters(Labeller):
             raise ValueError("Clusters needs the features of the training images")
         labels = cluster_present(self._clusterer, features, progress)
         if self._split_by_camera:
-            labels = PseudoLabels.from_clusters(labels.cluster, features.camids.cpu())
+            split = PseudoLabels.from_clusters(labels.cluster, features.camids.cpu())
+            labels = replace(split, others=labels.others)
         return labels
 
     @property

@@ -7,6 +7,7 @@ carries no gradient.
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple
 
 import torch
@@ -73,6 +74,21 @@ def info_nce(logits: Tensor, row: Tensor, rival: Tensor | None = None) -> Tensor
     if rival is not None:
         logits = logits.masked_fill(~rival, -torch.inf)
     return logits.logsumexp(2) - positive
+
+
+def floored_log_softmax(logits: Tensor, floor: float = 1e-6) -> Tensor:
+    """log(p + floor) with p_k = exp z_k / (sum_j exp z_j + floor).
+
+    The softmax of SpCL and RLCC. Both floors count in the gradient, and -log(p + floor) is at most
+    -log(floor), 13.8 for 1e-6. Large logits do not overflow.
+
+    Args:
+        logits: (..., P) z, in single or double precision.
+        floor: Above 0.
+    """
+    total = logits.logsumexp(-1, keepdim=True)
+    total = torch.logaddexp(total, torch.full_like(total, math.log(floor)))
+    return ((logits - total).exp() + floor).log()
 
 
 def even_nce(logits: Tensor, choice: Choice) -> Tensor:

@@ -28,11 +28,12 @@ class Loss(nn.Module):
     follows once the optimizer has taken its step, and moves memories.
 
     A loss holds the labels and its memory, if it has one. Both are made from the model at the start
-    of an epoch, so checkpoints do not hold them.
+    of an epoch, so checkpoints do not hold them. What lasts longer is in `memory_state`.
 
     Attributes:
         epoch: The epoch in training, from 0, for losses that begin later than others.
-        needs_features: Whether `set_labels` must be given the features of the training images.
+        needs_features: Whether the next `set_labels` must be given the features of the training
+            images.
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
             network `teacher` for the second view. Only the student's carry gradients.
@@ -48,8 +49,36 @@ class Loss(nn.Module):
         self.register_buffer("cluster", torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
-        """Takes the labels of an epoch, and the features they were made of if `needs_features`."""
+        """Takes the labels of an epoch, and the model's features if `needs_features`."""
         self.cluster = labels.cluster
+
+    def kept_features(self) -> FeatureSet | None:
+        """Features of the training images that the loss keeps over the epochs; None: it keeps none.
+
+        They are clustered in place of the model's features. Of the images, they need only say
+        whether each is `present`.
+        """
+        return None
+
+    def memory_state(self) -> dict[str, Tensor]:
+        """What the next epoch depends on and cannot be made from the model, for checkpoints."""
+        return {}
+
+    def check_memory_state(self, state: Mapping[str, Any], count: int) -> None:
+        """Checks a state for `load_memory_state`.
+
+        Args:
+            state: Part of a checkpoint.
+            count: Number of training images.
+
+        Raises:
+            ValueError: `memory_state` cannot have returned this state; names the entry.
+        """
+        if state:
+            raise ValueError(f"expected nothing, got {', '.join(map(str, state))}")
+
+    def load_memory_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restores what `memory_state` returned."""
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """Named scalar losses; the inputs are the embeddings in `asks_for`, then the batch."""

@@ -1,4 +1,4 @@
-"""Memories: a unit vector for each cluster or proxy, moved by the batches."""
+"""Memories: a unit vector for each cluster, proxy or image, moved by the batches."""
 
 from __future__ import annotations
 
@@ -10,38 +10,52 @@ from torch.nn import functional as F
 
 from reid.structures import OUTLIER, FeatureSet
 
-Update = Literal["sequential", "hard"]
+Update = Literal["sequential", "hard", "fixed"]
+Fill = Literal["epoch", "once"]
 
 
 class ProxyMemory(nn.Module):
-    """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster or a proxy.
+    """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster, proxy or image.
 
-    It is not a parameter: `update` moves it after the optimizer's step. It is filled from the
-    model's features at the start of each epoch, so checkpoints do not hold it.
+    It is not a parameter: `update` moves it after the optimizer's step.
 
     Args:
         momentum: Share of the old row that an update keeps (mu).
         update: `sequential`: each sample moves its row, one by one in batch order. `hard`: only the
-            sample that is least similar to its row moves it.
+            sample that is least similar to its row moves it. `fixed`: no sample moves a row.
+        fill: `epoch`: it is filled from the model's features at the start of each epoch. `once`: it
+            is filled at the start of training and lasts, so checkpoints hold it
+            (`Loss.memory_state`).
 
     Attributes:
         rows: (1 + K, P, D), which `update` changes in place, after the backward pass.
+        once: Whether `fill` is `once`.
 
     Raises:
-        ValueError: The momentum is not in [0, 1], or `update` is neither of these words.
+        ValueError: The momentum is not in [0, 1], or `update` or `fill` is none of these words.
     """
 
     rows: Tensor
 
-    def __init__(self, momentum: float, update: Update = "sequential") -> None:
+    def __init__(
+        self, momentum: float, update: Update = "sequential", fill: Fill = "epoch"
+    ) -> None:
         super().__init__()
         if not 0 <= momentum <= 1:
             raise ValueError(f"momentum: expected 0 <= momentum <= 1, got {momentum}")
         if update not in get_args(Update):
-            raise ValueError(f"update: expected sequential or hard, got {update!r}")
+            raise ValueError(f"update: expected sequential, hard or fixed, got {update!r}")
+        if fill not in get_args(Fill):
+            raise ValueError(f"fill: expected epoch or once, got {fill!r}")
         self._momentum = momentum
-        self._hard = update == "hard"
+        self._update = update
+        self.once = fill == "once"
         self.register_buffer("rows", torch.zeros(0, 0, 0), persistent=False)
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the memory has its rows for all of training, so that none are filled again."""
+        return self.once and self.rows.shape[1] > 0
 
     def reset(self, row: Tensor, num_rows: int, features: FeatureSet) -> None:
         """Every row becomes the normalised mean feature of its images.
@@ -78,7 +92,7 @@ class ProxyMemory(nn.Module):
         Sequential: sample by sample in batch order (Ge et al., *Self-paced Contrastive Learning*,
         NeurIPS 2020; O2CAP; TMGF, equation 6). Hard: once for each row, with the sample of the
         batch that has the smallest K_y . f, the first of equals (Dai et al., *Cluster Contrast*,
-        ACCV 2022).
+        ACCV 2022). Fixed: none.
 
         This never synchronises a GPU: no shape depends on the labels of the batch.
 
@@ -87,15 +101,26 @@ class ProxyMemory(nn.Module):
             feature: (1 + K, B, D) unit vectors.
             taken: () bool on the device; where it is false no row moves. None: true.
         """
-        if not len(row):
+        if not len(row) or self._update == "fixed":
             return
+        row, moved = self.moved(row, feature, taken)
+        self.rows[:, row] = moved
+
+    def moved(
+        self, row: Tensor, feature: Tensor, taken: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The rows (B,) that `update` would change, and what they become (1 + K, B, D).
+
+        Samples of one row have the same result. A sample that moves nothing gives some row of the
+        batch, also as that becomes.
+        """
         moving = row != OUTLIER
         if taken is not None:
             moving = moving & taken
         # Samples that move nothing borrow a row of the batch: shapes stay fixed.
         row = torch.where(moving, row, row.max()).clamp(min=0)
-        take = self._hardest if self._hard else self._one_by_one
-        self.rows[:, row] = take(row, moving, feature.detach())
+        take = self._hardest if self._update == "hard" else self._one_by_one
+        return row, take(row, moving, feature.detach())
 
     def _one_by_one(self, row: Tensor, moving: Tensor, feature: Tensor) -> Tensor:
         """Each sample's row after the batch (1 + K, B, D), moved sample by sample.

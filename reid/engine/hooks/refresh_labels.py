@@ -1,4 +1,4 @@
-"""The start of each epoch: extract features, make labels, pass them on."""
+"""The start of each epoch: take features, make labels, pass them on."""
 
 from __future__ import annotations
 
@@ -18,9 +18,15 @@ from reid.engine.logs import progress_bar
 from reid.engine.metrics import MetricWriter
 from reid.engine.randomness import replaying, torch_random_state
 from reid.engine.trainer import Trainer
-from reid.evaluation.extract import ImageSet
+from reid.evaluation.extract import ImageSet, features_of
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.losses import Criterion
+from reid.modeling.memory_states import (
+    check_memory_states,
+    kept_features,
+    load_memory_states,
+    memory_states,
+)
 from reid.registry import Hook, shortened
 from reid.structures import FeatureSet, PseudoLabels
 
@@ -31,6 +37,10 @@ OnCollapse = Literal["warn", "keep", "stop"]
 
 class RefreshPseudoLabels(Hook):
     """Gives sampler and criterion new labels before each epoch, and tells the criterion the epoch.
+
+    Labels are made of the features that a loss keeps over the epochs, such as the rows of an
+    instance memory, or else of the model's. The model's features are extracted only if the labeller
+    or a loss needs them.
 
     Args:
         labeller: Makes the labels: once if they are `fixed`, otherwise in every epoch from the
@@ -89,7 +99,7 @@ class RefreshPseudoLabels(Hook):
             self._labeller.begin_stage(trainer.stage.round, ended)
 
     def before_epoch(self, trainer: Trainer) -> None:
-        """Extracts features, makes labels, and passes both on.
+        """Makes labels of features, and passes both on.
 
         Raises:
             ClusteringError: No cluster, or only one, came out; see `on_collapse`.
@@ -107,32 +117,28 @@ class RefreshPseudoLabels(Hook):
         if self._carried is not None:
             self._go_on(trainer, self._carried)
             self._carried = None
-        needs_features = not self._labeller.fixed or self._criterion.needs_features
-        if self._labelled and (self._keeps_memories or not needs_features):
+        if self._labelled and self._keeps_memories:
+            return
+        needs_labels = not (self._labelled and self._labeller.fixed)
+        if not (needs_labels or self._criterion.needs_features):
             return
         started = time.perf_counter()
-        features = None
-        if needs_features:
-            features = self._extract(trainer)
-        extracted = time.perf_counter()
-        labels, collapse = self._labels(features, trainer.epoch)
-        times = extracted - started, time.perf_counter() - extracted
+        clustered, extracted = self._features(trainer)
+        ready = time.perf_counter()
+        labels, collapse = self._labels(clustered, trainer.epoch)
+        times = ready - started, time.perf_counter() - ready
         self._sampler.set_labels(labels)
-        self._criterion.set_labels(labels.to(trainer.device), features)
+        self._criterion.set_labels(labels.to(trainer.device), extracted)
         self._labelled = True
         if distributed.is_main():
             if collapse:
                 logger.warning("%s", collapse)
-            self._log(trainer, labels, features, times, repeated=bool(collapse))
+            self._log(trainer, labels, clustered, times, repeated=bool(collapse))
         if not self._labeller.fixed:
             self._last = labels
 
     def _works_in(self, trainer: Trainer) -> bool:
         return self._stages is None or trainer.stage.number in self._stages
-
-    def _extract(self, trainer: Trainer) -> FeatureSet:
-        with progress_bar("Extracting", "img") as progress:
-            return self._images.features(trainer.inference_model, trainer.device, progress)
 
     def _go_on(self, trainer: Trainer, carried: Mapping[str, Tensor]) -> None:
         """Goes on within a stage whose labels are made once, after a resume.
@@ -144,10 +150,10 @@ class RefreshPseudoLabels(Hook):
         """
         saved = {name: value.clone() for name, value in self._criterion.state_dict().items()}
         with replaying(trainer.device, torch_random_state(trainer.device)):
-            features = self._extract(trainer) if self._criterion.needs_features else None
-            labels = self._last or self._labels(features, trainer.epoch)[0]
+            clustered, extracted = self._features(trainer)
+            labels = self._last or self._labels(clustered, trainer.epoch)[0]
             self._sampler.set_labels(labels)
-            self._criterion.set_labels(labels.to(trainer.device), features)
+            self._criterion.set_labels(labels.to(trainer.device), extracted)
         self._criterion.load_state_dict(saved)
         tensors = _unsaved(self._criterion)
         for name in sorted(tensors.keys() | carried.keys()):
@@ -160,6 +166,18 @@ class RefreshPseudoLabels(Hook):
                 )
             here.copy_(there)
         self._labelled = True
+
+    def _features(self, trainer: Trainer) -> tuple[FeatureSet | None, FeatureSet | None]:
+        """The features to cluster, and those of the model; None where nobody needs them."""
+        kept = kept_features(self._criterion)
+        extracted = None
+        if self._criterion.needs_features or (kept is None and not self._labeller.fixed):
+            with progress_bar("Extracting", "img") as progress:
+                extracted = self._images.features(trainer.inference_model, trainer.device, progress)
+        if kept is None:
+            return extracted, extracted
+        clustered = features_of(self._images.records, kept.test, kept.unit, kept.present)
+        return clustered, extracted
 
     def state_dict(self) -> dict[str, Any]:
         """The last labels, the labeller's state, and memories that last beyond an epoch.
@@ -174,14 +192,22 @@ class RefreshPseudoLabels(Hook):
             state["labels"] = {name: getattr(self._last, name) for name in names}
         if labeller := self._labeller.state_dict():
             state["labeller"] = labeller
+        if memories := memory_states(self._criterion):
+            state["memories"] = memories
         return state
 
     def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
-        """Checks the last labels.
+        """Checks the last labels and the memories.
 
         Raises:
-            ValueError: They are no labels, or the number of training images has changed.
+            ValueError: They are no labels or not the memories of these losses, or the number of
+                training images has changed.
         """
+        try:
+            count = len(self._images.records)
+            check_memory_states(self._criterion, state.get("memories", []), count)
+        except ValueError as error:
+            raise ValueError(f"memories: {error}") from error
         if not isinstance(state.get("labeller", {}), Mapping):
             raise ValueError(f"labeller: expected a mapping, got {shortened(state['labeller'])}")
         for name, value in dict(state.get("criterion", {})).items():
@@ -197,9 +223,10 @@ class RefreshPseudoLabels(Hook):
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the last labels back, and holds the memories until the next epoch begins."""
+        """Takes labels and memories back; those of a stage wait until the next epoch begins."""
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
+        load_memory_states(self._criterion, state.get("memories", []))
         self._carried = state.get("criterion")
 
     def _log(
