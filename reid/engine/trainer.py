@@ -31,6 +31,7 @@ from reid.engine.nonfinite import (
 from reid.engine.optimization import Optimization
 from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
 from reid.engine.stopping import StopSignals
+from reid.modeling.classifiers import classifiers_of, fit_classifiers
 from reid.modeling.losses import STUDENT, Criterion, Source
 from reid.registry import Hook
 from reid.structures import Batch, Embeddings
@@ -73,6 +74,10 @@ class _Step(nn.Module):
         self.criterion = criterion
         # Kept as a plain mapping, not as submodules, because they are not trained.
         self._networks = networks
+        # Each process has the whole batch's gradient of these already; and their size changes.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{name}.weight" for name, _ in classifiers_of(self)
+        ]
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], _Seen]:
         """The losses by name, and the arguments for `Criterion.commit`."""
@@ -203,6 +208,7 @@ class Trainer:
         self.model.train()
         self.criterion.train()
         self.optimization.discard()
+        self.optimization.follow_refills(self.criterion)
         self._waiting.clear()
         count = len(self.loader)
         started = time.perf_counter()
@@ -321,6 +327,7 @@ class Trainer:
             ValueError: The state belongs to another model or another number of processes, or an
                 entry is wrong; the message names the entry.
         """
+        fit_classifiers(self.criterion, state.get("criterion"))
         check_checkpoint(
             state,
             model=self.model.state_dict(),
