@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -113,10 +114,13 @@ class PPLRLoss(Loss):
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """`global_refined` and `part_smoothed`, means over the labelled images."""
-        banks = embeddings.post.unbind(1)
+        with torch.autocast(embeddings.post.device.type, enabled=False):
+            return self._losses(embeddings.post.unbind(1), batch.index)
+
+    def _losses(self, banks: Sequence[Tensor], index: Tensor) -> dict[str, Tensor]:
         logits = [classify(bank) for classify, bank in zip(self.classifiers, banks, strict=True)]
-        target, agreement = self.cluster[batch.index], self.agreement[batch.index]
         parts = torch.stack(logits[1:])
+        target, agreement = self.cluster[index], self.agreement[index]
         if self.epoch < self._agreement_from_epoch:
             smoothed = [smoothed_cross_entropy(part, target, self._smoothing) for part in parts]
             part_loss = torch.stack(smoothed).mean()
