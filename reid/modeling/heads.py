@@ -75,7 +75,7 @@ class BNNeckHead(nn.Module):
 
 
 @HEAD.register()
-class StripeHead(nn.Module):
+class BNNeckStripeHead(nn.Module):
     """The token of the whole image, and the means of horizontal stripes of the map.
 
     Each has its own BatchNorm without bias. Stripe j of n covers the rows floor(j H / n) to
@@ -124,7 +124,7 @@ class StripeHead(nn.Module):
 
 
 def pool_stripes(features: FeatureTokens, count: int) -> list[Tensor]:
-    """The means (B, D) of horizontal stripes of the map, top to bottom; see `StripeHead`.
+    """The means (B, D) of horizontal stripes of the map, top to bottom; see `BNNeckStripeHead`.
 
     Args:
         features: Their grid has H rows.

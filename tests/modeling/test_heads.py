@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from reid.modeling.heads import StripeHead, pool_stripes
+from reid.modeling.heads import BNNeckStripeHead, pool_stripes
 from reid.structures import Batch, FeatureTokens
 
 
@@ -38,7 +38,7 @@ def test_neighbouring_stripes_share_a_row_if_the_height_is_no_multiple() -> None
 
 
 def test_banks_have_their_own_necks() -> None:
-    head = StripeHead(Backbone(), 3)
+    head = BNNeckStripeHead(Backbone(), 3)
     for number, neck in enumerate(head.part_necks):
         torch.nn.init.constant_(neck.weight, 2.0 + number)
     image = torch.randn(4, 5, 6, 2, generator=torch.Generator().manual_seed(0))
@@ -54,6 +54,6 @@ def test_banks_have_their_own_necks() -> None:
 def test_more_stripes_than_rows() -> None:
     image = torch.zeros(2, 5, 2, 2)
     with pytest.raises(ValueError, match=r"num_stripes: expected at most 2, the rows .*, got 3"):
-        StripeHead(Backbone(), 3)(tokens_of(image), Batch.of(image))
+        BNNeckStripeHead(Backbone(), 3)(tokens_of(image), Batch.of(image))
     with pytest.raises(ValueError, match="num_stripes: expected 1 or more, got 0; BNNeckHead"):
-        StripeHead(Backbone(), 0)
+        BNNeckStripeHead(Backbone(), 0)

@@ -72,7 +72,7 @@ class PPLRLoss(Loss):
         super().__init__()
         if not num_parts:
             raise ValueError(
-                "PPLRLoss needs a head with parts, such as StripeHead; the model's has none"
+                "PPLRLoss needs a head with parts, such as BNNeckStripeHead; the model's has none"
             )
         if neighbors < 1 or agreement_from_epoch < 0:
             raise ValueError(

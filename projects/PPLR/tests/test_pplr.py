@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from reid.config import load_config
 from reid.modeling.classifiers import ClusterClassifier
-from reid.modeling.heads import StripeHead
+from reid.modeling.heads import BNNeckStripeHead
 from reid.modeling.losses import Triplet, smoothed_cross_entropy
 from reid.projects.pplr import PPLRCameraLoss, PPLRLoss
 from reid.projects.pplr.loss import agreement_smoothed, cross_agreement, part_guided
@@ -177,7 +177,7 @@ def test_the_head_of_the_authors(oracle_dir: Path) -> None:
         count = len([name for name in a if name.startswith("state.classifier")]) - 1
         backbone = Backbone()
         backbone.embed_dim = a["map"].shape[1]
-        head = StripeHead(backbone, count)
+        head = BNNeckStripeHead(backbone, count)
         necks = {"bnneck": head.neck} | {f"bnneck{j}": n for j, n in enumerate(head.part_necks)}
         for name, neck in necks.items():
             for key in ("weight", "bias", "running_mean", "running_var"):
@@ -394,7 +394,7 @@ def test_one_cluster() -> None:
 
 def test_what_is_refused() -> None:
     labels, features = problem([(0, 0), (1, 0)])
-    with pytest.raises(ValueError, match="needs a head with parts, such as StripeHead"):
+    with pytest.raises(ValueError, match="needs a head with parts, such as BNNeckStripeHead"):
         PPLRLoss(8, 0)
     with pytest.raises(ValueError, match="needs the features"):
         PPLRLoss(8, 2).set_labels(labels, None)
@@ -433,7 +433,7 @@ def test_published_hyper_parameters(name: str, eps: float, camera_weight: float 
          "num_negatives": 50},
     ]  # fmt: skip
     assert config.criterion == losses[: 2 if camera_weight is None else 3]
-    assert config.model.head == {"name": "StripeHead", "num_stripes": 3}
+    assert config.model.head == {"name": "BNNeckStripeHead", "num_stripes": 3}
     assert config.model.bn_samples_per_group == 16
     assert config.model.backbone["last_stride"] == 1
     assert config.input.size == (384, 128)

@@ -64,7 +64,7 @@ def test_the_camera_blind_variant_with_dropped_moments(train_tiny: Callable[...,
 
 def run(folder: Path, processes: int) -> Path:
     """The real command with synthetic.yaml, on tiny drawn persons."""
-    persons = "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 48, WIDTH: 24}"
+    persons = "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, HEIGHT: 48, WIDTH: 24}"
     output = folder / str(processes)
     command = [
         "tools/train_net.py", "--config-file", str(CONFIGS / "synthetic.yaml"),

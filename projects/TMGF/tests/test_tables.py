@@ -27,6 +27,7 @@ COMPARED = {  # rows of other projects, and their config files in order
     "cluster_contrast": ["ClusterContrast/configs/{}", "ClusterContrast/configs/variants/infomap"],
     "cap": ["CAP/configs/{}"],
     "o2cap": ["O2CAP/configs/{}"],
+    "pplr": ["PPLR/configs/{}"],
     "transreid_ssl": ["TransReID_SSL/configs/usl_{}_stem"],
     "transreid_ssl_gt": ["TransReID_SSL/configs/supervised_{}"],
 }
