@@ -58,17 +58,14 @@ def embeddings_of(feature: Tensor) -> Embeddings:
     return Embeddings(feature, feature, unit, unit[:, 0])
 
 
-def labels_of(cluster: Tensor, proxy_cluster: Tensor, proxy_camid: Tensor, camid: Tensor,
-              index: Tensor, count: int) -> PseudoLabels:  # fmt: skip
+def labels_of(given: dict[str, Tensor], a: dict[str, Tensor]) -> PseudoLabels:
     """Labels of a batch's images, then of one more image for each proxy."""
-    own = torch.full((count,), -1)
-    cameras = own.clone()
-    own[index], cameras[index] = cluster, camid
     labels = PseudoLabels.from_clusters(
-        torch.cat((own, proxy_cluster)), torch.cat((cameras, proxy_camid))
+        torch.cat((given["label"], a["proxy_cluster"])),
+        torch.cat((given["camid"], a["proxy_camid"])),
     )
-    assert torch.equal(labels.proxy_to_cluster, proxy_cluster)
-    assert torch.equal(labels.proxy_to_camera, proxy_camid)
+    assert torch.equal(labels.proxy_to_cluster, a["proxy_cluster"])
+    assert torch.equal(labels.proxy_to_camera, a["proxy_camid"])
     return labels
 
 
@@ -96,11 +93,9 @@ def test_losses_and_gradients_of_the_authors(oracle_dir: Path) -> None:
                 ]
                 losses["part_loss"] = torch.stack(each).mean()
             triplet = Triplet(feature="after")
-            labels = torch.full((len(a["agreement"]),), -1)
-            labels[index] = target
-            triplet.cluster = labels
+            triplet.cluster = target
             seen = embeddings_of(leaves["feature"][:, None])
-            losses |= {"triplet_loss": triplet(seen, Batch.of(index, index=index))["triplet"]}
+            losses |= {"triplet_loss": triplet(seen, Batch.of(target))["triplet"]}
             total = torch.stack([*losses.values()]).sum()
             if "camid" in given:
                 leaves["feature_part"] = given["feature_part"].requires_grad_()
@@ -114,23 +109,20 @@ def test_losses_and_gradients_of_the_authors(oracle_dir: Path) -> None:
                 close_gradient(leaf.grad, given[f"grad_{name}"], f"{path} {step} {name}")
 
 
-def camera_loss(a: dict[str, Tensor], given: dict[str, Tensor], leaves: dict[str, Tensor],
-                negatives: int = 0) -> Tensor:  # fmt: skip
-    index = given["index"]
+def camera_loss(
+    a: dict[str, Tensor], given: dict[str, Tensor], leaves: dict[str, Tensor], negatives: int = 0
+) -> Tensor:
     loss = PPLRCameraLoss(float(a["temperature"]), negatives or int(a["neg_k"]))
-    labels = labels_of(
-        given["label"], a["proxy_cluster"], a["proxy_camid"], given["camid"], index,
-        len(a["agreement"]),
-    )  # fmt: skip
+    labels = labels_of(given, a)
     proxies = torch.cat((a["proxy"][..., None], a["proxy_part"]), 2).permute(0, 2, 1)
     unit = proxies.new_zeros(len(labels), *proxies.shape[1:])
     unit[-len(proxies) :] = proxies  # the rows become these, since the batch's images add 0
     loss.set_labels(labels, FeatureSet.of(unit[:, 0], unit=unit))
     feature = torch.cat((leaves["feature"][..., None], leaves["feature_part"]), 2)
-    seen = embeddings_of(feature.permute(0, 2, 1))
+    seen = embeddings_of(feature.permute(0, 2, 1)), Batch.of(given["label"])
     before = loss.memory.rows.clone()
-    found = loss(seen, Batch.of(index, index=index))
-    loss.commit(seen, Batch.of(index, index=index))
+    found = loss(*seen)
+    loss.commit(*seen)
     assert torch.equal(loss.memory.rows, before), "proxies stay fixed during the epoch"
     return found["global_camera"] + found["part_camera"]
 
