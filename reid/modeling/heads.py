@@ -139,7 +139,7 @@ def pool_stripes(features: FeatureTokens, count: int) -> list[Tensor]:
             f"num_stripes: expected at most {height}, the rows of the backbone's map, got {count}; "
             "a larger image gives more rows"
         )
-    tokens = features.tokens[:, 1:].unflatten(1, (height, width))
+    tokens = features.tokens[:, 1:].reshape(len(features.tokens), height, width, -1)
     # Slices, since the gradient of torch's adaptive pooling is not repeatable on a GPU.
     return [
         tokens[:, j * height // count : -(-(j + 1) * height // count)].mean((1, 2))
