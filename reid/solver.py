@@ -111,6 +111,31 @@ def start_momentum(optimizer: Optimizer) -> None:
                 optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
+@torch.no_grad()
+def fit_moments(optimizer: Optimizer, parameter: nn.Parameter, *, keep: bool) -> None:
+    """Fits the moments of a parameter whose rows were replaced, and may be more or fewer now.
+
+    Args:
+        optimizer: Trains the parameter.
+        parameter: (C, ...).
+        keep: The moments of row i stay with row i, and those of new rows are 0; the number of steps
+            stays. Otherwise the state of the parameter is that of a new optimizer.
+    """
+    before = optimizer.state.pop(parameter, {})
+    state: dict[str, Any] = {}
+    for name, value in before.items():
+        if not isinstance(value, torch.Tensor) or not value.ndim:
+            if keep:
+                state[name] = value
+        elif keep or isinstance(optimizer, SGD):  # SGD's momentum starts as zeros
+            state[name] = fitted = torch.zeros_like(parameter)
+            if keep:
+                rows = min(len(value), len(fitted))
+                fitted[:rows] = value[:rows]
+    if state:
+        optimizer.state[parameter] = state
+
+
 def load_optimizer_state(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Restores a state, except learning rate, weight decay and the like, which stay as built.
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reid.engine.nonfinite import BufferCopy
-from reid.solver import LR_FACTOR, LearningRate, load_optimizer_state, start_momentum
+from reid.modeling.classifiers import classifiers_of
+from reid.solver import (
+    LR_FACTOR,
+    LearningRate,
+    fit_moments,
+    load_optimizer_state,
+    start_momentum,
+)
 
 Amp = Literal["off", "fp16", "bf16"]
 _AMP_DTYPES = {"off": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -88,6 +95,17 @@ class Optimization:
         group = number - number % self.accumulation_steps
         share = 1 / min(self.accumulation_steps, count - group)
         return share, (number + 1) % self.accumulation_steps == 0 or number + 1 == count
+
+    def follow_refills(self, module: nn.Module) -> None:
+        """Fits the moments of classifiers over clusters that were refilled since the last call.
+
+        Args:
+            module: Holds the classifiers; see `ClusterClassifier`.
+        """
+        for _, part in classifiers_of(module):
+            if part.refilled:
+                fit_moments(self.optimizer, part.weight, keep=part.moments == "keep")
+                part.refilled = False
 
     def begin(self, model: nn.Module, epoch: int, step: int) -> None:
         """Prepares for a batch: sets the rate, and copies running statistics that may be restored.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from reid import distributed
+from reid.modeling.classifiers import classifiers_of
 from reid.modeling.losses import STUDENT, Criterion, Source
 from reid.structures import Batch, Embeddings
 
@@ -34,6 +35,10 @@ class Step(nn.Module):
         self.criterion = criterion
         # Kept as a plain mapping, not as submodules, because they are not trained.
         self._networks = networks
+        # Each process has the whole batch's gradient of these already; and their size changes.
+        self._ddp_params_and_buffers_to_ignore = [
+            f"{name}.weight" for name, _ in classifiers_of(self)
+        ]
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Seen]:
         """The losses by name, and the arguments for `Criterion.commit`."""

@@ -29,6 +29,7 @@ from reid.engine.randomness import random_state, replaying, set_random_state, to
 from reid.engine.stages import Stages
 from reid.engine.step import Seen, build_step
 from reid.engine.stopping import StopSignals
+from reid.modeling.classifiers import fit_classifiers
 from reid.modeling.losses import Criterion
 from reid.registry import Hook
 from reid.stage_settings import StageRun
@@ -190,6 +191,7 @@ class Trainer:
         self.model.train()
         self.criterion.train()
         self.optimization.discard()
+        self.optimization.follow_refills(self.criterion)
         self._waiting.clear()
         count = len(self.loader)
         started = time.perf_counter()
@@ -316,6 +318,7 @@ class Trainer:
             stage = self._stages.at(state["epoch"] - 1)  # the stage that wrote it
             if stage != self.stage:
                 self._take_stage(stage)
+        fit_classifiers(self.criterion, state.get("criterion"))
         check_checkpoint(
             state,
             model=self.model.state_dict(),

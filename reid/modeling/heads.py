@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.registry import HEAD
+from reid.registry import HEAD, Range
 from reid.structures import Batch, Embeddings, FeatureTokens
 
 
@@ -71,3 +72,76 @@ class BNNeckHead(nn.Module):
         post = self.neck(pre)
         unit = normalize(post if self._neck_feature == "after" else pre)
         return Embeddings(pre.float()[:, None], post[:, None], unit[:, None], unit)
+
+
+@HEAD.register()
+class BNNeckStripeHead(nn.Module):
+    """The token of the whole image, and the means of horizontal stripes of the map.
+
+    Each has its own BatchNorm without bias. Stripe j of n covers the rows floor(j H / n) to
+    ceil((j + 1) H / n) - 1 of the map, top to bottom: if n does not divide the H rows, neighbours
+    share a row (torch's adaptive pooling; the parts of PCB, Sun et al., ECCV 2018, and of PPLR,
+    Cho et al., CVPR 2022). The test feature is global.
+
+    Args:
+        backbone: Its `embed_dim` is D.
+        num_stripes: n.
+
+    Attributes:
+        embed_dim: D.
+        num_parts: K = n.
+        granularities: (n,), as tools read it that draw the parts.
+
+    Raises:
+        ValueError: There is no stripe.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, num_stripes: Annotated[int, Range(1, 1024)] = 3
+    ) -> None:
+        super().__init__()
+        if num_stripes < 1:
+            raise ValueError(
+                f"num_stripes: expected 1 or more, got {num_stripes}; BNNeckHead has no parts"
+            )
+        self.embed_dim = int(backbone.embed_dim)  # type: ignore[arg-type]
+        self.num_parts = num_stripes
+        self.granularities = (num_stripes,)
+        self.neck = Neck(self.embed_dim)
+        self.part_necks = nn.ModuleList(Neck(self.embed_dim) for _ in range(num_stripes))
+
+    def forward(self, features: FeatureTokens, batch: Batch) -> Embeddings:
+        """Banks (B, 1 + K, D).
+
+        Raises:
+            ValueError: The map has fewer rows than there are stripes.
+        """
+        pre = [features.tokens[:, 0], *pool_stripes(features, self.num_parts)]
+        necks = (self.neck, *self.part_necks)
+        post = torch.stack([neck(bank) for neck, bank in zip(necks, pre, strict=True)], 1)
+        unit = normalize(post)
+        return Embeddings(torch.stack(pre, 1).float(), post, unit, unit[:, 0])
+
+
+def pool_stripes(features: FeatureTokens, count: int) -> list[Tensor]:
+    """The means (B, D) of horizontal stripes of the map, top to bottom; see `BNNeckStripeHead`.
+
+    Args:
+        features: Their grid has H rows.
+        count: n.
+
+    Raises:
+        ValueError: n is more than H.
+    """
+    height, width = features.grid
+    if count > height:
+        raise ValueError(
+            f"num_stripes: expected at most {height}, the rows of the backbone's map, got {count}; "
+            "a larger image gives more rows"
+        )
+    tokens = features.tokens[:, 1:].reshape(len(features.tokens), height, width, -1)
+    # Slices, since the gradient of torch's adaptive pooling is not repeatable on a GPU.
+    return [
+        tokens[:, j * height // count : -(-(j + 1) * height // count)].mean((1, 2))
+        for j in range(count)
+    ]

@@ -12,6 +12,7 @@ Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsu
 re-identification has used since Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020).
 """
 
+from reid.neighbors.agreement import list_agreement, other_neighbors
 from reid.neighbors.density import TIE_TOLERANCE, dbscan
 from reid.neighbors.exact import fast_bfloat16
 from reid.neighbors.footprint import jaccard_memory_mb, log_memory, neighbors_memory_mb
@@ -59,9 +60,11 @@ __all__ = [
     "jaccard_memory_mb",
     "jaccard_of_rows",
     "jaccard_rows",
+    "list_agreement",
     "log_memory",
     "nearest_neighbors",
     "neighbors_memory_mb",
+    "other_neighbors",
     "rerank_distances",
     "row_blocks",
     "run_in_pieces",

@@ -29,6 +29,7 @@ COMPARED = {  # rows of other projects, and their config files in order
     "o2cap": ["O2CAP/configs/{}"],
     "mgh": ["MGH/configs/{}"],
     "rlcc": ["RLCC/configs/{}"],
+    "pplr": ["PPLR/configs/{}"],
     "transreid_ssl": ["TransReID_SSL/configs/usl_{}_stem"],
     "transreid_ssl_gt": ["TransReID_SSL/configs/supervised_{}"],
 }
