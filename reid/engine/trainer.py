@@ -221,7 +221,8 @@ class Trainer:
             started = time.perf_counter()
 
     def _end_epoch(self) -> None:
-        check_finite(self._step_module, self.epoch + 1)
+        for module in (self._step_module, *self.networks.values()):
+            check_finite(module, self.epoch + 1)
         self.epoch += 1
         for hook in self.hooks:
             hook.save(self)
@@ -242,7 +243,9 @@ class Trainer:
             FloatingPointError: The loss is not finite, on this process or another.
         """
         drawn_from = torch_random_state(self.device)
-        self.optimization.begin(self.model, self.epoch, self.step)
+        # Batches that are dropped must not move a teacher's own running statistics either.
+        trained = nn.ModuleList([self.model, *self.networks.values()])
+        self.optimization.begin(trained, self.epoch, self.step)
         with self.optimization.autocast():
             losses, seen = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()
