@@ -25,8 +25,8 @@ class ICELoss(Loss):
       cluster is the plain mean of its unit features, and stays for the epoch.
     - hard: s_ij is the cosine of f_S of image i and f_T of view 1 of image j. InfoNCE of the
       smallest s_ij of i's cluster against all s_ij of other clusters.
-    - soft: KL(P_i || Q_i), where P_i is the softmax over the batch of the cosines of f_T of the weak
-      views, and Q_i that of s_ij.
+    - soft: KL(P_i || Q_i). P_i is the softmax over the batch of the cosines of f_T of the weak
+      views, Q_i that of s_ij.
 
     The teacher also sees view 0, for its running statistics alone.
 

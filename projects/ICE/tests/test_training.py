@@ -15,6 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.assembly.images import build_transform
+from reid.assembly.optimization import build_learning_rate
 from reid.config import load_config
 from reid.engine.optimization import Optimization
 from reid.engine.teacher import MeanTeacher
@@ -52,10 +53,10 @@ def test_published_hyper_parameters(name: str) -> None:
     }  # fmt: skip
     solver = config.solver
     assert (solver.optimizer, solver.base_lr, solver.weight_decay) == ("Adam", 3.5e-4, 5e-4)
-    rate = LearningRate(1.0, solver.max_epochs, solver.schedule, tuple(solver.milestones),
-                        warmup_epochs=solver.warmup_epochs, warmup_factor=solver.warmup_factor)  # fmt: skip
+    rate = build_learning_rate(solver)
     expected = [0.1 * (1 - e / 10) + e / 10 if e < 10 else 1.0 for e in range(40)]
-    assert [rate(epoch, 0, 1.0) for epoch in range(solver.max_epochs)] == pytest.approx(expected)
+    found = [rate(epoch) / 3.5e-4 for epoch in range(solver.max_epochs)]
+    assert found == pytest.approx(expected)
     assert config.model.bn_samples_per_group == 8
     assert (config.input.size, config.test.eval_period) == ((256, 128), 1)
     strong = [step["name"] for step in config.input.transforms]

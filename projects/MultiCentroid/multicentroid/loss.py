@@ -24,10 +24,10 @@ class MultiCentroidLoss(MemoryLoss):
 
     Each cluster has n centroids. A sample's positive is the centroid of its cluster with the median
     score, entry (n - 1) // 2 from the lowest. Its negatives are the best-scoring centroid of each
-    other cluster. Further negatives are interpolated: each c of the highest-scoring negatives and
-    the centroid c' nearest to it, of neither c's nor the sample's cluster, give (c + c') / |c + c'|.
-    The choice carries no gradient. An update moves, sample by sample, the nearest centroid of the
-    sample's cluster.
+    other cluster. Further negatives are interpolated: (c + c') / |c + c'| for each c of the
+    highest-scoring negatives, where c' is the centroid nearest to c, of neither c's nor the
+    sample's cluster. The choice carries no gradient. An update moves, sample by sample, the nearest
+    centroid of the sample's cluster.
 
     Args:
         temperature: tau.
