@@ -63,7 +63,5 @@ class ICECameraLoss(ProxyLoss):
         similarity = self.memory.similarity(feature.detach())
         return {"camera": self.offline_losses(feature, similarity, row)}
 
-    def commit(  # type: ignore[override]  # see `Loss.asks_for`
-        self, embeddings: Embeddings, batch: Batch, *, taken: Tensor | None = None
-    ) -> None:
+    def commit(self, embeddings: Embeddings, batch: Batch, *, taken: Tensor | None = None) -> None:
         """Does nothing: the proxies stay."""

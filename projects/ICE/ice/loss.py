@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from reid.modeling.losses import STUDENT, Loss, Temperature, smoothed_cross_entropy
 from reid.registry import LOSS, Range
-from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
+from reid.structures import OUTLIER, Embeddings, FeatureSet, PseudoLabels
 
 
 @LOSS.register()
@@ -93,10 +93,17 @@ class ICELoss(Loss):
         sums = unit.new_zeros(labels.num_clusters, unit.shape[1]).index_add_(0, cluster, unit)
         self.centres = sums / torch.bincount(cluster)[:, None]
 
-    def forward(self, *inputs: Embeddings | Batch) -> dict[str, Tensor]:
+    def forward(self, student: Embeddings, *others: Any) -> dict[str, Tensor]:
         """`cluster`, `hard` and `soft`, each the mean over the labelled images of the batch."""
-        student, teacher, weak = (_feature(inputs[place]) for place in (0, -3, -2))
-        label = self.cluster[inputs[-1].index]  # type: ignore[index]
+        *_, teacher, weak, batch = others
+        return self._losses(
+            _feature(student), _feature(teacher), _feature(weak), self.cluster[batch.index]
+        )
+
+    def _losses(
+        self, student: Tensor, teacher: Tensor, weak: Tensor, label: Tensor
+    ) -> dict[str, Tensor]:
+        """The losses of features (B, D) after the neck, with clusters (B,)."""
         with torch.autocast(student.device.type, enabled=False):
             logits = student @ self.centres.to(student.dtype).T / self._temperature
             teacher, weak = F.normalize(teacher, dim=1), F.normalize(weak, dim=1)
@@ -148,7 +155,7 @@ def soft_consistency(logits: Tensor, target_logits: Tensor, label: Tensor) -> Te
     return (losses * labelled).sum() / labelled.sum().clamp(min=1)
 
 
-def _feature(embeddings: Embeddings | Batch) -> Tensor:
+def _feature(embeddings: Embeddings) -> Tensor:
     """The feature of the whole image after the neck (B, D), in float32 or float64."""
-    feature: Tensor = embeddings.post[:, 0]  # type: ignore[union-attr]
+    feature = embeddings.post[:, 0]
     return feature.to(torch.promote_types(feature.dtype, torch.float32))

@@ -122,7 +122,8 @@ def test_centroids_start_as_images_of_their_cluster() -> None:
     features = FeatureSet.of(F.normalize(torch.randn(10, 5), dim=1))
     memory = CentroidMemory(0.2, 4)
     draws = []
-    for memory.draw in (0, 0, 1):
+    for draw in (0, 0, 1):
+        memory.draw = draw
         memory.reset(cluster, 3, features)
         same = (memory.centroids[0, :, :, None] == features.test).all(3)  # (C, n, N)
         assert bool((same.sum(2) == 1).all())
