@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ from reid.modeling.contrastive import Average
 from reid.modeling.losses import Temperature
 from reid.modeling.memory_losses import ProxyLoss
 from reid.registry import LOSS
-from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
+from reid.structures import FeatureSet, PseudoLabels
 
 
 @LOSS.register()
@@ -63,5 +63,5 @@ class ICECameraLoss(ProxyLoss):
         similarity = self.memory.similarity(feature.detach())
         return {"camera": self.offline_losses(feature, similarity, row)}
 
-    def commit(self, embeddings: Embeddings, batch: Batch, *, taken: Tensor | None = None) -> None:
+    def commit(self, *inputs: Any, taken: Tensor | None = None) -> None:
         """Does nothing: the proxies stay."""

@@ -64,7 +64,7 @@ class CentroidMemory(ProxyMemory):
     def similarity(self, feature: Tensor) -> Tensor:
         """Dot products (1 + K, B, C, n) of features (1 + K, B, D) with every centroid."""
         flat = feature @ self.centroids.flatten(1, 2).transpose(1, 2)
-        return flat.unflatten(2, (-1, self._num_centroids))
+        return flat.view(*flat.shape[:2], -1, self._num_centroids)
 
     def _move(self, old: Tensor, feature: Tensor) -> Tensor:
         """Moves the centroid that is nearest to the feature.
@@ -73,7 +73,7 @@ class CentroidMemory(ProxyMemory):
             old: (1 + K, B, n D) centroids of each sample's cluster.
             feature: (1 + K, B, D).
         """
-        centroids = old.unflatten(2, (self._num_centroids, -1))
+        centroids = old.reshape(*old.shape[:2], self._num_centroids, -1)
         nearest = torch.einsum("mbnd,mbd->mbn", centroids, feature).argmax(2)
         moved = super()._move(
             centroids.gather(2, nearest[..., None, None].expand_as(centroids[:, :, :1]))[:, :, 0],
