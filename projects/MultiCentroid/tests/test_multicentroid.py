@@ -44,7 +44,7 @@ def plain_loss(f: Tensor, y: int, rows: Tensor, interpolated: int) -> Tensor:
     chosen = [(rows[c] @ f).argmax() for c in range(count)]
     negatives = {c: rows[c, chosen[c]] for c in range(count) if c != y}
     scores = [c @ f for c in negatives.values()]
-    hardest = sorted(negatives, key=lambda c: -float(negatives[c] @ f))[:interpolated]
+    hardest = sorted(negatives, key=lambda c: -float(negatives[c] @ f.detach()))[:interpolated]
     for c in hardest:
         others = [rows[k, i] for k in range(count) if k not in (c, y) for i in range(n)]
         if others:
