@@ -78,7 +78,8 @@ def batches(count: int = 3) -> list[Batch]:
 
 def train(
     teacher: MeanTeacher, given: list[Batch], *, groups: int = 0, step: int = 0,
-    state: dict[str, Tensor] | None = None, **options: Any,
+    state: dict[str, Tensor] | None = None, loss: Loss | None = None, amp: Any = "off",
+    **options: Any,
 ) -> tuple[nn.Module, list[dict[str, Tensor]]]:  # fmt: skip
     """The teacher after an epoch of the given batches, and the student after each."""
     model = Net()
@@ -90,8 +91,8 @@ def train(
     optimizer = build_optimizer(model.parameters(), "SGD", lr=0.1, momentum=0.0)
     students = Students()
     trainer = Trainer(
-        model, Criterion([Consistency()]),
-        Optimization(optimizer, LearningRate(0.1, 1), CPU, may_skip=True), loader,
+        model, Criterion([loss or Consistency()]),
+        Optimization(optimizer, LearningRate(0.1, 1), CPU, may_skip=True, amp=amp), loader,
         max_epochs=1, device=CPU, hooks=[teacher, students], **options,
     )  # fmt: skip
     trainer.step = step
@@ -137,6 +138,16 @@ def test_a_skipped_batch_does_not_move_the_teacher(broken: str) -> None:
     )
     assert skipping.skipped == 1
     for name, value in whole.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+
+
+def test_an_fp16_step_that_overflows_does_not_move_the_teacher() -> None:
+    class Huge(Consistency):
+        def forward(self, *inputs: Any) -> dict[str, Tensor]:
+            return {"huge": 1e35 * inputs[0].test.square().mean()}
+
+    found, _ = train(MeanTeacher(ramp=False, statistics="own"), batches(1), loss=Huge(), amp="fp16")
+    for name, value in Net().state_dict().items():
         assert torch.equal(found.state_dict()[name], value), name
 
 
