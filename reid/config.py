@@ -47,6 +47,18 @@ Specs: TypeAlias = Annotated[
 """Several parts, each a mapping with `name` or a bare name; a single one needs no list."""
 
 
+Views: TypeAlias = Annotated[
+    list[Any],
+    Rule(
+        "a list with null or a list of transforms for each further view",
+        lambda views: (
+            isinstance(views, list) and all(view is None or _are_parts(view) for view in views)
+        ),
+    ),
+]
+"""The transforms of view 1, view 2 and so on; None: those of view 0."""
+
+
 Joined: TypeAlias = Annotated[
     Any,
     Rule(
@@ -144,6 +156,9 @@ class InputConfig(_Section, where="input"):
         test_interpolation: How images are resized in extraction and in tests.
         transforms: Augmentations in training, in their order (TRANSFORM registry); those on pixels
             come before those on the normalised image.
+        views: Augmentations of further views of an image, for losses that compare several: first
+            those of view 1, then those of view 2, and so on. An empty list is the plain image. A
+            view that is null, or not listed, has `transforms`.
     """
 
     size: tuple[Side, Side] = (256, 128)
@@ -158,6 +173,7 @@ class InputConfig(_Section, where="input"):
             {"name": "RandomErasing", "prob": 0.5},
         ]
     )
+    views: Views = field(default_factory=list)
 
 
 @dataclass

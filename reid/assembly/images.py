@@ -65,7 +65,7 @@ def build_training_set(
         records: The images.
         sampler: Chooses the images of each batch.
         device: The device that trains.
-        views: How many augmented versions of each image a batch has.
+        views: How many augmented versions of each image a batch has, each with its transforms.
 
     Raises:
         ConfigError: A setting is wrong, or memory is too small for the cache.
@@ -100,7 +100,7 @@ def build_train_loader(
         on_error=config.dataloader.on_error,
         num_workers=_num_workers(config),
         pin_memory=device.type == "cuda",
-        views=views,
+        views=[build_transform(config.input, training=True, view=v) for v in range(1, views)],
     )
 
 
@@ -184,15 +184,23 @@ def build_test_sets(
     return usable_test_sets(sets)
 
 
-def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
+def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> ImageTransform:
     """Turns pictures into the model's input; in training, with augmentation.
+
+    Args:
+        config: Names the transforms.
+        training: With augmentation.
+        view: The view whose augmentation it is.
 
     Raises:
         ConfigError: A transform is unknown, an option is wrong, or the order is wrong.
     """
+    key, specs = "transforms", config.transforms
+    if 0 < view <= len(config.views) and config.views[view - 1] is not None:
+        key, specs = f"views[{view - 1}]", config.views[view - 1]
     steps = [
-        build(TRANSFORM, spec, f"input.transforms[{i}]", mean=tuple(config.pixel_mean))
-        for i, spec in enumerate(config.transforms if training else ())
+        build(TRANSFORM, spec, f"input.{key}[{i}]", mean=tuple(config.pixel_mean))
+        for i, spec in enumerate(specs if training else ())
     ]
     interpolation = config.interpolation if training else config.test_interpolation
     try:
@@ -204,7 +212,7 @@ def build_transform(config: InputConfig, *, training: bool) -> ImageTransform:
             interpolation=interpolation,
         )
     except ValueError as error:
-        raise ConfigError(f"input.{error}") from error
+        raise ConfigError(f"input.{key}{str(error).removeprefix('transforms')}") from error
 
 
 def build_cache(config: Config, count: int) -> PixelCache | None:

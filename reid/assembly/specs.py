@@ -87,6 +87,9 @@ def _check_stage(check: _Checker, config: Config, training: bool) -> None:
     """
     for i, spec in enumerate(config.input.transforms):
         check(TRANSFORM, spec, f"input.transforms[{i}]")
+    for view, steps in enumerate(config.input.views):
+        for i, spec in enumerate(steps or ()):
+            check(TRANSFORM, spec, f"input.views[{view}][{i}]")
     if training or config.dataloader.sampler:
         check(SAMPLER, config.dataloader.sampler, "dataloader.sampler")
     if training and not config.criterion:

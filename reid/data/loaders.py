@@ -45,7 +45,7 @@ class ImageDataset(Dataset[Loaded]):
         transform: Makes the model's input.
         cache: Holds resized images; datasets with the same records, size and interpolation may
             share one.
-        views: How often each image is augmented; all but the first become `Batch.views`.
+        views: Make further inputs of the same images, of the same size: `Batch.views`.
 
     Raises:
         DataError: An image lacks a number that the first image has (`ImageRecord.extra`).
@@ -56,12 +56,12 @@ class ImageDataset(Dataset[Loaded]):
         records: Sequence[ImageRecord],
         transform: ImageTransform,
         cache: PixelCache | None = None,
-        views: int = 1,
+        views: Sequence[ImageTransform] = (),
     ) -> None:
         self._records = records
         self._transform = transform
         self._cache = cache
-        self._views = views
+        self._views = (transform, *views)
         self._columns = _side_columns(records)
         self._draws = _Draws()
 
@@ -73,7 +73,7 @@ class ImageDataset(Dataset[Loaded]):
 
         The augmentation depends only on the `Draw`'s seed, so it is the same in any process.
         """
-        views = [_empty_images(len(items), self._transform.size) for _ in range(self._views)]
+        views = [_empty_images(len(items), self._transform.size) for _ in self._views]
         rows: list[int] = []
         sides: list[dict[str, float]] = []
         errors: list[str] = []
@@ -102,9 +102,9 @@ class ImageDataset(Dataset[Loaded]):
         """Writes an image's augmentations into `views`; returns the numbers about the first one."""
         pixels = self._pixels(item.index)
         sides = []
-        for number, view in enumerate(views):
+        for number, (view, transform) in enumerate(zip(views, self._views, strict=True)):
             rng = self._draws.seeded(item.seed, number)
-            sides.append(self._transform.finish(pixels, view, rng, self._other(rng)))
+            sides.append(transform.finish(pixels, view, rng, self._other(rng)))
         return sides[0]
 
     def _pixels(self, index: int) -> Pixels:
@@ -205,7 +205,7 @@ def train_loader(
     on_error: OnError = "stop",
     num_workers: int = 0,
     pin_memory: bool = False,
-    views: int = 1,
+    views: Sequence[ImageTransform] = (),
 ) -> BatchLoader:
     """Batches as the sampler draws them; workers live on from epoch to epoch.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from reid.engine.checkpoint_schema import check_tensors
 from reid.engine.trainer import Trainer
+from reid.modeling.batchnorm import GroupedBatchNorm
 from reid.registry import HOOK, Hook
 
 
@@ -19,12 +20,17 @@ class MeanTeacher(Hook):
     """A moving average of the model, which losses can use as the network `teacher`.
 
     Tarvainen and Valpola, *Mean teachers are better role models* (NeurIPS 2017). After each step
-    of the optimizer, theta' <- a theta' + (1 - a) theta. Losses name the teacher in `asks_for`.
+    of the optimizer, theta' <- a theta' + (1 - a) theta. Losses name the teacher in `asks_for`. It
+    runs in training mode there: BatchNorm takes the batch's statistics.
 
     Args:
         momentum: a, the share of the old teacher in the new one.
         ramp: Limit a to 1 - 1 / t in step t, counted from 1: the first step copies the student.
-        average_buffers: Average running statistics too; otherwise the student's are copied.
+        statistics: BatchNorm's running statistics, which extraction uses: `copy` the student's,
+            `average` them as the parameters, or keep the teacher's `own`, which its forward passes
+            move (MMT, ICE).
+        shuffle: Form the teacher's groups of `MODEL.BN_SAMPLES_PER_GROUP` images at random in each
+            step, the same for all views (ShuffleBN: He et al., *Momentum Contrast*, CVPR 2020).
         inference: Cluster, test and save the teacher instead of the student.
 
     Raises:
@@ -35,14 +41,16 @@ class MeanTeacher(Hook):
         self,
         momentum: float = 0.999,
         ramp: bool = True,
-        average_buffers: bool = False,
+        statistics: Literal["copy", "average", "own"] = "copy",
+        shuffle: bool = False,
         inference: bool = True,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
         self._momentum = momentum
         self._ramp = ramp
-        self._average_buffers = average_buffers
+        self._statistics = statistics
+        self._shuffle = shuffle
         self._inference = inference
         self._teacher: nn.Module | None = None
         self._loaded: Mapping[str, Any] | None = None
@@ -54,22 +62,35 @@ class MeanTeacher(Hook):
         if self._loaded is not None:
             self._teacher.load_state_dict(self._loaded)
         trainer.networks["teacher"] = self._teacher
+        self._shuffle_groups(trainer.step)
         if self._inference:
             trainer.inference_model = self._teacher
 
     @torch.no_grad()
     def after_step(self, trainer: Trainer) -> None:
         """Moves the teacher if the optimizer has taken a step."""
-        if trainer.taken is False or self._teacher is None:
+        if self._teacher is None:
+            return
+        self._shuffle_groups(trainer.step)
+        if trainer.taken is False:
             return
         keep = min(self._momentum, 1 - 1 / trainer.step) if self._ramp else self._momentum
         students = dict(trainer.model.named_parameters())
         for name, mine in self._teacher.named_parameters():
             self._move(mine, students[name], keep, trainer.taken)
+        if self._statistics == "own":
+            return
         buffers = dict(trainer.model.named_buffers())
         for name, buffer in self._teacher.named_buffers():
-            share = keep if self._average_buffers and buffer.is_floating_point() else 0.0
-            self._move(buffer, buffers[name], share, trainer.taken)
+            average = self._statistics == "average" and buffer.is_floating_point()
+            self._move(buffer, buffers[name], keep if average else 0.0, trainer.taken)
+
+    def _shuffle_groups(self, step: int) -> None:
+        """Chooses BatchNorm's groups of the next step: all processes and resumed runs alike."""
+        if self._shuffle and self._teacher is not None:
+            for module in self._teacher.modules():
+                if isinstance(module, GroupedBatchNorm):
+                    module.shuffle = step
 
     @staticmethod
     def _move(

@@ -210,7 +210,8 @@ class Trainer:
             started = time.perf_counter()
 
     def _end_epoch(self) -> None:
-        check_finite(self._step_module, self.epoch + 1)
+        for module in (self._step_module, *self.networks.values()):
+            check_finite(module, self.epoch + 1)
         self.epoch += 1
         for hook in self.hooks:
             hook.save(self)
@@ -232,7 +233,9 @@ class Trainer:
         """
         drawn_from = torch_random_state(self.device)
         epoch, step = self.epoch - self.stage.start, self.step - self._stage_step
-        self.optimization.begin(self.model, epoch, step)
+        # Batches that are dropped must not move a teacher's own running statistics either.
+        trained = nn.ModuleList([self.model, *self.networks.values()])
+        self.optimization.begin(trained, epoch, step)
         with self.optimization.autocast():
             losses, seen = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()

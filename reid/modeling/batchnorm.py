@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
@@ -42,6 +44,10 @@ class GroupedBatchNorm(_BatchNorm):
         group_size: Samples in a group; 0 = the whole batch. If it does not divide the batch (an
             image could not be read), the last group is smaller.
 
+    Attributes:
+        shuffle: Seed of a random order of the batch, whose consecutive samples are the groups
+            (ShuffleBN: He et al., *Momentum Contrast*, CVPR 2020). None: the batch's own order.
+
     Shape:
         (B, C) or (B, C, ...) to the same; B is this process's share of the batch, and may differ
         from the other processes'.
@@ -56,6 +62,7 @@ class GroupedBatchNorm(_BatchNorm):
         self.num_batches_tracked = like.num_batches_tracked
         self.train(like.training)
         self._group_size = group_size
+        self.shuffle: int | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:
@@ -66,7 +73,7 @@ class GroupedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        groups = _SampleGroups(len(input), self._group_size)
+        groups = _SampleGroups(len(input), self._group_size, self.shuffle, input.device)
         # (B, C, values of a sample), in single precision
         rows = input.float().reshape(len(input), self.num_features, -1)
         sums = groups.sum(torch.cat((rows.sum(2), rows.new_ones(len(rows), 1)), 1))
@@ -108,9 +115,11 @@ class _SampleGroups:
     Args:
         count: Samples of this process.
         size: Samples in a group, the last of which may be smaller; 0: the whole batch is one.
+        shuffle: Seed of the order in which the samples form groups; None: that of the batch.
+        device: Of the samples.
     """
 
-    def __init__(self, count: int, size: int) -> None:
+    def __init__(self, count: int, size: int, shuffle: int | None, device: torch.device) -> None:
         counts, rank = [count], 0
         if size:  # with a single group, positions do not matter
             counts, rank = distributed.gather_counts(count), distributed.rank()
@@ -118,16 +127,32 @@ class _SampleGroups:
         self._size = size or count
         self._local = slice(before, before + count)
         self._padding = (0, 0, before, -sum(counts) % self._size + sum(counts[rank + 1 :]))
+        self._place: Tensor | None = None
+        if size and shuffle is not None:
+            self._place = _random_places(shuffle, sum(counts), device)[self._local]
 
     def sum(self, samples: Tensor) -> Tensor:
         """The sums (G, D) of samples (B, D) over each group, over all processes."""
-        padded = F.pad(samples, self._padding)
+        if self._place is None:
+            padded = F.pad(samples, self._padding)
+        else:
+            rows = sum(self._padding) + len(samples)
+            padded = samples.new_zeros(rows, samples.shape[1])
+            padded = padded.index_copy(0, self._place, samples)
         sums = padded.reshape(-1, self._size, samples.shape[1]).sum(1)
         return distributed.sum_with_gradient(sums)
 
     def of_samples(self, groups: Tensor) -> Tensor:
         """Rows (B, D): for each sample the row of its group, from (G, D)."""
-        return groups.repeat_interleave(self._size, 0)[self._local]
+        rows = groups.repeat_interleave(self._size, 0)
+        return rows[self._local] if self._place is None else rows[self._place]
+
+
+@functools.lru_cache(maxsize=4)
+def _random_places(seed: int, count: int, device: torch.device) -> Tensor:
+    """The place (count,) of each sample of a batch in a random order; every layer asks for it."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    return order.to(device)
 
 
 class GroupedNeck(GroupedBatchNorm):

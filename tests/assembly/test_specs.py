@@ -63,6 +63,11 @@ WRONG = [
     ("DATASETS.TEST.0.VERSION", "V3", r"datasets\.test\[0\]\.version: expected one of"),
     ("INPUT.TRANSFORMS.1.PDA", "3", r"input\.transforms\[1\]\.pda: .*mean 'pad'"),
     ("INPUT.TRANSFORMS.0.PROB", "1.5", r"input\.transforms\[0\] \(RandomFlip\): prob"),
+    (
+        "INPUT.VIEWS",
+        "[null, [{NAME: PadCrop, PDA: 3}]]",
+        r"input\.views\[1\]\[0\]\.pda: .*mean 'pad'",
+    ),
     ("DATALOADER.SAMPLER", "{NAME: PKSampler}", r"dataloader\.sampler\.batch_size: .*is missing"),
     ("DATALOADER.SAMPLER.BATCH_SIZE", "17", r"dataloader\.sampler \(PKSampler\): batch_size"),
     ("DATALOADER.SAMPLER.BATCH_SIZE", "1000000000000", r"batch_size: expected a number from 1 to"),

@@ -198,3 +198,17 @@ def test_too_many_unreadable_images_in_a_training_batch(
 def test_no_readable_image_at_all(records: list[ImageRecord]) -> None:
     break_files(records)
     assert list(eval_loader(records, PLAIN, batch_size=4, on_error="skip")) == []
+
+
+def test_views_have_their_own_transforms_and_random_numbers(records: list[ImageRecord]) -> None:
+    sampler = PKSampler(4, images_per_identity=2, steps_per_epoch=3)
+    sampler.set_labels(PseudoLabels.from_clusters(torch.arange(10) // 5))
+    strong = ImageTransform(SIZE, MEAN, STD, STEPS)
+    batch = next(iter(train_loader(records, strong, sampler, views=[strong, PLAIN])))
+    assert [view.shape for view in batch.views] == [batch.image.shape] * 2
+    assert not torch.equal(batch.views[0], batch.image)
+    alone = next(iter(train_loader(records, strong, sampler)))
+    assert torch.equal(alone.image, batch.image)
+    rows = batch.index.tolist()
+    plain = next(iter(eval_loader([records[row] for row in rows], PLAIN, batch_size=4)))
+    assert torch.equal(batch.views[1], plain.image)

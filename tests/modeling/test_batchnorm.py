@@ -108,6 +108,24 @@ def test_the_last_group_may_be_smaller(group_size: int) -> None:
     check_groups(results(GroupedBatchNorm(plain, group_size), image), GROUPS[group_size])
 
 
+def shuffled(plain: nn.Module) -> GroupedBatchNorm:
+    grouped = GroupedBatchNorm(plain, 4)
+    grouped.shuffle = 3
+    return grouped
+
+
+def test_groups_in_a_random_order_are_those_of_a_permuted_batch() -> None:
+    plain, image = problem()
+    place = torch.randperm(15, generator=torch.Generator().manual_seed(3))
+    expected = GroupedBatchNorm(copy.deepcopy(plain), 4)
+    permuted = expected(image[place.argsort()])
+    found = shuffled(plain)
+    torch.testing.assert_close(found(image), permuted[place])
+    for name, value in expected.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, msg=name)
+    assert not torch.allclose(permuted[place], GroupedBatchNorm(problem()[0], 4)(image))
+
+
 def process(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -118,6 +136,8 @@ def process(rank: int, world_size: int, folder: str) -> None:
         plain, image = problem()
         share, first = image.split([8, 7])[rank], 8 * rank
         found[group_size] = results(GroupedBatchNorm(plain, group_size), share, first)
+    plain, image = problem()
+    found[-1] = results(shuffled(plain), image.split([8, 7])[rank], 8 * rank)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
@@ -134,6 +154,12 @@ def test_processes_with_unequal_shares(tmp_path: Path) -> None:
             assert torch.equal(first[name], second[name])
             found[name] = first[name]
         check_groups(found, sizes)
+    plain, image = problem()
+    first, second = (share[-1] for share in shares)
+    for name, value in results(shuffled(plain), image).items():
+        joined = {"output": torch.cat, "gradient": torch.cat, "weight": sum, "bias": sum}
+        both = joined.get(name, lambda pair: pair[0])((first[name], second[name]))
+        torch.testing.assert_close(both, value, atol=2e-5, rtol=1e-5, msg=name)
 
 
 def test_a_group_of_one_value_uses_the_running_statistics() -> None:
