@@ -25,6 +25,13 @@ from reid.neighbors.jaccard import (
 )
 from reid.neighbors.kernels import Labels, all_finite, as_rows, run_in_pieces
 from reid.neighbors.processes import SearchError
+from reid.neighbors.reranking import (
+    DistanceColumns,
+    Reranked,
+    rerank_distances,
+    row_blocks,
+    smallest_of_rows,
+)
 from reid.neighbors.search import (
     Search,
     approximate_neighbors,
@@ -34,7 +41,9 @@ from reid.neighbors.search import (
 
 __all__ = [
     "TIE_TOLERANCE",
+    "DistanceColumns",
     "Labels",
+    "Reranked",
     "Search",
     "SearchError",
     "all_finite",
@@ -53,5 +62,8 @@ __all__ = [
     "log_memory",
     "nearest_neighbors",
     "neighbors_memory_mb",
+    "rerank_distances",
+    "row_blocks",
     "run_in_pieces",
+    "smallest_of_rows",
 ]

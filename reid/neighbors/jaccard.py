@@ -26,6 +26,7 @@ from reid.neighbors.jaccard_kernels import (
 from reid.neighbors.jaccard_torch import jaccard_on_device
 from reid.neighbors.kernels import (
     PIECE,
+    AnyFloats,
     Floats,
     Indices,
     Offsets,
@@ -163,17 +164,30 @@ def _encode(
     norms = half_squared_norms(rows)
     scale = np.ones(len(rows), np.float32) if farthest is None else farthest
     lists = np.ascontiguousarray(neighbors[:, :length])
-    indptr, indices = _expanded_sets(lists, half)
+    indptr, indices = expanded_sets(lists, half)
     data = np.empty(len(indices), np.float32)
     run_in_pieces(
         soft_weights, len(rows), rows.shape[1] * len(indices) / len(rows),
         rows, norms, indptr, indices, scale, farthest is not None, data,
     )  # fmt: skip
-    k2 = min(k2, neighbors.shape[1])
-    if k2 > 1:
-        nearest = np.ascontiguousarray(neighbors[:, :k2])
-        indptr, indices, data = _expand(indptr, indices, data, nearest)
-    return Rows(indptr, indices, data, (len(rows), len(rows)))
+    return average_encodings(indptr, indices, data, neighbors[:, :k2])
+
+
+def average_encodings(indptr: Offsets, indices: Indices, data: AnyFloats, nearest: Indices) -> Rows:
+    """The local query expansion: each row of weights becomes the mean of its neighbours' rows.
+
+    Args:
+        indptr: (N + 1,) where each row of weights begins and ends.
+        indices: Column of each weight, sorted in its row.
+        data: The weights, in single or double precision, which the result keeps.
+        nearest: (N, k2) rows averaged for each row; with k2 = 1 nothing is averaged.
+
+    Returns:
+        (N, N) weights.
+    """
+    if nearest.shape[1] > 1:
+        indptr, indices, data = _expand(indptr, indices, data, np.ascontiguousarray(nearest))
+    return Rows(indptr, indices, data, (len(nearest), len(nearest)))
 
 
 def jaccard_of_rows(
@@ -189,7 +203,7 @@ def jaccard_of_rows(
         max_distance: Larger distances are left out.
 
     Returns:
-        (Q, G) float32 CSR with sorted columns and stored zeros.
+        (Q, G) CSR with sorted columns and stored zeros, in the precision of the queries.
     """
     columns = gallery if gallery.format == "csc" else by_columns(gallery)
     return _distances(queries, columns, gallery.shape[0], max_distance).csr()
@@ -207,8 +221,10 @@ def _distances(queries: Compressed, columns: Compressed, gallery: int, max_dista
     )
     counts = np.zeros(queries.shape[0], np.int64)
 
-    def part(rows: tuple[int, int]) -> tuple[Indices, Floats]:
-        found: tuple[Indices, Floats] = jaccard_part(*rows, *arrays, gallery, max_distance, counts)
+    def part(rows: tuple[int, int]) -> tuple[Indices, AnyFloats]:
+        found: tuple[Indices, AnyFloats] = jaccard_part(
+            *rows, *arrays, gallery, max_distance, counts
+        )
         return found
 
     pairs = np.empty(queries.shape[0], np.int64)
@@ -279,8 +295,14 @@ def _reciprocal(lists: Indices) -> tuple[Indices, Indices]:
     return sizes, members
 
 
-def _expanded_sets(lists: Indices, half: int) -> tuple[Offsets, Indices]:
-    """Offsets (N + 1,) and sorted members of the expanded sets of all images."""
+def expanded_sets(lists: Indices, half: int) -> tuple[Offsets, Indices]:
+    """Offsets (N + 1,) and sorted members of the expanded k-reciprocal sets of all images.
+
+    Args:
+        lists: (N, k) neighbours of each image. A list without the image itself makes a set that
+            may lack it, or be empty.
+        half: Entries of the half lists, at most k.
+    """
     count, k = lists.shape
     reciprocal = (*_reciprocal(lists), *_reciprocal(np.ascontiguousarray(lists[:, :half])))
     indptr = np.zeros(count + 1, np.int64)
@@ -292,8 +314,8 @@ def _expanded_sets(lists: Indices, half: int) -> tuple[Offsets, Indices]:
 
 
 def _expand(
-    indptr: Offsets, indices: Indices, data: Floats, nearest: Indices
-) -> tuple[Offsets, Indices, Floats]:
+    indptr: Offsets, indices: Indices, data: AnyFloats, nearest: Indices
+) -> tuple[Offsets, Indices, AnyFloats]:
     """Local query expansion: each row becomes the mean of its neighbours' rows."""
     count, k2 = nearest.shape
     operations = 2 * k2 * k2 * len(indices) / count
@@ -302,6 +324,6 @@ def _expand(
     run_in_pieces(count_columns, count, operations, *old, new_indptr[1:])
     np.cumsum(new_indptr, out=new_indptr)
     new_indices = np.empty(new_indptr[-1], np.int32)
-    new_data = np.empty(new_indptr[-1], np.float32)
+    new_data = np.empty(new_indptr[-1], data.dtype)
     run_in_pieces(average_rows, count, operations, *old, new_indptr, new_indices, new_data)
     return new_indptr, new_indices, new_data

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import njit, prange
 
-from reid.neighbors.kernels import Doubles, Floats, Indices, Offsets, dot
+from reid.neighbors.kernels import AnyFloats, Doubles, Floats, Indices, Offsets, dot
 
 
 @njit(cache=True)
@@ -138,7 +138,7 @@ def soft_weights(
 
 @njit(cache=True)
 def _next_column(
-    nearest: Indices, indptr: Offsets, indices: Indices, data: Floats, heads: Offsets
+    nearest: Indices, indptr: Offsets, indices: Indices, data: AnyFloats, heads: Offsets
 ) -> tuple[int, float]:
     """The next column of some sorted rows, and its sum over the rows; -1 = no column is left."""
     column = -1
@@ -159,7 +159,7 @@ def count_columns(
     stop: int,
     indptr: Offsets,
     indices: Indices,
-    data: Floats,
+    data: AnyFloats,
     nearest: Indices,
     counts: Offsets,
 ) -> None:
@@ -178,11 +178,11 @@ def average_rows(
     stop: int,
     indptr: Offsets,
     indices: Indices,
-    data: Floats,
+    data: AnyFloats,
     nearest: Indices,
     new_indptr: Offsets,
     new_indices: Indices,
-    new_data: Floats,
+    new_data: AnyFloats,
 ) -> None:
     """The mean of the k2 rows near each row, by columns in order."""
     for i in prange(start, stop):
@@ -208,10 +208,10 @@ def take_by_column(
     stop: int,
     indptr: Offsets,
     indices: Indices,
-    data: Floats,
+    data: AnyFloats,
     heads: Offsets,
     column_indices: Indices,
-    column_data: Floats,
+    column_data: AnyFloats,
 ) -> None:
     """Puts each entry into the next free place of its column, which `heads` gives."""
     for i in range(start, stop):
@@ -246,20 +246,20 @@ def jaccard_part(
     stop: int,
     indptr: Offsets,
     indices: Indices,
-    data: Floats,
+    data: AnyFloats,
     column_indptr: Offsets,
     column_indices: Indices,
-    column_data: Floats,
+    column_data: AnyFloats,
     num_gallery: int,
     max_distance: float,
     counts: Offsets,
-) -> tuple[Indices, Floats]:
+) -> tuple[Indices, AnyFloats]:
     """Columns and distances of the rows start to stop, row after row; fills in their counts."""
     shared = np.zeros(num_gallery, np.float64)
     touched = np.empty(num_gallery, np.int32)
     room = 64 * (stop - start)
     found = np.empty(room, np.int32)
-    distances = np.empty(room, np.float32)
+    distances = np.empty(room, data.dtype)
     size = 0
     for i in range(start, stop):
         num_touched = 0
@@ -282,10 +282,9 @@ def jaccard_part(
         for j in np.sort(touched[:num_touched]):
             overlap = shared[j]
             shared[j] = 0.0
-            distance = np.float32(max(1.0 - overlap / (2.0 - overlap), 0.0))
-            if distance < 1.0 and distance <= max_distance:
+            distances[size] = max(1.0 - overlap / (2.0 - overlap), 0.0)
+            if distances[size] < 1.0 and distances[size] <= max_distance:  # as stored: rounded
                 found[size] = j
-                distances[size] = distance
                 size += 1
         counts[i] = size - before
     return found[:size].copy(), distances[:size].copy()

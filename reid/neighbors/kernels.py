@@ -13,6 +13,7 @@ from torch import Tensor
 
 Floats = npt.NDArray[np.float32]
 Doubles = npt.NDArray[np.float64]
+AnyFloats = npt.NDArray[Any]
 Indices = npt.NDArray[np.int32]
 Offsets = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int64]
@@ -68,6 +69,18 @@ def _insert(value: float, item: int, scores: npt.NDArray[Any], index: Indices) -
         place -= 1
     scores[place] = value
     index[place] = item
+
+
+@njit(cache=True)
+def insert_smaller(value: float, item: int, values: Doubles, items: Indices) -> None:
+    """Puts an item behind all items of the same value or less; the last item drops out."""
+    place = len(values) - 1
+    while place > 0 and values[place - 1] > value:
+        values[place] = values[place - 1]
+        items[place] = items[place - 1]
+        place -= 1
+    values[place] = value
+    items[place] = item
 
 
 @njit(cache=True)
