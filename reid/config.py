@@ -16,10 +16,11 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import yaml
 
-from reid.checking import ConfigError, Range, Rule, check_fields, from_mapping
+from reid.checking import ConfigError, Range, Rule, check_fields, check_type, from_mapping
 from reid.config_file import lower_keys as lower_keys
 from reid.config_file import merge, read_pairs, read_settings, set_key, upper_keys
 from reid.shipped import find_config
+from reid.stage_settings import StageSettings, read_stage
 
 Spec: TypeAlias = Annotated[
     dict[str, Any], Rule(prepare=lambda part: {"name": part} if isinstance(part, str) else part)
@@ -214,7 +215,7 @@ class SolverConfig(_Section, where="solver"):
         bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
         momentum: SGD's momentum.
         weight_decay: On every parameter.
-        max_epochs: Epochs in all.
+        max_epochs: Epochs in all. With `stages` it follows from them.
         schedule: `multistep` or `cosine`; stepped once an epoch.
         milestones: Epochs at which `multistep` multiplies the rate by `gamma`.
         gamma: See `milestones`.
@@ -308,6 +309,13 @@ class Config(_Section):
             single one, but ends the run if there is none; `keep` uses the last epoch's labels once
             more; `stop` ends the run.
         solver: See `SolverConfig`.
+        stages: Parts of the training, one after the other. Each has `epochs`, may have `name`,
+            `repeat` and `labels` (see `StageSettings`), and may change `criterion`, `clusterer`,
+            `labeller`, `on_collapse`, `dataloader.sampler`, `input.transforms` and `solver`. Every
+            time a stage begins, losses, memories, optimizer and sampler are new, and the epochs of
+            `solver` count from 0; the network goes on. Stages with the same labeller share it, with
+            its state. Empty: the run is one stage.
+        rounds: How often the whole list of stages runs.
         test: See `EvaluationConfig`.
         hooks: More hooks (HOOK registry), called after the trainer's own.
         plugins: Packages to import, so that they register their parts.
@@ -330,6 +338,8 @@ class Config(_Section):
     clusterer: Spec | None = None
     on_collapse: Literal["warn", "keep", "stop"] = "warn"
     solver: SolverConfig = field(default_factory=SolverConfig)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    rounds: Annotated[int, Range(1, 1_000_000)] = 1
     test: EvaluationConfig = field(default_factory=EvaluationConfig)
     hooks: Specs = field(default_factory=list)
     plugins: list[Package] = field(default_factory=list)
@@ -345,6 +355,41 @@ class Config(_Section):
     """The files that `load_config` read, with their `_BASE_` files."""
     given: ClassVar[frozenset[str] | None] = None
     """Dotted keys that files or the command line set; None: made in code, all keys count as set."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stages and self.rounds != 1:
+            raise ConfigError(f"rounds: expected 1, since there are no stages; got {self.rounds}")
+        if self.stages:
+            stages = self.stage_settings
+            epochs = self.rounds * sum(stage.epochs * stage.repeat for stage in stages)
+            check_type(epochs, Annotated[int, Range(1, 1_000_000)], "stages: epochs in all")
+            self.solver.max_epochs = epochs
+            for number in range(len(self.stages)):
+                self.of_stage(number)
+
+    @property
+    def stage_settings(self) -> list[StageSettings]:
+        """The stages; a run without any is one."""
+        if not self.stages:
+            return [StageSettings(self.solver.max_epochs)]
+        return [read_stage(stage, f"stages[{i}]")[0] for i, stage in enumerate(self.stages)]
+
+    def of_stage(self, number: int) -> Config:
+        """The config as a stage changes it; its `max_epochs` is the length of the stage.
+
+        Raises:
+            ConfigError: A setting of the stage is wrong.
+        """
+        if not self.stages:
+            return self
+        stage, changes = read_stage(self.stages[number], f"stages[{number}]")
+        settings = {**asdict(self), "stages": [], "rounds": 1}
+        settings["solver"]["max_epochs"] = stage.epochs
+        try:
+            return _from_settings(merge(settings, changes))
+        except ConfigError as error:
+            raise ConfigError(f"stages[{number}].{error}") from None
 
     def is_given(self, key: str) -> bool:
         """Whether a setting, or one below it, was set."""
@@ -386,6 +431,7 @@ def load_config(
         for key, value in pairs:
             changed = set_key(changed, key, value)
         config = _from_settings(changed)
+        _check_length(config, dict(pairs))
         vars(config)["sources"] = tuple(sources)
         vars(config)["given"] = frozenset((*given, *(key.lower() for key, _ in pairs)))
         return config
@@ -397,6 +443,21 @@ def load_config(
             if str(before) == str(error):  # without the command line it fails too
                 source = f"in {', '.join(map(str, files))}"
         raise ConfigError(f"{error} ({source})") from None
+
+
+def _check_length(config: Config, pairs: Mapping[str, Any]) -> None:
+    """Requires that the command line does not set a length which the stages set.
+
+    Raises:
+        ConfigError: It does.
+    """
+    epochs = config.solver.max_epochs
+    for key, value in pairs.items():
+        if key.lower() == "solver.max_epochs" and value != epochs:
+            raise ConfigError(
+                f"solver.max_epochs: follows from stages, which have {epochs} epochs; got {value}; "
+                "set the stages' EPOCHS and REPEAT, or ROUNDS, instead"
+            )
 
 
 def _from_settings(settings: Mapping[str, Any]) -> Config:

@@ -54,6 +54,8 @@ class Hook:
 
         hook.before_train(trainer)
         for trainer.epoch in range(trainer.epoch, trainer.max_epochs):
+            if trainer.epoch == trainer.stage.start:
+                hook.before_stage(trainer, ended)
             hook.before_epoch(trainer)
             for batch in trainer.loader:
                 trainer.run_step(batch)
@@ -73,6 +75,14 @@ class Hook:
 
     def before_train(self, trainer: Any) -> None:
         """Once, before the first epoch."""
+
+    def before_stage(self, trainer: Any, ended: Any) -> None:
+        """When a stage begins; a run without stages is one. Not where a run resumes within a stage.
+
+        Args:
+            trainer: Has the stage's criterion, optimization and loader already.
+            ended: The criterion of the stage before; None in the first one.
+        """
 
     def before_epoch(self, trainer: Any) -> None:
         """Before each epoch; the sampler's epoch is set, its labels may be changed here."""

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 from reid.config import Config
-from reid.data.samplers import LabelledSampler
 from reid.engine.hooks.checkpoints import SaveCheckpoints
 from reid.engine.hooks.draw_clusters import DrawClusters
 from reid.engine.hooks.evaluate import Evaluate
@@ -19,7 +18,6 @@ from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import ImageSet
 from reid.evaluation.query_gallery import QueryGallery
 from reid.labelling import Labeller
-from reid.modeling.losses import Criterion
 from reid.registry import EVALUATOR, HOOK, Hook, build
 
 logger = logging.getLogger(__name__)
@@ -36,24 +34,31 @@ def build_evaluator(config: Config) -> Evaluator:
 
 def build_hooks(
     config: Config,
+    labels: Sequence[RefreshPseudoLabels],
     labeller: Labeller,
     images: ImageSet,
-    sampler: LabelledSampler,
-    criterion: Criterion,
     test_sets: Sequence[QueryGallery],
     provenance: Mapping[str, Any],
     writer: MetricWriter,
 ) -> list[Hook]:
     """The hooks of every run, then those of the config, in the order in which they are called.
 
+    Args:
+        config: The run's config.
+        labels: Give the labels, each in its stages; the last one's clusters are drawn.
+        labeller: That of the last one.
+        images: The training images.
+        test_sets: Those that are evaluated.
+        provenance: Where the results come from.
+        writer: Receives numbers and pictures.
+
     Raises:
         ConfigError: A hook is unknown or an option is wrong.
     """
     output_dir, records = Path(config.output_dir), images.records
-    labels = RefreshPseudoLabels(labeller, images, sampler, criterion, writer, config.on_collapse)
     hooks: list[Hook] = [
         SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep),
-        labels,
+        *labels,
         LogMetrics(writer, config.log_period),
     ]
     if test_sets:
@@ -73,7 +78,9 @@ def build_hooks(
     else:
         logger.warning("No data set has query and gallery, so nothing will be evaluated")
     if not labeller.fixed and config.test.ranked_lists:
-        hooks.append(DrawClusters(labels, records, output_dir, writer, config.test.ranked_lists))
+        hooks.append(
+            DrawClusters(labels[-1], records, output_dir, writer, config.test.ranked_lists)
+        )
     return hooks + [
         build(
             HOOK,

@@ -34,10 +34,12 @@ class TrainingSet:
     Attributes:
         images: All images once, prepared as in tests, for extracting features.
         loader: Augmented batches of the images that the sampler chooses.
+        cache: Of the images as they are resized for training, if the config asks for it.
     """
 
     images: ImageSet
     loader: BatchLoader
+    cache: PixelCache | None = None
 
 
 def build_train_images(config: Config) -> TrainImages:
@@ -70,7 +72,27 @@ def build_training_set(
         DataError: Some images have a number in their `extra` that others lack.
     """
     cache = build_cache(config, len(records))
-    loader = train_loader(
+    loader = build_train_loader(config, records, sampler, device, views, cache)
+    same_resize = config.input.interpolation == config.input.test_interpolation
+    images = build_image_set(config, "training images", records, cache if same_resize else None)
+    return TrainingSet(images, loader, cache)
+
+
+def build_train_loader(
+    config: Config,
+    records: Sequence[ImageRecord],
+    sampler: LabelledSampler,
+    device: torch.device,
+    views: int,
+    cache: PixelCache | None,
+) -> BatchLoader:
+    """Augmented batches; see `build_training_set`.
+
+    Raises:
+        ConfigError: A setting is wrong.
+        DataError: Some images have a number in their `extra` that others lack.
+    """
+    return train_loader(
         records,
         build_transform(config.input, training=True),
         sampler,
@@ -80,9 +102,6 @@ def build_training_set(
         pin_memory=device.type == "cuda",
         views=views,
     )
-    same_resize = config.input.interpolation == config.input.test_interpolation
-    images = build_image_set(config, "training images", records, cache if same_resize else None)
-    return TrainingSet(images, loader)
 
 
 def build_image_set(

@@ -68,6 +68,23 @@ def check_specs(config: Config, *, training: bool) -> None:
     check(BACKBONE, config.model.backbone, "model.backbone")
     check(HEAD, config.model.head, "model.head")
     check(EVALUATOR, config.test.evaluator, "test.evaluator")
+    for i, spec in enumerate(config.hooks):
+        check(HOOK, spec, f"hooks[{i}]")
+    for number in range(len(config.stages) or 1):
+        try:
+            _check_stage(check, config.of_stage(number), training)
+        except ConfigError as error:
+            if not config.stages:
+                raise
+            raise ConfigError(f"stages[{number}]: {error}") from None
+
+
+def _check_stage(check: _Checker, config: Config, training: bool) -> None:
+    """Checks the parts that a stage may change.
+
+    Raises:
+        ConfigError: A part is unknown or missing, or an option is unknown, missing or wrong.
+    """
     for i, spec in enumerate(config.input.transforms):
         check(TRANSFORM, spec, f"input.transforms[{i}]")
     if training or config.dataloader.sampler:
@@ -79,8 +96,6 @@ def check_specs(config: Config, *, training: bool) -> None:
     if config.clusterer is not None:
         check(CLUSTERER, config.clusterer, "clusterer")
     check(LABELLER, labeller_spec(config), "labeller")
-    for i, spec in enumerate(config.hooks):
-        check(HOOK, spec, f"hooks[{i}]")
 
 
 def dataset_options(spec: Any, where: str) -> tuple[Any, str, Any]:

@@ -80,6 +80,18 @@ def check_checkpoint(
             raise ValueError(f"{where}: expected a mapping with the hook's name, got {_kind(hook)}")
 
 
+def check_stage(state: Mapping[str, Any]) -> None:
+    """Checks what tells the stage of a checkpoint from a run with stages.
+
+    Raises:
+        ValueError: An entry is missing or out of its range; the message names the entry.
+    """
+    _whole(state.get("epoch"), "epoch", 1, _MOST_EPOCHS)
+    _whole(state.get("step"), "step", 0, _MOST_STEPS)
+    _mapping(state.get("stage"), "stage")
+    _whole(state["stage"].get("first_step"), "stage.first_step", 0, state["step"])
+
+
 def check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> None:
     """Requires the same names, shapes and dtypes, and values that a training can reach.
 

@@ -1,7 +1,4 @@
-"""The training loop: one step, one epoch, what a checkpoint holds, and the order of all of it.
-
-A little over 400 lines, since these read best in one place.
-"""
+"""The training loop: one step, one epoch, what a checkpoint holds, and the order of all of it."""
 
 from __future__ import annotations
 
@@ -15,11 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from reid import distributed
-from reid.engine.checkpoint_schema import check_checkpoint
+from reid.engine.checkpoint_schema import check_checkpoint, check_stage
 from reid.engine.nonfinite import (
     BufferCopy,
     LaterNumber,
@@ -30,16 +26,17 @@ from reid.engine.nonfinite import (
 )
 from reid.engine.optimization import Optimization
 from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
+from reid.engine.stages import Stages
+from reid.engine.step import Seen, build_step
 from reid.engine.stopping import StopSignals
-from reid.modeling.losses import STUDENT, Criterion, Source
+from reid.modeling.losses import Criterion
 from reid.registry import Hook
-from reid.structures import Batch, Embeddings
+from reid.stage_settings import StageRun
+from reid.structures import Batch
 
 logger = logging.getLogger(__name__)
 
 _FORMER_HOOKS = ("WarmUp",)  # checkpoints of version 0.1 have it; `LearningRate` warms up now
-_Seen = tuple[dict[Source, Embeddings], Batch]
-"""What `Criterion.commit` needs of a batch: detached embeddings, and the batch without pixels."""
 
 
 @dataclass(frozen=True)
@@ -56,45 +53,6 @@ class RunFacts:
     course: Mapping[str, str] = field(default_factory=dict)
 
 
-class _Step(nn.Module):
-    """Model and criterion as one module, so that DistributedDataParallel sees both.
-
-    With several processes, each runs the model on its share of the batch and gathers the embeddings
-    of the others. So every loss sees the whole batch, finds hard samples in all of it, and need not
-    know how many processes there are. The gradients that DistributedDataParallel averages then
-    equal those of one process with the whole batch.
-    """
-
-    def __init__(
-        self, model: nn.Module, criterion: Criterion, networks: Mapping[str, nn.Module]
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self.criterion = criterion
-        # Kept as a plain mapping, not as submodules, because they are not trained.
-        self._networks = networks
-
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], _Seen]:
-        """The losses by name, and the arguments for `Criterion.commit`."""
-        embeddings = {source: self._embed(batch, *source) for source in self.criterion.asks_for}
-        # Losses do not use pixels, so these are not sent to the other processes.
-        gathered = batch.without_pixels().map(distributed.gather_rows)
-        losses: dict[str, Tensor] = self.criterion(embeddings, gathered)
-        seen = {source: value.map(Tensor.detach) for source, value in embeddings.items()}
-        return losses, (seen, gathered)
-
-    def _embed(self, batch: Batch, network: str, view: int) -> Embeddings:
-        """The embeddings of the whole batch, from all processes."""
-        if view:
-            batch = batch._replace(image=batch.views[view - 1])
-        if network == STUDENT[0]:
-            share: Embeddings = self.model(batch)
-            return share.map(distributed.gather_with_gradient)
-        with torch.no_grad():
-            share = self._networks[network](batch)
-            return share.map(distributed.gather_rows)
-
-
 class Trainer:
     """Trains a model: one loop for supervised and unsupervised training.
 
@@ -109,8 +67,11 @@ class Trainer:
         facts: What checkpoints and weights files say about the run.
         signals: May interrupt training, but never within a step; none by default.
         nonfinite: Handles a batch whose loss is not finite; by default such a batch ends training.
+        stages: The stages of the run, if it has several; `criterion`, `optimization` and `loader`
+            are those of the first one.
 
     Attributes:
+        stage: The stage that the epoch is in; a run without stages is one stage.
         epoch: Finished epochs, which is also the index of the running epoch, from 0.
         step: Batches seen since the start of the first epoch.
         losses: The last batch's losses, detached, with their sum as `loss`; empty if the batch was
@@ -139,6 +100,7 @@ class Trainer:
         facts: RunFacts | None = None,
         signals: StopSignals | None = None,
         nonfinite: NonFiniteLosses | None = None,
+        stages: Stages | None = None,
     ) -> None:
         if max_epochs < 1:
             raise ValueError(f"max_epochs: expected 1 or more, got {max_epochs}")
@@ -160,14 +122,12 @@ class Trainer:
         self.data_time = 0.0
         self.step_time = 0.0
         self._nonfinite = nonfinite or NonFiniteLosses()
-        self._waiting: list[_Seen] = []
+        self._waiting: list[Seen] = []
         self._signum = 0
-        self._step_module: nn.Module = _Step(model, criterion, self.networks)
-        if distributed.is_distributed():
-            # Finding them lets parameters that no loss uses keep `grad=None`, as with one process.
-            self._step_module = DistributedDataParallel(
-                self._step_module, find_unused_parameters=True
-            )
+        self._stages = stages
+        self.stage = StageRun(0, "", 0, max_epochs) if stages is None else stages.at(0)
+        self._stage_step = 0
+        self._step_module = build_step(model, criterion, self.networks)
 
     def train(self) -> None:
         """Trains from the current epoch to the last one.
@@ -189,6 +149,7 @@ class Trainer:
         if self.epoch:  # resumed
             self._after_epoch()
         while self.epoch < self.max_epochs:
+            self._begin_stage()
             self.loader.batch_sampler.set_epoch(self.epoch)  # type: ignore[union-attr]
             for hook in self.hooks:
                 hook.before_epoch(self)
@@ -198,6 +159,32 @@ class Trainer:
             self._after_epoch()
         for hook in self.hooks:
             hook.after_train(self)
+
+    def _begin_stage(self) -> None:
+        """At the start of a stage: takes its parts, and tells the hooks."""
+        stage = self.stage if self._stages is None else self._stages.at(self.epoch)
+        if stage.start != self.epoch:
+            return
+        ended = None
+        if stage != self.stage:
+            ended = self.criterion
+            self._take_stage(stage)
+        self._stage_step = self.step
+        if self._stages is not None:
+            logger.info("%s", self._stages.title(stage))
+        for hook in self.hooks:
+            hook.before_stage(self, ended)
+
+    def _take_stage(self, stage: StageRun) -> None:
+        assert self._stages is not None
+        parts = self._stages.build(stage)
+        self.stage = stage
+        self.criterion = parts.criterion
+        self.optimization = parts.optimization
+        self.loader = parts.loader
+        self._waiting.clear()
+        del self._step_module  # see `build_step`
+        self._step_module = build_step(self.model, self.criterion, self.networks)
 
     def _run_epoch(self) -> None:
         self.model.train()
@@ -242,7 +229,8 @@ class Trainer:
             FloatingPointError: The loss is not finite, on this process or another.
         """
         drawn_from = torch_random_state(self.device)
-        self.optimization.begin(self.model, self.epoch, self.step)
+        epoch, step = self.epoch - self.stage.start, self.step - self._stage_step
+        self.optimization.begin(self.model, epoch, step)
         with self.optimization.autocast():
             losses, seen = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()
@@ -267,7 +255,7 @@ class Trainer:
             self._waiting.clear()
             self.taken = True if taken is None else taken
 
-    def _remember(self, seen: _Seen) -> None:
+    def _remember(self, seen: Seen) -> None:
         """Stores what the criterion will commit after the optimizer's step."""
         embeddings, batch = seen
         if self.optimization.accumulation_steps > 1:
@@ -297,7 +285,9 @@ class Trainer:
 
         Labels and memories that every epoch makes anew are left out.
         """
+        stage = {} if self._stages is None else {"stage": {"first_step": self._stage_step}}
         return {
+            **stage,
             "epoch": self.epoch,
             "step": self.step,
             "model": self.model.state_dict(),
@@ -321,6 +311,11 @@ class Trainer:
             ValueError: The state belongs to another model or another number of processes, or an
                 entry is wrong; the message names the entry.
         """
+        if self._stages is not None:
+            check_stage(state)
+            stage = self._stages.at(state["epoch"] - 1)  # the stage that wrote it
+            if stage != self.stage:
+                self._take_stage(stage)
         check_checkpoint(
             state,
             model=self.model.state_dict(),
@@ -343,6 +338,7 @@ class Trainer:
                 hook.load_state_dict(own)
         self.epoch = state["epoch"]
         self.step = state["step"]
+        self._stage_step = state["stage"]["first_step"] if self._stages is not None else 0
         set_random_state(state["random"][distributed.rank()], self.device)
 
     def _compare_course(self, before: object) -> None:

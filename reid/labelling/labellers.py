@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from reid.labelling.base import Clusterer, cluster_present
 from reid.registry import LABELLER
@@ -39,6 +40,15 @@ class Labeller(ABC):
 
         Raises:
             ClusteringError: There is no cluster.
+        """
+
+    def begin_stage(self, round_number: int, ended: nn.Module | None) -> None:  # noqa: B027
+        """A stage of the run begins that uses this labeller; not where a run resumes within it.
+
+        Args:
+            round_number: The round that the stage is in, from 0.
+            ended: The criterion of the stage before; None in the first one. What later labels need
+                of it belongs into `state_dict`.
         """
 
     @property

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from tabulate import tabulate
@@ -16,6 +16,7 @@ from reid import distributed
 from reid.data.samplers import LabelledSampler
 from reid.engine.logs import progress_bar
 from reid.engine.metrics import MetricWriter
+from reid.engine.randomness import replaying, torch_random_state
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
@@ -43,6 +44,8 @@ class RefreshPseudoLabels(Hook):
             `keep`: use the last epoch's labels again, with the new features, so that memories fit
             the present model; in the first epoch, training ends.
             `stop`: training ends.
+        stages: Number of each stage in which this hook works -> when labels are new. The sampler
+            and the criterion are then those of the stage. None: the run has no stages.
 
     Raises:
         ValueError: `on_collapse` is none of these words.
@@ -56,6 +59,7 @@ class RefreshPseudoLabels(Hook):
         criterion: Criterion,
         writer: MetricWriter,
         on_collapse: OnCollapse = "warn",
+        stages: Mapping[int, Literal["epoch", "once"]] | None = None,
     ) -> None:
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
@@ -68,27 +72,48 @@ class RefreshPseudoLabels(Hook):
         self._labelled = False
         self._on_collapse = on_collapse
         self._last: PseudoLabels | None = None
+        self._stages = stages
+        self._keeps_memories = False
+        self._carried: Mapping[str, Tensor] | None = None
 
     @property
     def last_clusters(self) -> Tensor | None:
         """(N,) the cluster of each image in the last epoch, -1 = outlier; None before the first."""
         return None if self._last is None else self._last.cluster
 
+    def before_stage(self, trainer: Trainer, ended: Criterion | None) -> None:
+        """Forgets the labels of another stage, and tells the labeller that a stage begins."""
+        self._labelled = self._keeps_memories = False
+        self._carried = None
+        if self._works_in(trainer):
+            self._labeller.begin_stage(trainer.stage.round, ended)
+
     def before_epoch(self, trainer: Trainer) -> None:
         """Extracts features, makes labels, and passes both on.
 
         Raises:
             ClusteringError: No cluster, or only one, came out; see `on_collapse`.
+            ValueError: A checkpoint has tensors of the criterion that do not fit its labels.
         """
-        self._criterion.set_epoch(trainer.epoch)
+        if not self._works_in(trainer):
+            return
+        if self._stages is None:
+            self._criterion.set_epoch(trainer.epoch)
+        else:
+            self._sampler = cast(LabelledSampler, trainer.loader.batch_sampler)
+            self._criterion = trainer.criterion
+            self._criterion.set_epoch(trainer.epoch - trainer.stage.start)
+            self._keeps_memories = self._stages[trainer.stage.number] == "once"
+        if self._carried is not None:
+            self._go_on(trainer, self._carried)
+            self._carried = None
         needs_features = not self._labeller.fixed or self._criterion.needs_features
-        if self._labelled and not needs_features:
+        if self._labelled and (self._keeps_memories or not needs_features):
             return
         started = time.perf_counter()
         features = None
         if needs_features:
-            with progress_bar("Extracting", "img") as progress:
-                features = self._images.features(trainer.inference_model, trainer.device, progress)
+            features = self._extract(trainer)
         extracted = time.perf_counter()
         labels, collapse = self._labels(features, trainer.epoch)
         times = extracted - started, time.perf_counter() - extracted
@@ -102,12 +127,48 @@ class RefreshPseudoLabels(Hook):
         if not self._labeller.fixed:
             self._last = labels
 
+    def _works_in(self, trainer: Trainer) -> bool:
+        return self._stages is None or trainer.stage.number in self._stages
+
+    def _extract(self, trainer: Trainer) -> FeatureSet:
+        with progress_bar("Extracting", "img") as progress:
+            return self._images.features(trainer.inference_model, trainer.device, progress)
+
+    def _go_on(self, trainer: Trainer, carried: Mapping[str, Tensor]) -> None:
+        """Goes on within a stage whose labels are made once, after a resume.
+
+        The criterion takes the labels first, so that its tensors have the right shapes.
+
+        Raises:
+            ValueError: The tensors do not fit.
+        """
+        saved = {name: value.clone() for name, value in self._criterion.state_dict().items()}
+        with replaying(trainer.device, torch_random_state(trainer.device)):
+            features = self._extract(trainer) if self._criterion.needs_features else None
+            labels = self._last or self._labels(features, trainer.epoch)[0]
+            self._sampler.set_labels(labels)
+            self._criterion.set_labels(labels.to(trainer.device), features)
+        self._criterion.load_state_dict(saved)
+        tensors = _unsaved(self._criterion)
+        for name in sorted(tensors.keys() | carried.keys()):
+            here, there = tensors.get(name), carried.get(name)
+            if here is None or there is None or here.shape != there.shape:
+                raise ValueError(
+                    f"the checkpoint's criterion.{name} is of shape "
+                    f"{None if there is None else tuple(there.shape)}, this run's of shape "
+                    f"{None if here is None else tuple(here.shape)}; resume with the old settings"
+                )
+            here.copy_(there)
+        self._labelled = True
+
     def state_dict(self) -> dict[str, Any]:
-        """The last labels and the labeller's state.
+        """The last labels, the labeller's state, and memories that last beyond an epoch.
 
         The next epoch compares its labels with the last ones, or uses those again.
         """
         state: dict[str, Any] = {}
+        if self._keeps_memories:
+            state["criterion"] = _unsaved(self._criterion)
         if self._last is not None:
             names = [field.name for field in fields(PseudoLabels)]
             state["labels"] = {name: getattr(self._last, name) for name in names}
@@ -123,6 +184,9 @@ class RefreshPseudoLabels(Hook):
         """
         if not isinstance(state.get("labeller", {}), Mapping):
             raise ValueError(f"labeller: expected a mapping, got {shortened(state['labeller'])}")
+        for name, value in dict(state.get("criterion", {})).items():
+            if not isinstance(value, Tensor) or not bool(torch.isfinite(value).all()):
+                raise ValueError(f"criterion.{name}: expected finite numbers")
         if "labels" not in state:
             return
         labels = PseudoLabels(**state["labels"])
@@ -133,9 +197,10 @@ class RefreshPseudoLabels(Hook):
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes the last labels back."""
+        """Takes the last labels back, and holds the memories until the next epoch begins."""
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
+        self._carried = state.get("criterion")
 
     def _log(
         self,
@@ -199,6 +264,12 @@ class RefreshPseudoLabels(Hook):
 
         with distributed.torch_threads_kept():
             return distributed.run_on_main(work)
+
+
+def _unsaved(criterion: Criterion) -> dict[str, Tensor]:
+    """The criterion's buffers that its state leaves out, such as memories, by name."""
+    saved = criterion.state_dict().keys()
+    return {name: value for name, value in criterion.named_buffers() if name not in saved}
 
 
 def number_text(value: float) -> str:
