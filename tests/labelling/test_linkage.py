@@ -24,8 +24,8 @@ Array = npt.NDArray[np.float32]
 def distances(count: int, seed: int = 0) -> Array:
     """Symmetric distances in float32."""
     points = np.random.default_rng(seed).normal(size=(count, 3))
-    full = np.linalg.norm(points[:, None] - points[None], axis=2).astype(np.float32)
-    return full
+    found: Array = np.linalg.norm(points[:, None] - points[None], axis=2).astype(np.float32)
+    return found
 
 
 def same_partition(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> bool:
