@@ -216,7 +216,10 @@ class SolverConfig(_Section, where="solver"):
         optimizer: `SGD`, `Adam` or `AdamW`.
         base_lr: Learning rate after the warm-up.
         bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
+        lr_factors: Factors of the learning rate by the start of the parameters' names, such as
+            `{backbone: 0.1}`; the longest start counts. Losses' parameters start with `losses`.
         momentum: SGD's momentum.
+        nesterov: SGD takes Nesterov's momentum.
         weight_decay: On every parameter.
         max_epochs: Epochs in all. With `stages` it follows from them.
         schedule: `multistep` or `cosine`; stepped once an epoch.
@@ -240,7 +243,11 @@ class SolverConfig(_Section, where="solver"):
     optimizer: Literal["SGD", "Adam", "AdamW"] = "SGD"
     base_lr: Annotated[float, Range(1e-12, 1000)] = 3.5e-4
     bias_lr_factor: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
+    lr_factors: dict[str, Annotated[float, Range(0, 1_000_000, above=True)]] = field(
+        default_factory=dict
+    )
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
+    nesterov: bool = False
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
     max_epochs: Annotated[int, Range(1, 1_000_000)] = 50
     schedule: Literal["multistep", "cosine"] = "multistep"
@@ -263,6 +270,11 @@ class SolverConfig(_Section, where="solver"):
             raise ConfigError(
                 f"solver.warmup_iterations: expected 0 beside warmup_epochs {self.warmup_epochs}, "
                 f"or warmup_epochs 0; got {self.warmup_iterations}"
+            )
+        if self.nesterov and (self.optimizer != "SGD" or not self.momentum):
+            raise ConfigError(
+                "solver.nesterov: expected SGD with a momentum above 0, got "
+                f"{self.optimizer} with {self.momentum}"
             )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 LR_FACTOR = "lr_factor"
 """Key of a parameter group: its learning rate as a multiple of the base rate; 1 if missing."""
+_NO_FACTORS: Mapping[str, float] = MappingProxyType({})
 
 
 def build_optimizer(
@@ -23,6 +25,8 @@ def build_optimizer(
     momentum: float = 0.9,
     weight_decay: float = 0.0,
     bias_lr_factor: float = 1.0,
+    nesterov: bool = False,
+    lr_factors: Mapping[str, float] = _NO_FACTORS,
 ) -> Optimizer:
     """An optimizer over the parameters that are trained, weight decay on every one of them.
 
@@ -31,35 +35,57 @@ def build_optimizer(
     first step, and leave it uninitialised if that step overflows in fp16.
 
     Args:
-        parameters: With their names; if `bias_lr_factor` is 1, names may be missing.
+        parameters: With their names; without factors of the learning rate, names may be missing.
         name: `SGD`, `Adam` or `AdamW`.
         lr: Learning rate.
         momentum: SGD's momentum.
         weight_decay: On every parameter, biases and norms included.
-        bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name;
-            these make a second group.
+        bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
+        nesterov: SGD with Nesterov's momentum.
+        lr_factors: Factors of the learning rate by the start of a parameter's name, in small
+            letters: `backbone` holds for `backbone.net.conv1.weight`. The longest one counts.
+            Parameters with the same factor are a group; those with the factor 1 come first.
 
     Raises:
-        ValueError: The name is unknown, there is no parameter to train, or names are missing.
+        ValueError: The name is unknown, there is no parameter to train, names are missing, or no
+            name starts as `lr_factors` says.
     """
-    weights: list[nn.Parameter] = []
-    biases: list[nn.Parameter] = []
+    by_factor: dict[float, list[nn.Parameter]] = {}
+    unused = set(lr_factors)
     for item in parameters:
         key, parameter = item if isinstance(item, tuple) else ("", item)
-        if bias_lr_factor != 1 and not key:
-            raise ValueError("bias_lr_factor: other than 1 needs the parameters' names")
+        if (bias_lr_factor != 1 or lr_factors) and not key:
+            raise ValueError("bias_lr_factor, lr_factors: need the parameters' names")
+        starts = [start for start in lr_factors if f"{key}.".lower().startswith(f"{start}.")]
+        unused -= set(starts)
+        factor = lr_factors[max(starts, key=len)] if starts else 1.0
+        if "bias" in key:
+            factor *= bias_lr_factor
         if parameter.requires_grad:
-            (biases if bias_lr_factor != 1 and "bias" in key else weights).append(parameter)
-    if not weights and not biases:
+            by_factor.setdefault(factor, []).append(parameter)
+    if unused:
+        raise ValueError(f"lr_factors: no parameter's name starts with {', '.join(sorted(unused))}")
+    if not by_factor:
         raise ValueError("there is no parameter to train: all are frozen")
-    groups: list[dict[str, Any]] = [{"params": weights}] if weights else []
-    if biases:
-        groups.append({"params": biases, "lr": bias_lr_factor * lr, LR_FACTOR: bias_lr_factor})
+    groups: list[dict[str, Any]] = [
+        {"params": group}
+        if factor == 1
+        else {"params": group, "lr": factor * lr, LR_FACTOR: factor}
+        for factor, group in sorted(by_factor.items(), key=lambda item: item[0] != 1)
+    ]
     if name == "SGD":
-        sgd = SGD(groups, lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        sgd = SGD(
+            groups,
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            fused=True,
+        )
         if momentum:
-            for parameter in (*weights, *biases):
-                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            for group in groups:
+                for parameter in group["params"]:
+                    sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return sgd
     if name == "Adam":
         return Adam(groups, lr=lr, weight_decay=weight_decay, fused=True)

@@ -8,6 +8,7 @@ from torch import nn
 from reid.config import Config, SolverConfig
 from reid.engine.optimization import Optimization
 from reid.modeling.losses import Criterion
+from reid.registry import ConfigError
 from reid.solver import LearningRate, build_optimizer
 
 
@@ -30,16 +31,26 @@ def build_learning_rate(solver: SolverConfig) -> LearningRate:
 def build_optimization(
     config: Config, model: nn.Module, criterion: Criterion, device: torch.device
 ) -> Optimization:
-    """Builds optimizer, learning rate, precision, accumulation and clipping."""
+    """Builds optimizer, learning rate, precision, accumulation and clipping.
+
+    Raises:
+        ConfigError: There is no parameter to train, or `lr_factors` names none.
+    """
     solver = config.solver
-    optimizer = build_optimizer(
-        [*model.named_parameters(), *criterion.named_parameters()],
-        solver.optimizer,
-        lr=solver.base_lr,
-        momentum=solver.momentum,
-        weight_decay=solver.weight_decay,
-        bias_lr_factor=solver.bias_lr_factor,
-    )
+    parameters = [*model.named_parameters(), *criterion.named_parameters()]
+    try:
+        optimizer = build_optimizer(
+            parameters,
+            solver.optimizer,
+            lr=solver.base_lr,
+            momentum=solver.momentum,
+            weight_decay=solver.weight_decay,
+            bias_lr_factor=solver.bias_lr_factor,
+            nesterov=solver.nesterov,
+            lr_factors=solver.lr_factors,
+        )
+    except ValueError as error:
+        raise ConfigError(f"solver: {error}") from error
     return Optimization(
         optimizer,
         build_learning_rate(solver),

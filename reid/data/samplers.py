@@ -13,6 +13,7 @@ from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -184,6 +185,37 @@ class PKSampler(LabelledSampler):
     def group_ids(self, labels: PseudoLabels) -> Tensor:
         """The clusters."""
         return labels.cluster
+
+
+@SAMPLER.register()
+class ImageSampler(LabelledSampler):
+    """All labelled images in random order, each once in a pass, whatever their clusters.
+
+    Args:
+        batch_size: Images in a batch, over all processes.
+        steps_per_epoch: Batches in an epoch; 0: one pass, without an incomplete last batch.
+        seed: Seed of all random choices.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        batch_size: BatchSize,
+        steps_per_epoch: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, 1, steps_per_epoch, seed, rank, world_size)
+
+    def group_ids(self, labels: PseudoLabels) -> Tensor:
+        """Each labelled image is a group."""
+        number = torch.arange(len(labels), device=labels.cluster.device)
+        return torch.where(labels.cluster != OUTLIER, number, OUTLIER)
 
 
 @SAMPLER.register()

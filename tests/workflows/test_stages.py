@@ -86,13 +86,14 @@ class FromZero(Loss):
 
     rows: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, embed_dim: int) -> None:
         super().__init__()
+        self._dim = embed_dim
         self.register_buffer("rows", torch.zeros(0, 0), persistent=False)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         super().set_labels(labels, features)
-        self.rows = torch.zeros(labels.num_clusters, 512)
+        self.rows = torch.zeros(labels.num_clusters, self._dim)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         logits = 10 * embeddings.unit[:, 0] @ self.rows.T
@@ -153,8 +154,9 @@ def test_each_stage_has_its_own_parts_and_a_resume_goes_on_in_any(
     tmp_path: Path, train_tiny: TrainTiny, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = written(tmp_path, CONFIG + STAGES)
+    epochs = ("SOLVER.MAX_EPOCHS", "12")  # which the fixture sets otherwise
     with caplog.at_level(logging.INFO):
-        whole = train_tiny(file, "whole")
+        whole = train_tiny(file, "whole", *epochs)
     titles = [message for message in caplog.messages if message.startswith("Stage ")]
     assert titles == [
         "Stage 1 of 8 (count): epochs 1 to 2", "Stage 2 of 8 (one more): epoch 3",
@@ -181,7 +183,7 @@ def test_each_stage_has_its_own_parts_and_a_resume_goes_on_in_any(
     for epoch in range(1, 12):
         part = tmp_path / f"from{epoch}"
         cut(whole, part, epoch)
-        train_tiny(file, part.name, resume=True)
+        train_tiny(file, part.name, *epochs, resume=True)
         for kind in ("train", "labels", "test"):
             assert lines(part, kind) == lines(whole, kind), (epoch, kind)
         for name, value in weights(whole).items():

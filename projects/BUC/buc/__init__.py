@@ -1,0 +1,11 @@
+"""BUC as a plug-in: importing this package registers it.
+
+Lin et al., *A Bottom-Up Clustering Approach to Unsupervised Person Re-Identification* (AAAI 2019).
+"""
+
+from reid.projects.buc.head import EmbeddingHead
+from reid.projects.buc.labeller import BottomUp
+from reid.projects.buc.loss import BUCLoss
+from reid.projects.buc.transform import RandomResizedCrop
+
+__all__ = ["BUCLoss", "BottomUp", "EmbeddingHead", "RandomResizedCrop"]
