@@ -204,13 +204,17 @@ def test_heads_are_those_of_the_definition(exact: bool) -> None:
         torch.testing.assert_close(gradient, torch.autograd.grad(expected, feature)[0])
         loss.commit(embedded(feature.detach()), batch)
     other = torch.randn(6, 8)
-    for scores, (neck, rows) in zip(loss.probabilities(other), (heads[c] for c in (0, 2, 5)), strict=True):  # noqa: E501
+    for scores, (neck, rows) in zip(
+        loss.probabilities(other), (heads[c] for c in (0, 2, 5)), strict=True
+    ):
         neck.eval()
         torch.testing.assert_close(scores, (neck(other) @ rows.T).softmax(1))
 
 
 def test_one_head_for_all_cameras() -> None:
-    labels = PseudoLabels.from_clusters(torch.tensor([0, 0, 1, 1, -1]), torch.tensor([0, 1, 0, 1, 1]))
+    labels = PseudoLabels.from_clusters(
+        torch.tensor([0, 0, 1, 1, -1]), torch.tensor([0, 1, 0, 1, 1])
+    )
     torch.manual_seed(0)
     loss = ClusterCrossEntropy(8, 6, 2, init_std=1.0)
     loss.set_labels(labels, None)
