@@ -82,8 +82,11 @@ def test_labels_of_the_second_stage_are_made_once(train_tiny: Callable[..., Path
 
 
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    """Batches of 8 images of each of three cameras, and of 16; BatchNorm's groups cross processes."""
-    persons = "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 48, WIDTH: 32}"
+    """In stage 1, the second camera's 8 images are on both processes."""
+    persons = (
+        "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 48, "
+        "WIDTH: 32}"
+    )
     pairs = [
         *TINY, "DATASETS.TRAIN", persons, "INPUT.SIZE", "[48, 32]", "DATALOADER.NUM_WORKERS", "0",
         "DATALOADER.SAMPLER.BATCH_SIZE", "16", "MODEL.BACKBONE_WEIGHTS", "''", "DEVICE", "cpu",

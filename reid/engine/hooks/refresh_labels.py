@@ -64,7 +64,7 @@ class RefreshPseudoLabels(Hook):
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
         self._labeller = labeller
-        self._images = replace(images, raw=labeller.needs_raw)
+        self._images = replace(images, raw=True) if labeller.needs_raw else images
         self._sampler = sampler
         self._criterion = criterion
         self._writer = writer
