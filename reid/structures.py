@@ -239,7 +239,7 @@ class FeatureSet:
 
     def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
         """The features of some of the images."""
-        columns = (getattr(self, column.name) for column in fields(self))
+        columns: list[Any] = [getattr(self, column.name) for column in fields(self)]
         return FeatureSet(*(None if column is None else column[rows] for column in columns))
 
 

@@ -151,7 +151,7 @@ class ClusterCameras:
         """Labels of the N images; each cluster is a proxy of its camera."""
         camids = features.camids.cpu()
         cluster = torch.zeros_like(camids)
-        clusters, found = self.linkage.clusters, 0
+        clusters, found, done = self.linkage.clusters, 0, 0
         for camera in dict.fromkeys(camids.tolist()):
             rows = (camids == camera).nonzero()[:, 0]
             few = self.linkage.share is None and 1 < len(rows) < clusters
@@ -170,6 +170,7 @@ class ClusterCameras:
                 labels, _ = self.linkage.cut(matrix, here)
             cluster[rows] = found + torch.from_numpy(labels[-len(rows) :])
             found = int(cluster.max()) + 1
+            done += len(rows)
             if progress is not None:
-                progress(int((camids == camera).sum()), len(camids))
+                progress(done, len(camids))
         return PseudoLabels.from_clusters(cluster, camids)

@@ -49,7 +49,7 @@ def test_a_run_resumes_anywhere(tmp_path: Path, train_tiny: Callable[..., Path])
     assert first["cross_entropy"] == pytest.approx(3 * torch.tensor(6.0).log().item(), rel=0.1)
     expected, _ = read_checkpoint(whole / "model_final.safetensors")
     assert all(name.startswith("backbone.") for name in expected)  # heads are not the model's
-    for epoch in (1, 2, 3, 5):  # within each stage, and between them
+    for epoch in (1, 2, 3):  # within each stage, and between them
         part = tmp_path / f"from{epoch}"
         shutil.copytree(whole, part)
         for path in checkpoint_paths(part):
