@@ -240,7 +240,8 @@ class FeatureSet:
     def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
         """The features of some of the images."""
         columns: list[Any] = [getattr(self, column.name) for column in fields(self)]
-        return FeatureSet(*(None if column is None else column[rows] for column in columns))
+        chosen: list[Any] = [None if column is None else column[rows] for column in columns]
+        return FeatureSet(*chosen)
 
 
 @dataclass(frozen=True, slots=True)
