@@ -21,6 +21,7 @@ from reid.labelling.linkage import (
     pair_matrix,
 )
 from reid.neighbors import Labels, rerank_distances
+from reid.projects.iics.loss import ClusterCrossEntropy
 from reid.structures import FeatureSet, ProgressBar, PseudoLabels
 
 logger = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ class Linkage:
 
 
 @dataclass(frozen=True)
-class ClusterCameras:
+class IntraCameraClusters:
     """Clusters of each camera alone (stage 1 of IICS).
 
     Attributes:
@@ -174,3 +175,31 @@ class ClusterCameras:
             if progress is not None:
                 progress(done, len(camids))
         return PseudoLabels.from_clusters(cluster, camids)
+
+
+@dataclass
+class InterCameraClusters:
+    """Clusters of all images, drawn together by the scores of the cameras' classifiers (stage 2).
+
+    Attributes:
+        linkage: Makes them.
+        mix: mu_e, the weight of the similarity of scores.
+        heads: Give the scores; needed if `mix` is above 0.
+        limit: The limit of the last clusters, if they are made by a share; else 0.
+    """
+
+    linkage: Linkage
+    mix: float = 0.0
+    heads: ClusterCrossEntropy | None = None
+    limit: float = 0.0
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images; clusters are split by camera into proxies."""
+        scores: list[Tensor] = []
+        if self.heads is not None and self.mix:
+            assert features.raw is not None
+            scores = [*self.heads.probabilities(features.raw)]
+        with pair_matrix(len(features)) as matrix:
+            fill_distances(matrix, features.test, features.camids, scores, self.mix)
+            labels, self.limit = self.linkage.cut(matrix, progress=progress)
+        return PseudoLabels.from_clusters(torch.from_numpy(labels), features.camids.cpu())

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from reid.labelling import ClusteringError, Labeller, cluster_present
-from reid.labelling.linkage import pair_matrix
-from reid.projects.iics.clustering import ClusterCameras, Linkage, SmallCameras, fill_distances
+from reid.labelling import Labeller, cluster_present
+from reid.projects.iics.clustering import (
+    InterCameraClusters,
+    IntraCameraClusters,
+    Linkage,
+    SmallCameras,
+)
 from reid.projects.iics.loss import ClusterCrossEntropy
 from reid.registry import LABELLER, ConfigError, Range
 from reid.structures import FeatureSet, ImageRecord, ProgressBar, PseudoLabels
@@ -29,7 +32,7 @@ class IntraCamera(Labeller):
     Args:
         clusters: Of each camera.
         share: In place of a number of clusters: see `Linkage`; 0.0025 in the published variant.
-        small_cameras: See `ClusterCameras`.
+        small_cameras: See `IntraCameraClusters`.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class IntraCamera(Labeller):
     ) -> None:
         self._clusters = clusters
         self._share = share
-        self._cluster = ClusterCameras(Linkage(clusters, share), small_cameras)
+        self._cluster = IntraCameraClusters(Linkage(clusters, share), small_cameras)
 
     def __call__(
         self,
@@ -82,9 +85,6 @@ class InterCamera(Labeller):
         mix_rate: mu of the first round; 0 ignores class scores.
         rounds: Of the whole run.
         power: Of the fall of mu.
-
-    Attributes:
-        mix: mu_e of the running round.
     """
 
     needs_raw = True
@@ -98,13 +98,12 @@ class InterCamera(Labeller):
         power: Annotated[float, Range(0, 100)] = 0.6,
     ) -> None:
         self._clusters = clusters
-        self._linkage = Linkage(clusters, share)
+        self._share = share
+        self._cluster = InterCameraClusters(Linkage(clusters, share))
         self._mix_rate = mix_rate
         self._rounds = rounds
         self._power = power
-        self._heads: ClusterCrossEntropy | None = None
-        self._limit = 0.0
-        self.mix = mix_rate
+        self._cluster.mix = mix_rate
 
     def begin_stage(self, round_number: int, ended: nn.Module | None) -> None:
         """Takes the classifiers of the stage before.
@@ -113,11 +112,11 @@ class InterCamera(Labeller):
             ConfigError: That stage had none for each camera.
         """
         left = max(0.0, 1 - round_number / self._rounds)
-        self.mix = self._mix_rate * left**self._power
+        self._cluster.mix = self._mix_rate * left**self._power
         losses = () if ended is None else ended.losses
         heads = [loss for loss in losses if isinstance(loss, ClusterCrossEntropy)]  # type: ignore[union-attr]
-        self._heads = heads[0] if heads else None
-        if self.mix and self._heads is None:
+        self._cluster.heads = heads[0] if heads else None
+        if self._cluster.mix and not heads:
             raise ConfigError(
                 "labeller: InterCamera compares the scores of classifiers of the stage before, "
                 "which has none; give it the loss ClusterCrossEntropy, or set MIX_RATE 0"
@@ -139,32 +138,21 @@ class InterCamera(Labeller):
         """
         if features is None:
             raise ValueError("InterCamera needs the features of the training images")
-        if self.mix and self._heads is None:
+        if self._cluster.mix and self._cluster.heads is None:
             raise ConfigError(
                 "labeller: InterCamera needs the classifiers of the stage before, which are there "
                 "only when its own stage begins; give this stage LABELS: once"
             )
         labels = cluster_present(self._cluster, features, progress)
-        self._heads = None  # frees the classifiers
+        self._cluster.heads = None  # frees the classifiers
         return labels
-
-    def _cluster(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
-        scores: list[Tensor] = []
-        if self._heads is not None and self.mix:
-            if features.raw is None:
-                raise ClusteringError("InterCamera needs raw features, which were not extracted")
-            scores = [*self._heads.probabilities(features.raw)]
-        with pair_matrix(len(features)) as matrix:
-            fill_distances(matrix, features.test, features.camids, scores, self.mix)
-            labels, self._limit = self._linkage.cut(matrix, progress=progress)
-        return PseudoLabels.from_clusters(torch.from_numpy(labels), features.camids.cpu())
 
     @property
     def choices(self) -> Mapping[str, float]:
         """mu_e, and the limit if clusters are made by a share."""
-        limit = {} if self._linkage.share is None else {"limit": self._limit}
-        return {"mix": self.mix, **limit}
+        limit = {} if self._share is None else {"limit": self._cluster.limit}
+        return {"mix": self._cluster.mix, **limit}
 
     def count_classes(self, records: Sequence[ImageRecord]) -> int:
         """The number of clusters; by a share, at most one for each image."""
-        return len(records) if self._linkage.share is not None else self._clusters
+        return len(records) if self._share is not None else self._clusters

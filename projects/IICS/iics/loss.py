@@ -75,7 +75,9 @@ class ClusterCrossEntropy(Loss):
         nn.init.normal_(self.weight, std=init_std)
         self.register_buffer("running_mean", torch.zeros(heads, embed_dim))
         self.register_buffer("running_var", torch.ones(heads, embed_dim))
-        for name in ("head_of_cluster", "row_of_cluster", "head_of_row"):
+        # With the classifiers in checkpoints: the next stage asks for their scores.
+        self.register_buffer("head_of_row", self._even_rows())
+        for name in ("head_of_cluster", "row_of_cluster"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64), persistent=False)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
@@ -98,7 +100,7 @@ class ClusterCrossEntropy(Loss):
         row = torch.empty_like(heads)
         row[order] = torch.arange(count) - first[heads[order]]  # in its head
         if self._rows_per_head:
-            rows = torch.arange(len(self.weight)) // self._rows_per_head
+            rows = self._even_rows()
             start = self._rows_per_head * torch.arange(len(sizes))
             room = self._rows_per_head
         else:
@@ -113,6 +115,10 @@ class ClusterCrossEntropy(Loss):
         self.head_of_cluster = heads.to(device)
         self.row_of_cluster = (start[heads] + row).to(device)
         self.head_of_row = rows.to(device)
+
+    def _even_rows(self) -> Tensor:
+        """The head of each row, if all heads have as many rows."""
+        return torch.arange(len(self.weight)) // max(1, self._rows_per_head)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """`cross_entropy`; outliers are left out."""

@@ -154,9 +154,9 @@ def test_the_weight_of_class_scores_falls_over_the_rounds() -> None:
                      raw=3 * features.test)  # fmt: skip
     for number in (0, 4, 9, 12):  # after the last one it stays 0
         labeller.begin_stage(number, ended)
-        assert labeller.mix == pytest.approx(0.3 * max(0, 1 - number / 10) ** 0.6)
+        expected = 0.3 * max(0, 1 - number / 10) ** 0.6
+        assert labeller.choices == {"mix": pytest.approx(expected)}
         assert labeller(raw, []).num_clusters == 5
-        assert labeller.choices == {"mix": labeller.mix}
 
 
 def test_the_stage_across_cameras_needs_the_classifiers_of_the_other() -> None:
