@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+from torch import nn
 
 from reid.engine.hooks.checkpoints import checkpoint_paths, epoch_of
+from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.weights import read_checkpoint
 from reid.registry import ConfigError
 
@@ -62,7 +64,16 @@ def test_a_run_resumes_anywhere(tmp_path: Path, train_tiny: Callable[..., Path])
         assert lines(part, "labels") == labels
 
 
-def test_clusters_by_a_threshold_train(train_tiny: Callable[..., Path]) -> None:
+def test_clusters_by_a_threshold_train_and_groups_change_with_the_stage(
+    train_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups = []
+
+    def regroup(model: nn.Module, size: int, running: Literal["first", "all"]) -> None:
+        groups.append((size, running))
+        group_batch_norms(model, size, running)
+
+    monkeypatch.setattr("reid.assembly.stages.group_batch_norms", regroup)
     pairs = [*TINY, "ROUNDS", "1", "SOLVER.MAX_EPOCHS", "4"]
     shares = ("LABELLER", "{NAME: InterCamera, SHARE: 0.01}", "CRITERION.0.EXACT_CLASSES", "true",
               "STAGES.0.LABELLER", "{NAME: IntraCamera, SHARE: 0.02}",
@@ -73,6 +84,7 @@ def test_clusters_by_a_threshold_train(train_tiny: Callable[..., Path]) -> None:
     labels = lines(folder, "labels")
     assert [line["clusters"] > 1 for line in labels] == [True, True]
     assert labels[1]["limit"] > 0
+    assert groups == [(8, "all"), (16, "all")]
     assert (folder / "model_final.safetensors").is_file()
 
 
