@@ -209,6 +209,8 @@ class ModelConfig(_Section, where="model"):
             divisor of the batch; 0 = the whole batch, over all processes. A method that was
             published with four GPU replicas and a batch of 256 had 64; results depend on it (see
             `GroupedBatchNorm`).
+        bn_running: Which of these groups move BatchNorm's running statistics: the `first`, as with
+            replicas, or `all`, one after the other, as with a forward pass for each group.
         compile: `off`, or how `torch.compile` runs the network: `default`, `reduce-overhead` or
             `max-autotune`, the last two with CUDA graphs on a GPU (see `compile_network`).
     """
@@ -218,6 +220,7 @@ class ModelConfig(_Section, where="model"):
     backbone_weights: FilePath = ""
     weights: FilePath = ""
     bn_samples_per_group: Count = 0
+    bn_running: Literal["first", "all"] = "first"
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
 
 
@@ -339,10 +342,10 @@ class Config(_Section):
         solver: See `SolverConfig`.
         stages: Parts of the training, one after the other. Each has `epochs`, may have `name`,
             `repeat` and `labels` (see `StageSettings`), and may change `criterion`, `clusterer`,
-            `labeller`, `on_collapse`, `dataloader.sampler`, `input.transforms` and `solver`. Every
-            time a stage begins, losses, memories, optimizer and sampler are new, and the epochs of
-            `solver` count from 0; the network goes on. Stages with the same labeller share it, with
-            its state. Empty: the run is one stage.
+            `labeller`, `on_collapse`, `dataloader.sampler`, `input.transforms`,
+            `model.bn_samples_per_group` and `solver`. Every time a stage begins, losses, memories,
+            optimizer and sampler are new, and the epochs of `solver` count from 0; the network goes
+            on. Stages with the same labeller share it, with its state. Empty: the run is one stage.
         rounds: How often the whole list of stages runs.
         test: See `EvaluationConfig`.
         hooks: More hooks (HOOK registry), called after the trainer's own.

@@ -15,6 +15,7 @@ _OF_A_STAGE = (
     "on_collapse",
     "dataloader.sampler",
     "input.transforms",
+    "model.bn_samples_per_group",
     "solver",
 )
 _OF_THE_RUN = ("solver.max_epochs", "solver.amp", "solver.on_nonfinite", "solver.max_skipped")

@@ -166,6 +166,7 @@ class FeatureSet:
         domains: (N,) int64, number of each image's training set.
         frames: (N,) int64, time inside the camera, -1 = unknown.
         present: (N,) bool, whether the image could be read; features of the others are 0.
+        raw: (N, D), the whole image's feature before the neck, not normalised; None: not extracted.
 
     Raises:
         ValueError: A shape or a type does not fit.
@@ -178,6 +179,7 @@ class FeatureSet:
     domains: Tensor
     frames: Tensor
     present: Tensor
+    raw: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.test.ndim != 2:
@@ -192,6 +194,8 @@ class FeatureSet:
                 f"present must be bool of shape ({n},), got {self.present.dtype} "
                 f"{tuple(self.present.shape)}"
             )
+        if self.raw is not None and (self.raw.ndim != 2 or len(self.raw) != n):
+            raise ValueError(f"raw must be ({n}, D), got {tuple(self.raw.shape)}")
 
     @classmethod
     def of(
@@ -235,7 +239,9 @@ class FeatureSet:
 
     def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
         """The features of some of the images."""
-        return FeatureSet(*(getattr(self, column.name)[rows] for column in fields(self)))
+        columns: list[Any] = [getattr(self, column.name) for column in fields(self)]
+        chosen: list[Any] = [None if column is None else column[rows] for column in columns]
+        return FeatureSet(*chosen)
 
 
 @dataclass(frozen=True, slots=True)

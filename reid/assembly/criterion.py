@@ -11,7 +11,12 @@ from reid.registry import LOSS, ConfigError, build
 
 
 def build_criterion(
-    specs: Sequence[Any], *, embed_dim: int, num_parts: int, num_classes: int
+    specs: Sequence[Any],
+    *,
+    embed_dim: int,
+    num_parts: int,
+    num_classes: int,
+    num_cameras: int = 1,
 ) -> Criterion:
     """Builds a list of losses; each may have a `weight` (default 1) and a name (`as`).
 
@@ -32,6 +37,7 @@ def build_criterion(
                 embed_dim=embed_dim,
                 num_parts=num_parts,
                 num_classes=num_classes,
+                num_cameras=num_cameras,
             )
         )
         weights.append(weight)

@@ -209,7 +209,7 @@ def build_training_model(
     if config.model.weights:
         load_model_weights(model, config, cameras)
     if distributed.is_distributed() or config.model.bn_samples_per_group:
-        group_batch_norms(model, config.model.bn_samples_per_group)
+        group_batch_norms(model, config.model.bn_samples_per_group, config.model.bn_running)
     if device.type == "cpu" and config.solver.amp != "off":
         changed = keep_strided_convolutions_exact(model)
         if changed:

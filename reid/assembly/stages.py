@@ -18,6 +18,7 @@ from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
 from reid.engine.metrics import MetricWriter
 from reid.engine.stages import StageParts, Stages
 from reid.labelling import Labeller
+from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
 from reid.modeling.model import ReIDModel
 from reid.registry import ConfigError
@@ -96,6 +97,8 @@ class StageBuilder:
         self._records = records
         self._model = model
         self._device = device
+        groups = {stage.model.bn_samples_per_group for stage in self._configs}
+        self._has_groups = groups != {config.model.bn_samples_per_group}
         criterion, sampler = self._losses_and_sampler(0)
         self._sampler = sampler
         training = build_training_set(self._configs[0], records, sampler, device, _views(criterion))
@@ -153,6 +156,7 @@ class StageBuilder:
                 config.criterion,
                 embed_dim=self._model.embed_dim,
                 num_parts=self._model.num_parts,
+                num_cameras=len({record.camid for record in self._records}),
                 num_classes=self._labellers[number].count_classes(self._records),
             ).to(self._device)
             return criterion, build_sampler(config)
@@ -160,6 +164,9 @@ class StageBuilder:
             raise in_stage(self._config, number, error) from None
 
     def _parts(self, number: int, criterion: Criterion, loader: BatchLoader) -> StageParts:
+        if self._has_groups:
+            model = self._configs[number].model
+            group_batch_norms(self._model, model.bn_samples_per_group, model.bn_running)
         optimization = build_optimization(
             self._configs[number], self._model, criterion, self._device
         )

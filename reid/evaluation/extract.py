@@ -34,6 +34,7 @@ class ImageSet:
         allow_missing: Whether the loader may leave out images that cannot be read; their features
             are 0, and `FeatureSet.present` says so.
         precision: Precision of the network; see `extract_features`.
+        raw: Whether `FeatureSet.raw` is wanted.
     """
 
     name: str
@@ -42,6 +43,7 @@ class ImageSet:
     flip: bool = False
     allow_missing: bool = False
     precision: Precision = "fp32"
+    raw: bool = False
 
     def features(
         self, model: nn.Module, device: torch.device, progress: ProgressBar | None = None
@@ -56,6 +58,7 @@ class ImageSet:
             flip=self.flip,
             allow_missing=self.allow_missing,
             precision=self.precision,
+            raw=self.raw,
         )
 
 
@@ -69,6 +72,7 @@ def extract_features(
     flip: bool = False,
     allow_missing: bool = False,
     precision: Precision = "fp32",
+    raw: bool = False,
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and without gradients.
 
@@ -87,6 +91,7 @@ def extract_features(
             then 0, and they are not `present`.
         precision: Precision of the network: with `bf16` and `fp16`, `torch.autocast` computes
             products and convolutions in it. The features are always float32.
+        raw: Give `FeatureSet.raw` too, which takes as much memory as the banks.
 
     Raises:
         DataError: No image could be read, on this or another process.
@@ -99,28 +104,33 @@ def extract_features(
         raise ValueError("records: expected one image or more, got none")
     if precision not in _DTYPES:
         raise ValueError(f"precision: expected one of {', '.join(_DTYPES)}, got {precision!r}")
-    share = partial(_extract_share, model, loader, records, device, progress, flip, precision)
-    rows, tests, units = _together(share)
+    share = partial(_extract_share, model, loader, records, device, progress, flip, precision, raw)
+    rows, tests, units, raws = _together(share)
     index = distributed.gather_rows(torch.cat(rows))
     # Each bank is contiguous in memory.
     unit = _place(units, index, len(records), dim=1).transpose(0, 1)
     present = torch.zeros(len(records), dtype=torch.bool, device=device)
     present[index] = True
     test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
-    features = features_of(records, test_feature, unit, present)
+    raw_feature = _place(raws, index, len(records), dim=0) if raws else None
+    features = features_of(records, test_feature, unit, present, raw_feature)
     _check(features, records, allow_missing, precision)
     return features
 
 
 def features_of(
-    records: Sequence[ImageRecord], test: Tensor, unit: Tensor, present: Tensor
+    records: Sequence[ImageRecord],
+    test: Tensor,
+    unit: Tensor,
+    present: Tensor,
+    raw: Tensor | None = None,
 ) -> FeatureSet:
     """Features of `records` with what the records know; see `FeatureSet` for the shapes."""
     pids, camids, domains, frames = (
         torch.tensor([getattr(record, name) for record in records], device=test.device)
         for name in ("pid", "camid", "domain", "frame")
     )
-    return FeatureSet(test, unit, pids, camids, domains, frames, present)
+    return FeatureSet(test, unit, pids, camids, domains, frames, present, raw)
 
 
 def _extract_share(
@@ -131,23 +141,27 @@ def _extract_share(
     progress: ProgressBar | None,
     flip: bool,
     precision: Precision,
-) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Indices, test features and banks of this process's batches.
+    raw: bool,
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+    """Indices, test features, banks and raw features of this process's batches.
 
-    Test features are None if they equal the first bank.
+    There are no test features if they equal the first bank, and raw ones only if `raw`.
     """
     rows: list[Tensor] = []
     tests: list[Tensor] = []
     units: list[Tensor] = []
+    raws: list[Tensor] = []
     done = 0
     was_training = model.training
     model.eval()
     try:
         for batch in loader:
             moved = batch.to(device)
-            test, unit = _embed(model, moved, precision, flip)
+            test, unit, pre = _embed(model, moved, precision, flip, raw)
             rows.append(moved.index)
             units.append(unit)
+            if pre is not None:
+                raws.append(pre)
             if test is not None:
                 tests.append(test)
             done += len(moved.index) * distributed.world_size()
@@ -160,7 +174,7 @@ def _extract_share(
             f"none of {len(records):,} images could be read, the first is {records[0].path}; is "
             f"the disk still connected? {tool('check_data')} names the fault of each image"
         )
-    return rows, tests, units
+    return rows, tests, units, raws
 
 
 def _together(work: Callable[[], T]) -> T:
@@ -222,29 +236,33 @@ def embed_batch(
         precision: See `extract_features`.
         flip: See `extract_features`.
     """
-    test, unit = _embed(model, batch, precision, flip)
+    test, unit, _ = _embed(model, batch, precision, flip)
     return unit[0] if test is None else test
 
 
 def _embed(
-    model: nn.Module, batch: Batch, precision: Precision, flip: bool
-) -> tuple[Tensor | None, Tensor]:
+    model: nn.Module, batch: Batch, precision: Precision, flip: bool, raw: bool = False
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The results of `_features`; with `flip`, their mean with those of the mirror images."""
-    test, unit = _features(model, batch, precision)
+    test, unit, pre = _features(model, batch, precision, raw)
     if flip:
         mirrored = batch._replace(image=batch.image.flip(3))
-        other_test, other_unit = _features(model, mirrored, precision)
+        other_test, other_unit, other_pre = _features(model, mirrored, precision, raw)
         unit = F.normalize(unit + other_unit, dim=-1)
         if test is not None and other_test is not None:
             test = F.normalize(test + other_test, dim=-1)
-    return test, unit
+        if pre is not None and other_pre is not None:
+            pre = (pre + other_pre) / 2
+    return test, unit, pre
 
 
-def _features(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor | None, Tensor]:
-    """Test features (B, D') and banks (1 + K, B, D), in float32.
+def _features(
+    model: nn.Module, batch: Batch, precision: Precision, raw: bool
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Test features (B, D'), banks (1 + K, B, D) and raw features (B, D), in float32.
 
-    Test features are None if they equal the first bank. The results are copies, since a CUDA graph
-    overwrites the model's outputs in the next call.
+    Test features are None if they equal the first bank; raw features are None unless `raw`. The
+    results are copies, since a CUDA graph overwrites the model's outputs in the next call.
     """
     dtype = _DTYPES[precision]
     with (
@@ -264,6 +282,7 @@ def _features(model: nn.Module, batch: Batch, precision: Precision) -> tuple[Ten
             unit.transpose(0, 1).to(
                 torch.float32, copy=True, memory_format=torch.contiguous_format
             ),
+            embeddings.pre[:, 0].to(torch.float32, copy=True) if raw else None,
         )
 
 

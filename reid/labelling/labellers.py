@@ -21,9 +21,11 @@ class Labeller(ABC):
     Attributes:
         fixed: Whether labels are the same in every epoch. Then they are made once, and features
             are extracted only for a loss that needs them.
+        needs_raw: Whether it needs `FeatureSet.raw`.
     """
 
     fixed: bool = False
+    needs_raw: bool = False
 
     @abstractmethod
     def __call__(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Literal
 
 import torch
 from timm.layers.norm_act import BatchNormAct2d
@@ -29,20 +30,38 @@ def wrong_statistic(name: str, value: Tensor) -> str:
     return ""
 
 
-class GroupedBatchNorm(_BatchNorm):
+Running = Literal["first", "all"]
+"""Which groups of a batch move the running statistics; see `GroupedStatistics`."""
+
+
+class GroupedStatistics:
+    """A layer whose statistics in training are those of groups of consecutive samples.
+
+    Attributes:
+        group_size: Samples in a group; 0 = the whole batch, over all processes. If it does not
+            divide the batch (an image could not be read), the last group is smaller.
+        running: `first`: only the first group moves the running statistics, as with replicas on
+            several GPUs (`torch.nn.DataParallel`, or DistributedDataParallel without
+            synchronisation), where the first replica's are saved. `all`: each group moves them, one
+            after the other, as with one forward pass for each group.
+    """
+
+    group_size: int = 0
+    running: Running = "first"
+
+
+class GroupedBatchNorm(GroupedStatistics, _BatchNorm):
     """BatchNorm over groups of consecutive samples of the whole batch, on any process.
 
-    In training each group is normalised with its own mean and variance. Only the first group moves
-    the running statistics, as with replicas on several GPUs (`torch.nn.DataParallel`, or
-    DistributedDataParallel without synchronisation), where the first replica's are saved. In
-    evaluation it is a plain BatchNorm. A group with one value for each channel has no variance; it
-    is normalised with the running statistics and does not move them. torch's SyncBatchNorm has no
-    groups and does not run on a CPU.
+    In training each group is normalised with its own mean and variance. In evaluation it is a plain
+    BatchNorm. A group with one value for each channel has no variance; it is normalised with the
+    running statistics and does not move them. torch's SyncBatchNorm has no groups and does not run
+    on a CPU.
 
     Args:
         like: The layer that it replaces, and whose parameters and buffers it takes over.
-        group_size: Samples in a group; 0 = the whole batch. If it does not divide the batch (an
-            image could not be read), the last group is smaller.
+        group_size: See `GroupedStatistics`.
+        running: See `GroupedStatistics`.
 
     Attributes:
         shuffle: Seed of a random order of the batch, whose consecutive samples are the groups
@@ -53,7 +72,7 @@ class GroupedBatchNorm(_BatchNorm):
         from the other processes'.
     """
 
-    def __init__(self, like: _BatchNorm, group_size: int) -> None:
+    def __init__(self, like: _BatchNorm, group_size: int, running: Running = "first") -> None:
         super().__init__(
             like.num_features, like.eps, like.momentum, like.affine, like.track_running_stats
         )
@@ -61,7 +80,7 @@ class GroupedBatchNorm(_BatchNorm):
         self.running_mean, self.running_var = like.running_mean, like.running_var
         self.num_batches_tracked = like.num_batches_tracked
         self.train(like.training)
-        self._group_size = group_size
+        self.group_size, self.running = group_size, running
         self.shuffle: int | None = None
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -73,7 +92,7 @@ class GroupedBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(input)
         self._check_input_dim(input)
-        groups = _SampleGroups(len(input), self._group_size, self.shuffle, input.device)
+        groups = SampleGroups(len(input), self.group_size, self.shuffle, input.device)
         # (B, C, values of a sample), in single precision
         rows = input.float().reshape(len(input), self.num_features, -1)
         sums = groups.sum(torch.cat((rows.sum(2), rows.new_ones(len(rows), 1)), 1))
@@ -92,7 +111,7 @@ class GroupedBatchNorm(_BatchNorm):
         if self.affine:
             normalised = normalised + self.bias[:, None]
         if self.track_running_stats:
-            self._track(mean[0], variance[0], values[0, 0])
+            self._track(mean, variance, values)
         return normalised.reshape(input.shape).to(input.dtype)
 
     @torch.no_grad()
@@ -100,26 +119,38 @@ class GroupedBatchNorm(_BatchNorm):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(values > 1)
         unbiased = variance * (values / (values - 1).clamp(min=1))
-        share: float | Tensor = (
-            1 / self.num_batches_tracked.clamp(min=1) if self.momentum is None else self.momentum
-        )
-        self.running_mean.lerp_(mean, share)
-        self.running_var.lerp_(unbiased, share)
+        for group in range(1 if self.running == "first" else len(values)):
+            several = values[group, 0] > 1
+            self.num_batches_tracked.add_(several)
+            share: float | Tensor = (
+                1 / self.num_batches_tracked.clamp(min=1)
+                if self.momentum is None
+                else self.momentum
+            )
+            if group:  # of a group without a variance, `mean` and `variance` are older statistics
+                share = share * several
+            self.running_mean.lerp_(mean[group], share)
+            self.running_var.lerp_(unbiased[group], share)
 
 
-class _SampleGroups:
+class SampleGroups:
     """Groups of consecutive samples of the whole batch, and this process's samples in them.
 
     Args:
         count: Samples of this process.
         size: Samples in a group, the last of which may be smaller; 0: the whole batch is one.
         shuffle: Seed of the order in which the samples form groups; None: that of the batch.
-        device: Of the samples.
+        device: Of the samples, if they are shuffled.
     """
 
-    def __init__(self, count: int, size: int, shuffle: int | None, device: torch.device) -> None:
+    def __init__(
+        self,
+        count: int,
+        size: int,
+        shuffle: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         counts, rank = [count], 0
         if size:  # with a single group, positions do not matter
             counts, rank = distributed.gather_counts(count), distributed.rank()
@@ -149,7 +180,7 @@ class _SampleGroups:
 
 
 @functools.lru_cache(maxsize=4)
-def _random_places(seed: int, count: int, device: torch.device) -> Tensor:
+def _random_places(seed: int, count: int, device: torch.device | None) -> Tensor:
     """The place (count,) of each sample of a batch in a random order; every layer asks for it."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order.to(device)
@@ -166,8 +197,8 @@ class GroupedNeck(GroupedBatchNorm):
 class GroupedBatchNormAct(GroupedBatchNorm):
     """The same for timm's `BatchNormAct2d`, which drops and activates what it has normalised."""
 
-    def __init__(self, like: BatchNormAct2d, group_size: int) -> None:
-        super().__init__(like, group_size)
+    def __init__(self, like: BatchNormAct2d, group_size: int, running: Running = "first") -> None:
+        super().__init__(like, group_size, running)
         self.drop, self.act = like.drop, like.act
 
     def forward(self, input: Tensor) -> Tensor:
@@ -184,18 +215,23 @@ _GROUPED: dict[object, type[GroupedBatchNorm]] = {
 """The class that replaces a layer of each kind."""
 
 
-def group_batch_norms(model: nn.Module, group_size: int) -> None:
-    """Replaces every BatchNorm of a model by `GroupedBatchNorm`.
+def group_batch_norms(model: nn.Module, group_size: int, running: Running = "first") -> None:
+    """Gives every BatchNorm of a model statistics by groups.
 
     Args:
-        model: Changed in place; names of parameters and buffers stay.
-        group_size: See `GroupedBatchNorm`.
+        model: Changed in place: a plain BatchNorm is replaced by `GroupedBatchNorm`, other layers
+            with `GroupedStatistics` get new groups. Names of parameters and buffers stay.
+        group_size: See `GroupedStatistics`.
+        running: See `GroupedStatistics`.
 
     Raises:
         ConfigError: A layer is a kind of BatchNorm for which there is no replacement.
     """
     for name, module in [*model.named_modules()]:
-        if not isinstance(module, _BatchNorm) or isinstance(module, GroupedBatchNorm):
+        if isinstance(module, GroupedStatistics):
+            module.group_size, module.running = group_size, running
+            continue
+        if not isinstance(module, _BatchNorm):
             continue
         grouped = _GROUPED.get(type(module).forward)
         if grouped is None:
@@ -204,4 +240,5 @@ def group_batch_norms(model: nn.Module, group_size: int) -> None:
                 "statistics cannot be taken over groups of samples or over several processes"
             )
         parent, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(parent), attribute, grouped(module, group_size))
+        new = grouped(module, group_size, running)
+        setattr(model.get_submodule(parent), attribute, new)

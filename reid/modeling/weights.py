@@ -320,7 +320,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
 
     The file may hold a backbone alone or a whole model (`backbone.` before the names), in any of
     the known formats or under timm's names. Names that a backbone lists in `dataset_specific`,
-    such as camera embeddings, are not loaded.
+    such as camera embeddings, are not loaded; the file need not have those in `may_be_new`.
 
     Raises:
         WeightsError: The file is missing or broken, or does not fit (see `load_weights`).
@@ -338,6 +338,7 @@ def load_backbone_weights(backbone: nn.Module, path: Path) -> LoadReport:
             backbone,
             inner,
             source=str(path),
+            allow_missing=getattr(backbone, "may_be_new", ()),
             skip=getattr(backbone, "dataset_specific", ()),
             left_out=state.left_out,
         )

@@ -74,6 +74,34 @@ def test_flip_test_averages_with_the_mirror_image() -> None:
     assert torch.equal(one.image, before)
 
 
+def test_raw_features_are_those_before_the_neck() -> None:
+    class Raw(nn.Module):
+        def forward(self, batch: Batch) -> Embeddings:
+            pixels = batch.image[:, 0, 0] + 1
+            unit = nn.functional.normalize(pixels)
+            return Embeddings(pixels[:, None], pixels[:, None], unit[:, None], unit)
+
+    first, second = batch([3, 1, 4]), batch([0])
+    image = first.image.clone()
+    image[..., -1] = 9.0
+    batches = [first._replace(image=image), second]
+    records = RECORDS
+    assert extract_features(Raw(), [batch([0, 1, 2, 3, 4])], records, CPU).raw is None
+    found = extract_features(Raw(), batches, records, CPU, raw=True, allow_missing=True)
+    expected = torch.tensor([[1.0, 1.0], [2.0, 10.0], [0.0, 0.0], [4.0, 10.0], [5.0, 10.0]])
+    assert found.raw is not None
+    torch.testing.assert_close(found.raw, expected)
+    flipped = extract_features(
+        Raw(), batches, records, CPU, raw=True, flip=True, allow_missing=True
+    )
+    assert flipped.raw is not None
+    torch.testing.assert_close(flipped.raw, (expected + expected.flip(1)) / 2)
+    part = found[found.present]
+    assert part.raw is not None
+    torch.testing.assert_close(part.raw, expected[found.present])
+    assert found[:2].raw is not None
+
+
 def test_images_that_could_not_be_read_are_not_present() -> None:
     found = extract_features(Echo(), [batch([3, 1]), batch([4])], RECORDS, CPU, allow_missing=True)
     assert found.present.tolist() == [False, True, False, True, True]

@@ -65,6 +65,19 @@ def test_each_group_is_as_if_it_were_alone() -> None:
     assert int(grouped.num_batches_tracked) == 1
 
 
+def test_all_groups_can_move_the_running_statistics_in_turn() -> None:
+    plain = layer(nn.BatchNorm2d, 5)
+    grouped = copy.deepcopy(nn.Sequential(plain))
+    group_batch_norms(grouped, 4)
+    group_batch_norms(grouped, 7, "all")  # a second time: other groups
+    image = torch.randn(15, 5, 1, 1) * torch.arange(1, 16)[:, None, None, None]
+    found = grouped(image)
+    torch.testing.assert_close(found[:7], plain(image[:7]), atol=1e-5, rtol=1e-5)
+    plain(image[7:14])  # the last group is one value for each channel: it moves nothing
+    for name, expected in plain.named_buffers():
+        torch.testing.assert_close(getattr(grouped[0], name), expected, atol=1e-5, rtol=1e-5)
+
+
 GROUPS = {0: [15], 4: [4, 4, 4, 3], 7: [7, 7, 1], 64: [15]}  # of 15 samples, by group size
 
 

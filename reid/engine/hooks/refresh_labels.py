@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -74,7 +74,7 @@ class RefreshPseudoLabels(Hook):
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
         self._labeller = labeller
-        self._images = images
+        self._images = replace(images, raw=True) if labeller.needs_raw else images
         self._sampler = sampler
         self._criterion = criterion
         self._writer = writer

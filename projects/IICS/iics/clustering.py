@@ -1,0 +1,205 @@
+"""IICS's distances and clusters: similar class scores, re-ranking, average linkage."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reid.labelling.linkage import (
+    Floats,
+    average_linkage,
+    cut_below,
+    cut_to_clusters,
+    distance_at_share,
+    fill_upper_triangle,
+    pair_matrix,
+)
+from reid.neighbors import Labels, rerank_distances
+from reid.projects.iics.loss import ClusterCrossEntropy
+from reid.structures import FeatureSet, ProgressBar, PseudoLabels
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1024
+
+SmallCameras = Literal["published", "alone"]
+
+
+def class_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """S_ij = sum min(v_i, v_j) / sum max(v_i, v_j) of all class probabilities of two images.
+
+    Xuan & Zhang (CVPR 2021), equation 4: the Jaccard similarity of the scores of all cameras'
+    classifiers. As min = (a + b - |a - b|) / 2, it follows from one sum of absolute differences.
+
+    Args:
+        first: (A, classes) for each classifier.
+        second: (B, classes) for each classifier.
+
+    Returns:
+        (A, B).
+    """
+    pairs = [*zip(first, second, strict=True)]
+    difference = torch.stack([torch.cdist(a, b, p=1) for a, b in pairs]).sum(0)
+    total = torch.stack([a.sum(1)[:, None] + b.sum(1) for a, b in pairs]).sum(0)
+    return (total - difference) / (total + difference)
+
+
+def fill_distances(
+    matrix: Floats,
+    unit: Tensor,
+    camids: Tensor | None = None,
+    probabilities: Sequence[Tensor] = (),
+    mix: float = 0.0,
+) -> None:
+    """Fills in d_ij = 1 - cos - mix [cam_i != cam_j] S_ij, block by block.
+
+    Args:
+        matrix: (N, N).
+        unit: (N, D), of unit length.
+        camids: (N,) cameras; needed if `mix` is above 0.
+        probabilities: (N, classes) for each classifier; needed if `mix` is above 0.
+        mix: mu, the weight of the similarity S.
+    """
+    for start in range(0, len(unit), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        for low in range(start, len(unit), _BLOCK):
+            columns = slice(low, low + _BLOCK)
+            block = 1 - unit[rows] @ unit[columns].T
+            if mix and camids is not None:
+                similar = class_similarity(
+                    [scores[rows] for scores in probabilities],
+                    [scores[columns] for scores in probabilities],
+                )
+                block -= mix * (camids[rows, None] != camids[columns]) * similar
+            values = block.cpu().numpy()
+            matrix[rows, columns] = values
+            matrix[columns, rows] = values.T
+
+
+@dataclass(frozen=True)
+class Linkage:
+    """How a distance becomes clusters: re-ranking, then average linkage to a number or a limit.
+
+    Attributes:
+        clusters: How many clusters; every image is one if there are no more of them.
+        share: In place of `clusters`: merges happen at distances below the entry at this share of
+            all distances above 0 in ascending order.
+        k1: See `rerank_distances`.
+        k2: See `rerank_distances`.
+        lambda_value: See `rerank_distances`.
+    """
+
+    clusters: int
+    share: float | None = None
+    k1: int = 20
+    k2: int = 6
+    lambda_value: float = 0.3
+
+    def cut(
+        self, matrix: Floats, clusters: int = 0, progress: ProgressBar | None = None
+    ) -> tuple[Labels, float]:
+        """Clusters (N,) from 0 and, with a share, the limit (else 0).
+
+        Args:
+            matrix: (N, N) symmetric distances; used up.
+            clusters: In place of the attribute.
+            progress: Called with (images' worth of work done, N).
+        """
+        if len(matrix) == 1:
+            return np.zeros(1, np.int64), 0.0
+        self.rerank(matrix, progress)
+        limit = 0.0 if self.share is None else distance_at_share(matrix, self.share)
+        merges = average_linkage(matrix)
+        if self.share is not None:
+            return cut_below(merges, limit), limit
+        return cut_to_clusters(merges, clusters or self.clusters), limit
+
+    def rerank(self, matrix: Floats, progress: ProgressBar | None = None) -> None:
+        """Re-ranks distances in place; of the result, which is not symmetric, i < j counts."""
+        reranked = rerank_distances(
+            lambda images: matrix[images].astype(np.float64),
+            len(matrix),
+            k1=self.k1,
+            k2=self.k2,
+            lambda_value=self.lambda_value,
+            progress=progress,
+        )
+        fill_upper_triangle(matrix, reranked.rows)
+
+
+@dataclass(frozen=True)
+class IntraCameraClusters:
+    """Clusters of each camera alone (stage 1 of IICS).
+
+    Attributes:
+        linkage: Makes them.
+        small_cameras: What a camera with fewer images than clusters gets. `published`: half as many
+            clusters as it has images, which are taken twice for that; and no later camera, in the
+            order of the images, gets more clusters than it. `alone`: half as many, and no other
+            camera is concerned. A camera with one image is one cluster in both cases.
+    """
+
+    linkage: Linkage
+    small_cameras: SmallCameras = "published"
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images; each cluster is a proxy of its camera."""
+        camids = features.camids.cpu()
+        cluster = torch.zeros_like(camids)
+        clusters, found, done = self.linkage.clusters, 0, 0
+        for camera in dict.fromkeys(camids.tolist()):
+            rows = (camids == camera).nonzero()[:, 0]
+            few = self.linkage.share is None and 1 < len(rows) < clusters
+            here = max(1, len(rows) // 2) if few else clusters
+            twice = few and self.small_cameras == "published"
+            if twice:
+                logger.warning(
+                    "Camera %d has %d images, fewer than %d: it and all later cameras get no more "
+                    "than %d clusters, as in the published code; SMALL_CAMERAS: alone leaves the "
+                    "others as they are", camera, len(rows), clusters, here,
+                )  # fmt: skip
+                clusters = here
+            unit = features.test[rows.to(features.test.device)]
+            with pair_matrix(len(unit) * (1 + twice)) as matrix:
+                fill_distances(matrix, torch.cat((unit, unit)) if twice else unit)
+                labels, _ = self.linkage.cut(matrix, here)
+            cluster[rows] = found + torch.from_numpy(labels[-len(rows) :])
+            found = int(cluster.max()) + 1
+            done += len(rows)
+            if progress is not None:
+                progress(done, len(camids))
+        return PseudoLabels.from_clusters(cluster, camids)
+
+
+@dataclass
+class InterCameraClusters:
+    """Clusters of all images, drawn together by the scores of the cameras' classifiers (stage 2).
+
+    Attributes:
+        linkage: Makes them.
+        mix: mu_e, the weight of the similarity of scores.
+        heads: Give the scores; needed if `mix` is above 0.
+        limit: The limit of the last clusters, if they are made by a share; else 0.
+    """
+
+    linkage: Linkage
+    mix: float = 0.0
+    heads: ClusterCrossEntropy | None = None
+    limit: float = 0.0
+
+    def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
+        """Labels of the N images; clusters are split by camera into proxies."""
+        scores: list[Tensor] = []
+        if self.heads is not None and self.mix:
+            assert features.raw is not None
+            scores = [*self.heads.probabilities(features.raw)]
+        with pair_matrix(len(features)) as matrix:
+            fill_distances(matrix, features.test, features.camids, scores, self.mix)
+            labels, self.limit = self.linkage.cut(matrix, progress=progress)
+        return PseudoLabels.from_clusters(torch.from_numpy(labels), features.camids.cpu())
