@@ -64,7 +64,27 @@ class Pairs(NamedTuple):
         low, high = np.minimum(self.one, self.other), np.maximum(self.one, self.other)
         order = np.lexsort((self.second, self.first, self.distance))
         _, unique = np.unique(np.stack((low[order], high[order])), axis=1, return_index=True)
-        return Pairs(*(column[order[np.sort(unique)]] for column in self))
+        return self.take(order[np.sort(unique)])
+
+    def take(self, places: Labels | list[int]) -> Pairs:
+        """The pairs at these places, in their order."""
+        return Pairs(
+            self.distance[places],
+            self.first[places],
+            self.second[places],
+            self.one[places],
+            self.other[places],
+        )
+
+    def beside(self, more: Pairs) -> Pairs:
+        """These pairs, then more."""
+        return Pairs(
+            np.concatenate((self.distance, more.distance)),
+            np.concatenate((self.first, more.first)),
+            np.concatenate((self.second, more.second)),
+            np.concatenate((self.one, more.one)),
+            np.concatenate((self.other, more.other)),
+        )
 
 
 class Linkage(ABC):
@@ -292,7 +312,7 @@ def _walk_lists(linkage: Linkage, lists: npt.NDArray[np.int32], num_merges: int)
         one, other = np.repeat(np.arange(start, start + len(part)), k - 1), part.reshape(-1)
         keys = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
         found = linkage.pairs(keys // count, keys % count)
-        joined = _walk_both(joined, found, num_merges)
+        joined = _walk(joined.beside(found).sorted(), num_merges)
     return joined
 
 
@@ -314,13 +334,8 @@ def _walk_all(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) 
             places = near.nonzero().numpy()
             if len(places):
                 found = linkage.pairs(points[one][places[:, 0]], points[other][places[:, 1]])
-                joined = _walk_both(joined, found, num_merges)
+                joined = _walk(joined.beside(found).sorted(), num_merges)
     return joined
-
-
-def _walk_both(joined: Pairs, found: Pairs, num_merges: int) -> Pairs:
-    both = zip(joined, found, strict=True)
-    return _walk(Pairs(*map(np.concatenate, both)).sorted(), num_merges)
 
 
 def _limit(joined: Pairs, num_merges: int) -> float:
@@ -346,7 +361,7 @@ def _walk(pairs: Pairs, num_merges: int) -> Pairs:
             kept.append(place)
             if len(kept) == num_merges:
                 break
-    return Pairs(*(column[kept] for column in pairs))
+    return pairs.take(kept)
 
 
 def _mean_rows(
