@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @CLUSTERER.register()
 class EnsembleDBSCAN(JaccardDBSCAN):
-    """Jaccard-DBSCAN clusters of the largest eps, with those of smaller ones in `others`.
+    """Jaccard-DBSCAN clusters of the largest eps, with those of smaller ones in `side`.
 
     Outliers of the largest eps are not trained on. Labels are split by camera, as samplers that
     look for other cameras need it. The other options are those of `JaccardDBSCAN`.
@@ -55,4 +55,4 @@ class EnsembleDBSCAN(JaccardDBSCAN):
         """
         clusters = self.clusters(features, progress)
         labels = PseudoLabels.from_clusters(clusters, features.camids.cpu())
-        return replace(labels, others=self._votes)
+        return replace(labels, side=self._votes)
