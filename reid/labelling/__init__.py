@@ -7,6 +7,7 @@ from reid.labelling.base import (
     FeatureClusterer,
     Outliers,
     cluster_present,
+    number_outliers,
 )
 from reid.labelling.hdbscan import HDBSCAN
 from reid.labelling.health import cluster_statistics
@@ -30,4 +31,5 @@ __all__ = [
     "Outliers",
     "cluster_present",
     "cluster_statistics",
+    "number_outliers",
 ]
