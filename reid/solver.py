@@ -54,8 +54,10 @@ def build_optimizer(
     unused = set(lr_factors)
     for item in parameters:
         key, parameter = item if isinstance(item, tuple) else ("", item)
-        if (bias_lr_factor != 1 or lr_factors) and not key:
-            raise ValueError("bias_lr_factor, lr_factors: need the parameters' names")
+        if bias_lr_factor != 1 and not key:
+            raise ValueError("bias_lr_factor: other than 1 needs the parameters' names")
+        if lr_factors and not key:
+            raise ValueError("lr_factors: needs the parameters' names")
         starts = [start for start in lr_factors if f"{key}.".lower().startswith(f"{start}.")]
         unused -= set(starts)
         factor = lr_factors[max(starts, key=len)] if starts else 1.0

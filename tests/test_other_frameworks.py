@@ -62,8 +62,10 @@ def test_keys_inside_a_mapping_are_looked_up() -> None:
 
 
 @pytest.mark.parametrize(("pairs", "message"), [
-    (["SOLVER.NESTEROV", "True"],
-     "solver.nesterov: unknown key (there is no such setting here: SGD has plain momentum)"),
+    (["SOLVER.WEIGHT_DECAY_BIAS", "0"],
+     "solver.weight_decay_bias: unknown key (there is no such setting here: solver.weight_decay "),
+    (["SOLVER.HEADS_LR_FACTOR", "10"],
+     "solver.heads_lr_factor: unknown key (here it is solver.lr_factors (such as {head: 10}))"),
     (["model.type", "BaseReID"],
      "model.type: unknown key (here it is model.backbone and model.head)"),
     (["train.fixbase_epoch", "5"], "train: unknown key (there is no train.fixbase_epoch here: no "),

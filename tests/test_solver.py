@@ -119,6 +119,30 @@ def test_biases_have_their_own_rate():
         build_optimizer(layer.parameters(), "SGD", lr=0.1, bias_lr_factor=2.0)
 
 
+def test_rates_by_the_start_of_the_name():
+    net = nn.ModuleDict({
+        "backbone": nn.Linear(2, 2), "head": nn.ModuleDict({"neck": nn.LayerNorm(2)}),
+        "headline": nn.Linear(2, 2, bias=False),
+    })  # fmt: skip
+    optimizer = build_optimizer(
+        net.named_parameters(), "SGD", lr=0.1, nesterov=True, bias_lr_factor=2.0,
+        lr_factors={"backbone": 0.1, "head": 3.0, "head.neck": 0.5},
+    )  # fmt: skip
+    groups = {group.get("lr_factor", 1.0): group for group in optimizer.param_groups}
+    assert [*groups] == [1.0, 0.1, 0.2, 0.5]
+    neck = net["head"]["neck"]
+    assert groups[1.0]["params"] == [neck.bias, net["headline"].weight]  # 0.5 * 2, and none
+    assert groups[0.1]["params"] == [net["backbone"].weight]
+    assert groups[0.2]["params"] == [net["backbone"].bias]
+    assert groups[0.5]["params"] == [neck.weight]
+    assert groups[0.2]["lr"] == pytest.approx(0.02)
+    assert all(group["nesterov"] for group in groups.values())
+    with pytest.raises(ValueError, match="lr_factors: no parameter's name starts with back, neck"):
+        build_optimizer(net.named_parameters(), "SGD", lr=1, lr_factors={"back": 1, "neck": 1})
+    with pytest.raises(ValueError, match="lr_factors: needs the parameters' names"):
+        build_optimizer(net.parameters(), "SGD", lr=1, lr_factors={"backbone": 0.1})
+
+
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW"])
 def test_weight_decay_is_on_every_trained_parameter(name):
     layer = nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2), nn.BatchNorm1d(2))

@@ -13,14 +13,16 @@ through in blocks. So the walk has seen every pair up to T, and its merges are e
 
 Only pairs that join two clusters are kept from walk to walk (as in Kruskal's algorithm, a pair that
 joins nothing among some pairs joins nothing among more), so there are never more than C - 1, and
-each block lowers T. Beside the features and one copy of them, memory holds the neighbour lists and
-one block: below 1 GB at 32,621 images of 2048 numbers. At worst, in diffuse clusters, the time is
-that of all N x N distances in double precision.
+each block lowers T. Beside the features, memory holds at most two copies of them, what the search
+for neighbours takes, and blocks of 1024 x 1024 numbers: by the sizes of these arrays, below 1 GB at
+32,621 images of 2048 numbers. At worst, in diffuse clusters, the time is that of all N x N
+distances in double precision.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -63,7 +65,27 @@ class Pairs(NamedTuple):
         low, high = np.minimum(self.one, self.other), np.maximum(self.one, self.other)
         order = np.lexsort((self.second, self.first, self.distance))
         _, unique = np.unique(np.stack((low[order], high[order])), axis=1, return_index=True)
-        return Pairs(*(column[order[np.sort(unique)]] for column in self))
+        return self.take(order[np.sort(unique)])
+
+    def take(self, places: Labels | list[int]) -> Pairs:
+        """The pairs at these places, in their order."""
+        return Pairs(
+            self.distance[places],
+            self.first[places],
+            self.second[places],
+            self.one[places],
+            self.other[places],
+        )
+
+    def beside(self, more: Pairs) -> Pairs:
+        """These pairs, then more."""
+        return Pairs(
+            np.concatenate((self.distance, more.distance)),
+            np.concatenate((self.first, more.first)),
+            np.concatenate((self.second, more.second)),
+            np.concatenate((self.one, more.one)),
+            np.concatenate((self.other, more.other)),
+        )
 
 
 class Linkage(ABC):
@@ -168,8 +190,7 @@ class AverageLinkage(Linkage):
         self.num_clusters = len(self._sizes)
         self._ends = np.cumsum(self._sizes)
         starts = self._ends - self._sizes
-        means = np.add.reduceat(self._rows, starts, dtype=np.float64) / self._sizes[:, None]
-        self.points = means.astype(np.float32)
+        self.points, moved = _mean_rows(self._rows, self._ends)
         # About the rounded means, which are those that the bounds use.
         squares = np.empty(len(order))
         self._norms = np.empty(len(order))
@@ -182,7 +203,6 @@ class AverageLinkage(Linkage):
         self._radius = np.sqrt(np.maximum.reduceat(squares, starts))
         self._spread = np.add.reduceat(squares, starts) / self._sizes
         # How far rounding may move a mean; bounds give way by as much.
-        moved = float(np.abs(means - self.points).max()) * np.sqrt(means.shape[1])
         self._slack = 4 * moved + _ROUNDING
 
     def pairs(self, one: Labels, other: Labels) -> Pairs:
@@ -192,7 +212,7 @@ class AverageLinkage(Linkage):
         low, high = low[order], high[order]
         distance = np.empty(len(low))
         bounds = np.flatnonzero(np.diff(low, prepend=-1))
-        for start, stop in zip(bounds, [*bounds[1:], len(low)], strict=True):
+        for start, stop in pairwise([*bounds, len(low)]):
             distance[start:stop] = self._means(int(low[start]), high[start:stop])
         return Pairs(distance, low, high, low, high).sorted()
 
@@ -261,16 +281,16 @@ def merge_step(linkage: Linkage, num_merges: int, progress: ProgressBar | None =
     count = len(points)
     k = min(_FIRST_NEIGHBORS, count)
     while True:
-        lists = nearest_neighbors(torch.from_numpy(points), k, progress=progress).astype(np.int64)
-        joined = _walk(_listed(linkage, lists), num_merges)
+        lists = nearest_neighbors(torch.from_numpy(points), k, progress=progress)
+        joined = _walk_lists(linkage, lists, num_merges)
         if len(joined.distance) == num_merges or k >= min(_MOST_NEIGHBORS, count):
             break
         k = min(4 * k, count)
     if k < count:
-        everywhere = np.arange(count)
-        reach = linkage.least(everywhere, _squared_distances(points, everywhere, lists[:, -1]))
+        everywhere, last = np.arange(count), lists[:, -1].astype(np.int64)
+        reach = linkage.least(everywhere, _squared_distances(points, everywhere, last))
         open_points = np.flatnonzero(reach <= _limit(joined, num_merges))
-        joined = _search(linkage, open_points, joined, num_merges)
+        joined = _walk_all(linkage, open_points, joined, num_merges)
     _, number = connected_components(
         scipy.sparse.coo_matrix(
             (np.ones(len(joined.one)), (joined.one, joined.other)),
@@ -284,34 +304,36 @@ def merge_step(linkage: Linkage, num_merges: int, progress: ProgressBar | None =
     return merged
 
 
-def _listed(linkage: Linkage, lists: Labels) -> Pairs:
-    """The pairs of each point and its neighbours (M, k), the point itself first."""
+def _walk_lists(linkage: Linkage, lists: npt.NDArray[np.int32], num_merges: int) -> Pairs:
+    """The pairs that join clusters, of each point and its neighbours (M, k), itself first."""
     count, k = lists.shape
-    one, other = np.repeat(np.arange(count), k - 1), lists[:, 1:].reshape(-1)
-    keys = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
-    return linkage.pairs(keys // count, keys % count)
+    joined = linkage.pairs(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    for start in range(0, count, _BLOCK):
+        part = lists[start : start + _BLOCK, 1:].astype(np.int64)
+        one, other = np.repeat(np.arange(start, start + len(part)), k - 1), part.reshape(-1)
+        keys = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
+        found = linkage.pairs(keys // count, keys % count)
+        joined = _walk(joined.beside(found).sorted(), num_merges)
+    return joined
 
 
-def _search(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) -> Pairs:
-    """The pairs that join clusters, after a search of all pairs of these points."""
-    rows = torch.from_numpy(linkage.points[points])
+def _walk_all(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) -> Pairs:
+    """The pairs that join clusters, those before and all pairs of these points."""
     for start in range(0, len(points), _BLOCK):
-        one = slice(start, start + _BLOCK)
-        block = rows[one].double()
+        one = points[start : start + _BLOCK]
+        block = torch.from_numpy(linkage.points[one]).double()
         for other_start in range(start, len(points), _BLOCK):
-            other = slice(other_start, other_start + _BLOCK)
-            squared = torch.cdist(
-                block, rows[other].double(), compute_mode="use_mm_for_euclid_dist"
-            ).square()
-            limit = _limit(joined, num_merges)
-            near = linkage.may_be_within(points[one], points[other], squared, limit)
+            other = points[other_start : other_start + _BLOCK]
+            others = torch.from_numpy(linkage.points[other]).double()
+            mode = "use_mm_for_euclid_dist"
+            squared = torch.cdist(block, others, compute_mode=mode).square()
+            near = linkage.may_be_within(one, other, squared, _limit(joined, num_merges))
             if start == other_start:
                 near = near.triu(1)
             places = near.nonzero().numpy()
             if len(places):
-                found = linkage.pairs(points[one][places[:, 0]], points[other][places[:, 1]])
-                both = zip(joined, found, strict=True)
-                joined = _walk(Pairs(*map(np.concatenate, both)).sorted(), num_merges)
+                found = linkage.pairs(one[places[:, 0]], other[places[:, 1]])
+                joined = _walk(joined.beside(found).sorted(), num_merges)
     return joined
 
 
@@ -338,7 +360,25 @@ def _walk(pairs: Pairs, num_merges: int) -> Pairs:
             kept.append(place)
             if len(kept) == num_merges:
                 break
-    return Pairs(*(column[kept] for column in pairs))
+    return pairs.take(kept)
+
+
+def _mean_rows(
+    rows: npt.NDArray[np.float32], ends: Labels
+) -> tuple[npt.NDArray[np.float32], float]:
+    """Mean rows (C, D) of clusters whose rows end at `ends`, and how far rounding moved them."""
+    means = np.empty((len(ends), rows.shape[1]), np.float32)
+    moved = 0.0
+    for start in range(0, len(ends), _BLOCK):
+        part = ends[start : start + _BLOCK]
+        first = ends[start - 1] if start else 0
+        begins = np.concatenate(([first], part[:-1])) - first
+        sums = np.add.reduceat(rows[first : part[-1]], begins, dtype=np.float64)
+        exact = sums / np.diff(part, prepend=first)[:, None]
+        means[start : start + _BLOCK] = exact
+        difference = exact - means[start : start + _BLOCK]
+        moved = max(moved, float(np.sqrt(np.square(difference).sum(1).max())))
+    return means, moved
 
 
 def _squared_distances(points: npt.NDArray[np.float32], one: Labels, other: Labels) -> Doubles:

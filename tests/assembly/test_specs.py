@@ -16,7 +16,7 @@ import reid.assembly.hooks
 import reid.assembly.images
 import reid.assembly.labelling
 import reid.assembly.network
-import reid.assembly.trainer
+import reid.assembly.sampler
 from reid import registry
 from reid.assembly.specs import RUNTIME, check_specs
 from reid.config import load_config
@@ -137,7 +137,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Recorded]:
     facts = _Recorded()
     assembly = reid.assembly
     for module in (assembly.criterion, assembly.data, assembly.hooks, assembly.images,
-                   assembly.labelling, assembly.network, assembly.trainer):  # fmt: skip
+                   assembly.labelling, assembly.network, assembly.sampler):  # fmt: skip
         monkeypatch.setattr(module, "build", facts.build)
     return facts
 

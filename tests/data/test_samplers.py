@@ -11,6 +11,7 @@ from torch import Tensor
 from reid.data.samplers import (
     CrossCameraSampler,
     Draw,
+    ImageSampler,
     LabelledSampler,
     PKSampler,
     ProxyBalancedSampler,
@@ -30,6 +31,19 @@ def labels(sizes: list[int], outliers: int = 3) -> PseudoLabels:
 def epoch(sampler: LabelledSampler, number: int) -> list[list[Draw]]:
     sampler.set_epoch(number)
     return list(sampler)
+
+
+def test_every_labelled_image_once_in_a_pass() -> None:
+    sampler = ImageSampler(4)
+    sampler.set_labels(labels([5, 1, 3], outliers=2))
+    batches = epoch(sampler, 0)
+    drawn = [draw.index for draw in chain(*batches)]
+    assert len(batches) == len(sampler) == 2  # the ninth image fills no batch
+    assert len(set(drawn)) == 8
+    assert set(drawn) <= set(range(2, 11))
+    assert [draw.index for draw in chain(*epoch(sampler, 1))] != drawn
+    sampler.set_labels(labels([1, 1], outliers=1))
+    assert sorted(draw.index for draw in chain(*epoch(sampler, 0))) == [1, 1, 2, 2]
 
 
 def test_pk_batches() -> None:
