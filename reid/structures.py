@@ -253,15 +253,18 @@ class PseudoLabels:
         proxy: (N,) int64, 0..P-1 without gaps, -1 = outlier.
         proxy_to_cluster: (P,) int64.
         proxy_to_camera: (P,) int64, -1 = no camera or cameras unknown.
+        side: What else a labeller tells the losses of its method about each image, by name,
+            (N, ...) each. Checkpoints do not hold it.
 
     Raises:
-        ValueError: The four do not fit each other.
+        ValueError: The four do not fit each other, or a tensor of `side` has another length.
     """
 
     cluster: Tensor
     proxy: Tensor
     proxy_to_cluster: Tensor
     proxy_to_camera: Tensor
+    side: Mapping[str, Tensor] = field(default_factory=lambda: _NO_SIDE)
 
     def __post_init__(self) -> None:
         n, p = len(self.cluster), len(self.proxy_to_cluster)
@@ -281,6 +284,9 @@ class PseudoLabels:
         clusters = torch.unique(self.proxy_to_cluster)
         if not torch.equal(clusters, torch.arange(len(clusters), device=clusters.device)):
             raise ValueError("`cluster` must use each number from 0 to its largest")
+        for name, column in self.side.items():
+            if len(column) != n:
+                raise ValueError(f"side {name!r} must have {n} rows, got {len(column)}")
 
     @classmethod
     def from_clusters(cls, cluster: Tensor, camids: Tensor | None = None) -> PseudoLabels:
@@ -311,7 +317,7 @@ class PseudoLabels:
         return cls(dense, proxy, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
     def scatter(self, rows: Tensor, count: int) -> PseudoLabels:
-        """These labels spread over `count` images, where the other images are outliers.
+        """These labels spread over `count` images, where the others are outliers; without `side`.
 
         Args:
             rows: (N,) int64, the index of each of these N images among the `count`.
@@ -347,6 +353,7 @@ class PseudoLabels:
             self.proxy.to(device),
             self.proxy_to_cluster.to(device),
             self.proxy_to_camera.to(device),
+            {name: column.to(device) for name, column in self.side.items()},
         )
 
 

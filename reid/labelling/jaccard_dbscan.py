@@ -69,17 +69,28 @@ class JaccardDBSCAN(FeatureClusterer):
         """The eps that `auto` chose for the last clusters; empty before, and for a given eps."""
         return {} if self._chosen is None else {"eps": self._chosen}
 
+    @property
+    def min_samples(self) -> int:
+        """Neighbours that make a core point, the image itself included."""
+        return self._min_samples
+
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
-        distances = jaccard_distance(
+        largest = 1.0 if self._eps == "auto" else self._eps + _SLACK
+        return self.find_graph_clusters(self.distances(features, largest, progress))
+
+    def distances(
+        self, features: Tensor, max_distance: float = 1.0, progress: ProgressBar | None = None
+    ) -> scipy.sparse.csr_matrix:
+        """The Jaccard distances (N, N) that it clusters; see `jaccard_distance`."""
+        return jaccard_distance(
             features,
             self._k1,
             self._k2,
-            max_distance=1.0 if self._eps == "auto" else self._eps + _SLACK,
+            max_distance=max_distance,
             search=self._search,
             progress=progress,
         )
-        return self.find_graph_clusters(distances)
 
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) clusters, -1 = outlier."""

@@ -28,6 +28,7 @@ COMPARED = {  # rows of other projects, and their config files in order
     "cap": ["CAP/configs/{}"],
     "iics": ["IICS/configs/{}"],
     "o2cap": ["O2CAP/configs/{}"],
+    "mgh": ["MGH/configs/{}"],
     "transreid_ssl": ["TransReID_SSL/configs/usl_{}_stem"],
     "transreid_ssl_gt": ["TransReID_SSL/configs/supervised_{}"],
 }

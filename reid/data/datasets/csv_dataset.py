@@ -23,11 +23,18 @@ from reid.data.datasets.base import (
 from reid.data.scan import natural_key
 from reid.files import InputError, read_text
 from reid.registry import DATASET
-from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
+from reid.structures import (
+    UNKNOWN_CAMERA,
+    UNKNOWN_FRAME,
+    UNLABELLED,
+    DataError,
+    ImageRecord,
+)
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = ("path", "pid", "camid", "split")
+_FRAME = "frame"
 _DIGITS = 18  # of a 64-bit number
 _LONGEST_NAME = 255
 _LAYOUT = "a CSV file with the header path,pid,camid,split (only path is needed)"
@@ -48,9 +55,10 @@ class CSV(ReIDDataset):
     of it are numbered from 0 in natural order, `cam2` before `cam10`, and the log says which is
     which. `split` is `train`, `query` or `gallery`. An image has one identity, however often it is
     listed. Without the column `pid` all images are unlabelled, without
-    `camid` their cameras are unknown, without `split` all are for training. The text of further
-    columns goes to `ImageRecord.extra`. A file without queries can be trained on, but not tested
-    on.
+    `camid` their cameras are unknown, without `split` all are for training. A column `frame` is the
+    time of each image inside its camera, a whole number from 0; empty or -1 is unknown. The text of
+    further columns goes to `ImageRecord.extra`. A file without queries can be trained on, but not
+    tested on.
 
     Args:
         path: The CSV file, below the root.
@@ -148,6 +156,7 @@ class _Line:
     pid: str
     camid: str
     split: str
+    frame: int
     extra: dict[str, str]
 
 
@@ -193,7 +202,13 @@ def read_list(file: Path, train_split: str = "train", *, allow_outside: bool = F
     rows = [
         (
             line.split,
-            ImageRecord(line.path, pids[line.pid], camids[line.camid], extra=_extra(line, cameras)),
+            ImageRecord(
+                line.path,
+                pids[line.pid],
+                camids[line.camid],
+                frame=line.frame,
+                extra=_extra(line, cameras),
+            ),
         )
         for line in lines
     ]
@@ -235,8 +250,24 @@ def _read_line(
     if split not in splits:
         raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
     pid, camid = (_number_or_name(row.get(key), f"{where}: {key}") for key in ("pid", "camid"))
-    extra = {str(name): text or "" for name, text in row.items() if name not in _COLUMNS}
-    return _Line(str(place), pid, camid, split, extra)
+    frame = _frame(row.get(_FRAME), f"{where}: {_FRAME}")
+    known = (*_COLUMNS, _FRAME)
+    extra = {str(name): text or "" for name, text in row.items() if name not in known}
+    return _Line(str(place), pid, camid, split, frame, extra)
+
+
+def _frame(text: str | None, where: str) -> int:
+    text = (text or "").strip()
+    if not text:
+        return UNKNOWN_FRAME
+    whole = _WHOLE.fullmatch(text)
+    if whole is None:
+        raise DataError(
+            f"{where} is {text!r}; expected a whole number from 0 of at most {_DIGITS} digits, the "
+            "image's time inside its camera, -1 or nothing; if the column means something else, "
+            "give it another name"
+        )
+    return int(whole[1])
 
 
 def _number_or_name(text: str | None, where: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reid.data.datasets.base import MarketLike, Split, SplitCounts
+from reid.data.datasets.frames import duke_frame, with_frames
 from reid.registry import DATASET
+from reid.structures import ImageRecord
 
 
 @DATASET.register()
@@ -39,6 +41,10 @@ class DukeMTMCreID(MarketLike):
     def __init__(self, accept_withdrawn: bool = False, root: str = "") -> None:
         check_accepted("DukeMTMC-reID", accept_withdrawn)
         super().__init__(root)
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """Images of a split, in the order of their names, with their frames."""
+        return with_frames(super().load(split), duke_frame)
 
     def published(self) -> Mapping[Split, SplitCounts]:
         """The counts of the paper."""

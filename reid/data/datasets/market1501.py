@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 
 from reid.data.datasets.base import MarketLike, Split, SplitCounts, image_names, not_empty
+from reid.data.datasets.frames import Clock, market_frame, with_frames
 from reid.registry import DATASET
 from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
 
@@ -31,6 +32,7 @@ class Market1501(MarketLike):
             or `distractors_500k/` in it or beside it. All count as distractors (identity 0)
             whatever their names say, except that names with identity -1 are junk and left out. The
             camera is read from the name, if it has one.
+        clock: What the frames count from; see `market_frame`.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
     """
 
@@ -40,15 +42,18 @@ class Market1501(MarketLike):
                   "Market1501/Market-1501-v15.09.15", "Market-1501", "market1501",
                   "Market1501")  # fmt: skip
 
-    def __init__(self, distractors_500k: bool = False, root: str = "") -> None:
+    def __init__(
+        self, distractors_500k: bool = False, clock: Clock = "camera", root: str = ""
+    ) -> None:
         super().__init__(root)
+        self._clock: Clock = clock
         self._distractors = distractors_500k
         if distractors_500k:
             self.name = "Market1501+500k"
 
     def load(self, split: Split) -> list[ImageRecord]:
         """Images of a split, in the order of their names; the 500,000 come last."""
-        records = super().load(split)
+        records = with_frames(super().load(split), lambda name: market_frame(name, self._clock))
         if self._distractors and split == "gallery":
             records += self._load_distractors()
         return records

@@ -18,6 +18,7 @@ from reid.data.datasets.base import (
     read_lines,
     scan_market_folder,
 )
+from reid.data.datasets.frames import msmt_frame
 from reid.registry import DATASET
 from reid.structures import DataError, ImageRecord
 
@@ -105,13 +106,16 @@ def _read_list(path: Path, images: Path) -> list[ImageRecord]:
     records = []
     for where, line in read_lines(path, _LAYOUT):
         name, _, pid = line.rpartition(" ")
-        camera = _NAME.match(PurePosixPath(name).name)
+        file = PurePosixPath(name).name
+        camera = _NAME.match(file)
         if camera is None or int(camera[1]) < 1 or not (pid.isascii() and pid.isdigit()):
             raise DataError(
                 f"{where}: {line!r} does not parse; expected a path and an identity, e.g. "
                 "0000/0000_000_01_0303morning_0015_0.jpg 0"
             )
         image = join_below(images, name, where)
-        records.append(ImageRecord(str(image), int(pid), int(camera[1]) - 1))
+        records.append(
+            ImageRecord(str(image), int(pid), int(camera[1]) - 1, frame=msmt_frame(file))
+        )
     check_files(records, path)
     return records

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 
 from reid.data.datasets.base import MarketLike, Split, SplitCounts
 from reid.data.datasets.dukemtmc import check_accepted
+from reid.data.datasets.frames import duke_frame, with_frames
 from reid.registry import DATASET
+from reid.structures import ImageRecord
 
 
 @DATASET.register()
@@ -40,6 +42,10 @@ class OccludedDuke(MarketLike):
     def __init__(self, accept_withdrawn: bool = False, root: str = "") -> None:
         check_accepted("Occluded-Duke", accept_withdrawn)
         super().__init__(root)
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """Images of a split, in the order of their names, with their frames."""
+        return with_frames(super().load(split), duke_frame)
 
     def published(self) -> Mapping[Split, SplitCounts]:
         """The counts of the paper."""

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from reid import distributed
 from reid.data.datasets.base import MARKET_FOLDERS, ReIDDataset, Split, scan_market_folder
+from reid.data.datasets.frames import market_frame, with_frames
 from reid.data.datasets.market1501 import MARKET_LAYOUT
 from reid.data.synthetic import PersonSet, draw_persons
 from reid.registry import DATASET, Range
@@ -78,4 +79,5 @@ class SyntheticPersons(ReIDDataset):
             logger.info("Drawing persons into %s", self.folder)
             draw_persons(self.folder, self._persons)
         distributed.barrier()
-        return scan_market_folder(self.folder / MARKET_FOLDERS[split], MARKET_LAYOUT)
+        records = scan_market_folder(self.folder / MARKET_FOLDERS[split], MARKET_LAYOUT)
+        return with_frames(records, lambda name: market_frame(name, "sequence"))

@@ -170,7 +170,7 @@ class RefreshPseudoLabels(Hook):
         if self._keeps_memories:
             state["criterion"] = _unsaved(self._criterion)
         if self._last is not None:
-            names = [field.name for field in fields(PseudoLabels)]
+            names = [field.name for field in fields(PseudoLabels) if field.name != "side"]
             state["labels"] = {name: getattr(self._last, name) for name in names}
         if labeller := self._labeller.state_dict():
             state["labeller"] = labeller
