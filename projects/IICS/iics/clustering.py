@@ -35,7 +35,7 @@ SmallCameras = Literal["published", "alone"]
 def class_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """S_ij = sum min(v_i, v_j) / sum max(v_i, v_j) of all class probabilities of two images.
 
-    Xuan & Zhang (CVPR 2021), equation 4: the Jaccard similarity of the scores of all cameras'
+    Xuan & Zhang (CVPR 2021), as in their code: the Jaccard similarity of the scores of all cameras'
     classifiers. As min + max = a + b, it follows from the sum of minima alone.
 
     Args:
