@@ -45,7 +45,8 @@ def oracles(folder: Path) -> list[tuple[str, dict[str, Tensor]]]:
 
 
 def heads_of(a: dict[str, Tensor]) -> list[Tensor]:
-    return [*a["class_probability"].split(int(a["classes_per_camera"]), 1)]
+    parts = a["class_probability"].split(int(a["classes_per_camera"]), 1)
+    return [part.contiguous() for part in parts]
 
 
 def mixed(a: dict[str, Tensor]) -> npt.NDArray[np.float32]:
