@@ -165,7 +165,8 @@ class FeatureSet:
         camids: (N,) int64, -1 = unknown.
         domains: (N,) int64, number of each image's training set.
         frames: (N,) int64, time inside the camera, -1 = unknown.
-        present: (N,) bool, whether the image could be read; features of the others are 0.
+        present: (N,) bool, whether the image was extracted: it could be read and was wanted (in a
+            stage on the target, no image of the source is); features of the others are 0.
         raw: (N, D), the whole image's feature before the neck, not normalised; None: not extracted.
 
     Raises:

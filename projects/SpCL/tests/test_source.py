@@ -118,7 +118,6 @@ def test_a_run_its_resumption_and_identities_that_are_wrong(
     run(part, resume=True)
     monkeypatch.setattr(RenamedPersons, "changed", True)
     wrong = run(tmp_path / "wrong")
-    assert lines(wrong, "labels")[0]["purity"] != labels[0]["purity"]
     for name, value in target.items():
         assert torch.equal(weights(part)[name], value), name
         assert torch.equal(weights(wrong)[name], value), name
