@@ -7,6 +7,7 @@ from reid.labelling.base import (
     FeatureClusterer,
     Outliers,
     cluster_present,
+    number_outliers,
 )
 from reid.labelling.hdbscan import HDBSCAN
 from reid.labelling.health import cluster_statistics
@@ -32,4 +33,5 @@ __all__ = [
     "PerDomain",
     "cluster_present",
     "cluster_statistics",
+    "number_outliers",
 ]

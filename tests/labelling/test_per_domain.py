@@ -42,8 +42,10 @@ class Halves(Labeller):
             labels.proxy,
             labels.proxy_to_cluster,
             labels.proxy_to_camera,
-            {"upper": torch.tensor([0, 0, -1, 1])},
-            {"score": torch.tensor([0.5, 0.25, 0.0, 1.0])},
+            {
+                "upper": torch.tensor([0, 0, -1, 1]),
+                "score": torch.tensor([0.5, 0.25, 0.0, 1.0]),
+            },
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -65,7 +67,7 @@ def test_labels_are_numbered_without_collision() -> None:
     assert labels.num_clusters == 4
     assert labels.proxy_to_cluster[labels.proxy[[4, 5, 7]]].tolist() == [3, 2, 3]
     assert labels.proxy.unique().tolist() == [-1, *range(labels.num_proxies)]
-    assert labels.others["upper"].tolist() == [0, 1, -1, 0, 2, 2, -1, 3]
+    assert labels.side["upper"].tolist() == [-1, -1, -1, -1, 0, 0, -1, 1]
     assert labels.side["score"].tolist() == [0, 0, 0, 0, 0.5, 0.25, 0, 1]
     assert target.seen == RECORDS[4:]
 

@@ -227,6 +227,8 @@ class RefreshPseudoLabels(Hook):
         if self._last is not None:
             names = [field.name for field in fields(PseudoLabels) if field.name != "side"]
             state["labels"] = {name: getattr(self._last, name) for name in names}
+            side = {name: column for name, column in self._last.side.items() if column.ndim == 1}
+            state["labels"]["side"] = side
         if labeller := self._labeller.state_dict():
             state["labeller"] = labeller
         if memories := memory_states(self._criterion):
