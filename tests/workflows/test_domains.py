@@ -109,7 +109,9 @@ def test_source_then_target_then_both(tmp_path: Path, monkeypatch: pytest.Monkey
     for key, epoch in (("direct_transfer", 1), ("final", 4)):
         entries = [(entry["test_set"], entry["epoch"]) for entry in results[key]]
         assert entries == [(name, epoch) for name in names], key
-    assert "Direct transfer: the model of the source" in (whole / "log.txt").read_text()
+    log = (whole / "log.txt").read_text()
+    assert "Direct transfer: the model of the source" in log
+    assert "after epoch 1, direct transfer" in log
     source, final = weights(whole, "model_source"), weights(whole)
     assert source.keys() == final.keys()
     assert any(not torch.equal(source[name], final[name]) for name in final)

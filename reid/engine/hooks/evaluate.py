@@ -108,7 +108,13 @@ class Evaluate(Hook):
     def after_train(self, trainer: Trainer) -> None:
         """Logs the table of results, and writes results.json and the pictures."""
         if self._history:
-            table = summary_table(self._history, self._best_metric, self._names, self._counts)
+            table = summary_table(
+                self._history,
+                self._best_metric,
+                self._names,
+                self._counts,
+                max(self._source_ends, default=None),
+            )
             logger.info("Results\n%s", table)
         if not distributed.is_main():
             return
