@@ -15,6 +15,7 @@ from reid.labelling.infomap import Infomap
 from reid.labelling.jaccard_dbscan import JaccardDBSCAN
 from reid.labelling.kmeans import KMeans
 from reid.labelling.labellers import Clusters, Identities, Labeller
+from reid.labelling.per_domain import PerDomain
 
 __all__ = [
     "HDBSCAN",
@@ -29,6 +30,7 @@ __all__ = [
     "KMeans",
     "Labeller",
     "Outliers",
+    "PerDomain",
     "cluster_present",
     "cluster_statistics",
     "number_outliers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from reid.modeling.domain_batchnorm import DomainSplit
 from reid.structures import Batch, Embeddings
 
 
@@ -18,6 +19,7 @@ class ReIDModel(nn.Module):
         embed_dim: D of the banks.
         num_parts: K, parts beside the whole image.
         num_cameras: Cameras that the backbone knows.
+        domain_split: What its `DomainBatchNorm` layers share; None: it has none.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -27,9 +29,12 @@ class ReIDModel(nn.Module):
         self.embed_dim = int(head.embed_dim)  # type: ignore[arg-type]
         self.num_parts = int(head.num_parts)  # type: ignore[arg-type]
         self.num_cameras = int(getattr(backbone, "num_cameras", 0))
+        self.domain_split: DomainSplit | None = None
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embeddings of the batch's images."""
+        if self.domain_split is not None and self.training:
+            self.domain_split.see(batch)
         embeddings: Embeddings = self.head(self.backbone(batch), batch)
         return embeddings
 
