@@ -1,6 +1,7 @@
 """Clusterers and labellers: features become pseudo-labels."""
 
 from reid.labelling.agglomerative import Agglomerative
+from reid.labelling.bank_clusterer import BankClusterer
 from reid.labelling.base import (
     Clusterer,
     ClusteringError,
@@ -14,10 +15,12 @@ from reid.labelling.infomap import Infomap
 from reid.labelling.jaccard_dbscan import JaccardDBSCAN
 from reid.labelling.kmeans import KMeans
 from reid.labelling.labellers import Clusters, Identities, Labeller
+from reid.labelling.reranked_dbscan import RerankedDBSCAN
 
 __all__ = [
     "HDBSCAN",
     "Agglomerative",
+    "BankClusterer",
     "Clusterer",
     "ClusteringError",
     "Clusters",
@@ -28,6 +31,7 @@ __all__ = [
     "KMeans",
     "Labeller",
     "Outliers",
+    "RerankedDBSCAN",
     "cluster_present",
     "cluster_statistics",
 ]

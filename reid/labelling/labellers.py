@@ -27,6 +27,14 @@ class Labeller(ABC):
     fixed: bool = False
     needs_raw: bool = False
 
+    @property
+    def needs_source(self) -> bool:
+        """Whether each call needs the features of the labelled source, by `take_source`."""
+        return False
+
+    def take_source(self, features: FeatureSet) -> None:  # noqa: B027 (most need none)
+        """Takes the features of the source's images for the next call."""
+
     @abstractmethod
     def __call__(
         self,
@@ -107,6 +115,15 @@ class Clusters(Labeller):
     def __init__(self, clusterer: Clusterer, split_by_camera: bool = False) -> None:
         self._clusterer = clusterer
         self._split_by_camera = split_by_camera
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the clusterer needs them."""
+        return bool(getattr(self._clusterer, "needs_source", False))
+
+    def take_source(self, features: FeatureSet) -> None:
+        """Passes the features of the source's images on to the clusterer."""
+        self._clusterer.take_source(features)  # type: ignore[attr-defined]
 
     def __call__(
         self,
