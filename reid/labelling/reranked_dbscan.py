@@ -49,7 +49,7 @@ class RerankedDBSCAN(FeatureClusterer):
         k1: Length of the neighbour lists, without the image itself.
         k2: Rows averaged in the local query expansion.
         eps: Largest distance of neighbours, above 0 and below 1 - source_weight; or `rho`.
-        rho: Of all pairs, the share with the smallest distances, whose mean is eps (`eps_of_share`).
+        rho: Share of all pairs, those with the smallest distances; their mean is eps.
         source_weight: lambda, the weight of the distance from a labelled source; 0: no source.
         min_samples: Neighbours that make a core point, the image itself included.
         outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
