@@ -9,6 +9,7 @@ from reid.labelling.base import (
     Outliers,
     cluster_present,
 )
+from reid.labelling.camera_clusterers import CameraClusterer, CrossCameraMerger
 from reid.labelling.hdbscan import HDBSCAN
 from reid.labelling.health import cluster_statistics
 from reid.labelling.infomap import Infomap
@@ -21,9 +22,11 @@ __all__ = [
     "HDBSCAN",
     "Agglomerative",
     "BankClusterer",
+    "CameraClusterer",
     "Clusterer",
     "ClusteringError",
     "Clusters",
+    "CrossCameraMerger",
     "FeatureClusterer",
     "Identities",
     "Infomap",

@@ -47,9 +47,9 @@ class BankClusterer:
         self._counts: dict[str, float] = {}
 
     @property
-    def needs_source(self) -> bool:
+    def uses_source(self) -> bool:
         """Whether the clusterer needs the features of the labelled source."""
-        return bool(getattr(self._clusterer, "needs_source", False))
+        return bool(getattr(self._clusterer, "uses_source", False))
 
     def take_source(self, features: FeatureSet) -> None:
         """Gives each bank's features of the source to the bank's clusterer."""

@@ -98,7 +98,7 @@ class RerankedDBSCAN(FeatureClusterer):
         return {"eps": self._eps} if self._by_rho and self._eps is not None else {}
 
     @property
-    def needs_source(self) -> bool:
+    def uses_source(self) -> bool:
         """Whether each call needs the features of the labelled source."""
         return self._source_weight > 0
 

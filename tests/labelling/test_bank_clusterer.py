@@ -123,27 +123,32 @@ def test_eps_of_the_first_round_stays_and_is_saved() -> None:
             resumed.load_state_dict(broken)
 
 
-def test_the_labeller_passes_the_source_on() -> None:
+def test_the_labeller_compares_the_target_with_the_source() -> None:
     inner = RerankedDBSCAN(6, 2, rho=0.05, min_samples=3, source_weight=0.1)
-    labeller = Clusters(BankClusterer(inner, ("upper",)))
-    assert labeller.needs_source
-    assert not Clusters(JaccardDBSCAN()).needs_source
-    features = banks(groups(WHOLE), groups(UPPER, 1))
-    with pytest.raises(ClusteringError, match="needs the features of a labelled source"):
-        labeller(features, [])
-    source = banks(groups(torch.arange(20) % 5, 7), groups(torch.arange(20) % 4, 8))
-    labeller.take_source(source)
+    labeller = Clusters(BankClusterer(inner, ("upper",)), source_domains=1)
+    assert labeller.uses_source
+    assert not Clusters(JaccardDBSCAN()).uses_source
+    source = torch.stack((groups(torch.arange(20) % 5, 7), groups(torch.arange(20) % 4, 8)), 1)
+    target = torch.stack((groups(WHOLE), groups(UPPER, 1)), 1)
+    both = torch.cat((source, target))
+    present = torch.ones(68, dtype=torch.bool)
+    present[3] = False  # an image of the source that could not be read
+    domains = (torch.arange(68) >= 20).long()
+    features = FeatureSet.of(both[:, 0], unit=both, domains=domains, present=present)
     labels = labeller(features, [])
-    one, other = (RerankedDBSCAN(6, 2, rho=0.05, min_samples=3, source_weight=0.1) for _ in "ab")
-    for number, clusterer in enumerate((one, other)):
-        clusterer.take_source(FeatureSet.of(source.unit[:, number]))
-    eps = [bank["eps"] for bank in labeller.state_dict()["banks"]]
-    for number, clusterer in enumerate((one, other)):
-        clusterer(FeatureSet.of(features.unit[:, number]))
-        assert clusterer.choices["eps"] == eps[number]
+    assert (labels.cluster[:20] == OUTLIER).all()
     assert labels.num_clusters > 1
-    with pytest.raises(ClusteringError, match="needs the features of a labelled source"):
-        labeller(features, [])  # each call needs new ones
+    assert ((labels.others["upper"] == OUTLIER) == (labels.cluster == OUTLIER)).all()
+    eps = [bank["eps"] for bank in labeller.state_dict()["banks"]]
+    for number in range(2):
+        clusterer = RerankedDBSCAN(6, 2, rho=0.05, min_samples=3, source_weight=0.1)
+        clusterer.take_source(FeatureSet.of(source[present[:20], number]))
+        clusterer(FeatureSet.of(target[:, number]))
+        assert clusterer.choices["eps"] == eps[number]
+        with pytest.raises(ValueError, match="needs the features of a labelled source"):
+            clusterer(FeatureSet.of(target[:, number]))  # each call needs new ones
+    with pytest.raises(ValueError, match=r"but datasets\.source is not set"):
+        Clusters(inner)
 
 
 def test_images_that_could_not_be_read_are_outliers_in_all() -> None:
