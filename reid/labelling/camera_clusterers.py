@@ -32,8 +32,8 @@ class CameraClusterer:
 
     Inside a camera, the images of a visit of one person come close in time. A cluster is cut
     wherever the next image, by frame, comes more than `max_gap` frames later; pieces of fewer than
-    `min_images` become outliers. Frames are only compared inside one camera, and only mean something
-    there if they count through all of its recordings: those of MSMT17 start anew in each clip.
+    `min_images` become outliers. Frames are only compared inside one camera. They must count
+    through all of its recordings: those of MSMT17 start anew in each clip, so gaps mean little.
 
     Images of unknown cameras are one camera. Clusters are numbered through, by camera; a camera in
     which the clusterer finds nothing has outliers only.
