@@ -335,6 +335,24 @@ class PseudoLabels:
             others[name][rows] = other
         return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera, others)
 
+    def __getitem__(self, rows: Tensor) -> PseudoLabels:
+        """The labels of some of the images, numbered anew without gaps, in the old order.
+
+        Args:
+            rows: (M,) int64, the images.
+        """
+        cluster, proxy = self.cluster[rows], self.proxy[rows]
+        proxies = torch.unique(proxy[proxy != OUTLIER])
+        clusters = torch.unique(self.proxy_to_cluster[proxies])
+        return PseudoLabels(
+            torch.where(cluster == OUTLIER, OUTLIER, torch.searchsorted(clusters, cluster)),
+            torch.where(proxy == OUTLIER, OUTLIER, torch.searchsorted(proxies, proxy)),
+            torch.searchsorted(clusters, self.proxy_to_cluster[proxies]),
+            self.proxy_to_camera[proxies],
+            {name: other[rows] for name, other in self.others.items()},
+            {name: column[rows] for name, column in self.side.items()},
+        )
+
     def __len__(self) -> int:
         return len(self.cluster)
 

@@ -171,7 +171,8 @@ def _find_clusters(
     trained: TrainedModel,
 ) -> tuple[Sequence[ImageRecord], FeatureSet, PseudoLabels]:
     config = trained.config
-    labeller: Labeller = build(LABELLER, labeller_spec(config), "labeller")
+    domains = config.datasets.source_domains
+    labeller: Labeller = build(LABELLER, labeller_spec(config), "labeller", source_domains=domains)
     if labeller.fixed:
         raise ConfigError("clusterer: expected one, e.g. JaccardDBSCAN, but it is not set")
     images = build_image_set(config, "training images", build_train_images(config).load())

@@ -108,10 +108,12 @@ class WriteClusters(Hook):
     def _cluster(self, features: FeatureSet) -> PseudoLabels:
         try:
             with progress_bar("Clustering", "img") as progress:
-                return self._labeller(features, self._records, progress)
+                labels = self._labeller(features, self._records, progress)
         except ClusteringError as error:
             logger.warning("The final model: %s", error)
             return PseudoLabels.from_clusters(torch.full((len(features),), OUTLIER))
+        rows = features.present.cpu().nonzero()[:, 0]  # without those of a source
+        return labels[rows].scatter(rows, len(labels))
 
     def _draw(self, labels: PseudoLabels, matches: Sequence[Match], step: int) -> list[Path]:
         written = []
