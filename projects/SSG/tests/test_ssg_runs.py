@@ -26,7 +26,10 @@ from reid.structures import ImageRecord
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = ROOT / "projects" / "SSG" / "configs"
-PERSONS = "{{NAME: SyntheticPersons, SEED: {}, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 48, WIDTH: 32}}"
+PERSONS = (
+    "{{NAME: SyntheticPersons, SEED: {}, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, "
+    "HEIGHT: 48, WIDTH: 32}}"
+)
 CLUSTERER = (
     "{NAME: BankClusterer, NAMES: [upper, lower], CLUSTERER: {NAME: RerankedDBSCAN, K1: 6, K2: 2, "
     "RHO: 0.1, SOURCE_WEIGHT: 0.1, MIN_SAMPLES: 2}}"
@@ -71,9 +74,7 @@ def scramble_target(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SyntheticPersons, "load", scrambled)
 
 
-def test_from_source_to_target_and_resumed(
-    adapt: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_source_to_target_and_resumed(adapt: Callable[..., Path]) -> None:
     folder = adapt("whole")
     expected, _ = read_checkpoint(folder / "model_final.safetensors")
     source, *rounds = lines_of(folder, "labels")
@@ -86,16 +87,15 @@ def test_from_source_to_target_and_resumed(
         assert {"cross_entropy", "triplet"} <= line.keys() or set(LOSSES) <= line.keys()
     assert any(line.get("embedding", 0) > 0 for line in lines_of(folder, "train"))
 
-    scramble_target(monkeypatch)
-    other, _ = read_checkpoint(adapt("scrambled") / "model_final.safetensors")
+    with pytest.MonkeyPatch.context() as patch:
+        scramble_target(patch)
+        other, _ = read_checkpoint(adapt("scrambled") / "model_final.safetensors")
     assert all(torch.equal(other[name], value) for name, value in expected.items())
 
     newest, *_ = checkpoint_paths(folder)
     before = load_checkpoint(newest)["optimizer"]["state"]
     newest.unlink()
     (folder / "model_final.safetensors").unlink()
-    monkeypatch.undo()
-    monkeypatch.setenv("REID_DATASETS", str(os.environ.get("REID_DATASETS", "")))
     adapt("whole", resume=True)
     resumed, _ = read_checkpoint(folder / "model_final.safetensors")
     assert all(torch.equal(resumed[name], value) for name, value in expected.items())
