@@ -179,8 +179,9 @@ def test_options_of_the_reranked_distance() -> None:
 
 
 def test_a_share_so_large_that_strangers_are_neighbours() -> None:
+    twins = torch.eye(6).repeat(2, 1)  # each image has one at a distance of 0, and strangers
     with pytest.raises(ClusteringError, match=r"reaches pairs without any common.*clusterer\.rho"):
-        cluster_present(RerankedDBSCAN(1, 1, rho=1.0), FeatureSet.of(torch.eye(12)))
+        cluster_present(RerankedDBSCAN(1, 1, rho=1.0), FeatureSet.of(twins))
     with pytest.raises(ClusteringError, match=r"rho: 0\.0016 of 66 pairs is no pair"):
         cluster_present(RerankedDBSCAN(2, 1), FeatureSet.of(groups(torch.arange(12) % 3)))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -20,6 +20,10 @@ class SSGLoss(Loss):
     `positional_triplet`. The embedding and the whole take the clusters of the whole, each part its
     own (`PseudoLabels.others`).
 
+    Published positives go by the place in the batch, so two images of one whole cluster are pulled
+    together by their halves too, even if the halves' own clusters differ. With `positives: label`
+    they must be of one cluster by each feature.
+
     The batch must hold the images of a cluster next to each other, `images_per_identity` of each,
     as PK samplers give them. Images of different clusters that share such a group, by another
     sampler, are no positives.
@@ -28,6 +32,7 @@ class SSGLoss(Loss):
         num_parts: K.
         margin: Of the hinge.
         images_per_identity: Images of one cluster that follow each other in a batch.
+        positives: By `position` or by `label`; see above.
 
     Raises:
         ValueError: The model has no parts, or a number is out of its range.
@@ -40,6 +45,7 @@ class SSGLoss(Loss):
         num_parts: int = 0,
         margin: Annotated[float, Range(0, 1e6)] = 0.5,
         images_per_identity: Annotated[int, Range(2, 65_536)] = 4,
+        positives: Literal["position", "label"] = "position",
     ) -> None:
         super().__init__()
         if not num_parts:
@@ -54,6 +60,7 @@ class SSGLoss(Loss):
         self._num_parts = num_parts
         self._margin = margin
         self._group = images_per_identity
+        self._by_label = positives == "label"
         self._names: tuple[str, ...] = ()
         self.register_buffer("parts", torch.zeros(num_parts, 0, dtype=torch.int64), False)
 
@@ -91,7 +98,7 @@ class SSGLoss(Loss):
         names = ("embedding", "whole", *self._names)
         with torch.autocast(whole.device.type, enabled=False):
             return {
-                name: positional_triplet(bank, label, pairs, self._margin)
+                name: positional_triplet(bank, label, pairs, self._margin, same=self._by_label)
                 for name, bank, label in zip(names, banks, labels, strict=True)
             }
 
@@ -114,7 +121,12 @@ def group_pairs(label: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def positional_triplet(
-    feature: Tensor, label: Tensor, pairs: tuple[Tensor, Tensor, Tensor], margin: float
+    feature: Tensor,
+    label: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    margin: float,
+    *,
+    same: bool = False,
 ) -> Tensor:
     """SSG's triplet loss: each pair of places, and the nearest image of another label.
 
@@ -128,6 +140,7 @@ def positional_triplet(
         label: (B,) by this feature, -1 = left out.
         pairs: See `group_pairs`.
         margin: Of the hinge.
+        same: Pairs with different labels do not count either.
 
     Returns:
         The mean; 0, with a gradient of 0, if no pair counts.
@@ -139,7 +152,9 @@ def positional_triplet(
     labelled = label != OUTLIER
     foreign = (label[:, None] != label) & labelled
     negative = distance.masked_fill(~foreign, torch.inf).amin(1)
-    one, other, same = pairs
-    valid = same & labelled[one] & labelled[other] & foreign.any(1)[one]
+    one, other, of_cluster = pairs
+    valid = of_cluster & labelled[one] & labelled[other] & foreign.any(1)[one]
+    if same:
+        valid &= label[one] == label[other]
     difference = torch.where(valid, distance[one, other] - negative[one] + margin, 0)
     return difference.clamp(min=0).sum() / valid.sum().clamp(min=1)
