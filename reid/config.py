@@ -430,6 +430,11 @@ class Config(_Section):
             ):
                 if value:
                     raise ConfigError(f"{key}: expected false, since datasets.source is not set")
+        if self.model.domain_bn and self.datasets.domains == "source":
+            raise ConfigError(
+                "model.domain_bn: expected false where datasets.domains is source, since the "
+                "target's half of each BatchNorm would not be trained"
+            )
         if self.model.domain_bn and self.model.compile != "off":
             raise ConfigError(
                 f"model.compile: expected off with model.domain_bn, got {self.model.compile}"

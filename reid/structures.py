@@ -165,7 +165,8 @@ class FeatureSet:
         camids: (N,) int64, -1 = unknown.
         domains: (N,) int64, number of each image's training set.
         frames: (N,) int64, time inside the camera, -1 = unknown.
-        present: (N,) bool, whether the image could be read; features of the others are 0.
+        present: (N,) bool, whether the image was extracted: it could be read and was wanted (in a
+            stage on the target, no image of the source is); features of the others are 0.
         raw: (N, D), the whole image's feature before the neck, not normalised; None: not extracted.
 
     Raises:
@@ -253,19 +254,17 @@ class PseudoLabels:
         proxy: (N,) int64, 0..P-1 without gaps, -1 = outlier.
         proxy_to_cluster: (P,) int64.
         proxy_to_camera: (P,) int64, -1 = no camera or cameras unknown.
-        others: Clusters (N,) of other clusterings of the same images, by name, -1 = outlier.
         side: What else a labeller tells the losses of its method about each image, by name,
-            (N, ...) each. Checkpoints do not hold it.
+            (N, ...) each. Checkpoints hold only columns of one number for each image.
 
     Raises:
-        ValueError: These do not fit each other, or a tensor of `side` has another length.
+        ValueError: The four do not fit each other, or a tensor of `side` has another length.
     """
 
     cluster: Tensor
     proxy: Tensor
     proxy_to_cluster: Tensor
     proxy_to_camera: Tensor
-    others: Mapping[str, Tensor] = field(default_factory=dict)
     side: Mapping[str, Tensor] = field(default_factory=lambda: _NO_SIDE)
 
     def __post_init__(self) -> None:
@@ -274,8 +273,6 @@ class PseudoLabels:
         _check_ids("proxy", self.proxy, n)
         _check_ids("proxy_to_cluster", self.proxy_to_cluster, p)
         _check_ids("proxy_to_camera", self.proxy_to_camera, p)
-        for name, other in self.others.items():
-            _check_ids(f"others[{name!r}]", other, n)
         clustered = self.proxy != OUTLIER
         if not torch.equal(clustered, self.cluster != OUTLIER):
             raise ValueError("an image is an outlier in `cluster` or in `proxy`, but not in both")
@@ -321,7 +318,9 @@ class PseudoLabels:
         return cls(dense, proxy, pairs[:, 0].contiguous(), pairs[:, 1].contiguous())
 
     def scatter(self, rows: Tensor, count: int) -> PseudoLabels:
-        """These labels spread over `count` images, where the others are outliers; without `side`.
+        """These labels spread over `count` images, where the other images are outliers.
+
+        In `side`, whole numbers of the others are -1, and other numbers 0.
 
         Args:
             rows: (N,) int64, the index of each of these N images among the `count`.
@@ -330,10 +329,12 @@ class PseudoLabels:
         cluster = self.cluster.new_full((count,), OUTLIER)
         proxy = cluster.clone()
         cluster[rows], proxy[rows] = self.cluster, self.proxy
-        others = {name: torch.full_like(cluster, OUTLIER) for name in self.others}
-        for name, other in self.others.items():
-            others[name][rows] = other
-        return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera, others)
+        side = {}
+        for name, column in self.side.items():
+            whole = not (column.is_floating_point() or column.dtype == torch.bool)
+            side[name] = column.new_full((count, *column.shape[1:]), OUTLIER if whole else 0)
+            side[name][rows] = column
+        return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera, side)
 
     def __getitem__(self, rows: Tensor) -> PseudoLabels:
         """The labels of some of the images, numbered anew without gaps, in the old order.
@@ -349,7 +350,6 @@ class PseudoLabels:
             torch.where(proxy == OUTLIER, OUTLIER, torch.searchsorted(proxies, proxy)),
             torch.searchsorted(clusters, self.proxy_to_cluster[proxies]),
             self.proxy_to_camera[proxies],
-            {name: other[rows] for name, other in self.others.items()},
             {name: column[rows] for name, column in self.side.items()},
         )
 
@@ -378,7 +378,6 @@ class PseudoLabels:
             self.proxy.to(device),
             self.proxy_to_cluster.to(device),
             self.proxy_to_camera.to(device),
-            {name: other.to(device) for name, other in self.others.items()},
             {name: column.to(device) for name, column in self.side.items()},
         )
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,3 +110,12 @@ def test_labels_scattered_among_more_images() -> None:
     assert placed.proxy.tolist() == [-1, -1, 0, -1, 1, -1]
     assert placed.num_outliers == 4
     assert torch.equal(placed.proxy_to_camera, labels.proxy_to_camera)
+
+
+def test_what_a_labeller_tells_losses_goes_along() -> None:
+    labels = PseudoLabels.from_clusters(torch.tensor([0, 1, -1]))
+    told = replace(labels, side={"weight": torch.arange(6.0).view(3, 2)})
+    assert torch.equal(told.to(torch.device("cpu")).side["weight"], told.side["weight"])
+    assert not told.scatter(torch.tensor([0, 2, 3]), 5).side
+    with pytest.raises(ValueError, match="side 'weight' must have 3 rows, got 2"):
+        replace(labels, side={"weight": torch.zeros(2)})

@@ -162,6 +162,15 @@ class TrainImages:
             for part, word in parts
         ]
 
+    def clustered(self) -> list[ImageRecord]:
+        """The images that can be clustered: beside a source, the target's.
+
+        Raises:
+            ConfigError: An image belongs to a source and to the target.
+            DataError: The files are not what was expected.
+        """
+        return [record for record in self.load() if record.domain >= self.source_domains]
+
     def _check_sources(self, loaded: Sequence[Sequence[ImageRecord]]) -> None:
         """Requires identities in each source, and no image that is in the target too."""
         target = {record.path for part in loaded[self.source_domains :] for record in part}

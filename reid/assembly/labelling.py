@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 from reid.config import Config
@@ -42,6 +43,28 @@ def labeller_spec(config: Config) -> dict[str, Any]:
     if "clusterer" in spec:
         raise ConfigError("clusterer: labeller.clusterer is set too; remove one of the two")
     return {**spec, "clusterer": clusterer}
+
+
+def clustering_config(config: Config) -> Config:
+    """The settings by which the last stage clusters, without a source.
+
+    It labels `TrainImages.clustered()`, which are the target's images if there is a source.
+
+    Raises:
+        ConfigError: A labeller is missing or is set twice.
+    """
+    last = config.of_stage(-1)
+    if last.datasets.source is None:
+        return last
+    spec = labeller_spec(last)
+    return replace(
+        last,
+        datasets=replace(last.datasets, source=None, domains="all"),
+        model=replace(last.model, domain_bn=False),
+        test=replace(last.test, source=False),
+        labeller=spec["target"] if spec["name"] == "PerDomain" else spec,
+        clusterer=None,
+    )
 
 
 def build_labeller(config: Config, records: Sequence[ImageRecord], name: str) -> Labeller:

@@ -8,6 +8,7 @@ from reid.labelling.base import (
     FeatureClusterer,
     Outliers,
     cluster_present,
+    number_outliers,
 )
 from reid.labelling.camera_clusterers import CameraClusterer, CrossCameraMerger
 from reid.labelling.hdbscan import HDBSCAN
@@ -39,4 +40,5 @@ __all__ = [
     "RerankedDBSCAN",
     "cluster_present",
     "cluster_statistics",
+    "number_outliers",
 ]

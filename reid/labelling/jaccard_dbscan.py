@@ -100,7 +100,7 @@ class JaccardDBSCAN(FeatureClusterer):
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) clusters, -1 = outlier."""
         if self._eps != "auto":
-            return torch.from_numpy(dbscan(distances, self._eps, self._min_samples))
+            return self.clusters_at(distances, self._eps)
         found = choose_eps(distances, self._min_samples)
         self._chosen = found.eps
         logger.info(
@@ -109,6 +109,10 @@ class JaccardDBSCAN(FeatureClusterer):
             ", ".join(f"{eps:g} {value:.3f}" for eps, value in found.silhouettes.items()),
         )
         return torch.from_numpy(found.clusters)
+
+    def clusters_at(self, distances: scipy.sparse.csr_matrix, eps: float) -> Tensor:
+        """(N,) clusters of a graph at another eps, -1 = outlier."""
+        return torch.from_numpy(dbscan(distances, eps, self._min_samples))
 
     def memory_mb(self, count: int, dim: int) -> float:
         """About how many MB the Jaccard distances take."""

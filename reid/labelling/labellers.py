@@ -158,7 +158,7 @@ class Clusters(Labeller):
         labels = cluster_present(self._clusterer, features, progress)
         if self._split_by_camera:
             split = PseudoLabels.from_clusters(labels.cluster, features.camids.cpu())
-            labels = replace(split, others=labels.others)
+            labels = replace(split, side=labels.side)
         return labels
 
     @property

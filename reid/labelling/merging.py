@@ -13,9 +13,10 @@ through in blocks. So the walk has seen every pair up to T, and its merges are e
 
 Only pairs that join two clusters are kept from walk to walk (as in Kruskal's algorithm, a pair that
 joins nothing among some pairs joins nothing among more), so there are never more than C - 1, and
-each block lowers T. Beside the features and one copy of them, memory holds the neighbour lists and
-one block: below 1 GB at 32,621 images of 2048 numbers. At worst, in diffuse clusters, the time is
-that of all N x N distances in double precision.
+each block lowers T. Beside the features, memory holds at most two copies of them, what the search
+for neighbours takes, and blocks of 1024 x 1024 numbers: by the sizes of these arrays, below 1 GB at
+32,621 images of 2048 numbers. At worst, in diffuse clusters, the time is that of all N x N
+distances in double precision.
 """
 
 from __future__ import annotations
@@ -64,7 +65,27 @@ class Pairs(NamedTuple):
         low, high = np.minimum(self.one, self.other), np.maximum(self.one, self.other)
         order = np.lexsort((self.second, self.first, self.distance))
         _, unique = np.unique(np.stack((low[order], high[order])), axis=1, return_index=True)
-        return Pairs(*(column[order[np.sort(unique)]] for column in self))
+        return self.take(order[np.sort(unique)])
+
+    def take(self, places: Labels | list[int]) -> Pairs:
+        """The pairs at these places, in their order."""
+        return Pairs(
+            self.distance[places],
+            self.first[places],
+            self.second[places],
+            self.one[places],
+            self.other[places],
+        )
+
+    def beside(self, more: Pairs) -> Pairs:
+        """These pairs, then more."""
+        return Pairs(
+            np.concatenate((self.distance, more.distance)),
+            np.concatenate((self.first, more.first)),
+            np.concatenate((self.second, more.second)),
+            np.concatenate((self.one, more.one)),
+            np.concatenate((self.other, more.other)),
+        )
 
 
 class Linkage(ABC):
@@ -292,35 +313,28 @@ def _walk_lists(linkage: Linkage, lists: npt.NDArray[np.int32], num_merges: int)
         one, other = np.repeat(np.arange(start, start + len(part)), k - 1), part.reshape(-1)
         keys = np.unique(np.minimum(one, other) * count + np.maximum(one, other))
         found = linkage.pairs(keys // count, keys % count)
-        joined = _walk_both(joined, found, num_merges)
+        joined = _walk(joined.beside(found).sorted(), num_merges)
     return joined
 
 
 def _walk_all(linkage: Linkage, points: Labels, joined: Pairs, num_merges: int) -> Pairs:
     """The pairs that join clusters, those before and all pairs of these points."""
-    rows = torch.from_numpy(linkage.points[points])
     for start in range(0, len(points), _BLOCK):
-        one = slice(start, start + _BLOCK)
-        block = rows[one].double()
+        one = points[start : start + _BLOCK]
+        block = torch.from_numpy(linkage.points[one]).double()
         for other_start in range(start, len(points), _BLOCK):
-            other = slice(other_start, other_start + _BLOCK)
-            squared = torch.cdist(
-                block, rows[other].double(), compute_mode="use_mm_for_euclid_dist"
-            ).square()
-            limit = _limit(joined, num_merges)
-            near = linkage.may_be_within(points[one], points[other], squared, limit)
+            other = points[other_start : other_start + _BLOCK]
+            others = torch.from_numpy(linkage.points[other]).double()
+            mode = "use_mm_for_euclid_dist"
+            squared = torch.cdist(block, others, compute_mode=mode).square()
+            near = linkage.may_be_within(one, other, squared, _limit(joined, num_merges))
             if start == other_start:
                 near = near.triu(1)
             places = near.nonzero().numpy()
             if len(places):
-                found = linkage.pairs(points[one][places[:, 0]], points[other][places[:, 1]])
-                joined = _walk_both(joined, found, num_merges)
+                found = linkage.pairs(one[places[:, 0]], other[places[:, 1]])
+                joined = _walk(joined.beside(found).sorted(), num_merges)
     return joined
-
-
-def _walk_both(joined: Pairs, found: Pairs, num_merges: int) -> Pairs:
-    both = zip(joined, found, strict=True)
-    return _walk(Pairs(*map(np.concatenate, both)).sorted(), num_merges)
 
 
 def _limit(joined: Pairs, num_merges: int) -> float:
@@ -346,7 +360,7 @@ def _walk(pairs: Pairs, num_merges: int) -> Pairs:
             kept.append(place)
             if len(kept) == num_merges:
                 break
-    return Pairs(*(column[kept] for column in pairs))
+    return pairs.take(kept)
 
 
 def _mean_rows(

@@ -95,8 +95,7 @@ def join_labels(
 ) -> PseudoLabels:
     """Labels of two groups of images as labels of all; those of the first group come first.
 
-    An image of the first group has its cluster in `others` too. What only one group has in `side`
-    is 0 for the other.
+    What only one group has in `side`, the other has as `PseudoLabels.scatter` fills it.
 
     Args:
         first: Labels of M images.
@@ -105,28 +104,19 @@ def join_labels(
         second_rows: Their places.
     """
     count = len(first) + len(second)
+    one, other = first.scatter(first_rows, count), second.scatter(second_rows, count)
 
-    def column(one: Tensor, other: Tensor, offset: int) -> Tensor:
-        joined = one.new_full((count,), OUTLIER)
-        joined[first_rows] = one
-        joined[second_rows] = torch.where(other == OUTLIER, OUTLIER, other + offset)
-        return joined
+    def joined(before: Tensor, after: Tensor, offset: int) -> Tensor:
+        return torch.where(after == OUTLIER, before, after + offset)
 
-    def side(name: str) -> Tensor:
-        values = [labels.side.get(name) for labels in (first, second)]
-        like = next(value for value in values if value is not None)
-        joined = like.new_zeros((count, *like.shape[1:]))
-        for rows, value in zip((first_rows, second_rows), values, strict=True):
-            if value is not None:
-                joined[rows] = value
-        return joined
-
+    side = {**one.side, **other.side}
+    for name in one.side.keys() & other.side.keys():
+        side[name][first_rows] = first.side[name]
     clusters = first.num_clusters
     return PseudoLabels(
-        column(first.cluster, second.cluster, clusters),
-        column(first.proxy, second.proxy, first.num_proxies),
+        joined(one.cluster, other.cluster, clusters),
+        joined(one.proxy, other.proxy, first.num_proxies),
         torch.cat((first.proxy_to_cluster, second.proxy_to_cluster + clusters)),
         torch.cat((first.proxy_to_camera, second.proxy_to_camera)),
-        {name: column(first.cluster, other, clusters) for name, other in second.others.items()},
-        {name: side(name) for name in {*first.side, *second.side}},
+        side,
     )

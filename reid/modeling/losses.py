@@ -31,7 +31,8 @@ class Loss(nn.Module):
     of an epoch, so checkpoints do not hold them. What lasts longer is in `memory_state`.
 
     Attributes:
-        epoch: The epoch in training, from 0, for losses that begin later than others.
+        epoch: The epoch in training, from 0, for losses that begin later than others; in a run with
+            stages, the epoch of the stage.
         needs_features: Whether the next `set_labels` must be given the features of the training
             images.
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is

@@ -53,7 +53,7 @@ def trained(kind: type[MemoryLoss], rank: int, world_size: int) -> dict[str, Ten
         with torch.no_grad():
             unit = model(Batch.of(image)).unit
         labels = PseudoLabels.from_clusters((torch.arange(48) // 3).roll(epoch))
-        labels = replace(labels, others={"finer": torch.arange(48) // 2})
+        labels = replace(labels, side={"finer": torch.arange(48) // 2})
         loss.set_labels(labels, FeatureSet.of(unit[:, 0]))
         for step in range(2):
             rows = torch.randperm(48, generator=torch.Generator().manual_seed(step))[:16]

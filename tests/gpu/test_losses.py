@@ -13,7 +13,8 @@ from reid.workflows.gpu_check.sizes import TOY
 
 DEVICE = torch.device(os.environ.get("REID_GPU_TESTS_ON", "cuda"))
 CPU = torch.device("cpu")
-NAMES = ("O2CAPLoss", "CAPLoss", "ClusterContrastLoss", "CrossEntropy", "Triplet")
+NAMES = ("O2CAPLoss", "CAPLoss", "ClusterContrastLoss", "SpCLLoss", "RLCCLoss", "EnsembleLoss",
+         "CrossEntropy", "Triplet")  # fmt: skip
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(

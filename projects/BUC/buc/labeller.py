@@ -94,7 +94,8 @@ class BottomUp(Labeller):
         first = np.unique(new.numpy(), return_index=True)[1]
         table = torch.arange(int(labels.max()) + 1)
         table[numbers] = numbers[torch.from_numpy(first)][new]
-        return torch.unique(table[labels], return_inverse=True)[1]
+        merged: Tensor = torch.unique(table[labels], return_inverse=True)[1]
+        return merged
 
     def state_dict(self) -> dict[str, Any]:
         """The labels of all images."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import scipy.sparse
-import torch
 from torch import Tensor
 
 from reid.labelling import JaccardDBSCAN
-from reid.neighbors import dbscan
 from reid.registry import CLUSTERER
 from reid.structures import FeatureSet, ProgressBar, PseudoLabels
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 
 @CLUSTERER.register()
 class EnsembleDBSCAN(JaccardDBSCAN):
-    """Jaccard-DBSCAN clusters of the largest eps, with those of smaller ones in `others`.
+    """Jaccard-DBSCAN clusters of the largest eps, with those of smaller ones in `side`.
 
     Outliers of the largest eps are not trained on. Labels are split by camera, as samplers that
     look for other cameras need it. The other options are those of `JaccardDBSCAN`.
@@ -43,10 +43,7 @@ class EnsembleDBSCAN(JaccardDBSCAN):
 
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) clusters of the largest eps, -1 = outlier."""
-        self._votes = {
-            f"{eps:g}": torch.from_numpy(dbscan(distances, eps, self._min_samples))
-            for eps in self._smaller
-        }
+        self._votes = {f"{eps:g}": self.clusters_at(distances, eps) for eps in self._smaller}
         return super().find_graph_clusters(distances)
 
     def __call__(self, features: FeatureSet, progress: ProgressBar | None = None) -> PseudoLabels:
@@ -58,4 +55,4 @@ class EnsembleDBSCAN(JaccardDBSCAN):
         """
         clusters = self.clusters(features, progress)
         labels = PseudoLabels.from_clusters(clusters, features.camids.cpu())
-        return replace(labels, others=self._votes)
+        return replace(labels, side=self._votes)

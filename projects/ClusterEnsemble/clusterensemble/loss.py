@@ -23,7 +23,7 @@ class EnsembleLoss(InstanceLoss):
     - cluster: InfoNCE over unit vectors c_k = L2(mean of the rows of cluster k).
     - instance: -sum_j (w_j / sum w) log(e_j / (e_j + sum_n e_n)), e = exp(row . f / tau), over the
       images j of the sample's cluster, its own row included, and the most similar images n of other
-      clusters. w_j is the share of the clusterings (the labels and their `others`) that put j and
+      clusters. w_j is the share of the clusterings (the labels and their `side`) that put j and
       the sample into one cluster. Without another cluster it is 0.
 
     A step takes B x M numbers, a few times, and C x D for M images and C clusters; M x M are never
@@ -68,7 +68,7 @@ class EnsembleLoss(InstanceLoss):
         """
         super().set_labels(labels, features)
         # Row i is image i, as there are no source domains.
-        self.runs = torch.stack([labels.cluster, *labels.others.values()])
+        self.runs = torch.stack([labels.cluster, *labels.side.values()])
 
     def sample_losses(self, feature: Tensor, row: Tensor) -> dict[str, Tensor]:
         """`cluster` and `instance` (1 + K, B)."""

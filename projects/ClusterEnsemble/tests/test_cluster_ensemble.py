@@ -27,7 +27,7 @@ def problem(cluster: list[int], *votes: list[int]) -> tuple[PseudoLabels, Featur
     feature = F.normalize(torch.randn(len(cluster), 8, generator=generator).double(), dim=1)
     labels = PseudoLabels.from_clusters(torch.tensor(cluster))
     others = {f"{number}": torch.tensor(vote) for number, vote in enumerate(votes)}
-    return replace(labels, others=others), FeatureSet.of(feature)
+    return replace(labels, side=others), FeatureSet.of(feature)
 
 
 def plain_losses(f: Tensor, i: int, rows: Tensor, runs: list[Tensor], negatives: int) -> Tensor:
@@ -53,7 +53,7 @@ def test_losses_are_the_definition(negatives: int) -> None:
     )  # fmt: skip
     loss = EnsembleLoss(num_negatives=negatives)
     loss.set_labels(labels, features)
-    runs = [labels.cluster, *labels.others.values()]
+    runs = [labels.cluster, *labels.side.values()]
     index = torch.tensor([0, 2, 6, 7, 9, 0])
     given = F.normalize(torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).double())
     for _ in range(2):  # then with a memory that has moved
@@ -109,20 +109,20 @@ def test_the_clusterings_are_dbscan_on_one_graph() -> None:
     camids = torch.arange(80) % 2
     labels = EnsembleDBSCAN(10, (0.4, 0.5, 0.6))(FeatureSet.of(feature, camids=camids))
     graph = jaccard_distance(feature, 10, 6)
-    assert labels.others.keys() == {"0.4", "0.5"}
-    for name, found in (*labels.others.items(), ("0.6", labels.cluster)):
+    assert labels.side.keys() == {"0.4", "0.5"}
+    for name, found in (*labels.side.items(), ("0.6", labels.cluster)):
         assert torch.equal(found, torch.from_numpy(dbscan(graph, float(name), 4)))
     assert set(labels.proxy_to_camera.tolist()) == {0, 1}
-    assert not torch.equal(labels.others["0.4"], labels.cluster)
+    assert not torch.equal(labels.side["0.4"], labels.cluster)
 
 
 def test_other_clusterings_follow_the_labels() -> None:
     labels, _ = problem([0, 0, 1, 1], [0, 0, -1, 2])
     wide = labels.scatter(torch.tensor([3, 0, 1, 5]), 6)
-    assert wide.others["0"].tolist() == [0, -1, -1, 0, -1, 2]
-    assert labels.to(torch.device("cpu")).others["0"].tolist() == [0, 0, -1, 2]
-    with pytest.raises(ValueError, match="others"):
-        replace(labels, others={"0": torch.zeros(3, dtype=torch.int64)})
+    assert wide.side["0"].tolist() == [0, -1, -1, 0, -1, 2]
+    assert labels.to(torch.device("cpu")).side["0"].tolist() == [0, 0, -1, 2]
+    with pytest.raises(ValueError, match="side '0' must have 4 rows, got 3"):
+        replace(labels, side={"0": torch.zeros(3, dtype=torch.int64)})
 
 
 def test_options_are_checked() -> None:

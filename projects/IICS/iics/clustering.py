@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numba import njit, prange
 from torch import Tensor
 
 from reid.labelling.linkage import (
@@ -34,8 +35,8 @@ SmallCameras = Literal["published", "alone"]
 def class_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
     """S_ij = sum min(v_i, v_j) / sum max(v_i, v_j) of all class probabilities of two images.
 
-    Xuan & Zhang (CVPR 2021), equation 4: the Jaccard similarity of the scores of all cameras'
-    classifiers. As min = (a + b - |a - b|) / 2, it follows from one sum of absolute differences.
+    Xuan & Zhang (CVPR 2021), as in their code: the Jaccard similarity of the scores of all cameras'
+    classifiers. As min + max = a + b, it follows from the sum of minima alone.
 
     Args:
         first: (A, classes) for each classifier.
@@ -44,10 +45,28 @@ def class_similarity(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tenso
     Returns:
         (A, B).
     """
-    pairs = [*zip(first, second, strict=True)]
-    difference = torch.stack([torch.cdist(a, b, p=1) for a, b in pairs]).sum(0)
-    total = torch.stack([a.sum(1)[:, None] + b.sum(1) for a, b in pairs]).sum(0)
-    return (total - difference) / (total + difference)
+    shared = first[0].new_zeros(len(first[0]), len(second[0]))
+    total = shared.clone()
+    for a, b in zip(first, second, strict=True):
+        both = a.sum(1)[:, None] + b.sum(1)
+        total += both
+        if a.device.type == "cpu":  # five times as fast as cdist
+            _add_minima(a.numpy(), b.numpy(), shared.numpy())
+        else:
+            shared += (both - torch.cdist(a, b, p=1)) / 2
+    return shared / (total - shared)
+
+
+@njit(parallel=True, fastmath=True, cache=True)
+def _add_minima(first: Floats, second: Floats, sums: Floats) -> None:
+    """Adds sum_k min(first_ik, second_jk) to (A, B) sums."""
+    for i in prange(len(first)):
+        for j in range(len(second)):
+            total = np.float32(0)
+            for k in range(first.shape[1]):
+                one, other = first[i, k], second[j, k]
+                total += one if one < other else other
+            sums[i, j] += total
 
 
 def fill_distances(

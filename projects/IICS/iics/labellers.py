@@ -27,7 +27,7 @@ class IntraCamera(Labeller):
     """Clusters of each camera alone: re-ranked cosine distance, average linkage (stage 1 of IICS).
 
     Xuan & Zhang, *Intra-Inter Camera Similarity for Unsupervised Person Re-Identification* (CVPR
-    2021), section 3.2, as in their code.
+    2021), as in their code.
 
     Args:
         clusters: Of each camera.
@@ -72,7 +72,7 @@ class IntraCamera(Labeller):
 class InterCamera(Labeller):
     """Clusters across cameras: distance minus the similarity of class scores (stage 2 of IICS).
 
-    Xuan & Zhang (CVPR 2021), section 3.3, as in their code: of images of different cameras,
+    Xuan & Zhang (CVPR 2021), as in their code: of images of different cameras,
     mu_e S_ij is subtracted from 1 - cos, where S compares the scores of the classifiers that the
     stage before has trained for each camera, and mu_e = mix_rate (1 - e / rounds)^power in round e.
 

@@ -32,10 +32,14 @@ TINY = (
 
 
 def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
-    changing = ("data_time", "step_time", "memory_mb", "extraction_time", "label_time")
-    text = (folder / "metrics.json").read_text().splitlines()
-    read = [{k: v for k, v in json.loads(line).items() if k not in changing} for line in text]
-    return [line for line in read if line["kind"] == kind]
+    """The numbers of metrics.json without times and memory."""
+    left_out = ("kind", "data_time", "step_time", "memory_mb", "extraction_time", "label_time")
+    read = [json.loads(line) for line in (folder / "metrics.json").read_text().splitlines()]
+    return [
+        {key: value for key, value in line.items() if key not in left_out}
+        for line in read
+        if line["kind"] == kind
+    ]
 
 
 def test_a_run_resumes_anywhere(tmp_path: Path, train_tiny: Callable[..., Path]) -> None:

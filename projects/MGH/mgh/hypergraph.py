@@ -116,7 +116,8 @@ class Graph:
         return self._times(values) / self.degree[:, None]
 
     def _times(self, values: Tensor) -> Tensor:
-        return torch.sparse.mm(self.incidence, torch.sparse.mm(self.transposed, values))
+        result: Tensor = torch.sparse.mm(self.incidence, torch.sparse.mm(self.transposed, values))
+        return result
 
 
 def find_seeds(rows: Rows, cluster: Labels) -> tuple[Labels, Doubles]:
@@ -218,7 +219,7 @@ def _class_blocks(cluster: Labels, width: int) -> Iterator[tuple[int, int]]:
 
 def _with_single_groups(group: Labels) -> Labels:
     """The groups, with each image that has none as a further group."""
-    result = group.copy()
+    result: Labels = group.copy()
     alone = group == -1
     first = int(group.max(initial=-1)) + 1
     result[alone] = np.arange(first, first + alone.sum())

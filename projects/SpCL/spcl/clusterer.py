@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import scipy.sparse
 import torch
 from torch import Tensor
 
-from reid.labelling import JaccardDBSCAN
-from reid.labelling.base import number_outliers
-from reid.neighbors import dbscan
+from reid.labelling import JaccardDBSCAN, number_outliers
 from reid.projects.spcl.reliability import self_paced_labels
 from reid.registry import CLUSTERER
 from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
+
+if TYPE_CHECKING:
+    import scipy.sparse
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,7 @@ class SelfPacedDBSCAN(JaccardDBSCAN):
     def find_graph_clusters(self, distances: scipy.sparse.csr_matrix) -> Tensor:
         """(N,) labels that passed the test; each other image has a label of its own."""
         middle, tight, loose = (
-            torch.from_numpy(dbscan(distances, eps, self._min_samples))
-            for eps in (self._middle, self._tight, self._loose)
+            self.clusters_at(distances, eps) for eps in (self._middle, self._tight, self._loose)
         )
         left_out = int((middle == OUTLIER).sum())
         if left_out > 0.9 * len(middle):

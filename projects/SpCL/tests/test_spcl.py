@@ -171,7 +171,7 @@ def test_half_precision_does_not_overflow() -> None:
 
 def test_all_images_left_out_in_the_first_epoch(caplog: pytest.LogCaptureFixture) -> None:
     clusterer = SelfPacedDBSCAN(k1=1, k2=1)  # nobody has a neighbour
-    far = FeatureSet.of(torch.eye(8))
+    far = FeatureSet.of(torch.eye(8).double())
     with caplog.at_level(logging.WARNING):
         labels = clusterer(far)
     assert labels.cluster.tolist() == list(range(8))

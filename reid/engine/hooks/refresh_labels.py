@@ -114,6 +114,7 @@ class RefreshPseudoLabels(Hook):
         self._last: PseudoLabels | None = None
         self._stages = stages
         self._keeps_memories = False
+        self._resumes_within = True
         self._carried: Mapping[str, Tensor] | None = None
 
     @property
@@ -226,6 +227,8 @@ class RefreshPseudoLabels(Hook):
         if self._last is not None:
             names = [field.name for field in fields(PseudoLabels) if field.name != "side"]
             state["labels"] = {name: getattr(self._last, name) for name in names}
+            side = {name: column for name, column in self._last.side.items() if column.ndim == 1}
+            state["labels"]["side"] = side
         if labeller := self._labeller.state_dict():
             state["labeller"] = labeller
         if memories := memory_states(self._criterion):
@@ -239,9 +242,13 @@ class RefreshPseudoLabels(Hook):
             ValueError: They are no labels or not the memories of these losses, or the number of
                 training images has changed.
         """
+        self._resumes_within = self._works_in(trainer)
+        if self._stages is not None and self._resumes_within:
+            self._criterion = trainer.criterion
         try:
             count = len(self._every.records)
-            check_memory_states(self._criterion, state.get("memories", []), count)
+            if self._resumes_within:
+                check_memory_states(self._criterion, state.get("memories", []), count)
         except ValueError as error:
             raise ValueError(f"memories: {error}") from error
         if not isinstance(state.get("labeller", {}), Mapping):
@@ -262,7 +269,8 @@ class RefreshPseudoLabels(Hook):
         """Takes labels and memories back; those of a stage wait until the next epoch begins."""
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
-        load_memory_states(self._criterion, state.get("memories", []))
+        if self._resumes_within:
+            load_memory_states(self._criterion, state.get("memories", []))
         self._carried = state.get("criterion")
 
     def _log(
