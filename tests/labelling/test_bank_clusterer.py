@@ -48,13 +48,13 @@ def test_three_groupings_and_images_that_are_an_outlier_in_none() -> None:
     left_out = found.cluster == OUTLIER
     assert left_out[:3].all()
     for name in ("upper", "lower"):
-        assert torch.equal(found.others[name] == OUTLIER, left_out)
-        numbers = found.others[name][~left_out]
+        assert torch.equal(found.side[name] == OUTLIER, left_out)
+        numbers = found.side[name][~left_out]
         assert torch.equal(torch.unique(numbers), torch.arange(int(numbers.max()) + 1))
     assert found.num_clusters == 6
-    assert int(found.others["upper"].max()) + 1 == 3
+    assert int(found.side["upper"].max()) + 1 == 3
     kept = ~left_out
-    same_upper = found.others["upper"][kept][:, None] == found.others["upper"][kept]
+    same_upper = found.side["upper"][kept][:, None] == found.side["upper"][kept]
     assert torch.equal(same_upper, UPPER[kept][:, None] == UPPER[kept])
     assert clusterer.choices["upper_clusters"] == 3
 
@@ -62,14 +62,14 @@ def test_three_groupings_and_images_that_are_an_outlier_in_none() -> None:
 def test_names_of_the_parts() -> None:
     features = banks(*[groups(WHOLE, seed) for seed in range(3)])
     inner = JaccardDBSCAN(k1=6, k2=2, eps=0.6)
-    assert [*BankClusterer(inner)(features).others] == ["part1", "part2"]
+    assert [*BankClusterer(inner)(features).side] == ["part1", "part2"]
     with pytest.raises(ValueError, match=r"each of the model's 2 parts, got \['upper'\]"):
         BankClusterer(inner, ("upper",))(features)
     for names in (("upper", "upper"), ("whole",), ("",)):
         with pytest.raises(ValueError, match="names: expected different words"):
             BankClusterer(inner, names)
     alone = BankClusterer(inner)(banks(groups(WHOLE)))
-    assert alone.others == {}
+    assert alone.side == {}
     assert torch.equal(alone.cluster, inner(banks(groups(WHOLE))).cluster)
 
 
@@ -110,7 +110,7 @@ def test_eps_of_the_first_round_stays_and_is_saved() -> None:
     resumed.load_state_dict(state)
     found = resumed(later)
     assert torch.equal(found.cluster, expected.cluster)
-    assert all(torch.equal(found.others[name], value) for name, value in expected.others.items())
+    assert all(torch.equal(found.side[name], value) for name, value in expected.side.items())
     fresh: BankClusterer = build(CLUSTERER, build_one, "clusterer")
     fresh(later)
     assert fresh.state_dict() != state
@@ -138,7 +138,7 @@ def test_the_labeller_compares_the_target_with_the_source() -> None:
     labels = labeller(features, [])
     assert (labels.cluster[:20] == OUTLIER).all()
     assert labels.num_clusters > 1
-    assert ((labels.others["upper"] == OUTLIER) == (labels.cluster == OUTLIER)).all()
+    assert ((labels.side["upper"] == OUTLIER) == (labels.cluster == OUTLIER)).all()
     eps = [bank["eps"] for bank in labeller.state_dict()["banks"]]
     for number in range(2):
         clusterer = RerankedDBSCAN(6, 2, rho=0.05, min_samples=3, source_weight=0.1)
@@ -158,7 +158,7 @@ def test_images_that_could_not_be_read_are_outliers_in_all() -> None:
     features = FeatureSet.of(features.test, unit=features.unit, present=present)
     inner = JaccardDBSCAN(k1=6, k2=2, eps=0.6)
     labels = cluster_present(BankClusterer(inner, ("upper",)), features)
-    assert labels.cluster[5] == labels.others["upper"][5] == OUTLIER
+    assert labels.cluster[5] == labels.side["upper"][5] == OUTLIER
 
 
 def test_options_of_the_reranked_distance() -> None:

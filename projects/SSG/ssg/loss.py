@@ -18,7 +18,7 @@ class SSGLoss(Loss):
 
     Fu et al., *Self-similarity Grouping* (ICCV 2019), as in the published code; see
     `positional_triplet`. The embedding and the whole take the clusters of the whole, each part its
-    own (`PseudoLabels.others`).
+    own (`PseudoLabels.side`, as `BankClusterer` gives them).
 
     Published positives go by the place in the batch, so two images of one whole cluster are pulled
     together by their halves too, even if the halves' own clusters differ. With `positives: label`
@@ -33,6 +33,7 @@ class SSGLoss(Loss):
         margin: Of the hinge.
         images_per_identity: Images of one cluster that follow each other in a batch.
         positives: By `position` or by `label`; see above.
+        parts: Names of the parts' clusters, in the order of the model's banks.
 
     Raises:
         ValueError: The model has no parts, or a number is out of its range.
@@ -46,22 +47,26 @@ class SSGLoss(Loss):
         margin: Annotated[float, Range(0, 1e6)] = 0.5,
         images_per_identity: Annotated[int, Range(2, 65_536)] = 4,
         positives: Literal["position", "label"] = "position",
+        parts: tuple[str, ...] = ("upper", "lower"),
     ) -> None:
         super().__init__()
         if not num_parts:
             raise ValueError(
                 "SSGLoss needs a head with parts, such as SelfSimilarityHead; the model's has none"
             )
+        if len(parts) != num_parts:
+            raise ValueError(
+                f"parts: expected a name for each of the model's {num_parts} parts, got {[*parts]}"
+            )
         if images_per_identity < 2 or margin < 0:
             raise ValueError(
                 "expected images_per_identity of 2 or more and margin of 0 or more, got "
                 f"{images_per_identity}, {margin}"
             )
-        self._num_parts = num_parts
         self._margin = margin
         self._group = images_per_identity
         self._by_label = positives == "label"
-        self._names: tuple[str, ...] = ()
+        self._names = parts
         self.register_buffer("parts", torch.zeros(num_parts, 0, dtype=torch.int64), False)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
@@ -70,15 +75,14 @@ class SSGLoss(Loss):
         Raises:
             ValueError: The parts have no clusters of their own.
         """
-        if len(labels.others) != self._num_parts:
+        missing = [name for name in self._names if name not in labels.side]
+        if missing:
             raise ValueError(
-                f"SSGLoss: expected clusters of each of {self._num_parts} parts, got "
-                f"{sorted(labels.others) or 'none'}; set the clusterer BankClusterer, which gives "
-                "them, around another"
+                f"SSGLoss: the labels have no clusters by {', '.join(missing)}; set the clusterer "
+                f"BankClusterer with NAMES {[*self._names]} around another"
             )
         super().set_labels(labels, features)
-        self._names = tuple(labels.others)
-        self.parts = torch.stack([*labels.others.values()])
+        self.parts = torch.stack([labels.side[name] for name in self._names])
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """`embedding`, `whole` and one value by the name of each part.

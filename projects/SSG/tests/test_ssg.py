@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,7 @@ PARTS = ("upper", "lower")
 
 def labels_of(whole: Tensor, upper: Tensor, lower: Tensor) -> PseudoLabels:
     labels = PseudoLabels.from_clusters(whole)
-    others = {"upper": upper, "lower": lower}
-    return PseudoLabels(
-        labels.cluster, labels.proxy, labels.proxy_to_cluster, labels.proxy_to_camera, others
-    )
+    return replace(labels, side={"upper": upper, "lower": lower})
 
 
 def batch_of(count: int) -> Batch:
@@ -178,10 +176,12 @@ def test_half_precision_does_not_reach_the_distances() -> None:
 
 def test_labels_and_options_that_do_not_fit() -> None:
     loss = SSGLoss(2)
-    with pytest.raises(ValueError, match="each of 2 parts, got none; set the clusterer BankClust"):
+    with pytest.raises(ValueError, match="no clusters by upper, lower; set the clusterer Bank"):
         loss.set_labels(PseudoLabels.from_clusters(torch.arange(3)), None)
     with pytest.raises(ValueError, match="needs a head with parts"):
         SSGLoss(0)
+    with pytest.raises(ValueError, match="each of the model's 3 parts"):
+        SSGLoss(3)
     with pytest.raises(ValueError, match="images_per_identity of 2 or more"):
         SSGLoss(2, images_per_identity=1)
 
