@@ -147,7 +147,7 @@ def test_the_labeller_compares_the_target_with_the_source() -> None:
         assert clusterer.choices["eps"] == eps[number]
         with pytest.raises(ValueError, match="needs the features of a labelled source"):
             clusterer(FeatureSet.of(target[:, number]))  # each call needs new ones
-    with pytest.raises(ValueError, match=r"but datasets\.source is not set"):
+    with pytest.raises(ValueError, match=r"but there is none; set datasets\.source"):
         Clusters(inner)
 
 
