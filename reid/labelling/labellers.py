@@ -127,8 +127,8 @@ class Clusters(Labeller):
         if self.uses_source and not source_domains:
             raise ValueError(
                 "the clusterer compares images with those of a labelled source, but there is none; "
-                "set datasets.source. For pictures and reviews, which see the target alone, set the "
-                "clusterer's source_weight to 0"
+                "set datasets.source. For pictures and reviews, which see the target alone, set "
+                "the clusterer's source_weight to 0"
             )
 
     @property
