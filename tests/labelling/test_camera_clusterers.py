@@ -128,14 +128,9 @@ def test_merging_by_any_affinity(rows: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_parts_of_a_config() -> None:
-    spec = {
-        "name": "CrossCameraMerger",
-        "threshold": 0.4,
-        "clusterer": {
-            "name": "CameraClusterer",
-            "clusterer": {"name": "KMeans", "num_clusters": 6},
-        },
-    }
+    dbscan = {"name": "JaccardDBSCAN", "k1": 4, "k2": 2, "eps": 0.7, "min_samples": 2}
+    local = {"name": "CameraClusterer", "clusterer": dbscan}
+    spec = {"name": "CrossCameraMerger", "threshold": 0.3, "clusterer": local}
     labels = build(CLUSTERER, spec, "clusterer")(seen())
     assert torch.equal(same(labels.cluster), same(PERSONS))
     with pytest.raises(ValueError, match="RerankedDBSCAN keeps a state"):
