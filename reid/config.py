@@ -238,10 +238,11 @@ class SolverConfig(_Section, where="solver"):
         nesterov: SGD takes Nesterov's momentum.
         weight_decay: On every parameter.
         max_epochs: Epochs in all. With `stages` it follows from them.
-        schedule: `multistep` or `cosine`; stepped once an epoch.
-        milestones: Epochs at which `multistep` multiplies the rate by `gamma`.
+        schedule: `multistep`, `cosine` or `exponential`; stepped once an epoch.
+        milestones: Epochs at which `multistep` multiplies the rate by `gamma`; `exponential` starts
+            to fall at the first one.
         gamma: See `milestones`.
-        final_lr_factor: Where `cosine` ends, as a share of `base_lr`.
+        final_lr_factor: Where `cosine` and `exponential` end, as a share of `base_lr`.
         cosine_after_warmup: `cosine` starts at the end of the warm-up; false: in the first epoch,
             the warm-up covering its beginning, as in TransReID.
         warmup_epochs: Epochs of linear warm-up; 0 = none.
@@ -266,7 +267,7 @@ class SolverConfig(_Section, where="solver"):
     nesterov: bool = False
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
     max_epochs: Annotated[int, Range(1, 1_000_000)] = 50
-    schedule: Literal["multistep", "cosine"] = "multistep"
+    schedule: Literal["multistep", "cosine", "exponential"] = "multistep"
     milestones: Milestones = field(default_factory=lambda: [20, 40])
     gamma: Annotated[float, Range(0, 1, above=True)] = 0.1
     final_lr_factor: Share = 0.0
@@ -286,6 +287,11 @@ class SolverConfig(_Section, where="solver"):
             raise ConfigError(
                 f"solver.warmup_iterations: expected 0 beside warmup_epochs {self.warmup_epochs}, "
                 f"or warmup_epochs 0; got {self.warmup_iterations}"
+            )
+        if self.schedule == "exponential" and not (self.milestones and self.final_lr_factor):
+            raise ConfigError(
+                "solver.schedule: exponential needs a milestone where the rate begins to fall, and "
+                f"final_lr_factor above 0; got {self.milestones} and {self.final_lr_factor}"
             )
         if self.nesterov and (self.optimizer != "SGD" or not self.momentum):
             raise ConfigError(

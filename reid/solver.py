@@ -182,18 +182,20 @@ def warmup_factor(step: int, steps: int, start: float) -> float:
 class LearningRate:
     """The learning rate of every step, a function of epoch and step alone.
 
-    Linear warm-up by epochs, then `multistep` or `cosine` by epochs; and, as fast-reid has it, a
-    linear warm-up by iterations on top.
+    Linear warm-up by epochs, then `multistep`, `cosine` or `exponential` by epochs; and, as
+    fast-reid has it, a linear warm-up by iterations on top.
 
     Attributes:
         base: Rate after the warm-up.
         max_epochs: Epochs in all.
         schedule: What follows the warm-up. `multistep`: falls by `gamma` at each milestone.
-            `cosine`: half a cosine to `final_factor` (SGDR, arXiv:1608.03983).
+            `cosine`: half a cosine to `final_factor` (SGDR, arXiv:1608.03983). `exponential`:
+            from the first milestone on, falls by the same factor in each epoch, so that it would be
+            at `final_factor` after the last one.
         milestones: Epochs, from 0, at which `multistep` multiplies the rate by `gamma`.
         gamma: See `milestones`.
-        final_factor: Where `cosine` ends, as a share of the base rate; groups with another rate
-            end there too.
+        final_factor: Where `cosine` and `exponential` end, as a share of the base rate; with
+            `cosine`, groups with another rate end there too.
         cosine_after_warmup: The cosine starts at the end of the warm-up; otherwise in epoch 0,
             the warm-up covering its beginning (TransReID).
         warmup_epochs: Epochs of warm-up.
@@ -206,7 +208,7 @@ class LearningRate:
 
     base: float
     max_epochs: int
-    schedule: Literal["multistep", "cosine"] = "multistep"
+    schedule: Literal["multistep", "cosine", "exponential"] = "multistep"
     milestones: tuple[int, ...] = ()
     gamma: float = 0.1
     final_factor: float = 0.0
@@ -216,8 +218,15 @@ class LearningRate:
     warmup_start: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.schedule not in ("multistep", "cosine"):
-            raise ValueError(f"schedule: expected multistep or cosine, got {self.schedule!r}")
+        if self.schedule not in ("multistep", "cosine", "exponential"):
+            raise ValueError(
+                f"schedule: expected multistep, cosine or exponential, got {self.schedule!r}"
+            )
+        if self.schedule == "exponential" and not (self.milestones and self.final_factor > 0):
+            raise ValueError(
+                "schedule: exponential needs a milestone where the rate begins to fall, and "
+                f"final_factor above 0; got {self.milestones} and {self.final_factor}"
+            )
 
     def __call__(self, epoch: int, step: int = 0, lr_factor: float = 1.0) -> float:
         """The rate of a step.
@@ -237,6 +246,10 @@ class LearningRate:
         warming = warmup_factor(epoch, self.warmup_epochs, start)
         if self.schedule == "multistep":
             return warming * self.gamma ** sum(epoch >= milestone for milestone in self.milestones)
+        if self.schedule == "exponential":
+            fall = self.milestones[0]
+            share = (epoch - fall) / max(1, self.max_epochs - fall)
+            return warming * float(self.final_factor ** min(1.0, max(0.0, share)))
         if epoch < self.warmup_epochs:
             return warming
         first = self.warmup_epochs if self.cosine_after_warmup else 0

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from reid.checking import ConfigError
+from reid.config import SolverConfig
 from reid.solver import LearningRate, build_optimizer, start_momentum
 
 
@@ -59,6 +61,17 @@ def test_every_epochs_rate_is_the_authors(oracle_dir):
 def test_warmup_and_milestones():
     found = rates(6, schedule="multistep", milestones=(4,), warmup_epochs=2, warmup_start=0.5)
     np.testing.assert_allclose(found, [0.5, 0.75, 1, 1, 0.1, 0.1])
+
+
+def test_exponential_falls_from_its_milestone_to_the_final_rate():
+    found = rates(6, schedule="exponential", milestones=(2,), final_factor=0.0001)
+    assert found == pytest.approx([1, 1, 1, 0.1, 0.01, 0.001])
+    for options in ({"final_factor": 0.1}, {"milestones": (2,)}):
+        with pytest.raises(ValueError, match="exponential needs a milestone"):
+            rates(6, schedule="exponential", **options)
+    message = "solver.schedule: exponential needs a milestone"
+    with pytest.raises(ConfigError, match=message):
+        SolverConfig(schedule="exponential", final_lr_factor=0.1, milestones=[])
 
 
 def test_cosine_starts_after_the_warmup_and_ends_at_the_final_rate():
@@ -156,7 +169,7 @@ def test_what_is_wrong_is_named():
     layer = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="optimizer: expected SGD, Adam or AdamW, got 'sdg'"):
         build_optimizer(layer.parameters(), "sdg", lr=1)
-    with pytest.raises(ValueError, match="schedule: expected multistep or cosine"):
+    with pytest.raises(ValueError, match="schedule: expected multistep, cosine or exponential"):
         LearningRate(1.0, 1, "step")
     layer.requires_grad_(False)
     with pytest.raises(ValueError, match="no parameter to train"):

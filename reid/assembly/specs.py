@@ -30,6 +30,7 @@ from reid.registry import (
 RUNTIME: Mapping[str, tuple[str, ...]] = {
     "BACKBONE": ("image_size", "num_cameras", "unseen_cameras"),
     "HEAD": ("backbone",),
+    "LABELLER": ("source_domains",),
     "LOSS": ("embed_dim", "num_parts", "num_classes", "num_cameras"),
     "SAMPLER": ("seed", "rank", "world_size"),
     "TRANSFORM": ("mean",),

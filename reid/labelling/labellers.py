@@ -27,6 +27,11 @@ class Labeller(ABC):
     fixed: bool = False
     needs_raw: bool = False
 
+    @property
+    def uses_source(self) -> bool:
+        """Whether it needs the features of the source's images to label those of the target."""
+        return False
+
     @abstractmethod
     def __call__(
         self,
@@ -102,11 +107,28 @@ class Clusters(Labeller):
         clusterer: Makes the clusters.
         split_by_camera: Split each cluster by camera into proxies, even if the clusterer did not:
             one proxy for each camera of a cluster, numbered by cluster, then camera.
+        source_domains: How many of the joined training sets, from the first on, are sources.
+
+    Raises:
+        ValueError: The clusterer compares with a source, but there is none.
     """
 
-    def __init__(self, clusterer: Clusterer, split_by_camera: bool = False) -> None:
+    def __init__(
+        self, clusterer: Clusterer, split_by_camera: bool = False, source_domains: int = 0
+    ) -> None:
         self._clusterer = clusterer
         self._split_by_camera = split_by_camera
+        self._source_domains = source_domains
+        if self.uses_source and not source_domains:
+            raise ValueError(
+                "the clusterer compares images with those of a labelled source, but "
+                "datasets.source is not set; set it, or the clusterer's source_weight to 0"
+            )
+
+    @property
+    def uses_source(self) -> bool:
+        """Whether the clusterer compares the target's images with those of the source."""
+        return bool(getattr(self._clusterer, "uses_source", False))
 
     def __call__(
         self,
@@ -116,12 +138,18 @@ class Clusters(Labeller):
     ) -> PseudoLabels:
         """Labels of the N images; those that could not be read are outliers.
 
+        If the clusterer compares with a source, the source's images are outliers too.
+
         Raises:
             ClusteringError: There is no cluster.
             ValueError: Features are missing.
         """
         if features is None:
             raise ValueError("Clusters needs the features of the training images")
+        if self.uses_source:
+            is_source = features.domains < self._source_domains
+            self._clusterer.take_source(features[is_source])  # type: ignore[attr-defined]
+            features = replace(features, present=features.present & ~is_source)
         labels = cluster_present(self._clusterer, features, progress)
         if self._split_by_camera:
             split = PseudoLabels.from_clusters(labels.cluster, features.camids.cpu())

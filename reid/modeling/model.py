@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from reid.structures import Batch, Embeddings
+from reid.structures import Batch, Embeddings, FeatureTokens
 
 
 class ReIDModel(nn.Module):
@@ -12,7 +13,9 @@ class ReIDModel(nn.Module):
 
     Args:
         backbone: Batch -> FeatureTokens; `embed_dim`, and `num_cameras` if it knows any.
-        head: (FeatureTokens, Batch) -> Embeddings; `embed_dim` and `num_parts`.
+        head: (FeatureTokens, Batch) -> Embeddings; `embed_dim` and `num_parts`. If it has `mirror`
+            and that is true, it gets in eval mode the mean of the tokens of an image and of its
+            mirror image: the raw features are averaged, before any normalisation.
 
     Attributes:
         embed_dim: D of the banks.
@@ -30,7 +33,11 @@ class ReIDModel(nn.Module):
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embeddings of the batch's images."""
-        embeddings: Embeddings = self.head(self.backbone(batch), batch)
+        features: FeatureTokens = self.backbone(batch)
+        if not self.training and getattr(self.head, "mirror", False):
+            mirrored = batch._replace(image=batch.image.flip(3))
+            features = _with_mirror(features, self.backbone(mirrored))
+        embeddings: Embeddings = self.head(features, batch)
         return embeddings
 
     def resize_tensor(self, name: str, tensor: Tensor) -> Tensor | None:
@@ -40,3 +47,12 @@ class ReIDModel(nn.Module):
             return None
         fitted: Tensor | None = resize(name.removeprefix("backbone."), tensor)
         return fitted
+
+
+def _with_mirror(features: FeatureTokens, mirrored: FeatureTokens) -> FeatureTokens:
+    """The mean of the tokens, each of the map with that of the same place of the body."""
+    height, width = features.grid
+    whole, places = mirrored.tokens[:, :1], mirrored.tokens[:, 1:]
+    places = places.reshape(len(places), height, width, -1).flip(2).flatten(1, 2)
+    tokens = (features.tokens + torch.cat((whole, places), 1)) / 2
+    return FeatureTokens(tokens, features.grid)

@@ -39,6 +39,7 @@ from reid.neighbors.search import (
     farthest_distances,
     nearest_neighbors,
 )
+from reid.neighbors.sourced import SparseDistances, reranked_jaccard, source_push
 
 __all__ = [
     "TIE_TOLERANCE",
@@ -47,6 +48,7 @@ __all__ = [
     "Reranked",
     "Search",
     "SearchError",
+    "SparseDistances",
     "all_finite",
     "approximate_neighbors",
     "as_rows",
@@ -66,7 +68,9 @@ __all__ = [
     "neighbors_memory_mb",
     "other_neighbors",
     "rerank_distances",
+    "reranked_jaccard",
     "row_blocks",
     "run_in_pieces",
     "smallest_of_rows",
+    "source_push",
 ]

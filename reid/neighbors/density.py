@@ -25,6 +25,8 @@ def dbscan(
     eps: float,
     min_samples: int,
     tolerance: float = TIE_TOLERANCE,
+    *,
+    always_itself: bool = True,
 ) -> Labels:
     """DBSCAN (Ester et al., KDD 1996) on a sparse graph of distances.
 
@@ -39,6 +41,8 @@ def dbscan(
         min_samples: Neighbours that make a core point, itself included.
         tolerance: Images at a distance of up to `eps + tolerance` are neighbours, so that ties
             count (see `TIE_TOLERANCE`).
+        always_itself: A point is always its own neighbour. False: only if its stored distance to
+            itself is within eps.
 
     Returns:
         (N,) int64 clusters from 0; -1 = outlier.
@@ -56,7 +60,8 @@ def dbscan(
     largest = np.float32(eps + tolerance)
     core, labels = np.empty(count, np.bool_), np.full(count, -1, np.int64)
     operations = float(distances.indptr[-1]) / max(count, 1)
-    run_in_pieces(_find_core, count, operations, *graph, largest, min_samples, core)
+    run_in_pieces(_find_core, count, operations, *graph, largest, min_samples,
+                  always_itself, core)  # fmt: skip
     stack, clusters = np.empty(count, np.int64), np.zeros(1, np.int64)
     run_in_pieces(
         _grow_clusters, count, 4 * operations * numba.get_num_threads(),
@@ -74,12 +79,13 @@ def _find_core(
     data: Floats,
     eps: np.float32,
     min_samples: int,
+    always_itself: bool,
     core: Flags,
 ) -> None:
     for i in prange(start, stop):
-        near = 1  # itself, stored or not
+        near = 1 if always_itself else 0
         for place in range(indptr[i], indptr[i + 1]):
-            near += data[place] <= eps and indices[place] != i
+            near += data[place] <= eps and not (always_itself and indices[place] == i)
         core[i] = near >= min_samples
 
 

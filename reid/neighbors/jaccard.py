@@ -135,6 +135,7 @@ def encode_neighbors(
     half: int,
     k2: int,
     farthest: Floats | None = None,
+    squared: bool = True,
 ) -> scipy.sparse.csr_matrix:
     """Each image as weights on its expanded k-reciprocal set, averaged over its k2 neighbours.
 
@@ -146,11 +147,12 @@ def encode_neighbors(
         k2: Rows averaged; 1 = no expansion.
         farthest: None: weights are the softmax of -d, where d is the squared Euclidean distance.
             (N,), the largest d of each row: the softmax of -(d / farthest)^2, as in re-ranking.
+        squared: False: of -d / farthest, as in SSG's and MMT's distance.
 
     Returns:
         (N, N) float32 CSR with sorted columns; rows sum to 1.
     """
-    return _encode(rows, neighbors, length, half, k2, farthest).csr()
+    return _encode(rows, neighbors, length, half, k2, farthest, squared).csr()
 
 
 def _encode(
@@ -160,6 +162,7 @@ def _encode(
     half: int,
     k2: int,
     farthest: Floats | None = None,
+    squared: bool = True,
 ) -> Rows:
     norms = half_squared_norms(rows)
     scale = np.ones(len(rows), np.float32) if farthest is None else farthest
@@ -168,7 +171,7 @@ def _encode(
     data = np.empty(len(indices), np.float32)
     run_in_pieces(
         soft_weights, len(rows), rows.shape[1] * len(indices) / len(rows),
-        rows, norms, indptr, indices, scale, farthest is not None, data,
+        rows, norms, indptr, indices, scale, squared and farthest is not None, data,
     )  # fmt: skip
     return average_encodings(indptr, indices, data, neighbors[:, :k2])
 

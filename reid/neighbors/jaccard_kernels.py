@@ -119,7 +119,10 @@ def soft_weights(
     squared: bool,
     weights: Floats,
 ) -> None:
-    """Softmax of the negative distances from each image to the members of its set."""
+    """Softmax of the negative distances from each image to the members of its set.
+
+    Squared Euclidean distances are divided by the image's scale, then squared if `squared`.
+    """
     for i in prange(start, stop):
         first, last = indptr[i], indptr[i + 1]
         exact = np.empty(last - first, np.float64)
@@ -128,8 +131,9 @@ def soft_weights(
             j = indices[place]
             product = dot(rows[i], rows[j])
             distance = max(2 * (half_norms[i] + half_norms[j] - product), 0.0)
+            distance = distance / scale[i] if scale[i] > 0 else 0.0
             if squared:
-                distance = (distance / scale[i]) ** 2 if scale[i] > 0 else 0.0
+                distance = distance**2
             exact[place - first] = np.exp(-distance)
             total += exact[place - first]
         for place in range(first, last):

@@ -74,7 +74,7 @@ def farthest_distances(
     """Each vector's largest squared Euclidean distance to any other (N,), in single precision.
 
     Args:
-        features: (N, D), finite.
+        features: (N, D), finite; the work is done on their device.
         block_size: Rows in a block of distances.
         progress: Called with (images' worth of pairs done, N).
 
@@ -83,8 +83,9 @@ def farthest_distances(
     """
     rows = as_rows(features)
     norms = (2 * half_squared_norms(rows)).astype(np.float32)
-    tensor, squares = torch.from_numpy(rows), torch.from_numpy(norms)
-    largest = torch.zeros(len(rows))
+    tensor = features.detach().float()
+    squares = torch.from_numpy(norms).to(tensor.device)
+    largest = torch.zeros_like(squares)
     for start in range(0, len(rows), block_size):
         one = slice(start, start + block_size)
         for other_start in range(start, len(rows), block_size):
@@ -96,7 +97,7 @@ def farthest_distances(
         if progress is not None:
             left = max(len(rows) - one.stop, 0)
             progress(len(rows) - left * left // len(rows), len(rows))
-    found: Floats = largest.numpy()
+    found: Floats = largest.cpu().numpy()
     return found
 
 

@@ -1,0 +1,145 @@
+"""SSG's triplet losses: positives by position, negatives by the labels of each feature."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from reid.modeling.losses import Loss
+from reid.registry import LOSS, Range
+from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
+
+
+@LOSS.register()
+class SSGLoss(Loss):
+    """The sum of positional triplet losses of the embedding, the whole and each part.
+
+    Fu et al., *Self-similarity Grouping* (ICCV 2019), as in the published code; see
+    `positional_triplet`. The embedding and the whole take the clusters of the whole, each part its
+    own (`PseudoLabels.others`).
+
+    The batch must hold the images of a cluster next to each other, `images_per_identity` of each,
+    as PK samplers give them. Images of different clusters that share such a group, by another
+    sampler, are no positives.
+
+    Args:
+        num_parts: K.
+        margin: Of the hinge.
+        images_per_identity: Images of one cluster that follow each other in a batch.
+
+    Raises:
+        ValueError: The model has no parts, or a number is out of its range.
+    """
+
+    parts: Tensor
+
+    def __init__(
+        self,
+        num_parts: int = 0,
+        margin: Annotated[float, Range(0, 1e6)] = 0.5,
+        images_per_identity: Annotated[int, Range(2, 65_536)] = 4,
+    ) -> None:
+        super().__init__()
+        if not num_parts:
+            raise ValueError(
+                "SSGLoss needs a head with parts, such as SelfSimilarityHead; the model's has none"
+            )
+        if images_per_identity < 2 or margin < 0:
+            raise ValueError(
+                "expected images_per_identity of 2 or more and margin of 0 or more, got "
+                f"{images_per_identity}, {margin}"
+            )
+        self._num_parts = num_parts
+        self._margin = margin
+        self._group = images_per_identity
+        self._names: tuple[str, ...] = ()
+        self.register_buffer("parts", torch.zeros(num_parts, 0, dtype=torch.int64), False)
+
+    def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
+        """Takes the labels of an epoch.
+
+        Raises:
+            ValueError: The parts have no clusters of their own.
+        """
+        if len(labels.others) != self._num_parts:
+            raise ValueError(
+                f"SSGLoss: expected clusters of each of {self._num_parts} parts, got "
+                f"{sorted(labels.others) or 'none'}; set the clusterer BankClusterer, which gives "
+                "them, around another"
+            )
+        super().set_labels(labels, features)
+        self._names = tuple(labels.others)
+        self.parts = torch.stack([*labels.others.values()])
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """`embedding`, `whole` and one value by the name of each part.
+
+        Raises:
+            ValueError: The batch is no multiple of `images_per_identity`.
+        """
+        if len(batch.index) % self._group:
+            raise ValueError(
+                f"SSGLoss: expected a batch of groups of {self._group} images of one cluster, got "
+                f"{len(batch.index)} images; images_per_identity must be the sampler's"
+            )
+        whole = self.cluster[batch.index]
+        pairs = group_pairs(whole, self._group)
+        banks = [embeddings.post[:, 0], *embeddings.pre.unbind(1)]
+        labels = [whole, whole, *self.parts[:, batch.index]]
+        names = ("embedding", "whole", *self._names)
+        with torch.autocast(whole.device.type, enabled=False):
+            return {
+                name: positional_triplet(bank, label, pairs, self._margin)
+                for name, bank, label in zip(names, banks, labels, strict=True)
+            }
+
+
+def group_pairs(label: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """All ordered pairs of places in each group of images that follow each other.
+
+    Args:
+        label: (B,) cluster of each image, -1 = none; B is a multiple of `size`.
+        size: Images in a group.
+
+    Returns:
+        Places (P,) of the earlier image and of the later one, and whether both are of one cluster.
+    """
+    groups = len(label) // size
+    first, second = torch.triu_indices(size, size, 1, device=label.device)
+    start = size * torch.arange(groups, device=label.device)[:, None]
+    one, other = (start + first).flatten(), (start + second).flatten()
+    return one, other, (label[one] == label[other]) & (label[one] != OUTLIER)
+
+
+def positional_triplet(
+    feature: Tensor, label: Tensor, pairs: tuple[Tensor, Tensor, Tensor], margin: float
+) -> Tensor:
+    """SSG's triplet loss: each pair of places, and the nearest image of another label.
+
+    The mean over the pairs (j, q) of max(0, |x_j - x_q| - min |x_j - x_n| + margin), n over the
+    images whose label is not j's. Labels choose the negatives only: two images of a pair may have
+    different ones. The later image of a pair is no anchor in it. Pairs whose anchor has no negative
+    do not count; in the published code they are an error.
+
+    Args:
+        feature: (B, D), not normalised.
+        label: (B,) by this feature, -1 = left out.
+        pairs: See `group_pairs`.
+        margin: Of the hinge.
+
+    Returns:
+        The mean; 0, with a gradient of 0, if no pair counts.
+    """
+    if feature.dtype != torch.float64:
+        feature = feature.float()
+    squared = feature.square().sum(1)
+    distance = (squared[:, None] + squared - 2 * feature @ feature.T).clamp(min=1e-12).sqrt()
+    labelled = label != OUTLIER
+    foreign = (label[:, None] != label) & labelled
+    negative = distance.masked_fill(~foreign, torch.inf).amin(1)
+    one, other, same = pairs
+    valid = same & labelled[one] & labelled[other] & foreign.any(1)[one]
+    difference = torch.where(valid, distance[one, other] - negative[one] + margin, 0)
+    return difference.clamp(min=0).sum() / valid.sum().clamp(min=1)
