@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from reid.engine.nonfinite import (
 )
 from reid.engine.optimization import Optimization
 from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
+from reid.engine.resuming import compare_course, match_hooks, named
 from reid.engine.stages import Stages
 from reid.engine.step import Seen, build_step
 from reid.engine.stopping import StopSignals
@@ -36,8 +37,6 @@ from reid.stage_settings import StageRun
 from reid.structures import Batch
 
 logger = logging.getLogger(__name__)
-
-_FORMER_HOOKS = ("WarmUp",)  # checkpoints of version 0.1 have it; `LearningRate` warms up now
 
 
 @dataclass(frozen=True)
@@ -330,80 +329,19 @@ class Trainer:
             device_type=self.device.type,
             processes=distributed.world_size(),
         )
-        states = self._match_hooks(state["hooks"])
+        states = match_hooks(self.hooks, state["hooks"])
         for hook, own in states:
-            with _named(hook):
+            with named(hook):
                 hook.check_state(own, self, state["epoch"])
-        self._compare_course(state.get("course", {}))
+        compare_course(self.facts.course, state.get("course", {}))
         self.model.load_state_dict(state["model"])
         self.criterion.load_state_dict(state["criterion"])
         self.optimization.load_state_dict(state)
         self._nonfinite.skipped = state["skipped"]
         for hook, own in states:
-            with _named(hook):
+            with named(hook):
                 hook.load_state_dict(own)
         self.epoch = state["epoch"]
         self.step = state["step"]
         self._stage_step = state["stage"]["first_step"] if self._stages is not None else 0
         set_random_state(state["random"][distributed.rank()], self.device)
-
-    def _compare_course(self, before: object) -> None:
-        if not isinstance(before, Mapping):
-            raise ValueError(f"course: expected a mapping, got {type(before).__name__}")
-        course = self.facts.course
-        changed = [name for name, now in course.items() if before.get(name, now) != now]
-        if "images" in changed:
-            logger.warning(
-                "The training images have changed since the checkpoint was written: paths or file "
-                "sizes differ. Training goes on with the present images"
-            )
-        if "cpu_threads" in changed:
-            logger.warning(
-                "The run had %s CPU threads and now has %s: sums will round differently, so the "
-                "results will not be bit for bit the same. OMP_NUM_THREADS sets the number",
-                before["cpu_threads"],
-                course["cpu_threads"],
-            )
-
-    def _match_hooks(
-        self, states: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[Hook, dict[str, Any]]]:
-        """Hooks with their states; warns of those that only one of the two runs has."""
-        saved: dict[str, list[dict[str, Any]]] = {}
-        for state in states:
-            own = {key: value for key, value in state.items() if key != "name"}
-            saved.setdefault(state["name"], []).append(own)
-        matched, added = [], []
-        for hook in self.hooks:
-            name = type(hook).__name__
-            if saved.get(name):
-                matched.append((hook, saved[name].pop(0)))
-            else:
-                added.append(name)
-        gone = [name for name, rest in saved.items() for _ in rest if name not in _FORMER_HOOKS]
-        if added or gone:
-            logger.warning(
-                "The hooks have changed since the checkpoint was written: %s",
-                "; ".join(
-                    f"{what} {', '.join(names)}"
-                    for what, names in (("added", added), ("removed", gone))
-                    if names
-                ),
-            )
-        return matched
-
-
-@contextmanager
-def _named(hook: Hook) -> Iterator[None]:
-    """Has what a hook finds wrong with its state name the hook.
-
-    Raises:
-        ValueError: In place of the errors that values of other types and shapes lead to.
-    """
-    name = f"hooks: the state of {type(hook).__name__}"
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error
