@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -72,6 +72,7 @@ class StageBuilder:
         records: The training images.
         model: The network, with its starting weights.
         device: The device that trains.
+        more_students: The networks that are trained beside the first one, by name.
 
     Attributes:
         first: The parts of the first stage.
@@ -90,6 +91,7 @@ class StageBuilder:
         records: Sequence[ImageRecord],
         model: ReIDModel,
         device: torch.device,
+        more_students: Mapping[str, ReIDModel] | None = None,
     ) -> None:
         self._config = config
         self._configs = stage_configs(config)
@@ -97,6 +99,7 @@ class StageBuilder:
         self._records = records
         self._model = model
         self._device = device
+        self._more_students = dict(more_students or {})
         groups = {stage.model.bn_samples_per_group for stage in self._configs}
         self._has_groups = groups != {config.model.bn_samples_per_group}
         criterion, sampler = self._losses_and_sampler(0)
@@ -166,9 +169,10 @@ class StageBuilder:
     def _parts(self, number: int, criterion: Criterion, loader: BatchLoader) -> StageParts:
         if self._has_groups:
             model = self._configs[number].model
-            group_batch_norms(self._model, model.bn_samples_per_group, model.bn_running)
+            for student in (self._model, *self._more_students.values()):
+                group_batch_norms(student, model.bn_samples_per_group, model.bn_running)
         optimization = build_optimization(
-            self._configs[number], self._model, criterion, self._device
+            self._configs[number], self._model, criterion, self._device, self._more_students
         )
         return StageParts(criterion, optimization, loader)
 

@@ -12,12 +12,13 @@ from torch import nn
 from reid.engine.checkpoint_schema import check_tensors
 from reid.engine.trainer import Trainer
 from reid.modeling.batchnorm import GroupedBatchNorm
-from reid.registry import HOOK, Hook
+from reid.modeling.losses import STUDENT
+from reid.registry import HOOK, ConfigError, Hook
 
 
 @HOOK.register()
 class MeanTeacher(Hook):
-    """A moving average of the model, which losses can use as the network `teacher`.
+    """A moving average of a student, which losses can use as the network `teacher`.
 
     Tarvainen and Valpola, *Mean teachers are better role models* (NeurIPS 2017). After each step
     of the optimizer, theta' <- a theta' + (1 - a) theta. Losses name the teacher in `asks_for`. It
@@ -31,10 +32,12 @@ class MeanTeacher(Hook):
             move (MMT, ICE).
         shuffle: Form the teacher's groups of `MODEL.BN_SAMPLES_PER_GROUP` images at random in each
             step, the same for all views (ShuffleBN: He et al., *Momentum Contrast*, CVPR 2020).
-        inference: Cluster, test and save the teacher instead of the student.
+        inference: Cluster, test and save the teacher instead of the model.
+        student: The network that it follows: `student`, or `student2` and so on (`model.students`).
+        teacher: Its name for losses, and for their parts that follow it (`Loss.followers`).
 
     Raises:
-        ValueError: The momentum is not in [0, 1).
+        ValueError: The momentum is not in [0, 1), or the teacher has the name of a student.
     """
 
     def __init__(
@@ -44,24 +47,40 @@ class MeanTeacher(Hook):
         statistics: Literal["copy", "average", "own"] = "copy",
         shuffle: bool = False,
         inference: bool = True,
+        student: str = STUDENT[0],
+        teacher: str = "teacher",
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
+        if teacher == student:
+            raise ValueError(f"teacher: expected another name than the student's, got {teacher}")
         self._momentum = momentum
         self._ramp = ramp
         self._statistics = statistics
         self._shuffle = shuffle
         self._inference = inference
+        self._student = student
+        self._name = teacher
         self._teacher: nn.Module | None = None
         self._loaded: Mapping[str, Any] | None = None
 
     def before_train(self, trainer: Trainer) -> None:
-        """Creates the teacher as a copy of the student, or from a checkpoint."""
-        self._teacher = copy.deepcopy(trainer.model).requires_grad_(False).train()
+        """Creates the teacher as a copy of the student, or from a checkpoint.
+
+        Raises:
+            ConfigError: The student does not exist, or two networks have the same name.
+        """
+        taken = (*trainer.students, *trainer.networks)
+        if self._name in taken:
+            raise ConfigError(
+                f"hooks: MeanTeacher's teacher {self._name!r} is the name of another network; "
+                "give each teacher a name of its own"
+            )
+        self._teacher = copy.deepcopy(self._followed(trainer)).requires_grad_(False).train()
         vars(self._teacher).pop("forward", None)  # a compiled `forward` would run the student
         if self._loaded is not None:
             self._teacher.load_state_dict(self._loaded)
-        trainer.networks["teacher"] = self._teacher
+        trainer.networks[self._name] = self._teacher
         self._shuffle_groups(trainer.step)
         if self._inference:
             trainer.inference_model = self._teacher
@@ -75,15 +94,25 @@ class MeanTeacher(Hook):
         if trainer.taken is False:
             return
         keep = min(self._momentum, 1 - 1 / trainer.step) if self._ramp else self._momentum
-        students = dict(trainer.model.named_parameters())
+        students = dict(self._followed(trainer).named_parameters())
         for name, mine in self._teacher.named_parameters():
             self._move(mine, students[name], keep, trainer.taken)
+        for follower, followed in trainer.criterion.followers(self._name):
+            self._move(follower, followed, keep, trainer.taken)
         if self._statistics == "own":
             return
-        buffers = dict(trainer.model.named_buffers())
+        buffers = dict(self._followed(trainer).named_buffers())
         for name, buffer in self._teacher.named_buffers():
             average = self._statistics == "average" and buffer.is_floating_point()
             self._move(buffer, buffers[name], keep if average else 0.0, trainer.taken)
+
+    def _followed(self, trainer: Trainer) -> nn.Module:
+        if self._student not in trainer.students:
+            raise ConfigError(
+                f"hooks: MeanTeacher's student {self._student!r} does not exist; known: "
+                f"{', '.join(trainer.students)}. model.students adds further ones"
+            )
+        return trainer.students[self._student]
 
     def _shuffle_groups(self, step: int) -> None:
         """Chooses BatchNorm's groups of the next step: all processes and resumed runs alike."""
@@ -104,12 +133,12 @@ class MeanTeacher(Hook):
         return {} if self._teacher is None else {"teacher": self._teacher.state_dict()}
 
     def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
-        """Checks that the teacher has the model's tensors.
+        """Checks that the teacher has the student's tensors.
 
         Raises:
             ValueError: It has others.
         """
-        check_tensors(state.get("teacher"), trainer.model.state_dict(), "teacher")
+        check_tensors(state.get("teacher"), self._followed(trainer).state_dict(), "teacher")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stores the teacher's weights until `before_train` creates the teacher."""

@@ -38,7 +38,7 @@ class Loss(nn.Module):
             images.
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
-            network `teacher` for the second view. Only the student's carry gradients.
+            network `teacher` for the second view. Only those of students carry gradients.
     """
 
     epoch: int = 0
@@ -81,6 +81,13 @@ class Loss(nn.Module):
 
     def load_memory_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `memory_state` returned."""
+
+    def followers(self, teacher: str) -> Sequence[tuple[Tensor, Tensor]]:
+        """Tensors of the loss that belong to a teacher, each with the student's one it follows.
+
+        The hook `MeanTeacher` moves them as it moves the teacher, such as its classifier's rows.
+        """
+        return ()
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """Named scalar losses; the inputs are the embeddings in `asks_for`, then the batch."""
@@ -149,6 +156,10 @@ class Criterion(nn.Module):
         """Gives the labels to each loss."""
         for loss in self:
             loss.set_labels(labels, features)
+
+    def followers(self, teacher: str) -> list[tuple[Tensor, Tensor]]:
+        """The losses' tensors that belong to a teacher; see `Loss.followers`."""
+        return [pair for loss in self for pair in loss.followers(teacher)]
 
     def forward(self, embeddings: Mapping[Source, Embeddings], batch: Batch) -> dict[str, Tensor]:
         """Named losses times their weights.

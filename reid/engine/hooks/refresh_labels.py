@@ -173,7 +173,7 @@ class RefreshPseudoLabels(Hook):
         extracted = None
         if self._criterion.needs_features or (kept is None and not self._labeller.fixed):
             with progress_bar("Extracting", "img") as progress:
-                extracted = self._images.features(trainer.inference_model, trainer.device, progress)
+                extracted = self._images.features(trainer.clustered_model or trainer.inference_model, trainer.device, progress)
         if kept is None:
             return extracted, extracted
         clustered = features_of(self._images.records, kept.test, kept.unit, kept.present)
