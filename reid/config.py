@@ -131,8 +131,13 @@ class DatasetsConfig(_Section, where="datasets"):
     """Where images come from.
 
     Attributes:
-        train: The training set (DATASET registry), or a list of several that are joined.
-        test: Test sets, each evaluated on its own. Empty: the training sets' query and gallery.
+        train: The training set (DATASET registry), or a list of several that are joined. Beside
+            `source` it is the target, whose identities no part of the training sees.
+        source: The labelled source of domain adaptation, one data set or several; null: there is
+            none.
+        domains: What is trained on, if there is a source: the `source`, the `target` or `all`. A
+            stage may change it.
+        test: Test sets, each evaluated on its own. Empty: query and gallery of `train`.
 
     Beside its own options each dataset has `leave_out`: a text file that lists images to ignore,
     one path a line, absolute or relative to the root of datasets. A labelled dataset also has
@@ -141,7 +146,24 @@ class DatasetsConfig(_Section, where="datasets"):
     """
 
     train: Joined = None
+    source: Joined = None
+    domains: Literal["all", "source", "target"] = "all"
     test: Specs = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.source is None and self.domains != "all":
+            raise ConfigError(
+                f"datasets.domains: expected all, since datasets.source is not set; got "
+                f"{self.domains}"
+            )
+
+    @property
+    def source_domains(self) -> int:
+        """How many labelled sources there are; of the joined training sets, they come first."""
+        if self.source is None:
+            return 0
+        return len(self.source) if isinstance(self.source, list) else 1
 
 
 @dataclass
@@ -214,6 +236,8 @@ class ModelConfig(_Section, where="model"):
             `GroupedBatchNorm`).
         bn_running: Which of these groups move BatchNorm's running statistics: the `first`, as with
             replicas, or `all`, one after the other, as with a forward pass for each group.
+        domain_bn: Every BatchNorm has two halves, one for the source, one for the target, as in
+            SpCL (see `DomainBatchNorm`).
         compile: `off`, or how `torch.compile` runs the network: `default`, `reduce-overhead` or
             `max-autotune`, the last two with CUDA graphs on a GPU (see `compile_network`).
     """
@@ -225,6 +249,7 @@ class ModelConfig(_Section, where="model"):
     students: list[FilePath] = field(default_factory=list)
     bn_samples_per_group: Count = 0
     bn_running: Literal["first", "all"] = "first"
+    domain_bn: bool = False
     compile: Literal["off", "default", "reduce-overhead", "max-autotune"] = "off"
 
 
@@ -315,6 +340,7 @@ class EvaluationConfig(_Section, where="test"):
             instructions for bf16 or fp16 is slower with them.
         eval_period: Epochs between evaluations; 0 = after the last epoch only.
         eval_at_start: Evaluate before the first epoch too.
+        source: Evaluate on query and gallery of `datasets.source` too.
         flip: Average the features of an image and of its mirror image, in tests only.
         evaluator: EVALUATOR registry.
         best_metric: The number by which `model_best` is chosen.
@@ -327,6 +353,7 @@ class EvaluationConfig(_Section, where="test"):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     eval_period: Count = 10
     eval_at_start: bool = False
+    source: bool = False
     flip: bool = False
     evaluator: Spec = field(default_factory=lambda: {"name": "Market1501Evaluator"})
     best_metric: str = "mAP"
@@ -344,7 +371,8 @@ class Config(_Section):
         model: See `ModelConfig`.
         criterion: Losses (LOSS registry); their values are added up.
         labeller: Gives the labels of each epoch (LABELLER registry). Null: the labeller `Clusters`
-            with `clusterer`, or `Identities` if that is null too.
+            with `clusterer`, or `Identities` if that is null too. With a source: `Identities` where
+            `datasets.domains` is `source`; `PerDomain` with `clusterer` where it is `all`.
         clusterer: The clusterer of the labeller `Clusters` (CLUSTERER registry).
         on_collapse: What to do if an epoch gives no cluster, or a single one. `warn` trains on a
             single one, but ends the run if there is none; `keep` uses the last epoch's labels once
@@ -352,7 +380,7 @@ class Config(_Section):
         solver: See `SolverConfig`.
         stages: Parts of the training, one after the other. Each has `epochs`, may have `name`,
             `repeat` and `labels` (see `StageSettings`), and may change `criterion`, `clusterer`,
-            `labeller`, `on_collapse`, `dataloader.sampler`, `input.transforms`,
+            `labeller`, `on_collapse`, `datasets.domains`, `dataloader.sampler`, `input.transforms`,
             `model.bn_samples_per_group` and `solver`. Every time a stage begins, losses, memories,
             optimizer and sampler are new, and the epochs of `solver` count from 0; the network goes
             on. Stages with the same labeller share it, with its state. Empty: the run is one stage.
@@ -399,6 +427,22 @@ class Config(_Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.datasets.source is None:
+            for key, value in (
+                ("model.domain_bn", self.model.domain_bn),
+                ("test.source", self.test.source),
+            ):
+                if value:
+                    raise ConfigError(f"{key}: expected false, since datasets.source is not set")
+        if self.model.domain_bn and self.datasets.domains == "source":
+            raise ConfigError(
+                "model.domain_bn: expected false where datasets.domains is source, since the "
+                "target's half of each BatchNorm would not be trained"
+            )
+        if self.model.domain_bn and self.model.compile != "off":
+            raise ConfigError(
+                f"model.compile: expected off with model.domain_bn, got {self.model.compile}"
+            )
         if not self.stages and self.rounds != 1:
             raise ConfigError(f"rounds: expected 1, since there are no stages; got {self.rounds}")
         if self.stages:

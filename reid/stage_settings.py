@@ -13,6 +13,7 @@ _OF_A_STAGE = (
     "clusterer",
     "labeller",
     "on_collapse",
+    "datasets.domains",
     "dataloader.sampler",
     "input.transforms",
     "model.bn_samples_per_group",

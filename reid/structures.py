@@ -165,7 +165,8 @@ class FeatureSet:
         camids: (N,) int64, -1 = unknown.
         domains: (N,) int64, number of each image's training set.
         frames: (N,) int64, time inside the camera, -1 = unknown.
-        present: (N,) bool, whether the image could be read; features of the others are 0.
+        present: (N,) bool, whether the image was extracted: it could be read and was wanted (in a
+            stage on the target, no image of the source is); features of the others are 0.
         raw: (N, D), the whole image's feature before the neck, not normalised; None: not extracted.
 
     Raises:
@@ -334,6 +335,23 @@ class PseudoLabels:
             side[name] = column.new_full((count, *column.shape[1:]), OUTLIER if whole else 0)
             side[name][rows] = column
         return PseudoLabels(cluster, proxy, self.proxy_to_cluster, self.proxy_to_camera, side)
+
+    def __getitem__(self, rows: Tensor) -> PseudoLabels:
+        """The labels of some of the images, numbered anew without gaps, in the old order.
+
+        Args:
+            rows: (M,) int64, the images.
+        """
+        cluster, proxy = self.cluster[rows], self.proxy[rows]
+        proxies = torch.unique(proxy[proxy != OUTLIER])
+        clusters = torch.unique(self.proxy_to_cluster[proxies])
+        return PseudoLabels(
+            torch.where(cluster == OUTLIER, OUTLIER, torch.searchsorted(clusters, cluster)),
+            torch.where(proxy == OUTLIER, OUTLIER, torch.searchsorted(proxies, proxy)),
+            torch.searchsorted(clusters, self.proxy_to_cluster[proxies]),
+            self.proxy_to_camera[proxies],
+            {name: column[rows] for name, column in self.side.items()},
+        )
 
     def __len__(self) -> int:
         return len(self.cluster)

@@ -58,10 +58,18 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
             build_dataset(dataset, "datasets.train")
         dataset["accept_withdrawn"] = True
     build_dataset(dataset, "datasets.train")
-    build_part(SAMPLER, config.dataloader.sampler, "dataloader.sampler", seed=1)
-    build_criterion(
-        config.criterion, embed_dim=model.embed_dim, num_parts=model.num_parts, num_classes=10
+    sources = config.datasets.source_domains
+    build_part(
+        SAMPLER, config.dataloader.sampler, "dataloader.sampler", seed=1, source_domains=sources
     )
+    for number in range(len(config.stages) or 1):
+        build_criterion(
+            config.of_stage(number).criterion,
+            embed_dim=model.embed_dim,
+            num_parts=model.num_parts,
+            num_classes=10,
+            source_domains=sources,
+        )
     with torch.no_grad():
         found = model.eval()(Batch.of(torch.zeros(1, 3, *size)))
     assert found.test.shape == (1, model.embed_dim)

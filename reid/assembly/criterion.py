@@ -17,6 +17,7 @@ def build_criterion(
     num_parts: int,
     num_classes: int,
     num_cameras: int = 1,
+    source_domains: int = 0,
 ) -> Criterion:
     """Builds a list of losses; each may have a `weight` (default 1) and a name (`as`).
 
@@ -38,6 +39,7 @@ def build_criterion(
                 num_parts=num_parts,
                 num_classes=num_classes,
                 num_cameras=num_cameras,
+                source_domains=source_domains,
             )
         )
         weights.append(weight)

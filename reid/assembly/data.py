@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from reid.data.datasets.base import ReIDDataset
 from reid.data.datasets.joining import JoinedImages, LeaveOut, join_images, unique_names
 from reid.data.datasets.validation import ValidationSplit
 from reid.registry import DATASET, ConfigError, build, check_type
-from reid.structures import UNKNOWN_CAMERA, DataError, ImageRecord
+from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +88,22 @@ class TrainImages:
     """The images of one training set, or of several joined.
 
     Args:
-        datasets: One or more.
+        datasets: One or more; beside sources, the target.
+        sources: Labelled source domains; they come first.
 
     Attributes:
-        datasets: The datasets that were passed in.
+        datasets: The datasets that were passed in, the sources first.
+        source_domains: Number of the sources.
         names: Their names, made unique.
         name: All names joined, for tables and messages.
     """
 
-    def __init__(self, datasets: Sequence[ReIDDataset]) -> None:
+    def __init__(
+        self, datasets: Sequence[ReIDDataset], sources: Sequence[ReIDDataset] = ()
+    ) -> None:
+        datasets = (*sources, *datasets)
         self.datasets = tuple(datasets)
+        self.source_domains = len(sources)
         self.names = unique_names([dataset.name for dataset in datasets])
         self.name = " + ".join(self.names)
         self._joined: JoinedImages | None = None
@@ -105,22 +112,80 @@ class TrainImages:
     @property
     def version(self) -> str:
         """The versions of the datasets on disk, which `load` detects."""
-        return " + ".join(dataset.version for dataset in self.datasets if dataset.version)
+        return _versions(self.datasets)
 
     def load(self) -> list[ImageRecord]:
         """The images. If several datasets are joined, identities and cameras get new numbers.
 
         Raises:
+            ConfigError: An image belongs to a source and to the target.
             DataError: The files are not what was expected, or camera numbers have large gaps.
         """
         if self._records is None:
             loaded = [dataset.load("train") for dataset in self.datasets]
+            if self.source_domains:
+                self._check_sources(loaded)
             self._records = loaded[0]
             if len(loaded) > 1:
                 self._joined = join_images(list(zip(self.names, loaded, strict=True)))
                 self._records = self._joined.records
                 _log_joined(self.names, self._joined)
         return self._records
+
+    @property
+    def sources(self) -> tuple[ReIDDataset, ...]:
+        """The labelled source domains."""
+        return self.datasets[: self.source_domains]
+
+    @property
+    def targets(self) -> tuple[ReIDDataset, ...]:
+        """The datasets that are no sources."""
+        return self.datasets[self.source_domains :]
+
+    def domains(self) -> list[tuple[str, str, list[ImageRecord]]]:
+        """Name, version and images of the sources, if there are any, and of the others.
+
+        Raises:
+            ConfigError: An image belongs to a source and to the target.
+            DataError: The files are not what was expected.
+        """
+        records, count = self.load(), self.source_domains
+        if not count:
+            return [(self.name, self.version, records)]
+        parts = (slice(0, count), "source"), (slice(count, None), "target")
+        return [
+            (
+                f"{' + '.join(self.names[part])} ({word})",
+                _versions(self.datasets[part]),
+                [record for record in records if (record.domain < count) == (word == "source")],
+            )
+            for part, word in parts
+        ]
+
+    def clustered(self) -> list[ImageRecord]:
+        """The images that can be clustered: beside a source, the target's.
+
+        Raises:
+            ConfigError: An image belongs to a source and to the target.
+            DataError: The files are not what was expected.
+        """
+        return [record for record in self.load() if record.domain >= self.source_domains]
+
+    def _check_sources(self, loaded: Sequence[Sequence[ImageRecord]]) -> None:
+        """Requires identities in each source, and no image that is in the target too."""
+        target = {record.path for part in loaded[self.source_domains :] for record in part}
+        for name, part in zip(self.names, loaded[: self.source_domains], strict=False):
+            shared = [record.path for record in part if record.path in target]
+            if shared:
+                raise ConfigError(
+                    f"datasets.source: {len(shared):,} images of {name} are in datasets.train too, "
+                    f"such as {shared[0]}; source and target must be different data sets"
+                )
+            if not any(record.pid >= 0 for record in part):
+                raise ConfigError(
+                    f"datasets.source: no training image of {name} has an identity; a source must "
+                    "be labelled"
+                )
 
     def count_cameras(self) -> int:
         """The highest camera number plus 1; 0 = all cameras are unknown.
@@ -150,6 +215,21 @@ class TrainImages:
         return self.datasets[self.names.index(source)], there
 
 
+def hide_target_identities(
+    records: Sequence[ImageRecord], source_domains: int
+) -> list[ImageRecord]:
+    """The records as training sees them: beside a source, those of the target are unlabelled.
+
+    Args:
+        records: Of all domains.
+        source_domains: Number of the sources; 0: nothing is hidden.
+    """
+    return [
+        replace(record, pid=UNLABELLED) if record.domain >= source_domains > 0 else record
+        for record in records
+    ]
+
+
 def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDataset]:
     """The listed test sets; if none is listed, the training sets that have query and gallery.
 
@@ -161,12 +241,21 @@ def build_test_datasets(specs: Any, train: TrainImages | None) -> list[ReIDDatas
     if specs:
         datasets = build_datasets(specs, "datasets.test")
     else:
-        datasets = _with_test(train.datasets) if train else []
+        datasets = _with_test(train.targets) if train else []
     if train is not None:
         for dataset in datasets:
             if dataset.is_validation:
                 _check_not_trained_on(dataset, train)
     return datasets
+
+
+def build_source_tests(train: TrainImages) -> list[ReIDDataset]:
+    """The sources that have query and gallery; warns about the others."""
+    return _with_test(train.sources)
+
+
+def _versions(datasets: Sequence[ReIDDataset]) -> str:
+    return " + ".join(dataset.version for dataset in datasets if dataset.version)
 
 
 def _with_test(datasets: Sequence[ReIDDataset]) -> list[ReIDDataset]:

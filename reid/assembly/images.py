@@ -11,7 +11,12 @@ import torch
 
 from reid import distributed
 from reid.assembly.cameras import Camera, renumber_cameras
-from reid.assembly.data import TrainImages, build_datasets, build_test_datasets
+from reid.assembly.data import (
+    TrainImages,
+    build_datasets,
+    build_source_tests,
+    build_test_datasets,
+)
 from reid.assembly.hooks import build_evaluator
 from reid.config import Config, InputConfig
 from reid.data.cache import PixelCache, size_text
@@ -35,20 +40,24 @@ class TrainingSet:
         images: All images once, prepared as in tests, for extracting features.
         loader: Augmented batches of the images that the sampler chooses.
         cache: Of the images as they are resized for training, if the config asks for it.
+        eval_cache: The same one, if images are resized alike in extraction.
     """
 
     images: ImageSet
     loader: BatchLoader
     cache: PixelCache | None = None
+    eval_cache: PixelCache | None = None
 
 
 def build_train_images(config: Config) -> TrainImages:
-    """The training set or several joined ones; reads nothing yet.
+    """The training set or several joined ones, after the sources; reads nothing yet.
 
     Raises:
         ConfigError: No dataset is named, one is unknown, or an option is wrong.
     """
-    return TrainImages(build_datasets(config.datasets.train, "datasets.train"))
+    sets = config.datasets
+    sources = [] if sets.source is None else build_datasets(sets.source, "datasets.source")
+    return TrainImages(build_datasets(sets.train, "datasets.train"), sources)
 
 
 def build_training_set(
@@ -74,8 +83,9 @@ def build_training_set(
     cache = build_cache(config, len(records))
     loader = build_train_loader(config, records, sampler, device, views, cache)
     same_resize = config.input.interpolation == config.input.test_interpolation
-    images = build_image_set(config, "training images", records, cache if same_resize else None)
-    return TrainingSet(images, loader, cache)
+    eval_cache = cache if same_resize else None
+    images = build_image_set(config, "training images", records, eval_cache)
+    return TrainingSet(images, loader, cache, eval_cache)
 
 
 def build_train_loader(
@@ -105,9 +115,20 @@ def build_train_loader(
 
 
 def build_image_set(
-    config: Config, name: str, records: Sequence[ImageRecord], cache: PixelCache | None = None
+    config: Config,
+    name: str,
+    records: Sequence[ImageRecord],
+    cache: PixelCache | None = None,
+    rows: Sequence[int] | None = None,
 ) -> ImageSet:
     """Training images, prepared as in tests.
+
+    Args:
+        config: The run's config.
+        name: For messages.
+        records: The images.
+        cache: Of the images as they are resized.
+        rows: The images whose features are wanted; None: all.
 
     Raises:
         ConfigError: A setting is wrong.
@@ -121,6 +142,7 @@ def build_image_set(
         num_workers=_num_workers(config),
         rank=distributed.rank(),
         world_size=distributed.world_size(),
+        rows=rows,
     )
     return ImageSet(
         name,
@@ -128,6 +150,7 @@ def build_image_set(
         loader,
         allow_missing=config.dataloader.on_error == "skip",
         precision=config.test.precision,
+        rows=rows,
     )
 
 
@@ -139,6 +162,8 @@ def build_test_sets(
     check: bool = True,
 ) -> list[QueryGallery]:
     """The test sets of `datasets.test`; if empty, query and gallery of the training sets.
+
+    With `test.source`, those of the sources follow.
 
     The model gets a camera's number from training; evaluation uses the number in the dataset.
 
@@ -156,10 +181,13 @@ def build_test_sets(
     if train is None and config.datasets.train:
         train = build_train_images(config)
     datasets = build_test_datasets(config.datasets.test, train)
+    targets = len(datasets)
+    if config.test.source and train is not None:
+        datasets += build_source_tests(train)
     transform = build_transform(config.input, training=False)
     sets = []
     names = unique_names([dataset.name for dataset in datasets])
-    for name, dataset in zip(names, datasets, strict=True):
+    for number, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
         query, gallery = dataset.load("query"), dataset.load("gallery")
         loader = eval_loader(
             renumber_cameras(cameras, [*query, *gallery], dataset),
@@ -177,7 +205,15 @@ def build_test_sets(
             precision=config.test.precision,
         )
         sets.append(
-            QueryGallery(name, query, gallery, images, dataset.version, dataset.is_validation)
+            QueryGallery(
+                name,
+                query,
+                gallery,
+                images,
+                dataset.version,
+                dataset.is_validation,
+                is_source=number >= targets,
+            )
         )
     if not check or not build_evaluator(config).needs_match:
         return sets

@@ -19,6 +19,7 @@ from reid.assembly.data import TrainImages
 from reid.config import Config, InputConfig
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.compiling import compile_network
+from reid.modeling.domain_batchnorm import split_batch_norms
 from reid.modeling.model import ReIDModel
 from reid.modeling.precision import keep_strided_convolutions_exact
 from reid.modeling.weights import (
@@ -210,6 +211,8 @@ def build_training_model(
     model = build_model(config, size, len(cameras), unseen)
     if config.model.weights:
         load_model_weights(model, config, cameras)
+    if config.model.domain_bn:
+        model.domain_split = split_batch_norms(model, images.source_domains)
     if distributed.is_distributed() or config.model.bn_samples_per_group:
         group_batch_norms(model, config.model.bn_samples_per_group, config.model.bn_running)
     if device.type == "cpu" and config.solver.amp != "off":

@@ -31,8 +31,8 @@ RUNTIME: Mapping[str, tuple[str, ...]] = {
     "BACKBONE": ("image_size", "num_cameras", "unseen_cameras"),
     "HEAD": ("backbone",),
     "LABELLER": ("source_domains",),
-    "LOSS": ("embed_dim", "num_parts", "num_classes", "num_cameras"),
-    "SAMPLER": ("seed", "rank", "world_size"),
+    "LOSS": ("embed_dim", "num_parts", "num_classes", "num_cameras", "source_domains"),
+    "SAMPLER": ("source_domains", "seed", "rank", "world_size"),
     "TRANSFORM": ("mean",),
     "HOOK": ("output_dir", "images", "labeller", "writer"),
 }
@@ -59,10 +59,9 @@ def check_specs(config: Config, *, training: bool) -> None:
     check = _Checker(config)
     sets = config.datasets
     if training or sets.train:
-        one = not isinstance(sets.train, list)
-        for i, spec in enumerate([sets.train] if one else sets.train):
-            where = "datasets.train" if one else f"datasets.train[{i}]"
-            check(DATASET, dataset_options(spec, where)[0], where)
+        _check_joined(check, sets.train, "datasets.train")
+    if sets.source is not None:
+        _check_joined(check, sets.source, "datasets.source")
     for i, spec in enumerate(sets.test):
         where = f"datasets.test[{i}]"
         check(DATASET, dataset_options(spec, where)[0], where)
@@ -78,6 +77,19 @@ def check_specs(config: Config, *, training: bool) -> None:
             if not config.stages:
                 raise
             raise ConfigError(f"stages[{number}]: {error}") from None
+
+
+def _check_joined(check: _Checker, specs: Any, where: str) -> None:
+    """Checks a dataset, or several that are joined.
+
+    Raises:
+        ConfigError: A dataset is unknown or missing, or an option is wrong.
+    """
+    if not isinstance(specs, list):
+        check(DATASET, dataset_options(specs, where)[0], where)
+        return
+    for i, spec in enumerate(specs):
+        check(DATASET, dataset_options(spec, f"{where}[{i}]")[0], f"{where}[{i}]")
 
 
 def _check_stage(check: _Checker, config: Config, training: bool) -> None:
@@ -140,6 +152,7 @@ class _Checker:
     def __init__(self, config: Config) -> None:
         self._known: dict[str, object] = {
             "mean": config.input.pixel_mean,
+            "source_domains": config.datasets.source_domains,
             "seed": config.seed,
             "rank": distributed.rank(),
             "world_size": distributed.world_size(),

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
 
 import torch
+from torch import Tensor
 
+from reid import distributed
 from reid.assembly.criterion import build_criterion
-from reid.assembly.images import build_train_loader, build_training_set
+from reid.assembly.data import hide_target_identities
+from reid.assembly.images import build_image_set, build_train_loader, build_training_set
 from reid.assembly.labelling import build_labeller, labeller_spec
 from reid.assembly.optimization import build_optimization
 from reid.assembly.sampler import build_sampler
 from reid.config import Config
+from reid.data.domain_samplers import TwoDomainSampler
 from reid.data.loaders import BatchLoader
 from reid.data.samplers import LabelledSampler
-from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
+from reid.engine.hooks.refresh_labels import LabelledImages, RefreshPseudoLabels
 from reid.engine.metrics import MetricWriter
 from reid.engine.stages import StageParts, Stages
+from reid.evaluation.extract import ImageSet
 from reid.labelling import Labeller
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
@@ -24,6 +31,8 @@ from reid.modeling.model import ReIDModel
 from reid.registry import ConfigError
 from reid.stage_settings import plan_stages
 from reid.structures import ImageRecord
+
+Domains: TypeAlias = Literal["all", "source", "target"]
 
 
 def stage_configs(config: Config) -> list[Config]:
@@ -36,7 +45,7 @@ def build_labellers(config: Config, records: Sequence[ImageRecord], name: str) -
 
     Args:
         config: The run's config.
-        records: The training images.
+        records: The training images, as labellers see them.
         name: The dataset's name, for messages.
 
     Raises:
@@ -44,14 +53,15 @@ def build_labellers(config: Config, records: Sequence[ImageRecord], name: str) -
             labels.
     """
     configs = stage_configs(config)
-    keys = [(labeller_spec(stage), stage.on_collapse) for stage in configs]
+    keys: list[Any] = []
     labellers: list[Labeller] = []
     for number, stage in enumerate(configs):
-        first = keys.index(keys[number])
-        if first < number:
-            labellers.append(labellers[first])
-            continue
         try:
+            keys.append((labeller_spec(stage), stage.on_collapse, stage.datasets.domains))
+            first = keys.index(keys[number])
+            if first < number:
+                labellers.append(labellers[first])
+                continue
             labellers.append(build_labeller(stage, records, name))
         except ConfigError as error:
             raise in_stage(config, number, error) from None
@@ -69,14 +79,14 @@ class StageBuilder:
     Args:
         config: The run's config.
         labellers: One for each stage.
-        records: The training images.
+        records: The training images; labellers do not see identities of a target domain.
         model: The network, with its starting weights.
         device: The device that trains.
         more_students: The networks that are trained beside the first one, by name.
 
     Attributes:
         first: The parts of the first stage.
-        images: The training images, prepared as in tests.
+        images: The images that the last stage labels, prepared as in tests.
         stages: For the trainer; None: the run has no stages.
 
     Raises:
@@ -97,6 +107,9 @@ class StageBuilder:
         self._configs = stage_configs(config)
         self._labellers = labellers
         self._records = records
+        self._source_domains = config.datasets.source_domains
+        self._domains = torch.tensor([record.domain for record in records])
+        self._hidden = hide_target_identities(records, self._source_domains)
         self._model = model
         self._device = device
         self._more_students = dict(more_students or {})
@@ -106,7 +119,9 @@ class StageBuilder:
         self._sampler = sampler
         training = build_training_set(self._configs[0], records, sampler, device, _views(criterion))
         self._cache = training.cache
-        self.images = training.images
+        self._eval_cache = training.eval_cache
+        self._image_sets = {"all": training.images}
+        self.images = self._image_set(self._shown_domain(self._configs[-1].datasets.domains))
         self.first = self._parts(0, criterion, training.loader)
         self.stages: Stages | None = None
         if config.stages:
@@ -142,7 +157,7 @@ class StageBuilder:
             hooks.append(
                 RefreshPseudoLabels(
                     labeller,
-                    self.images,
+                    self._labelled_images(last),
                     self._sampler,
                     self.first.criterion,
                     writer,
@@ -152,6 +167,51 @@ class StageBuilder:
             )
         return hooks
 
+    def source_ends(self) -> list[int]:
+        """The epochs after which a stage on the source alone ends and another one follows."""
+        if not self._config.stages:
+            return []
+        runs = plan_stages(self._config.stage_settings, self._config.rounds)
+        on_source = [self._configs[run.number].datasets.domains == "source" for run in runs]
+        return [
+            run.start + run.epochs
+            for run, now, then in zip(runs, on_source, on_source[1:], strict=False)
+            if now and not then
+        ]
+
+    def _shown_domain(self, domains: Domains) -> Domains:
+        """The domain that clusters and their statistics are of."""
+        return "target" if domains == "all" and self._source_domains else domains
+
+    def _image_set(self, domains: Domains) -> ImageSet:
+        if domains not in self._image_sets:
+            self._image_sets[domains] = build_image_set(
+                self._configs[0],
+                f"training images of the {domains}",
+                self._records,
+                self._eval_cache,
+                self._rows(domains).tolist(),
+            )
+        return self._image_sets[domains]
+
+    def _rows(self, domains: Domains) -> Tensor:
+        """The images (M,) of a domain."""
+        is_source = self._domains < self._source_domains
+        wanted = {"source": is_source, "target": ~is_source, "all": is_source | True}[domains]
+        return wanted.nonzero()[:, 0]
+
+    def _labelled_images(self, number: int) -> LabelledImages:
+        domains = self._configs[number].datasets.domains
+        shown = self._shown_domain(domains)
+        every = replace(self._image_set(domains), records=self._hidden)
+        needed = domains if self._labellers[number].needs_source else shown
+        return LabelledImages(
+            every,
+            replace(self._image_set(needed), records=self._hidden),
+            self._rows(shown),
+            torch.tensor([record.pid for record in self._records]),
+        )
+
     def _losses_and_sampler(self, number: int) -> tuple[Criterion, LabelledSampler]:
         config = self._configs[number]
         try:
@@ -160,17 +220,22 @@ class StageBuilder:
                 embed_dim=self._model.embed_dim,
                 num_parts=self._model.num_parts,
                 num_cameras=len({record.camid for record in self._records}),
-                num_classes=self._labellers[number].count_classes(self._records),
+                num_classes=self._labellers[number].count_classes(self._hidden),
+                source_domains=self._source_domains,
             ).to(self._device)
-            return criterion, build_sampler(config)
+            sampler = build_sampler(config)
+            sampler.set_domains(self._domains)
+            return criterion, sampler
         except ConfigError as error:
             raise in_stage(self._config, number, error) from None
 
     def _parts(self, number: int, criterion: Criterion, loader: BatchLoader) -> StageParts:
-        if self._has_groups:
-            model = self._configs[number].model
-            for student in (self._model, *self._more_students.values()):
+        model = self._configs[number].model
+        for student in (self._model, *self._more_students.values()):
+            if self._has_groups:
                 group_batch_norms(student, model.bn_samples_per_group, model.bn_running)
+            if student.domain_split is not None:
+                student.domain_split.sizes = _domain_sizes(loader)
         optimization = build_optimization(
             self._configs[number], self._model, criterion, self._device, self._more_students
         )
@@ -179,3 +244,12 @@ class StageBuilder:
 
 def _views(criterion: Criterion) -> int:
     return 1 + max(view for _, view in criterion.asks_for)
+
+
+def _domain_sizes(loader: BatchLoader) -> tuple[int, int] | None:
+    """How many images of the source and of the target a process has of a batch; None: unknown."""
+    sampler = loader.batch_sampler
+    if not isinstance(sampler, TwoDomainSampler):
+        return None
+    processes = distributed.world_size()
+    return sampler.source.batch_size // processes, sampler.target.batch_size // processes

@@ -10,7 +10,7 @@ import torch
 
 from reid.assembly import parts  # noqa: F401  (registers the core's parts)
 from reid.assembly.cameras import training_cameras
-from reid.assembly.data import TrainImages
+from reid.assembly.data import TrainImages, hide_target_identities
 from reid.assembly.hooks import build_hooks
 from reid.assembly.images import (
     build_test_sets,
@@ -46,10 +46,14 @@ def build_trainer(
     _check_output_dir(Path(config.output_dir), images, records)
     cameras = training_cameras(images) if camera_counter(config) is not None else None
     test_sets = build_test_sets(config, images, cameras)
-    splits = count_splits(images.name, records, test_sets, images.version)
+    splits = []
+    for name, version, part in images.domains():
+        splits += count_splits(name, part, [], version)
+    splits += count_splits("", [], test_sets)
     log_dataset(splits)
-    identities = len({record.pid for record in records if record.pid >= 0})
-    labellers = build_labellers(config, records, images.name)
+    hidden = hide_target_identities(records, images.source_domains)
+    identities = len({record.pid for record in hidden if record.pid >= 0})
+    labellers = build_labellers(config, hidden, images.name)
     model = build_training_model(config, image_size(config.input), images, device)
     more_students = build_more_students(config, image_size(config.input), images, device)
     stages = StageBuilder(config, labellers, records, model, device, more_students)
@@ -61,6 +65,7 @@ def build_trainer(
         test_sets,
         provenance(config, device, splits),
         writer,
+        stages.source_ends(),
     )
     return Trainer(
         model,

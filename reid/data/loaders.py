@@ -239,6 +239,7 @@ def eval_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
+    rows: Sequence[int] | None = None,
 ) -> BatchLoader:
     """Batches of this process's share of the images, in order.
 
@@ -254,9 +255,12 @@ def eval_loader(
         num_workers: Reading processes.
         rank: This process.
         world_size: All processes.
+        rows: The records that are wanted; None: all.
     """
-    share = -(-len(records) // world_size)
-    draws = [Draw(row % len(records), 0) for row in range(rank * share, (rank + 1) * share)]
+    wanted = range(len(records)) if rows is None else rows
+    share = -(-len(wanted) // world_size)
+    places = range(rank * share, (rank + 1) * share)
+    draws = [Draw(wanted[place % len(wanted)], 0) for place in places]
     batches = [draws[start : start + batch_size] for start in range(0, share, batch_size)]
     return BatchLoader(
         ImageDataset(records, transform, cache),

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from reid.registry import SAMPLER, Range
+from reid.registry import PART_OF, SAMPLER, Range
 from reid.structures import OUTLIER, PseudoLabels
 
 IntArray = npt.NDArray[np.int64]
@@ -113,6 +113,9 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
             )
         self._groups = np.split(order, np.flatnonzero(np.diff(ids[order])) + 1)
 
+    def set_domains(self, domains: Tensor) -> None:
+        """Takes the number (N,) of each image's training set, before the first labels."""
+
     def set_epoch(self, epoch: int) -> None:
         """Sets the epoch whose batches come next, from 0."""
         self._epoch = epoch
@@ -152,6 +155,9 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
     def _check_labels(self) -> None:
         if not self._groups:
             raise RuntimeError(f"{type(self).__name__}: set_labels comes before the first epoch")
+
+
+PART_OF[LabelledSampler] = SAMPLER
 
 
 @SAMPLER.register()

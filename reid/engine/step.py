@@ -22,10 +22,10 @@ Seen = tuple[dict[Source, Embeddings], Batch]
 class Step(nn.Module):
     """Students and criterion as one module, so that DistributedDataParallel sees all of them.
 
-    With several processes, each runs the students on its share of the batch and gathers the embeddings
-    of the others. So every loss sees the whole batch, finds hard samples in all of it, and need not
-    know how many processes there are. The gradients that DistributedDataParallel averages then
-    equal those of one process with the whole batch.
+    With several processes, each runs the students on its share of the batch and gathers the
+    embeddings of the others. So every loss sees the whole batch, finds hard samples in all of it,
+    and need not know how many processes there are. The gradients that DistributedDataParallel
+    averages then equal those of one process with the whole batch.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.query_gallery import QueryGallery
 from reid.evaluation.relevance import Counts
 from reid.evaluation.report import ranking_details
+from reid.modeling.domain_batchnorm import Domain, statistics_of
 from reid.structures import FeatureSet, part_of_progress
 
 
@@ -64,7 +65,11 @@ def evaluate(
             raises it.
     """
     try:
-        with progress_bar(f"Extracting {test_set.name}", "img") as progress:
+        domain: Domain = "source" if test_set.is_source else "target"
+        with (
+            statistics_of(model, domain),
+            progress_bar(f"Extracting {test_set.name}", "img") as progress,
+        ):
             query, gallery = test_set.features(model, device, progress)
     except Exception as error:
         raise _failed(test_set, error) from error

@@ -35,6 +35,7 @@ class ImageSet:
             are 0, and `FeatureSet.present` says so.
         precision: Precision of the network; see `extract_features`.
         raw: Whether `FeatureSet.raw` is wanted.
+        rows: The records that the loader gives; the others are not `present`. None: all.
     """
 
     name: str
@@ -44,6 +45,7 @@ class ImageSet:
     allow_missing: bool = False
     precision: Precision = "fp32"
     raw: bool = False
+    rows: Sequence[int] | None = None
 
     def features(
         self, model: nn.Module, device: torch.device, progress: ProgressBar | None = None
@@ -59,6 +61,7 @@ class ImageSet:
             allow_missing=self.allow_missing,
             precision=self.precision,
             raw=self.raw,
+            rows=self.rows,
         )
 
 
@@ -73,6 +76,7 @@ def extract_features(
     allow_missing: bool = False,
     precision: Precision = "fp32",
     raw: bool = False,
+    rows: Sequence[int] | None = None,
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and without gradients.
 
@@ -92,6 +96,8 @@ def extract_features(
         precision: Precision of the network: with `bf16` and `fp16`, `torch.autocast` computes
             products and convolutions in it. The features are always float32.
         raw: Give `FeatureSet.raw` too, which takes as much memory as the banks.
+        rows: The records that all loaders together give; the features of the others are 0, and
+            they are not `present`. None: all.
 
     Raises:
         DataError: No image could be read, on this or another process.
@@ -104,9 +110,10 @@ def extract_features(
         raise ValueError("records: expected one image or more, got none")
     if precision not in _DTYPES:
         raise ValueError(f"precision: expected one of {', '.join(_DTYPES)}, got {precision!r}")
-    share = partial(_extract_share, model, loader, records, device, progress, flip, precision, raw)
-    rows, tests, units, raws = _together(share)
-    index = distributed.gather_rows(torch.cat(rows))
+    wanted = records if rows is None else [records[row] for row in rows]
+    share = partial(_extract_share, model, loader, wanted, device, progress, flip, precision, raw)
+    places, tests, units, raws = _together(share)
+    index = distributed.gather_rows(torch.cat(places))
     # Each bank is contiguous in memory.
     unit = _place(units, index, len(records), dim=1).transpose(0, 1)
     present = torch.zeros(len(records), dtype=torch.bool, device=device)
@@ -114,7 +121,10 @@ def extract_features(
     test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
     raw_feature = _place(raws, index, len(records), dim=0) if raws else None
     features = features_of(records, test_feature, unit, present, raw_feature)
-    _check(features, records, allow_missing, precision)
+    missing = len(wanted) - int(present.sum())
+    if missing and not allow_missing:
+        raise ValueError(f"loader: {missing} of {len(wanted)} images were in no batch")
+    _check(features, records, precision)
     return features
 
 
@@ -208,13 +218,8 @@ def _raise_together(failed: Exception | None) -> None:
             raise RuntimeError(f"process {process} failed: {name}: {text}")
 
 
-def _check(
-    features: FeatureSet, records: Sequence[ImageRecord], allow_missing: bool, precision: Precision
-) -> None:
-    """Raises an error if images are missing or features are not finite."""
-    missing = int((~features.present).sum())
-    if missing and not allow_missing:
-        raise ValueError(f"loader: {missing} of {len(records)} images were in no batch")
+def _check(features: FeatureSet, records: Sequence[ImageRecord], precision: Precision) -> None:
+    """Raises an error if features are not finite."""
     finite = torch.isfinite(features.test).all(1) & torch.isfinite(features.unit).all(2).all(1)
     if not bool(finite.all()):
         first = records[int((~finite).nonzero()[0])].path

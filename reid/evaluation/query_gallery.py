@@ -31,6 +31,8 @@ class QueryGallery:
         images: Both together, query first.
         version: The version that was loaded, if several circulate; else empty.
         is_validation: Whether it was taken out of the training images, to choose settings.
+        is_source: Whether it is of a source domain, so that a network with `DomainBatchNorm` is
+            tested with the source's statistics.
     """
 
     name: str
@@ -39,6 +41,7 @@ class QueryGallery:
     images: ImageSet
     version: str = ""
     is_validation: bool = False
+    is_source: bool = False
 
     @cached_property
     def query_paths(self) -> list[str]:

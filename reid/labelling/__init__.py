@@ -17,6 +17,7 @@ from reid.labelling.infomap import Infomap
 from reid.labelling.jaccard_dbscan import JaccardDBSCAN
 from reid.labelling.kmeans import KMeans
 from reid.labelling.labellers import Clusters, Identities, Labeller
+from reid.labelling.per_domain import PerDomain
 from reid.labelling.reranked_dbscan import RerankedDBSCAN
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "KMeans",
     "Labeller",
     "Outliers",
+    "PerDomain",
     "RerankedDBSCAN",
     "cluster_present",
     "cluster_statistics",

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reid.labelling.base import Clusterer, cluster_present
-from reid.registry import LABELLER
+from reid.registry import LABELLER, PART_OF
 from reid.structures import FeatureSet, ImageRecord, ProgressBar, PseudoLabels
 
 
@@ -22,10 +22,12 @@ class Labeller(ABC):
         fixed: Whether labels are the same in every epoch. Then they are made once, and features
             are extracted only for a loss that needs them.
         needs_raw: Whether it needs `FeatureSet.raw`.
+        needs_source: Whether it needs features of the images of source domains, if there are any.
     """
 
     fixed: bool = False
     needs_raw: bool = False
+    needs_source: bool = True
 
     @property
     def uses_source(self) -> bool:
@@ -74,6 +76,9 @@ class Labeller(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 (most have none)
         """Restores what `state_dict` returned."""
+
+
+PART_OF[Labeller] = LABELLER
 
 
 @LABELLER.register()

@@ -153,18 +153,19 @@ class InstanceLoss(MemoryLoss):
     """The base of losses against a memory with a row for each image.
 
     Images of labelled training sets (source domains) share a row for each class; these rows come
-    first. Rows of images that could not be read are 0 and have no label. With `fill: once`, the
-    rows are what is clustered (`kept_features`), and checkpoints hold them.
+    first. Their images without an identity have no row. Rows of images that could not be read are 0
+    and have no label. With `fill: once`, the rows are what is clustered (`kept_features`), and
+    checkpoints hold them.
 
     Args:
         temperature: tau.
         momentum: Share of a memory row that an update keeps (mu).
         part_weight: Weight of the mean over the parts, if the model has any.
         fill: See `ProxyMemory`.
-        source_domains: How many of the joined training sets, from the first on, are labelled.
+        source_domains: How many of the joined training sets, from the first on, are sources.
 
     Attributes:
-        image_row: (N,) the row of each image, -1 = it could not be read.
+        image_row: (N,) the row of each image, -1 = it has none.
         row_label: (M,) the label of each row, -1 = none.
         label_size: (C,) how many rows each label has.
         source_classes: S, number of rows of source classes.
@@ -221,9 +222,8 @@ class InstanceLoss(MemoryLoss):
 
     def _number_rows(self, labels: PseudoLabels, features: FeatureSet) -> None:
         source = features.domains < self._source_domains
-        if bool((source & (labels.cluster == OUTLIER) & features.present).any()):
-            raise ValueError(f"{type(self).__name__}: an image of a source domain has no label")
-        classes = torch.unique(labels.cluster[source & features.present])
+        labelled = source & (labels.cluster != OUTLIER) & features.present
+        classes = torch.unique(labels.cluster[labelled])
         self.source_classes = len(classes)
         if not torch.equal(classes, torch.arange(len(classes), device=classes.device)):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from reid.modeling.domain_batchnorm import DomainSplit
 from reid.structures import Batch, Embeddings, FeatureTokens
 
 
@@ -21,6 +22,7 @@ class ReIDModel(nn.Module):
         embed_dim: D of the banks.
         num_parts: K, parts beside the whole image.
         num_cameras: Cameras that the backbone knows.
+        domain_split: What its `DomainBatchNorm` layers share; None: it has none.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -30,9 +32,12 @@ class ReIDModel(nn.Module):
         self.embed_dim = int(head.embed_dim)  # type: ignore[arg-type]
         self.num_parts = int(head.num_parts)  # type: ignore[arg-type]
         self.num_cameras = int(getattr(backbone, "num_cameras", 0))
+        self.domain_split: DomainSplit | None = None
 
     def forward(self, batch: Batch) -> Embeddings:
         """Embeddings of the batch's images."""
+        if self.domain_split is not None and self.training:
+            self.domain_split.see(batch)
         features: FeatureTokens = self.backbone(batch)
         if not self.training and getattr(self.head, "mirror", False):
             mirrored = batch._replace(image=batch.image.flip(3))

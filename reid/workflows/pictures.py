@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reid.assembly.data import build_test_datasets
 from reid.assembly.images import build_image_set, build_train_images
-from reid.assembly.labelling import labeller_spec
+from reid.assembly.labelling import clustering_config, labeller_spec
 from reid.data.datasets.base import ReIDDataset
 from reid.engine.logs import progress_bar
 from reid.evaluation.ranking import list_matches
@@ -170,11 +170,12 @@ def picture_cluster_embedding(path: Path, trained: TrainedModel, method: Method)
 def _find_clusters(
     trained: TrainedModel,
 ) -> tuple[Sequence[ImageRecord], FeatureSet, PseudoLabels]:
-    config = trained.config
-    labeller: Labeller = build(LABELLER, labeller_spec(config), "labeller")
+    config = clustering_config(trained.config)
+    labeller: Labeller = build(LABELLER, labeller_spec(config), "labeller", source_domains=0)
     if labeller.fixed:
         raise ConfigError("clusterer: expected one, e.g. JaccardDBSCAN, but it is not set")
-    images = build_image_set(config, "training images", build_train_images(config).load())
+    records = build_train_images(trained.config).clustered()
+    images = build_image_set(config, "training images", records)
     with progress_bar("Extracting", "img") as progress:
         features = images.features(trained.model, trained.device, progress)
     with progress_bar("Labelling", "img") as progress:

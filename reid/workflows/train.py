@@ -17,6 +17,8 @@ from reid.engine.hooks.checkpoints import (
     BEST_MODEL,
     CHECKPOINTS,
     FINAL_MODEL,
+    SOURCE_HALF,
+    SOURCE_MODEL,
     checkpoint_paths,
     epoch_of,
     newest_checkpoint,
@@ -46,7 +48,9 @@ _FILES = {
     "matches.csv": "the best matches across cameras",
     "matches.png": "these matches as pictures",
     BEST_MODEL: "weights of the best evaluation",
+    SOURCE_MODEL: "weights before adaptation, trained on the source alone",
     FINAL_MODEL: "weights at the end",
+    SOURCE_HALF: "the same with the source's half of each BatchNorm",
     CHECKPOINTS: "checkpoints for --resume",
 }
 _ENDS_WITH = (FINAL_MODEL, REPORT)

@@ -77,9 +77,12 @@ def test_classes_of_source_domains_share_the_first_rows() -> None:
     wrong = PseudoLabels.from_clusters(torch.tensor([0, 1, 2, -1, 1, 0]))
     with pytest.raises(ValueError, match="labels of the source domains to come first"):
         InstanceLoss(0.05, 0.2, 0.1, source_domains=1).set_labels(wrong, features)
-    missing = PseudoLabels.from_clusters(torch.tensor([1, 0, -1, -1, 0, 1]))
-    with pytest.raises(ValueError, match="an image of a source domain has no label"):
-        InstanceLoss(0.05, 0.2, 0.1, source_domains=1).set_labels(missing, features)
+    missing = PseudoLabels.from_clusters(torch.tensor([1, 0, -1, -1, 0, 1]))  # no identity
+    loss = InstanceLoss(0.05, 0.2, 0.1, source_domains=1)
+    loss.set_labels(missing, features)
+    assert loss.source_classes == 1
+    assert loss.image_row.tolist() == [1, 0, -1, 2, 0, 3]
+    assert loss.row.tolist() == [1, 0, -1, -1, 0, 3]
 
 
 def test_a_fixed_memory_does_not_move() -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from reid.config import load_config
 from reid.labelling.linkage import pair_matrix
-from reid.modeling.losses import Criterion
+from reid.modeling.losses import STUDENT, Criterion, Triplet
 from reid.neighbors import rerank_distances
 from reid.projects.iics import (
     ClusterCrossEntropy,
@@ -223,6 +223,17 @@ def test_one_head_for_all_cameras() -> None:
     found = loss(embedded(feature), Batch.of(feature))["cross_entropy"]
     logits = nn.BatchNorm1d(8)(feature[:4]) @ loss.weight.T  # all six rows count, two are used
     torch.testing.assert_close(found, F.cross_entropy(logits, torch.tensor([0, 0, 1, 1])))
+
+
+def test_one_cluster_has_no_negatives() -> None:
+    labels = PseudoLabels.from_clusters(torch.zeros(5, dtype=torch.int64))
+    losses = Criterion([ClusterCrossEntropy(8, 6), Triplet(0.3)])
+    losses.set_labels(labels, None)
+    feature = torch.randn(5, 8).requires_grad_()
+    found = losses({STUDENT: embedded(feature)}, Batch.of(feature))
+    assert found["triplet"] == 0
+    (gradient,) = torch.autograd.grad(found["cross_entropy"] + found["triplet"], feature)
+    assert bool(torch.isfinite(gradient).all())
 
 
 def test_a_skipped_step_moves_nothing_and_one_image_has_no_variance() -> None:

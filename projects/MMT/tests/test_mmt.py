@@ -218,7 +218,9 @@ def test_losses_are_the_equations() -> None:
     ]
     logits = [given_logits.detach() for given_logits in logits]
     raw = [one.pre[:, 0].detach().double() for one in given]
-    expected = dict.fromkeys(("cross_entropy", "triplet", "soft_cross_entropy", "soft_triplet"), 0.0)
+    expected = dict.fromkeys(
+        ("cross_entropy", "triplet", "soft_cross_entropy", "soft_triplet"), 0.0
+    )
     for a, b in ((0, 3), (1, 2)):  # a student, and the other's teacher
         for i, label in enumerate(clusters):
             p, q = logits[a][i].softmax(0), logits[b][i].softmax(0)
@@ -231,7 +233,9 @@ def test_losses_are_the_equations() -> None:
             near = min((j for j in range(8) if clusters[j] != label), key=lambda j: d[j])
             dp, dn = (float((raw[b][i] - raw[b][j]).norm()) for j in (far, near))
             pi = math.exp(dp) / (math.exp(dp) + math.exp(dn))
-            close_to, apart = (math.log1p(math.exp(x)) for x in (d[far] - d[near], d[near] - d[far]))
+            close_to, apart = (
+                math.log1p(math.exp(x)) for x in (d[far] - d[near], d[near] - d[far])
+            )
             expected["triplet"] += 0.2 * close_to / 8
             expected["soft_triplet"] += 0.8 * (pi * apart + (1 - pi) * close_to) / 8
     found = loss(*given, batch)

@@ -72,7 +72,8 @@ def run(folder: Path, processes: int) -> Path:
         "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2", "DATALOADER.SAMPLER.BATCH_SIZE", "16",
         "MODEL.BN_SAMPLES_PER_GROUP", "8", "CLUSTERER.K1", "6", "CLUSTERER.K2", "2",
         "CLUSTERER.EPS", "0.8", "CLUSTERER.MIN_SAMPLES", "2",
-        # the rate is small: rounding in the first step grows otherwise
+        # Each process draws its own drop path, and Adam turns rounding into whole steps.
+        "MODEL.BACKBONE.DROP_PATH", "0.0", "SOLVER.OPTIMIZER", "SGD",
         "SOLVER.BASE_LR", "1.0e-5", "SOLVER.MAX_EPOCHS", "2", "SOLVER.WARMUP_EPOCHS", "0",
     ]  # fmt: skip
     if processes > 1:

@@ -33,7 +33,7 @@ class SpCLLoss(InstanceLoss):
         temperature: tau.
         momentum: Share of a memory row that an update keeps (mu).
         part_weight: Weight of the mean over the parts, if the model has any.
-        source_domains: How many of the joined training sets, from the first on, are labelled. The
+        source_domains: How many of the joined training sets, from the first on, are sources. The
             means over source samples and over target samples are added.
         source_gradient: With source domains, the rows in the gradient of source samples.
             `published`: as the target samples of the batch will leave them, because the published

@@ -115,6 +115,15 @@ def test_compared_methods_have_the_data_of_the_tables_on_drawn_persons() -> None
             assert other.dataloader.sampler["steps_per_epoch"] == 30
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_a_row_of_two_domains(dataset: str) -> None:
+    found = config("spcl", dataset)
+    file = ROOT / "projects" / "SpCL" / "configs" / f"uda_to_{dataset}.yaml"
+    assert found == load_config(file, ["OUTPUT_DIR", found.output_dir])
+    assert found.datasets.source is not None
+    assert found.datasets.train == config("tmgf", dataset).datasets.train
+
+
 def test_a_row_works_by_hand() -> None:
     configs = ROOT / "projects" / "TMGF" / "configs"
     files = [configs / "msmt.yaml", configs / "variants" / "tmgf2.yaml"]

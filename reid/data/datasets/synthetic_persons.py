@@ -10,6 +10,7 @@ from reid.data.datasets.base import MARKET_FOLDERS, ReIDDataset, Split, scan_mar
 from reid.data.datasets.frames import market_frame, with_frames
 from reid.data.datasets.market1501 import MARKET_LAYOUT
 from reid.data.synthetic import PersonSet, draw_persons
+from reid.data.synthetic.cameras import Weather
 from reid.registry import DATASET, Range
 from reid.structures import ImageRecord
 
@@ -32,6 +33,7 @@ class SyntheticPersons(ReIDDataset):
         num_distractors: Gallery images of nobody in particular.
         height: Pixels.
         width: Pixels.
+        weather: `fair`, `fog` or `dusk`: sets of different weather are different domains.
         root: Folder of all datasets; empty: `$REID_DATASETS`, or else `datasets/`.
 
     Raises:
@@ -50,6 +52,7 @@ class SyntheticPersons(ReIDDataset):
         num_distractors: Annotated[int, Range(0, 1_000_000)] = 100,
         height: Annotated[int, Range(1, 4096)] = 128,
         width: Annotated[int, Range(1, 4096)] = 64,
+        weather: Weather = "fair",
         root: str = "",
     ) -> None:
         super().__init__(root)
@@ -62,10 +65,12 @@ class SyntheticPersons(ReIDDataset):
             num_distractors=num_distractors,
             height=height,
             width=width,
+            weather=weather,
         )
         self.folder = self.root / "synthetic_persons" / (
             f"seed{seed}_train{num_train}_test{num_test}_cameras{num_cameras}"
             f"_images{images_per_camera}_distractors{num_distractors}_{height}x{width}"
+            f"{'' if weather == 'fair' else f'_{weather}'}"
         )  # fmt: skip
 
     @property

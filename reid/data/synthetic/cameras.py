@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +40,15 @@ class CameraStyle:
     resolution: Range = (0.5, 1.0)
     pitch: Range = (0.0, 0.4)
     light: Range = (-1.0, 1.0)
+
+
+Weather = Literal["fair", "fog", "dusk"]
+WEATHERS: dict[Weather, CameraStyle] = {
+    "fair": CameraStyle(),
+    "fog": CameraStyle(haze=(0.35, 0.6), saturation=(0.2, 0.6), blur=(0.8, 1.8)),
+    "dusk": CameraStyle(exposure=(-1.7, -0.9), saturation=(0.2, 0.7), noise=(8.0, 18.0)),
+}
+"""The cameras' style in each weather: a whole set has one, so that sets are different domains."""
 
 
 @dataclass(frozen=True)

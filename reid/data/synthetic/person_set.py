@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from reid.data.synthetic.cameras import Camera, synthesise_camera
+from reid.data.synthetic.cameras import WEATHERS, Camera, Weather, synthesise_camera
 from reid.data.synthetic.persons import Person, synthesise_person
 from reid.data.synthetic.pictures import MIN_HEIGHT, MIN_WIDTH, at_least, draw_image
 from reid.files import read_text
@@ -77,9 +77,10 @@ class PersonSet:
         width: Pixels, at least 8.
         persons_from: Number of persons of this seed to pass over: two sets with one seed and
             ranges that do not overlap have the same cameras and no person in common.
+        weather: `fair`, `fog` or `dusk`; see `WEATHERS`.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or there is no such weather.
     """
 
     seed: int
@@ -91,10 +92,13 @@ class PersonSet:
     height: int = 128
     width: int = 64
     persons_from: int = 0
+    weather: Weather = "fair"
 
     def __post_init__(self) -> None:
-        for number in fields(self):
-            at_least(number.name, getattr(self, number.name), _LEAST[number.name])
+        for name, least in _LEAST.items():
+            at_least(name, getattr(self, name), least)
+        if self.weather not in WEATHERS:
+            raise ValueError(f"weather: expected {', '.join(WEATHERS)}, got {self.weather!r}")
         if self.num_train + self.num_test > 9999:
             raise ValueError(
                 f"num_train + num_test: expected at most 9999, four digits in a file name, "
@@ -104,7 +108,8 @@ class PersonSet:
     def cameras(self) -> list[Camera]:
         """The cameras in the order of their numbers, from 1."""
         numbers = range(1, self.num_cameras + 1)
-        return [synthesise_camera(self._stream(_CAMERA, number)) for number in numbers]
+        style = WEATHERS[self.weather]
+        return [synthesise_camera(self._stream(_CAMERA, number), style) for number in numbers]
 
     def shots(self) -> Iterator[Shot]:
         """All pictures of the set."""
@@ -203,4 +208,5 @@ def _readme(persons: PersonSet, quality: int) -> str:
         f"num_cameras={persons.num_cameras} images_per_camera={persons.images_per_camera} "
         f"num_distractors={persons.num_distractors}\n"
         f"height={persons.height} width={persons.width} quality={quality}\n"
+        + (f"weather={persons.weather}\n" if persons.weather != "fair" else "")
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from reid import distributed
 from reid.engine.trainer import Trainer
 from reid.files import OutputError
+from reid.modeling.domain_batchnorm import Domain, has_domains, plain_state
 from reid.modeling.model import ReIDModel
 from reid.modeling.weights import WeightsError, load_checkpoint, save_checkpoint, save_weights
 from reid.registry import Hook
@@ -22,6 +23,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoint_*.pth"
 BEST_MODEL = "model_best.safetensors"
 FINAL_MODEL = "model_final.safetensors"
+SOURCE_MODEL = "model_source.safetensors"
+SOURCE_HALF = "model_final_source_half.safetensors"
 _NAME = re.compile(r"checkpoint_(\d+)\.pth")
 
 
@@ -40,12 +43,21 @@ class SaveCheckpoints(Hook):
         output_dir: Checkpoints and weights are written here.
         period: Epochs between checkpoints.
         keep: How many checkpoints stay; older ones are removed once a newer one is whole. 0 = all.
+        source_ends: Epochs after which the model has been trained on the source alone; it is saved
+            as `model_source`.
     """
 
-    def __init__(self, output_dir: Path, period: int = 1, keep: int = 2) -> None:
+    def __init__(
+        self,
+        output_dir: Path,
+        period: int = 1,
+        keep: int = 2,
+        source_ends: Collection[int] = (),
+    ) -> None:
         self._output_dir = output_dir
         self._period = period
         self._keep = keep
+        self._source_ends = source_ends
         self._unsaved: dict[str, Any] | None = None
 
     def save(self, trainer: Trainer) -> None:
@@ -72,13 +84,17 @@ class SaveCheckpoints(Hook):
                 logger.error("%s", error)
 
     def after_epoch(self, trainer: Trainer) -> None:
-        """Saves the final weights after the last epoch, before anything that may fail."""
+        """Saves the source model and the final weights, before anything that may fail."""
+        if trainer.epoch in self._source_ends:
+            save_model(trainer, self._output_dir / SOURCE_MODEL)
         if trainer.epoch == trainer.max_epochs:
             self.after_train(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
         """Saves the final weights again: another hook may have changed them in `after_epoch`."""
         save_model(trainer, self._output_dir / FINAL_MODEL)
+        if has_domains(trainer.inference_model):
+            save_model(trainer, self._output_dir / SOURCE_HALF, "source")
 
     def _write(self, state: Mapping[str, Any]) -> None:
         path = self._output_dir / f"checkpoint_{state['epoch']:04d}.pth"
@@ -94,8 +110,14 @@ class SaveCheckpoints(Hook):
             other.unlink()
 
 
-def save_model(trainer: Trainer, path: Path) -> None:
+def save_model(trainer: Trainer, path: Path, domain: Domain = "target") -> None:
     """Writes the model's weights as safetensors, with the epoch and facts about the training.
+
+    Args:
+        trainer: Has the model.
+        path: The file.
+        domain: Of a model with `DomainBatchNorm`, which half of each is written; the other one is
+            left out, and the file fits the plain network.
 
     Raises:
         OutputError: The file cannot be written.
@@ -104,7 +126,7 @@ def save_model(trainer: Trainer, path: Path) -> None:
         model = trainer.inference_model
         assert isinstance(model, ReIDModel)
         metadata = {"epoch": str(trainer.epoch), **trainer.facts.about}
-        save_weights(path, model.state_dict(), metadata)
+        save_weights(path, plain_state(model, domain), metadata)
 
 
 def checkpoint_paths(output_dir: Path) -> list[Path]:

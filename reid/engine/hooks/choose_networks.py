@@ -90,5 +90,5 @@ class MeanNetwork(nn.Module):
 
 def _is_first_bank(given: Embeddings) -> bool:
     return given.test.shape == given.unit[:, 0].shape and bool(
-        (given.test.data_ptr() == given.unit.data_ptr())
+        given.test.data_ptr() == given.unit.data_ptr()
     )

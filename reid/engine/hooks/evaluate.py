@@ -33,8 +33,8 @@ class Evaluate(Hook):
     """Evaluates every `period` epochs and after the last one, and saves the best weights.
 
     Networks of `Trainer.also_tested` are evaluated too, as `NAME OF THE SET (NETWORK)`; they choose
-    no weights. If a test set cannot be evaluated, the error goes to the log and to results.json, and training
-    goes on without this set's figures.
+    no weights. If a test set cannot be evaluated, the error goes to the log and to results.json, and
+    training goes on without this set's figures.
 
     Args:
         test_sets: Each is evaluated separately; the first one chooses the best weights.
@@ -47,6 +47,8 @@ class Evaluate(Hook):
         best_metric: The number that chooses the best weights; larger is better.
         ranked_lists: Queries in the picture of ranked lists, which is drawn after training together
             with a histogram of similarities; 0 = no pictures.
+        source_ends: Epochs after which the model has been trained on the source alone. It is
+            evaluated then: results.json has these numbers as `direct_transfer`.
 
     Raises:
         ConfigError: The evaluator does not compute `best_metric`.
@@ -64,6 +66,7 @@ class Evaluate(Hook):
         at_start: bool = False,
         best_metric: str = "mAP",
         ranked_lists: int = 0,
+        source_ends: Sequence[int] = (),
     ) -> None:
         if evaluator.metrics and best_metric not in evaluator.metrics:
             raise ConfigError(
@@ -80,6 +83,7 @@ class Evaluate(Hook):
         self._at_start = at_start
         self._best_metric = best_metric
         self._ranked_lists = ranked_lists
+        self._source_ends = source_ends
         self._history: list[dict[str, Any]] = []
         self._failed: list[dict[str, Any]] = []
         self._counts: dict[str, Counts] = {}
@@ -94,7 +98,12 @@ class Evaluate(Hook):
     def after_epoch(self, trainer: Trainer) -> None:
         """Evaluates if the period or the last epoch is over."""
         last = trainer.epoch == trainer.max_epochs
-        if last or (self._period and trainer.epoch % self._period == 0):
+        source_end = trainer.epoch in self._source_ends
+        if source_end:
+            logger.info(
+                "Direct transfer: the model of the source, before any adaptation to the target"
+            )
+        if last or source_end or (self._period and trainer.epoch % self._period == 0):
             self._evaluate(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
@@ -113,6 +122,7 @@ class Evaluate(Hook):
             epoch=trainer.epoch,
             details=self._details,
             failed=self._failed,
+            source_end=max(self._source_ends, default=None),
         )
         self._draw(trainer)
 
@@ -257,13 +267,15 @@ def write_results(
     epoch: int,
     details: Mapping[str, Mapping[str, Any]] = _NOTHING,
     failed: Sequence[Mapping[str, Any]] = (),
+    source_end: int | None = None,
 ) -> None:
     """Writes results.json: every evaluation, the best epoch, and where the results come from.
 
     `final` holds the numbers after the last epoch; report these. `best` holds the numbers of the
     epoch that did best on the first test set. Numbers chosen in this way are too good unless that
     set is a validation split, and `best_chosen_on_test_set` says so. `failed` lists evaluations
-    that gave no numbers, with `test_set`, `epoch` and `error`.
+    that gave no numbers, with `test_set`, `epoch` and `error`. In a run that begins with a source,
+    `direct_transfer` holds the numbers of the source model, from which adaptation starts.
 
     To keep the file small, only `final` carries details: `counts`, `ap`, `ranked_by`,
     `per_query_AP`, `camera_pairs`, `hardest_queries` and `hardest_query_paths`, which
@@ -278,12 +290,15 @@ def write_results(
         epoch: The last epoch.
         details: Details of each test set's last evaluation, by its name.
         failed: `test_set`, `epoch` and `error` of evaluations that gave no numbers.
+        source_end: The last epoch on the source alone; None: there is none.
     """
     best = best_evaluation(history, metric, test_sets)
     last = [entry for entry in history if entry["epoch"] == epoch]
     is_validation = bool(best and best.get("is_validation"))
     chooser = "validation split" if is_validation else "test set"
+    transfer = [entry for entry in history if entry["epoch"] == source_end]
     results = {
+        **({} if source_end is None else {"direct_transfer": transfer}),
         "final": [{**entry, **details.get(entry["test_set"], {})} for entry in last],
         "best": [entry for entry in history if best and entry["epoch"] == best["epoch"]],
         "best_chosen_by": f"{metric} on the {chooser} {best['test_set']}" if best else "",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -35,6 +35,30 @@ logger = logging.getLogger(__name__)
 OnCollapse = Literal["warn", "keep", "stop"]
 
 
+@dataclass(frozen=True)
+class LabelledImages:
+    """The training images as a labeller needs them.
+
+    Attributes:
+        every: Those that losses may need, such as both domains.
+        clustered: Those whose features the labeller needs.
+        shown: (M,) the images that statistics are about, such as the target's.
+        pids: (N,) identities for statistics, -1 = unknown. Those of `every` and `clustered` are
+            what the labeller may see.
+    """
+
+    every: ImageSet
+    clustered: ImageSet
+    shown: Tensor
+    pids: Tensor
+
+    @classmethod
+    def of(cls, images: ImageSet) -> LabelledImages:
+        """All images of a set, for all purposes."""
+        pids = torch.tensor([record.pid for record in images.records])
+        return cls(images, images, torch.arange(len(pids)), pids)
+
+
 class RefreshPseudoLabels(Hook):
     """Gives sampler and criterion new labels before each epoch, and tells the criterion the epoch.
 
@@ -45,7 +69,8 @@ class RefreshPseudoLabels(Hook):
     Args:
         labeller: Makes the labels: once if they are `fixed`, otherwise in every epoch from the
             features of all training images.
-        images: The training images, prepared as in tests.
+        images: The training images, prepared as in tests; with two domains, which of them are
+            needed for what.
         sampler: Receives the labels.
         criterion: Receives the labels and the features.
         writer: Receives statistics of the labels.
@@ -64,7 +89,7 @@ class RefreshPseudoLabels(Hook):
     def __init__(
         self,
         labeller: Labeller,
-        images: ImageSet,
+        images: ImageSet | LabelledImages,
         sampler: LabelledSampler,
         criterion: Criterion,
         writer: MetricWriter,
@@ -74,22 +99,33 @@ class RefreshPseudoLabels(Hook):
         if on_collapse not in ("warn", "keep", "stop"):
             raise ValueError(f"on_collapse: expected warn, keep or stop, got {on_collapse!r}")
         self._labeller = labeller
-        self._images = replace(images, raw=True) if labeller.needs_raw else images
+        given = images if isinstance(images, LabelledImages) else LabelledImages.of(images)
+        self._every, self._clustered = (
+            replace(wanted, raw=True) if labeller.needs_raw else wanted
+            for wanted in (given.every, given.clustered)
+        )
+        self._shown = given.shown
+        self._pids = given.pids[given.shown]
         self._sampler = sampler
         self._criterion = criterion
         self._writer = writer
-        self._pids = torch.tensor([record.pid for record in images.records])
         self._labelled = False
         self._on_collapse = on_collapse
         self._last: PseudoLabels | None = None
         self._stages = stages
         self._keeps_memories = False
+        self._resumes_within = True
         self._carried: Mapping[str, Tensor] | None = None
 
     @property
     def last_clusters(self) -> Tensor | None:
-        """(N,) the cluster of each image in the last epoch, -1 = outlier; None before the first."""
-        return None if self._last is None else self._last.cluster
+        """(N,) the cluster of each image in the last epoch, -1 = outlier; None before the first.
+
+        With two domains, they are the clusters of the target.
+        """
+        if self._last is None:
+            return None
+        return self._last[self._shown].scatter(self._shown, len(self._last)).cluster
 
     def before_stage(self, trainer: Trainer, ended: Criterion | None) -> None:
         """Forgets the labels of another stage, and tells the labeller that a stage begins."""
@@ -172,11 +208,13 @@ class RefreshPseudoLabels(Hook):
         kept = kept_features(self._criterion)
         extracted = None
         if self._criterion.needs_features or (kept is None and not self._labeller.fixed):
+            images = self._every if self._criterion.needs_features else self._clustered
             with progress_bar("Extracting", "img") as progress:
-                extracted = self._images.features(trainer.clustered_model or trainer.inference_model, trainer.device, progress)
+                model = trainer.clustered_model or trainer.inference_model
+                extracted = images.features(model, trainer.device, progress)
         if kept is None:
             return extracted, extracted
-        clustered = features_of(self._images.records, kept.test, kept.unit, kept.present)
+        clustered = features_of(self._every.records, kept.test, kept.unit, kept.present)
         return clustered, extracted
 
     def state_dict(self) -> dict[str, Any]:
@@ -205,9 +243,13 @@ class RefreshPseudoLabels(Hook):
             ValueError: They are no labels or not the memories of these losses, or the number of
                 training images has changed.
         """
+        self._resumes_within = self._works_in(trainer)
+        if self._stages is not None and self._resumes_within:
+            self._criterion = trainer.criterion
         try:
-            count = len(self._images.records)
-            check_memory_states(self._criterion, state.get("memories", []), count)
+            count = len(self._every.records)
+            if self._resumes_within:
+                check_memory_states(self._criterion, state.get("memories", []), count)
         except ValueError as error:
             raise ValueError(f"memories: {error}") from error
         if not isinstance(state.get("labeller", {}), Mapping):
@@ -218,17 +260,18 @@ class RefreshPseudoLabels(Hook):
         if "labels" not in state:
             return
         labels = PseudoLabels(**state["labels"])
-        if len(labels) != len(self._images.records):
+        if len(labels) != len(self._every.records):
             raise ValueError(
                 f"the checkpoint comes from a run on {len(labels):,} training images, but this "
-                f"run has {len(self._images.records):,}"
+                f"run has {len(self._every.records):,}"
             )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes labels and memories back; those of a stage wait until the next epoch begins."""
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
-        load_memory_states(self._criterion, state.get("memories", []))
+        if self._resumes_within:
+            load_memory_states(self._criterion, state.get("memories", []))
         self._carried = state.get("criterion")
 
     def _log(
@@ -239,7 +282,10 @@ class RefreshPseudoLabels(Hook):
         times: tuple[float, float],
         repeated: bool,
     ) -> None:
-        last = None if self._last is None else self._last.cluster
+        labels, shown = labels[self._shown], self._shown
+        last = None if self._last is None else self._last.cluster[shown]
+        if features is not None:
+            features = features[shown.to(features.test.device)]
         numbers = cluster_statistics(labels, self._pids, features, last)
         numbers |= self._labeller.choices
         if repeated:
@@ -273,15 +319,16 @@ class RefreshPseudoLabels(Hook):
         def work() -> tuple[PseudoLabels, str]:
             try:
                 with progress_bar("Labelling", "img") as progress:
-                    labels = self._labeller(features, self._images.records, progress)
+                    labels = self._labeller(features, self._every.records, progress)
             except ClusteringError as error:
                 problem = f"epoch {epoch + 1}: {error}"
             else:
-                if self._labeller.fixed or labels.num_clusters > 1:
+                shown = labels[self._shown]
+                if self._labeller.fixed or shown.num_clusters > 1:
                     return labels, ""
                 problem = (
                     f"epoch {epoch + 1}: there is only one cluster, of all "
-                    f"{len(labels) - labels.num_outliers:,} images that are not outliers; other "
+                    f"{len(shown) - shown.num_outliers:,} images that are not outliers; other "
                     "options of the clusterer or a lower solver.base_lr may help"
                 )
                 if self._on_collapse == "warn":

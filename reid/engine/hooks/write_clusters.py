@@ -86,7 +86,8 @@ class WriteClusters(Hook):
     def after_train(self, trainer: Trainer) -> None:
         """Extracts features, clusters them and writes the files."""
         with progress_bar("Extracting", "img") as progress:
-            features = self._images.features(trainer.clustered_model or trainer.inference_model, trainer.device, progress)
+            model = trainer.clustered_model or trainer.inference_model
+            features = self._images.features(model, trainer.device, progress)
         with distributed.torch_threads_kept():
             labels = distributed.run_on_main(lambda: self._cluster(features))
         if not distributed.is_main():
@@ -108,10 +109,12 @@ class WriteClusters(Hook):
     def _cluster(self, features: FeatureSet) -> PseudoLabels:
         try:
             with progress_bar("Clustering", "img") as progress:
-                return self._labeller(features, self._records, progress)
+                labels = self._labeller(features, self._records, progress)
         except ClusteringError as error:
             logger.warning("The final model: %s", error)
             return PseudoLabels.from_clusters(torch.full((len(features),), OUTLIER))
+        rows = features.present.cpu().nonzero()[:, 0]  # without those of a source
+        return labels[rows].scatter(rows, len(labels))
 
     def _draw(self, labels: PseudoLabels, matches: Sequence[Match], step: int) -> list[Path]:
         written = []

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reid.assembly.hooks import build_evaluator
 from reid.assembly.images import build_image_set
-from reid.assembly.labelling import build_labeller
+from reid.assembly.labelling import build_labeller, clustering_config
 from reid.assembly.trained import describe_course
 from reid.config import Config
 from reid.engine.logs import progress_bar
@@ -109,7 +109,7 @@ def open_source(run: Path, folder: Path, overrides: Sequence[str] = ()) -> Sourc
     images = trained.train_images
     if images is None:
         raise ConfigError(f"{run / 'config.yaml'}: DATASETS.TRAIN names no images to review")
-    records = images.load()
+    records = images.clustered()
     fingerprint = _fingerprint(trained, records)
     path = folder / CACHE
     found = _read_cache(path, fingerprint, len(records))
@@ -260,7 +260,7 @@ def _find_clusters(
     config: Config, records: Sequence[ImageRecord], features: FeatureSet
 ) -> tuple[Tensor, str]:
     nothing = torch.full((len(records),), OUTLIER)
-    labeller = build_labeller(config, records, "the run")
+    labeller = build_labeller(clustering_config(config), records, "the run")
     if labeller.fixed:
         return nothing, "nowhere: the run was trained with labels and has no clusterer"
     try:
