@@ -106,8 +106,8 @@ def check_students(state: Mapping[str, Any], students: Mapping[str, Mapping[str,
     _mapping(given, "students")
     if given.keys() != students.keys():
         raise ValueError(
-            f"students: expected {', '.join(students) or 'none'} beside the model, as model.students "
-            f"says; got {', '.join(sorted(map(str, given))) or 'none'}"
+            f"students: expected {', '.join(students) or 'none'} beside the model, as in "
+            f"model.students; got {', '.join(sorted(map(str, given))) or 'none'}"
         )
     for name, expected in students.items():
         check_tensors(given[name], expected, f"students.{name}")

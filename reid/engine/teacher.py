@@ -34,6 +34,8 @@ class MeanTeacher(Hook):
             step, the same for all views (ShuffleBN: He et al., *Momentum Contrast*, CVPR 2020).
         inference: Cluster, test and save the teacher instead of the model.
         student: The network that it follows: `student`, or `student2` and so on (`model.students`).
+        from_stage: The stage of the config, from 0, in which it begins; before, it equals the
+            student. The ramp counts from there.
         teacher: Its name for losses, and for their parts that follow it (`Loss.followers`).
 
     Raises:
@@ -49,6 +51,7 @@ class MeanTeacher(Hook):
         inference: bool = True,
         student: str = STUDENT[0],
         teacher: str = "teacher",
+        from_stage: int = 0,
     ) -> None:
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
@@ -61,6 +64,8 @@ class MeanTeacher(Hook):
         self._inference = inference
         self._student = student
         self._name = teacher
+        self._from_stage = from_stage
+        self._first_step: int | None = 0 if not from_stage else None
         self._teacher: nn.Module | None = None
         self._loaded: Mapping[str, Any] | None = None
 
@@ -85,6 +90,11 @@ class MeanTeacher(Hook):
         if self._inference:
             trainer.inference_model = self._teacher
 
+    def before_stage(self, trainer: Trainer, ended: nn.Module | None) -> None:
+        """Begins to average, if this is the stage."""
+        if self._first_step is None and trainer.stage.number >= self._from_stage:
+            self._first_step = trainer.step
+
     @torch.no_grad()
     def after_step(self, trainer: Trainer) -> None:
         """Moves the teacher if the optimizer has taken a step."""
@@ -93,13 +103,16 @@ class MeanTeacher(Hook):
         self._shuffle_groups(trainer.step)
         if trainer.taken is False:
             return
-        keep = min(self._momentum, 1 - 1 / trainer.step) if self._ramp else self._momentum
+        begun = self._first_step is not None
+        keep = self._momentum if begun else 0.0
+        if begun and self._ramp:
+            keep = min(keep, 1 - 1 / (trainer.step - (self._first_step or 0)))
         students = dict(self._followed(trainer).named_parameters())
         for name, mine in self._teacher.named_parameters():
             self._move(mine, students[name], keep, trainer.taken)
         for follower, followed in trainer.criterion.followers(self._name):
             self._move(follower, followed, keep, trainer.taken)
-        if self._statistics == "own":
+        if self._statistics == "own" and begun:
             return
         buffers = dict(self._followed(trainer).named_buffers())
         for name, buffer in self._teacher.named_buffers():
@@ -129,17 +142,23 @@ class MeanTeacher(Hook):
         mine.copy_(moved if taken is True else torch.where(torch.as_tensor(taken), moved, mine))
 
     def state_dict(self) -> dict[str, Any]:
-        """The teacher's weights."""
-        return {} if self._teacher is None else {"teacher": self._teacher.state_dict()}
+        """The teacher's weights, and when it began."""
+        if self._teacher is None:
+            return {}
+        return {"teacher": self._teacher.state_dict(), "first_step": self._first_step}
 
     def check_state(self, state: Mapping[str, Any], trainer: Trainer, epoch: int) -> None:
         """Checks that the teacher has the student's tensors.
 
         Raises:
-            ValueError: It has others.
+            ValueError: It has others, or `first_step` is no number of steps.
         """
+        first = state.get("first_step", 0)
+        if first is not None and not (type(first) is int and first >= 0):
+            raise ValueError(f"first_step: expected a number of steps or none, got {first!r}")
         check_tensors(state.get("teacher"), self._followed(trainer).state_dict(), "teacher")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stores the teacher's weights until `before_train` creates the teacher."""
         self._loaded = state["teacher"]
+        self._first_step = state.get("first_step", 0)

@@ -38,8 +38,8 @@ class MMTLoss(Loss):
     - `soft_triplet`, v times: the cross entropy of softmax(dp, dn) with that of the teacher's
       distances between the same images (eq. 8 and 9).
 
-    No gradient flows through a teacher. With a single student, its own teacher sees view 1: the mean
-    teacher. With both weights 0 no teacher is asked for: the baseline on hard labels.
+    No gradient flows through a teacher. With a single student, its own teacher sees view 1: the
+    mean teacher. With both weights 0 no teacher is asked for: the baseline on hard labels.
 
     Each network has a classifier, without bias, on the features after the neck. Its rows become
     the clusters' unit mean features at the start of each epoch. Those of a teacher then follow the

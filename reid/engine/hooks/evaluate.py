@@ -33,8 +33,8 @@ class Evaluate(Hook):
     """Evaluates every `period` epochs and after the last one, and saves the best weights.
 
     Networks of `Trainer.also_tested` are evaluated too, as `NAME OF THE SET (NETWORK)`; they choose
-    no weights. If a test set cannot be evaluated, the error goes to the log and to results.json, and
-    training goes on without this set's figures.
+    no weights. If a test set cannot be evaluated, the error goes to the log and to results.json,
+    and training goes on without this set's figures.
 
     Args:
         test_sets: Each is evaluated separately; the first one chooses the best weights.
