@@ -20,6 +20,7 @@ from reid.engine.randomness import replaying, torch_random_state
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet, features_of
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
+from reid.modeling.classifiers import classifiers_of
 from reid.modeling.losses import Criterion
 from reid.modeling.memory_states import (
     check_memory_states,
@@ -191,6 +192,8 @@ class RefreshPseudoLabels(Hook):
             self._sampler.set_labels(labels)
             self._criterion.set_labels(labels.to(trainer.device), extracted)
         self._criterion.load_state_dict(saved)
+        for _, classifier in classifiers_of(self._criterion):
+            classifier.refilled = False  # the rows, and so their moments, are the checkpoint's
         tensors = _unsaved(self._criterion)
         for name in sorted(tensors.keys() | carried.keys()):
             here, there = tensors.get(name), carried.get(name)
