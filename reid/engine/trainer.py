@@ -338,6 +338,9 @@ class Trainer:
             stage = self._stages.at(state["epoch"] - 1)  # the stage that wrote it
             if stage != self.stage:
                 self._take_stage(stage)
+        check_students(
+            state, {name: student.state_dict() for name, student in self._more_students()}
+        )
         fit_classifiers(self.criterion, state.get("criterion"))
         check_checkpoint(
             state,
@@ -346,9 +349,6 @@ class Trainer:
             optimizer=self.optimization.optimizer,
             device_type=self.device.type,
             processes=distributed.world_size(),
-        )
-        check_students(
-            state, {name: student.state_dict() for name, student in self._more_students()}
         )
         states = match_hooks(self.hooks, state["hooks"])
         for hook, own in states:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from reid.modeling.classifiers import ClusterClassifier
 from reid.modeling.losses import Loss, Source, smoothed_cross_entropy
 from reid.modeling.triplets import euclidean_distances, hardest_pairs
 from reid.registry import LOSS, Range
-from reid.structures import OUTLIER, Embeddings, FeatureSet, PseudoLabels
+from reid.structures import OUTLIER, FeatureSet, PseudoLabels
 
 Share = Annotated[float, Range(0, 1)]
 
@@ -118,7 +118,7 @@ class MMTLoss(Loss):
         assert isinstance(followed, Tensor)
         return [(mine, followed)]
 
-    def forward(self, *inputs: Embeddings) -> dict[str, Tensor]:
+    def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """The weighted losses, each summed over the students; means over the labelled images."""
         *embeddings, batch = inputs
         target = self.cluster[batch.index]
