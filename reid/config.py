@@ -227,6 +227,9 @@ class ModelConfig(_Section, where="model"):
         head: HEAD registry.
         backbone_weights: Checkpoint of a pre-trained backbone (safetensors or torch), or empty.
         weights: Checkpoint of the whole model, in place of `backbone_weights`, or empty.
+        students: One entry for each network that is trained beside the first one: a checkpoint of
+            the whole model, or an empty word for the weights that the first one starts from. Losses
+            know them as `student2`, `student3` and so on (mutual learning, as in MMT).
         bn_samples_per_group: Samples over which BatchNorm takes its statistics in training, a
             divisor of the batch; 0 = the whole batch, over all processes. A method that was
             published with four GPU replicas and a batch of 256 had 64; results depend on it (see
@@ -243,6 +246,7 @@ class ModelConfig(_Section, where="model"):
     head: Spec = field(default_factory=lambda: {"name": "BNNeckHead"})
     backbone_weights: FilePath = ""
     weights: FilePath = ""
+    students: list[FilePath] = field(default_factory=list)
     bn_samples_per_group: Count = 0
     bn_running: Literal["first", "all"] = "first"
     domain_bn: bool = False

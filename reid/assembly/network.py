@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -222,6 +224,24 @@ def build_training_model(
             )
     place_model(model, config, device)
     return model
+
+
+def build_more_students(
+    config: Config, size: tuple[int, int], images: TrainImages, device: torch.device
+) -> dict[str, ReIDModel]:
+    """The networks of `model.students`, which are trained beside the model: `student2` and so on.
+
+    Raises:
+        ConfigError: A part is unknown or an option is wrong.
+        DataError: The camera numbers have large gaps.
+        WeightsError: The weights do not fit.
+    """
+    students = {}
+    for number, path in enumerate(config.model.students, 2):
+        own = copy.copy(config)
+        own.model = replace(config.model, weights=path or config.model.weights)
+        students[f"student{number}"] = build_training_model(own, size, images, device)
+    return students
 
 
 def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:

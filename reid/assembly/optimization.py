@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import nn
 
@@ -29,15 +31,24 @@ def build_learning_rate(solver: SolverConfig) -> LearningRate:
 
 
 def build_optimization(
-    config: Config, model: nn.Module, criterion: Criterion, device: torch.device
+    config: Config,
+    model: nn.Module,
+    criterion: Criterion,
+    device: torch.device,
+    more_students: Mapping[str, nn.Module] | None = None,
 ) -> Optimization:
     """Builds optimizer, learning rate, precision, accumulation and clipping.
+
+    `more_students` are trained beside the model. `lr_factors` know their parameters by the names
+    that the model's have.
 
     Raises:
         ConfigError: There is no parameter to train, or `lr_factors` names none.
     """
     solver = config.solver
-    parameters = [*model.named_parameters(), *criterion.named_parameters()]
+    students = (model, *(more_students or {}).values())
+    parameters = [pair for student in students for pair in student.named_parameters()]
+    parameters += criterion.named_parameters()
     try:
         optimizer = build_optimizer(
             parameters,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -82,6 +82,7 @@ class StageBuilder:
         records: The training images; labellers do not see identities of a target domain.
         model: The network, with its starting weights.
         device: The device that trains.
+        more_students: The networks that are trained beside the first one, by name.
 
     Attributes:
         first: The parts of the first stage.
@@ -100,6 +101,7 @@ class StageBuilder:
         records: Sequence[ImageRecord],
         model: ReIDModel,
         device: torch.device,
+        more_students: Mapping[str, ReIDModel] | None = None,
     ) -> None:
         self._config = config
         self._configs = stage_configs(config)
@@ -110,6 +112,7 @@ class StageBuilder:
         self._hidden = hide_target_identities(records, self._source_domains)
         self._model = model
         self._device = device
+        self._more_students = dict(more_students or {})
         groups = {stage.model.bn_samples_per_group for stage in self._configs}
         self._has_groups = groups != {config.model.bn_samples_per_group}
         criterion, sampler = self._losses_and_sampler(0)
@@ -226,13 +229,14 @@ class StageBuilder:
             raise in_stage(self._config, number, error) from None
 
     def _parts(self, number: int, criterion: Criterion, loader: BatchLoader) -> StageParts:
-        if self._has_groups:
-            model = self._configs[number].model
-            group_batch_norms(self._model, model.bn_samples_per_group, model.bn_running)
-        if self._model.domain_split is not None:
-            self._model.domain_split.sizes = _domain_sizes(loader)
+        model = self._configs[number].model
+        for student in (self._model, *self._more_students.values()):
+            if self._has_groups:
+                group_batch_norms(student, model.bn_samples_per_group, model.bn_running)
+            if student.domain_split is not None:
+                student.domain_split.sizes = _domain_sizes(loader)
         optimization = build_optimization(
-            self._configs[number], self._model, criterion, self._device
+            self._configs[number], self._model, criterion, self._device, self._more_students
         )
         return StageParts(criterion, optimization, loader)
 

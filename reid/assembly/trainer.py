@@ -17,7 +17,7 @@ from reid.assembly.images import (
     build_train_images,
     image_size,
 )
-from reid.assembly.network import build_training_model, camera_counter
+from reid.assembly.network import build_more_students, build_training_model, camera_counter
 from reid.assembly.provenance import provenance
 from reid.assembly.splits import count_splits, log_dataset
 from reid.assembly.stages import StageBuilder, build_labellers
@@ -55,7 +55,8 @@ def build_trainer(
     identities = len({record.pid for record in hidden if record.pid >= 0})
     labellers = build_labellers(config, hidden, images.name)
     model = build_training_model(config, image_size(config.input), images, device)
-    stages = StageBuilder(config, labellers, records, model, device)
+    more_students = build_more_students(config, image_size(config.input), images, device)
+    stages = StageBuilder(config, labellers, records, model, device, more_students)
     hooks = build_hooks(
         config,
         stages.label_hooks(writer),
@@ -85,6 +86,7 @@ def build_trainer(
             Path(config.output_dir),
         ),
         stages=stages.stages,
+        more_students=more_students,
     )
 
 

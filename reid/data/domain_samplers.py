@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from reid.data.samplers import Draw, LabelledSampler
+from reid.data.samplers import BatchSize, Draw, ImageSampler, LabelledSampler
 from reid.registry import SAMPLER
-from reid.structures import PseudoLabels
+from reid.structures import OUTLIER, PseudoLabels
 
 _OTHER_SEEDS = 0x5DEECE66D
 
@@ -107,3 +107,53 @@ class TwoDomainSampler(LabelledSampler):
             self.source.set_epoch(number)
             yield from self.source
             number += 1
+
+
+@SAMPLER.register()
+class TargetImageSampler(ImageSampler):
+    """All images of the target in random order, although they have no labels.
+
+    As the target's part of a `TwoDomainSampler` beside losses for labelled images alone, it lets
+    BatchNorm see the target while the source is trained (MMT).
+
+    Args:
+        batch_size: Images in a batch, over all processes.
+        steps_per_epoch: Batches in an epoch; 0: one pass, without an incomplete last batch.
+        source_domains: How many of the joined training sets, from the first on, are sources.
+        seed: Seed of all random choices.
+        rank: This process.
+        world_size: All processes.
+
+    Raises:
+        ValueError: The numbers do not fit each other.
+    """
+
+    def __init__(
+        self,
+        batch_size: BatchSize,
+        steps_per_epoch: int = 0,
+        source_domains: int = 0,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        super().__init__(batch_size, steps_per_epoch, seed, rank, world_size)
+        self._source_domains = source_domains
+        self._is_target = torch.zeros(0, dtype=torch.bool)
+
+    def set_domains(self, domains: Tensor) -> None:
+        """Takes the number (N,) of each image's training set, before the first labels."""
+        self._is_target = domains.cpu() >= self._source_domains
+
+    def group_ids(self, labels: PseudoLabels) -> Tensor:
+        """Each image of the target is a group.
+
+        Raises:
+            ValueError: `set_domains` did not come first.
+        """
+        if len(self._is_target) != len(labels):
+            raise ValueError(
+                f"TargetImageSampler: knows the domains of {len(self._is_target)} images, but the "
+                f"labels are of {len(labels)}; set_domains comes first"
+            )
+        return torch.where(self._is_target, torch.arange(len(labels)), OUTLIER)

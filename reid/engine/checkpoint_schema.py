@@ -92,6 +92,27 @@ def check_stage(state: Mapping[str, Any]) -> None:
     _whole(state["stage"].get("first_step"), "stage.first_step", 0, state["step"])
 
 
+def check_students(state: Mapping[str, Any], students: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Checks the networks that are trained beside the model.
+
+    Args:
+        state: The content of the file.
+        students: The state of each network that will load it, by name.
+
+    Raises:
+        ValueError: The run had other ones, or a tensor does not fit; the message names the entry.
+    """
+    given = state.get("students", {})
+    _mapping(given, "students")
+    if given.keys() != students.keys():
+        raise ValueError(
+            f"students: expected {', '.join(students) or 'none'} beside the model, as in "
+            f"model.students; got {', '.join(sorted(map(str, given))) or 'none'}"
+        )
+    for name, expected in students.items():
+        check_tensors(given[name], expected, f"students.{name}")
+
+
 def check_tensors(given: Any, expected: Mapping[str, Tensor], where: str) -> None:
     """Requires the same names, shapes and dtypes, and values that a training can reach.
 

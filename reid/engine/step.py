@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reid import distributed
 from reid.modeling.classifiers import classifiers_of
 from reid.modeling.losses import STUDENT, Criterion, Source
+from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings
 
 Seen = tuple[dict[Source, Embeddings], Batch]
@@ -19,19 +20,26 @@ Seen = tuple[dict[Source, Embeddings], Batch]
 
 
 class Step(nn.Module):
-    """Model and criterion as one module, so that DistributedDataParallel sees both.
+    """Students and criterion as one module, so that DistributedDataParallel sees all of them.
 
-    With several processes, each runs the model on its share of the batch and gathers the embeddings
-    of the others. So every loss sees the whole batch, finds hard samples in all of it, and need not
-    know how many processes there are. The gradients that DistributedDataParallel averages then
-    equal those of one process with the whole batch.
+    With several processes, each runs the students on its share of the batch and gathers the
+    embeddings of the others. So every loss sees the whole batch, finds hard samples in all of it,
+    and need not know how many processes there are. The gradients that DistributedDataParallel
+    averages then equal those of one process with the whole batch.
     """
 
     def __init__(
-        self, model: nn.Module, criterion: Criterion, networks: Mapping[str, nn.Module]
+        self,
+        students: Mapping[str, nn.Module],
+        criterion: Criterion,
+        networks: Mapping[str, nn.Module],
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model = students[STUDENT[0]]
+        self.more_students = nn.ModuleDict(
+            {name: student for name, student in students.items() if name != STUDENT[0]}
+        )
+        self._students = dict(students)
         self.criterion = criterion
         # Kept as a plain mapping, not as submodules, because they are not trained.
         self._networks = networks
@@ -53,22 +61,28 @@ class Step(nn.Module):
         """The embeddings of the whole batch, from all processes."""
         if view:
             batch = batch._replace(image=batch.views[view - 1])
-        if network == STUDENT[0]:
-            share: Embeddings = self.model(batch)
+        if network in self._students:
+            share: Embeddings = self._students[network](batch)
             return share.map(distributed.gather_with_gradient)
+        if network not in self._networks:
+            known = ", ".join([*self._students, *self._networks])
+            raise ConfigError(
+                f"criterion: a loss asks for the network {network}, the run has {known}; "
+                "model.students adds a student, the hook MeanTeacher a teacher"
+            )
         with torch.no_grad():
             share = self._networks[network](batch)
             return share.map(distributed.gather_rows)
 
 
 def build_step(
-    model: nn.Module, criterion: Criterion, networks: Mapping[str, nn.Module]
+    students: Mapping[str, nn.Module], criterion: Criterion, networks: Mapping[str, nn.Module]
 ) -> nn.Module:
     """A `Step`, which averages the gradients of all processes if there are several."""
-    step = Step(model, criterion, networks)
+    step = Step(students, criterion, networks)
     if not distributed.is_distributed():
         return step
-    # A former step of this model adds its own averaging to the parameters until it is freed.
+    # A former step of these networks adds its own averaging to the parameters until it is freed.
     gc.collect()
     # Finding them lets parameters that no loss uses keep `grad=None`, as with one process.
     return DistributedDataParallel(step, find_unused_parameters=True)

@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from reid import distributed
-from reid.engine.checkpoint_schema import check_checkpoint, check_stage
+from reid.engine.checkpoint_schema import check_checkpoint, check_stage, check_students
 from reid.engine.nonfinite import (
     BufferCopy,
     LaterNumber,
@@ -29,18 +29,17 @@ from reid.engine.nonfinite import (
 )
 from reid.engine.optimization import Optimization
 from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
+from reid.engine.resuming import compare_course, match_hooks, named
 from reid.engine.stages import Stages
 from reid.engine.step import Seen, build_step
 from reid.engine.stopping import StopSignals
 from reid.modeling.classifiers import fit_classifiers
-from reid.modeling.losses import Criterion
+from reid.modeling.losses import STUDENT, Criterion
 from reid.registry import Hook
 from reid.stage_settings import StageRun
 from reid.structures import Batch
 
 logger = logging.getLogger(__name__)
-
-_FORMER_HOOKS = ("WarmUp",)  # checkpoints of version 0.1 have it; `LearningRate` warms up now
 
 
 @dataclass(frozen=True)
@@ -73,8 +72,10 @@ class Trainer:
         nonfinite: Handles a batch whose loss is not finite; by default such a batch ends training.
         stages: The stages of the run, if it has several; `criterion`, `optimization` and `loader`
             are those of the first one.
+        more_students: Networks that are trained beside the model, by name; on `device`.
 
     Attributes:
+        students: All trained networks by name; `student` is the model.
         stage: The stage that the epoch is in; a run without stages is one stage.
         epoch: Finished epochs, which is also the index of the running epoch, from 0.
         step: Batches seen since the start of the first epoch.
@@ -82,6 +83,9 @@ class Trainer:
             skipped.
         networks: Further networks that losses may ask for, by name, such as a teacher.
         inference_model: The network that is clustered, tested and saved: the model or its teacher.
+        clustered_model: Clustered in place of `inference_model`, such as the mean of two teachers;
+            None: that is clustered itself.
+        also_tested: Networks that are tested beside `inference_model`, by name.
         taken: Whether the optimizer took a step after the last batch: True or False, or a ()
             bool tensor where only the device knows (fp16).
         data_time: Seconds that training waited for the last batch.
@@ -105,11 +109,15 @@ class Trainer:
         signals: StopSignals | None = None,
         nonfinite: NonFiniteLosses | None = None,
         stages: Stages | None = None,
+        more_students: Mapping[str, nn.Module] | None = None,
     ) -> None:
         if max_epochs < 1:
             raise ValueError(f"max_epochs: expected 1 or more, got {max_epochs}")
         self.model = model
+        self.students = {STUDENT[0]: model, **(more_students or {})}
         self.inference_model = model
+        self.clustered_model: nn.Module | None = None
+        self.also_tested: dict[str, nn.Module] = {}
         self.networks: dict[str, nn.Module] = {}
         self.criterion = criterion
         self.optimization = optimization
@@ -131,7 +139,7 @@ class Trainer:
         self._stages = stages
         self.stage = StageRun(0, "", 0, max_epochs) if stages is None else stages.at(0)
         self._stage_step = 0
-        self._step_module = build_step(model, criterion, self.networks)
+        self._step_module = build_step(self.students, criterion, self.networks)
 
     def train(self) -> None:
         """Trains from the current epoch to the last one.
@@ -188,10 +196,11 @@ class Trainer:
         self.loader = parts.loader
         self._waiting.clear()
         del self._step_module  # see `build_step`
-        self._step_module = build_step(self.model, self.criterion, self.networks)
+        self._step_module = build_step(self.students, self.criterion, self.networks)
 
     def _run_epoch(self) -> None:
-        self.model.train()
+        for student in self.students.values():
+            student.train()
         self.criterion.train()
         self.optimization.discard()
         self.optimization.follow_refills(self.criterion)
@@ -237,8 +246,8 @@ class Trainer:
         drawn_from = torch_random_state(self.device)
         epoch, step = self.epoch - self.stage.start, self.step - self._stage_step
         # Batches that are dropped must not move a teacher's own running statistics either.
-        trained = nn.ModuleList([self.model, *self.networks.values()])
-        self.optimization.begin(trained, epoch, step)
+        moving = nn.ModuleList([*self.students.values(), *self.networks.values()])
+        self.optimization.begin(moving, epoch, step)
         with self.optimization.autocast():
             losses, seen = self._step_module(batch)
         total = torch.stack([*losses.values()]).sum()
@@ -272,9 +281,12 @@ class Trainer:
         self._waiting.append((embeddings, batch))
 
     def _report_nonfinite(self, batch: Batch, drawn_from: Mapping[str, Tensor], here: bool) -> None:
-        before = BufferCopy(self.model)
+        students = nn.ModuleDict(self.students) if len(self.students) > 1 else self.model
+        before = BufferCopy(students)
         with replaying(self.device, drawn_from), self.optimization.autocast():
-            activations, first = largest_activations(self.model, lambda: self.model(batch))
+            activations, first = largest_activations(
+                students, lambda: [student(batch) for student in self.students.values()]
+            )
         before.restore()
         report = {
             "step": self.step + 1,
@@ -282,7 +294,7 @@ class Trainer:
             "losses": {name: float(value) for name, value in self.losses.items()},
             "lr": self.optimization.lr,
             "loss_scale": self.optimization.loss_scale,
-            "parameters_not_finite": broken_parameters(self.model),
+            "parameters_not_finite": broken_parameters(students),
             "first_module_not_finite": first,
             "activations": activations,
         }
@@ -294,8 +306,10 @@ class Trainer:
         Labels and memories that every epoch makes anew are left out.
         """
         stage = {} if self._stages is None else {"stage": {"first_step": self._stage_step}}
+        students = {name: student.state_dict() for name, student in self._more_students()}
         return {
             **stage,
+            **({"students": students} if students else {}),
             "epoch": self.epoch,
             "step": self.step,
             "model": self.model.state_dict(),
@@ -307,6 +321,9 @@ class Trainer:
             "about": dict(self.facts.about),
             "course": dict(self.facts.course),
         }
+
+    def _more_students(self) -> list[tuple[str, nn.Module]]:
+        return [(name, network) for name, network in self.students.items() if name != STUDENT[0]]
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, after checking all of it.
@@ -324,6 +341,9 @@ class Trainer:
             stage = self._stages.at(state["epoch"] - 1)  # the stage that wrote it
             if stage != self.stage:
                 self._take_stage(stage)
+        check_students(
+            state, {name: student.state_dict() for name, student in self._more_students()}
+        )
         fit_classifiers(self.criterion, state.get("criterion"))
         check_checkpoint(
             state,
@@ -333,80 +353,21 @@ class Trainer:
             device_type=self.device.type,
             processes=distributed.world_size(),
         )
-        states = self._match_hooks(state["hooks"])
+        states = match_hooks(self.hooks, state["hooks"])
         for hook, own in states:
-            with _named(hook):
+            with named(hook):
                 hook.check_state(own, self, state["epoch"])
-        self._compare_course(state.get("course", {}))
+        compare_course(self.facts.course, state.get("course", {}))
         self.model.load_state_dict(state["model"])
+        for name, student in self._more_students():
+            student.load_state_dict(state["students"][name])
         self.criterion.load_state_dict(state["criterion"])
         self.optimization.load_state_dict(state)
         self._nonfinite.skipped = state["skipped"]
         for hook, own in states:
-            with _named(hook):
+            with named(hook):
                 hook.load_state_dict(own)
         self.epoch = state["epoch"]
         self.step = state["step"]
         self._stage_step = state["stage"]["first_step"] if self._stages is not None else 0
         set_random_state(state["random"][distributed.rank()], self.device)
-
-    def _compare_course(self, before: object) -> None:
-        if not isinstance(before, Mapping):
-            raise ValueError(f"course: expected a mapping, got {type(before).__name__}")
-        course = self.facts.course
-        changed = [name for name, now in course.items() if before.get(name, now) != now]
-        if "images" in changed:
-            logger.warning(
-                "The training images have changed since the checkpoint was written: paths or file "
-                "sizes differ. Training goes on with the present images"
-            )
-        if "cpu_threads" in changed:
-            logger.warning(
-                "The run had %s CPU threads and now has %s: sums will round differently, so the "
-                "results will not be bit for bit the same. OMP_NUM_THREADS sets the number",
-                before["cpu_threads"],
-                course["cpu_threads"],
-            )
-
-    def _match_hooks(
-        self, states: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[Hook, dict[str, Any]]]:
-        """Hooks with their states; warns of those that only one of the two runs has."""
-        saved: dict[str, list[dict[str, Any]]] = {}
-        for state in states:
-            own = {key: value for key, value in state.items() if key != "name"}
-            saved.setdefault(state["name"], []).append(own)
-        matched, added = [], []
-        for hook in self.hooks:
-            name = type(hook).__name__
-            if saved.get(name):
-                matched.append((hook, saved[name].pop(0)))
-            else:
-                added.append(name)
-        gone = [name for name, rest in saved.items() for _ in rest if name not in _FORMER_HOOKS]
-        if added or gone:
-            logger.warning(
-                "The hooks have changed since the checkpoint was written: %s",
-                "; ".join(
-                    f"{what} {', '.join(names)}"
-                    for what, names in (("added", added), ("removed", gone))
-                    if names
-                ),
-            )
-        return matched
-
-
-@contextmanager
-def _named(hook: Hook) -> Iterator[None]:
-    """Has what a hook finds wrong with its state name the hook.
-
-    Raises:
-        ValueError: In place of the errors that values of other types and shapes lead to.
-    """
-    name = f"hooks: the state of {type(hook).__name__}"
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError) as error:
-        raise ValueError(f"{name}: {type(error).__name__}: {error}") from error

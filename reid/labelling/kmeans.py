@@ -14,25 +14,37 @@ from reid.structures import ProgressBar
 
 @CLUSTERER.register()
 class KMeans(FeatureClusterer):
-    """Spherical k-means on the global features, as FAISS computes it (Johnson et al. 2019).
+    """k-means on the global features, as FAISS computes it (Johnson et al. 2019).
 
-    It has no outliers: every image is in a cluster.
+    It has no outliers: every image is in a cluster. The first centres are random images.
 
     Args:
         num_clusters: k, at most the number of readable images.
         iterations: Iterations of Lloyd's algorithm.
         seed: Seed of the first centres.
+        spherical: Normalise the centres to length 1, so that images are compared by cosine.
+        restarts: How often it starts with other centres; the clusters with the smallest distances
+            to their centres are taken. MMT was published with 10.
 
     Raises:
         ValueError: A number is out of its range.
     """
 
-    def __init__(self, num_clusters: int, iterations: int = 25, seed: int = 0) -> None:
+    def __init__(
+        self,
+        num_clusters: int,
+        iterations: int = 25,
+        seed: int = 0,
+        spherical: bool = True,
+        restarts: int = 1,
+    ) -> None:
         super().__init__("drop")
-        at_least_one(num_clusters=num_clusters, iterations=iterations)
+        at_least_one(num_clusters=num_clusters, iterations=iterations, restarts=restarts)
         self._num_clusters = num_clusters
         self._iterations = iterations
         self._seed = seed
+        self._spherical = spherical
+        self._restarts = restarts
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters.
@@ -50,7 +62,8 @@ class KMeans(FeatureClusterer):
             rows.shape[1],
             self._num_clusters,
             niter=self._iterations,
-            spherical=True,
+            spherical=self._spherical,
+            nredo=self._restarts,
             seed=self._seed,
             min_points_per_centroid=1,
             max_points_per_centroid=len(rows),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reid.modeling.triplets import batch_hard_triplet
 from reid.registry import LOSS, Range
 from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
 
@@ -37,7 +38,7 @@ class Loss(nn.Module):
             images.
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
-            network `teacher` for the second view. Only the student's carry gradients.
+            network `teacher` for the second view. Only those of students carry gradients.
     """
 
     epoch: int = 0
@@ -80,6 +81,13 @@ class Loss(nn.Module):
 
     def load_memory_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `memory_state` returned."""
+
+    def followers(self, teacher: str) -> Sequence[tuple[Tensor, Tensor]]:
+        """Tensors of the loss that belong to a teacher, each with the student's one it follows.
+
+        The hook `MeanTeacher` moves them as it moves the teacher, such as its classifier's rows.
+        """
+        return ()
 
     def forward(self, *inputs: Any) -> dict[str, Tensor]:
         """Named scalar losses; the inputs are the embeddings in `asks_for`, then the batch."""
@@ -148,6 +156,10 @@ class Criterion(nn.Module):
         """Gives the labels to each loss."""
         for loss in self:
             loss.set_labels(labels, features)
+
+    def followers(self, teacher: str) -> list[tuple[Tensor, Tensor]]:
+        """The losses' tensors that belong to a teacher; see `Loss.followers`."""
+        return [pair for loss in self for pair in loss.followers(teacher)]
 
     def forward(self, embeddings: Mapping[Source, Embeddings], batch: Batch) -> dict[str, Tensor]:
         """Named losses times their weights.
@@ -358,44 +370,3 @@ def smoothed_cross_entropy(
     weights.scatter_(1, target.clamp(min=0)[:, None], 1 - smoothing)
     losses = -(weights * log_prob).sum(1)[labelled]
     return losses.sum() / losses.count_nonzero().clamp(min=1)
-
-
-def hardest_distances(feature: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each image's distances to the farthest image of its label and the nearest of another.
-
-    Computed in float32 under mixed precision too: half precision loses small distances.
-
-    Args:
-        feature: (B, D) float32.
-        label: (B,) int64; -1 = not labelled, neither an anchor nor a positive nor a negative.
-
-    Returns:
-        `positive` (B,): Euclidean distance to the farthest image of the same label, itself
-        included. `negative` (B,). `valid` (B,): labelled, and a negative exists.
-    """
-    with torch.autocast(feature.device.type, enabled=False):
-        squared = feature.square().sum(1)
-        distance = (squared[:, None] + squared - 2 * feature @ feature.T).clamp(min=1e-12).sqrt()
-    labelled = label != OUTLIER
-    same = label[:, None] == label
-    others = ~same & labelled
-    positive = distance.masked_fill(~same, -torch.inf).amax(1)
-    negative = distance.masked_fill(~others, torch.inf).amin(1)
-    return positive, negative, labelled & others.any(1)
-
-
-def batch_hard_triplet(feature: Tensor, label: Tensor, margin: float | None = None) -> Tensor:
-    """Batch-hard triplet loss (Hermans et al., arXiv:1703.07737, eq. 5).
-
-    Args:
-        feature: (B, D) float32.
-        label: (B,) int64; -1 = left out.
-        margin: Margin of the hinge; None: soft margin.
-
-    Returns:
-        Mean over the anchors that have a negative; 0, with a gradient of 0, if there are none.
-    """
-    positive, negative, valid = hardest_distances(feature, label)
-    difference = torch.where(valid, positive - negative, torch.zeros_like(positive))
-    loss = F.softplus(difference) if margin is None else F.relu(difference + margin)
-    return torch.where(valid, loss, torch.zeros_like(loss)).sum() / valid.sum().clamp(min=1)

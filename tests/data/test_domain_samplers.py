@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from reid.data.domain_samplers import TwoDomainSampler
+from reid.data.domain_samplers import TargetImageSampler, TwoDomainSampler
 from reid.data.samplers import Draw, PKSampler, RandomIdentitySampler
 from reid.structures import PseudoLabels
 
@@ -79,3 +79,20 @@ def test_both_domains_need_labels() -> None:
         TwoDomainSampler(PKSampler(8), PKSampler(8), source_domains=1).set_labels(LABELS)
     with pytest.raises(ValueError, match=r"datasets\.source is not set"):
         TwoDomainSampler(PKSampler(8), PKSampler(8))
+
+
+def test_the_target_is_drawn_without_labels_beside_the_source() -> None:
+    unlabelled = PseudoLabels.from_clusters(torch.where(DOMAINS == 0, LABELS.cluster, -1))
+    two = TwoDomainSampler(
+        PKSampler(8, 4), TargetImageSampler(16, 5, source_domains=1), source_domains=1
+    )
+    two.set_domains(DOMAINS)
+    two.set_labels(unlabelled)
+    batches = list(two)
+    assert len(batches) == 5
+    for batch in batches:
+        assert [int(DOMAINS[draw.index]) for draw in batch] == [0] * 8 + [1] * 16
+    drawn = [draw.index for batch in batches[:2] for draw in batch[8:]]
+    assert len(set(drawn)) == 32, "each image of the target comes once in a pass"
+    with pytest.raises(ValueError, match="set_domains comes first"):
+        TargetImageSampler(4, source_domains=1).set_labels(unlabelled)

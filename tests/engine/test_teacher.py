@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reid.engine.nonfinite import NonFiniteLosses
 from reid.engine.optimization import Optimization
+from reid.engine.stages import StageParts, Stages
 from reid.engine.teacher import MeanTeacher
 from reid.engine.trainer import Trainer
 from reid.modeling.batchnorm import group_batch_norms
@@ -18,6 +19,7 @@ from reid.modeling.heads import Neck
 from reid.modeling.losses import STUDENT, Criterion, Loss
 from reid.registry import Hook
 from reid.solver import LearningRate, build_optimizer
+from reid.stage_settings import StageRun
 from reid.structures import Batch, Embeddings
 
 CPU = torch.device("cpu")
@@ -166,6 +168,46 @@ def test_statistics_that_are_not_finite_end_the_run() -> None:
     )  # fmt: skip
     with pytest.raises(FloatingPointError, match=r"neck\.running_mean"):
         trainer.train()
+
+
+def test_a_teacher_may_begin_in_a_later_stage() -> None:
+    """Before, it equals the student; the ramp then counts from there."""
+    made: list[tuple[MeanTeacher, list[dict[str, Tensor]]]] = []
+    for ramp in (True, False):
+        teacher, found = MeanTeacher(0.9, ramp, statistics="own", from_stage=1), []
+        model, given = Net(), batches(4)
+        optimizer = build_optimizer(model.parameters(), "SGD", lr=0.1, momentum=0.0)
+
+        class Teachers(Hook):
+            def after_step(self, trainer: Trainer, found: Any = found) -> None:
+                found.append(copy.deepcopy(trainer.networks["teacher"].state_dict()))
+                found.append(copy.deepcopy(trainer.model.state_dict()))
+
+        def parts(run: StageRun, model: Any = model, given: Any = given) -> StageParts:
+            loader: Any = Batches(given[2 * run.number : 2 * run.number + 2])
+            optimizer = build_optimizer(model.parameters(), "SGD", lr=0.1, momentum=0.0)
+            optimization = Optimization(optimizer, LearningRate(0.1, 1), CPU)
+            return StageParts(Criterion([Consistency()]), optimization, loader)
+
+        stages = Stages([StageRun(0, "", 0, 1), StageRun(1, "", 1, 1)], parts)
+        first: Any = Batches(given[:2])
+        Trainer(
+            model, Criterion([Consistency()]),
+            Optimization(optimizer, LearningRate(0.1, 1), CPU), first, max_epochs=2, device=CPU,
+            hooks=[teacher, Teachers()], stages=stages,
+        ).train()  # fmt: skip
+        made.append((teacher, found))
+    for (teacher, found), ramp in zip(made, (True, False), strict=True):
+        assert teacher.state_dict()["first_step"] == 2
+        for step in range(2):
+            for name, value in found[2 * step].items():
+                assert torch.equal(value, found[2 * step + 1][name]), (step, name)
+        for step in (2, 3):
+            keep = 1 - 1 / (step - 1) if ramp else 0.9
+            for name in ("layer.weight", "neck.weight"):
+                before, after, student = found[2 * step - 2], found[2 * step], found[2 * step + 1]
+                expected = keep * before[name] + (1 - keep) * student[name]
+                torch.testing.assert_close(after[name], expected)
 
 
 def test_groups_are_random_in_each_step_and_after_a_resumption() -> None:

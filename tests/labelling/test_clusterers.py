@@ -133,6 +133,24 @@ def test_k_means() -> None:
     assert KMeans(num_clusters=85)(features).num_clusters == 85
 
 
+def test_kmeans_without_normalised_centres_and_with_restarts() -> None:
+    """Means of several networks' features are no unit vectors; k-means then compares distances."""
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.tensor([[1.0, 0.0], [0.4, 0.0], [0.0, 0.7]])
+    features = centres.repeat_interleave(20, 0)
+    features = FeatureSet.of(features + 0.01 * torch.randn(60, 2, generator=generator))
+    labels = KMeans(3, 50, seed=1, spherical=False, restarts=10)(features)
+    expected = torch.arange(3).repeat_interleave(20)
+    assert len({*zip(labels.cluster.tolist(), expected.tolist(), strict=True)}) == 3
+    by_angle = KMeans(2, 50, restarts=10)(features).cluster
+    assert by_angle.unique_consecutive().numel() == 2, "the first two centres have one direction"
+    # fewer different images than means: no cluster is empty, no centre is NaN
+    few = KMeans(4, spherical=False)(FeatureSet.of(centres.repeat(5, 1)))
+    assert few.num_clusters == 3
+    with pytest.raises(ValueError, match="restarts"):
+        KMeans(2, restarts=0)
+
+
 @pytest.mark.parametrize("clusterer", [
     HDBSCAN(), HDBSCAN(2, 1), Agglomerative(), JaccardDBSCAN(), JaccardDBSCAN(min_samples=1),
     JaccardDBSCAN(search="hnsw"), JaccardDBSCAN(search="ivf"), KMeans(1), KMeans(3), KMeans(1000),

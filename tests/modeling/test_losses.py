@@ -15,10 +15,9 @@ from reid.modeling.losses import (
     CrossEntropy,
     Loss,
     Triplet,
-    batch_hard_triplet,
-    hardest_distances,
     smoothed_cross_entropy,
 )
+from reid.modeling.triplets import batch_hard_triplet, hardest_distances
 from reid.structures import Batch, Embeddings, PseudoLabels
 
 

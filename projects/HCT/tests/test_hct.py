@@ -16,7 +16,7 @@ from reid.config import load_config
 from reid.engine.hooks.checkpoints import checkpoint_paths, epoch_of
 from reid.labelling import ClusteringError
 from reid.labelling.merging import AverageLinkage, merge_step
-from reid.modeling.losses import batch_hard_triplet
+from reid.modeling.triplets import batch_hard_triplet
 from reid.modeling.weights import read_checkpoint
 from reid.projects.hct import HierarchicalClusterer
 from reid.structures import FeatureSet

@@ -32,8 +32,9 @@ _LARGEST_NUMBER = 1e12  # of an evaluator; shares and counts are smaller
 class Evaluate(Hook):
     """Evaluates every `period` epochs and after the last one, and saves the best weights.
 
-    If a test set cannot be evaluated, the error goes to the log and to results.json, and training
-    goes on without this set's figures.
+    Networks of `Trainer.also_tested` are evaluated too, as `NAME OF THE SET (NETWORK)`; they choose
+    no weights. If a test set cannot be evaluated, the error goes to the log and to results.json,
+    and training goes on without this set's figures.
 
     Args:
         test_sets: Each is evaluated separately; the first one chooses the best weights.
@@ -151,6 +152,14 @@ class Evaluate(Hook):
 
     def _evaluate(self, trainer: Trainer) -> None:
         for place, test_set in enumerate(self._test_sets):
+            for network, model in trainer.also_tested.items():
+                name = f"{test_set.name} ({network})"
+                try:
+                    other = evaluate(model, test_set, self._evaluator, trainer.device)
+                except EvaluationError as error:
+                    self._note_failure(trainer, name, error)
+                else:
+                    self._note(trainer, name, other)
             wanted = None
             if trainer.epoch == trainer.max_epochs:
                 lists = 0 if place else self._ranked_lists

@@ -20,6 +20,7 @@ from reid.engine.randomness import replaying, torch_random_state
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet, features_of
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
+from reid.modeling.classifiers import classifiers_of
 from reid.modeling.losses import Criterion, Loss
 from reid.modeling.memory_states import (
     check_memory_states,
@@ -202,6 +203,8 @@ class RefreshPseudoLabels(Hook):
             self._sampler.set_labels(labels)
             self._criterion.set_labels(labels.to(trainer.device), extracted)
         self._criterion.load_state_dict(saved)
+        for _, classifier in classifiers_of(self._criterion):
+            classifier.refilled = False  # the rows, and so their moments, are the checkpoint's
         tensors = _unsaved(self._criterion)
         for name in sorted(tensors.keys() | carried.keys()):
             here, there = tensors.get(name), carried.get(name)
@@ -221,7 +224,8 @@ class RefreshPseudoLabels(Hook):
         if self._criterion.needs_features or (kept is None and not self._labeller.fixed):
             images = self._every if self._criterion.needs_features else self._clustered
             with progress_bar("Extracting", "img") as progress:
-                extracted = images.features(trainer.inference_model, trainer.device, progress)
+                model = trainer.clustered_model or trainer.inference_model
+                extracted = images.features(model, trainer.device, progress)
         if kept is None:
             return extracted, extracted
         clustered = features_of(self._every.records, kept.test, kept.unit, kept.present)

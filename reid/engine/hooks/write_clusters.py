@@ -91,7 +91,8 @@ class WriteClusters(Hook):
     def after_train(self, trainer: Trainer) -> None:
         """Extracts features, clusters them and writes the files."""
         with progress_bar("Extracting", "img") as progress:
-            features = self._images.features(trainer.inference_model, trainer.device, progress)
+            model = trainer.clustered_model or trainer.inference_model
+            features = self._images.features(model, trainer.device, progress)
         with distributed.torch_threads_kept():
             labels = distributed.run_on_main(lambda: self._cluster(features))
         if not distributed.is_main():

@@ -122,7 +122,12 @@ def make_hook(
 def run(hook: Evaluate, model: nn.Module, epochs: int) -> None:
     """Calls the hook as a training run would."""
     trainer: Any = SimpleNamespace(
-        inference_model=model, device=torch.device("cpu"), epoch=0, max_epochs=epochs, step=0
+        inference_model=model,
+        also_tested={},
+        device=torch.device("cpu"),
+        epoch=0,
+        max_epochs=epochs,
+        step=0,
     )
     hook.before_train(trainer)
     for _ in range(epochs):

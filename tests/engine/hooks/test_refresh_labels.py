@@ -56,7 +56,9 @@ def test_unreadable_images_are_in_no_cluster(tmp_path: Any) -> None:
     )  # fmt: skip
     writer.start()
     cpu = torch.device("cpu")
-    trainer: Any = SimpleNamespace(inference_model=Echo(), device=cpu, epoch=0, step=0)
+    trainer: Any = SimpleNamespace(
+        inference_model=Echo(), clustered_model=None, device=cpu, epoch=0, step=0
+    )
     hook.before_epoch(trainer)
     writer.close()
     assert asked[0].pids.tolist() == [0, 1, 1, 2]
@@ -81,7 +83,9 @@ def test_a_memory_that_lasts_is_clustered_in_place_of_new_features(tmp_path: Any
             Clusters(clusterer), images, Taker(), Criterion([loss]), writer,  # type: ignore[arg-type]
         )  # fmt: skip
         cpu = torch.device("cpu")
-        trainer: Any = SimpleNamespace(inference_model=model, device=cpu, epoch=epoch, step=0)
+        trainer: Any = SimpleNamespace(
+            inference_model=model, clustered_model=None, device=cpu, epoch=epoch, step=0
+        )
         if state is not None:
             hook.check_state(state, trainer, epoch)
             hook.load_state_dict(state)
