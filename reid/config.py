@@ -248,6 +248,8 @@ class SolverConfig(_Section, where="solver"):
         final_lr_factor: Where `cosine` ends, as a share of `base_lr`.
         cosine_after_warmup: `cosine` starts at the end of the warm-up; false: in the first epoch,
             the warm-up covering its beginning, as in TransReID.
+        schedule_offset: Epochs by which warm-up and schedule are ahead: epoch e has the rate of
+            epoch e + `schedule_offset`. 1 in TransReID.
         warmup_epochs: Epochs of linear warm-up; 0 = none.
         warmup_iterations: Iterations of linear warm-up, as in fast-reid, in place of
             `warmup_epochs`; 0 = none.
@@ -278,6 +280,7 @@ class SolverConfig(_Section, where="solver"):
     gamma: Annotated[float, Range(0, 1, above=True)] = 0.1
     final_lr_factor: Share = 0.0
     cosine_after_warmup: bool = True
+    schedule_offset: Count = 0
     warmup_epochs: Count = 10
     warmup_iterations: Count = 0
     warmup_factor: Share = 0.01

@@ -232,6 +232,9 @@ class LearningRate:
         warmup_epochs: Epochs of warm-up.
         warmup_iterations: Iterations of warm-up, on top.
         warmup_start: Where the warm-ups start, as a share of the base rate, in every group.
+        offset: Epochs by which the schedule is ahead: epoch e has the rate that e + offset would
+            have. 1 in TransReID, whose first epoch is past the start of the warm-up and whose last
+            one has the final rate.
 
     Raises:
         ValueError: The schedule is unknown.
@@ -247,6 +250,7 @@ class LearningRate:
     warmup_epochs: int = 0
     warmup_iterations: int = 0
     warmup_start: float = 0.01
+    offset: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("multistep", "cosine"):
@@ -261,7 +265,7 @@ class LearningRate:
             lr_factor: Of the parameter group; see `LR_FACTOR`.
         """
         start = self.warmup_start / lr_factor
-        rate = lr_factor * self.base * self._epoch_factor(epoch, lr_factor, start)
+        rate = lr_factor * self.base * self._epoch_factor(epoch + self.offset, lr_factor, start)
         if self.warmup_iterations:
             rate *= warmup_factor(step, self.warmup_iterations, start)
         return rate

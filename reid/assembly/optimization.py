@@ -25,6 +25,7 @@ def build_learning_rate(solver: SolverConfig) -> LearningRate:
         solver.warmup_epochs,
         solver.warmup_iterations,
         solver.warmup_factor,
+        solver.schedule_offset,
     )
 
 
