@@ -234,6 +234,10 @@ class SolverConfig(_Section, where="solver"):
         bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
         lr_factors: Factors of the learning rate by the start of the parameters' names, such as
             `{backbone: 0.1}`; the longest start counts. Losses' parameters start with `losses`.
+        frozen: Parameters that do not move, by the start of their names: `always`, or the epoch,
+            from 0, from which they are trained, such as `{backbone.net.patch_embed: always,
+            backbone.net.blocks.0: 20}`; the longest start counts. With `stages`, the epoch is that
+            of the stage.
         momentum: SGD's momentum.
         nesterov: SGD takes Nesterov's momentum.
         weight_decay: On every parameter.
@@ -262,6 +266,9 @@ class SolverConfig(_Section, where="solver"):
     base_lr: Annotated[float, Range(1e-12, 1000)] = 3.5e-4
     bias_lr_factor: Annotated[float, Range(0, 1_000_000, above=True)] = 1.0
     lr_factors: dict[str, Annotated[float, Range(0, 1_000_000, above=True)]] = field(
+        default_factory=dict
+    )
+    frozen: dict[str, Annotated[int, Range(0, 1_000_000)] | Literal["always"]] = field(
         default_factory=dict
     )
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9

@@ -252,7 +252,7 @@ OUR_KEYS: Mapping[str, str] = {
 }
 """Key there -> key or keys here, joined by ` and `, with a remark in parentheses."""
 
-_FREEZING = "no part of the network is frozen by settings"
+_FREEZING = "solver.frozen holds parameters back by the start of their names, until an epoch"
 _CENTERS = "there is no center loss"
 _MARGINS = "there is no classifier with a margin"
 

@@ -96,6 +96,39 @@ def build_optimizer(
     raise ValueError(f"optimizer: expected SGD, Adam or AdamW, got {name!r}")
 
 
+def find_frozen(
+    parameters: Iterable[tuple[str, nn.Parameter]], frozen: Mapping[str, int | Literal["always"]]
+) -> list[tuple[nn.Parameter, float]]:
+    """The parameters that do not move at first, each with the epoch from which it is trained.
+
+    Args:
+        parameters: With their names.
+        frozen: The epoch, from 0, or `always`, by the start of a parameter's name, in small
+            letters. The longest start counts, so that 0 makes an exception.
+
+    Returns:
+        Pairs of a parameter and an epoch; infinity for `always`.
+
+    Raises:
+        ValueError: No name starts as `frozen` says, or no parameter is left to train in epoch 0.
+    """
+    unused = set(frozen)
+    found: list[tuple[nn.Parameter, float]] = []
+    is_trained = False
+    for key, parameter in parameters:
+        starts = [start for start in frozen if f"{key}.".lower().startswith(f"{start}.")]
+        unused -= set(starts)
+        until = frozen[max(starts, key=len)] if starts else 0
+        if until and parameter.requires_grad:
+            found.append((parameter, math.inf if until == "always" else until))
+        is_trained = is_trained or (parameter.requires_grad and not until)
+    if unused:
+        raise ValueError(f"frozen: no parameter's name starts with {', '.join(sorted(unused))}")
+    if found and not is_trained:
+        raise ValueError("frozen: no parameter is left to train in the first epoch")
+    return found
+
+
 def start_momentum(optimizer: Optimizer) -> None:
     """Gives parameters that were frozen until now a momentum of 0.
 

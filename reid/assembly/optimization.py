@@ -9,7 +9,7 @@ from reid.config import Config, SolverConfig
 from reid.engine.optimization import Optimization
 from reid.modeling.losses import Criterion
 from reid.registry import ConfigError
-from reid.solver import LearningRate, build_optimizer
+from reid.solver import LearningRate, build_optimizer, find_frozen
 
 
 def build_learning_rate(solver: SolverConfig) -> LearningRate:
@@ -35,7 +35,7 @@ def build_optimization(
     """Builds optimizer, learning rate, precision, accumulation and clipping.
 
     Raises:
-        ConfigError: There is no parameter to train, or `lr_factors` names none.
+        ConfigError: There is no parameter to train, or `lr_factors` or `frozen` names none.
     """
     solver = config.solver
     parameters = [*model.named_parameters(), *criterion.named_parameters()]
@@ -50,6 +50,7 @@ def build_optimization(
             nesterov=solver.nesterov,
             lr_factors=solver.lr_factors,
         )
+        frozen = find_frozen(parameters, solver.frozen)
     except ValueError as error:
         raise ConfigError(f"solver: {error}") from error
     return Optimization(
@@ -60,4 +61,5 @@ def build_optimization(
         accumulation_steps=solver.accumulation_steps,
         clip_grad_norm=solver.clip_grad_norm,
         may_skip=solver.on_nonfinite == "skip",
+        frozen=frozen,
     )
