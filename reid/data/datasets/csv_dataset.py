@@ -58,8 +58,8 @@ class CSV(ReIDDataset):
     `camid` their cameras are unknown, without `split` all are for training. A column `frame` is the
     time of each image inside its camera, a whole number from 0; empty or -1 is unknown. A column
     `view` is the viewpoint, of the same form; it reaches a network as `Batch.side["view"]`, which
-    ViT's NUM_VIEWS takes. The text of further columns goes to `ImageRecord.extra`. A file without queries can be trained on, but not
-    tested on.
+    ViT's NUM_VIEWS takes. The text of further columns goes to `ImageRecord.extra`. A file without
+    queries can be trained on, but not tested on.
 
     Args:
         path: The CSV file, below the root.
