@@ -117,7 +117,7 @@ class AIBNResNet(TimmBackbone):
 
     def forward(self, batch: Batch) -> FeatureTokens:
         """Tokens of the batch's images."""
-        tokens, (height, width) = super().forward(batch)
+        tokens, (height, width), _ = super().forward(batch)
         if self.training or not self._mirror:
             return FeatureTokens(tokens, (height, width))
         mirrored, _ = super().forward(batch._replace(image=batch.image.flip(3)))
