@@ -263,6 +263,10 @@ class SolverConfig(_Section, where="solver"):
         bias_lr_factor: Factor of the learning rate of every parameter with `bias` in its name.
         lr_factors: Factors of the learning rate by the start of the parameters' names, such as
             `{backbone: 0.1}`; the longest start counts. Losses' parameters start with `losses`.
+        frozen: Parameters that do not move, by the start of their names: `always`, or the epoch,
+            from 0, from which they are trained, such as `{backbone.net.patch_embed: always,
+            backbone.net.blocks.0: 20}`; the longest start counts. With `stages`, the epoch is that
+            of the stage.
         momentum: SGD's momentum.
         nesterov: SGD takes Nesterov's momentum.
         weight_decay: On every parameter.
@@ -274,6 +278,8 @@ class SolverConfig(_Section, where="solver"):
         final_lr_factor: Where `cosine` and `exponential` end, as a share of `base_lr`.
         cosine_after_warmup: `cosine` starts at the end of the warm-up; false: in the first epoch,
             the warm-up covering its beginning, as in TransReID.
+        schedule_offset: Epochs by which warm-up and schedule are ahead: epoch e has the rate of
+            epoch e + `schedule_offset`. 1 in TransReID.
         warmup_epochs: Epochs of linear warm-up; 0 = none.
         warmup_iterations: Iterations of linear warm-up, as in fast-reid, in place of
             `warmup_epochs`; 0 = none.
@@ -292,6 +298,9 @@ class SolverConfig(_Section, where="solver"):
     lr_factors: dict[str, Annotated[float, Range(0, 1_000_000, above=True)]] = field(
         default_factory=dict
     )
+    frozen: dict[str, Annotated[int, Range(0, 1_000_000)] | Literal["always"]] = field(
+        default_factory=dict
+    )
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4
@@ -301,6 +310,7 @@ class SolverConfig(_Section, where="solver"):
     gamma: Annotated[float, Range(0, 1, above=True)] = 0.1
     final_lr_factor: Share = 0.0
     cosine_after_warmup: bool = True
+    schedule_offset: Count = 0
     warmup_epochs: Count = 10
     warmup_iterations: Count = 0
     warmup_factor: Share = 0.01

@@ -104,7 +104,7 @@ OUR_KEYS: Mapping[str, str] = {
     "model.pretrained": "model.backbone_weights",
     "model.last_stride": "model.backbone.last_stride",
     "model.drop_path": "model.backbone.drop_path",
-    "model.stride_size": "model.backbone.patch_size",
+    "model.stride_size": "model.backbone.patch_stride",
     "model.sie_camera": "model.backbone.camera_embedding",
     "model.sie_coe": "model.backbone.camera_scale",
     "model.neck": "model.head",
@@ -252,7 +252,7 @@ OUR_KEYS: Mapping[str, str] = {
 }
 """Key there -> key or keys here, joined by ` and `, with a remark in parentheses."""
 
-_FREEZING = "no part of the network is frozen by settings"
+_FREEZING = "solver.frozen holds parameters back by the start of their names, until an epoch"
 _CENTERS = "there is no center loss"
 _MARGINS = "there is no classifier with a margin"
 
@@ -265,9 +265,9 @@ NOT_HERE: Mapping[str, str] = {
     "model.cos_layer": _MARGINS,
     "model.dist_train": "torchrun starts several processes",
     "model.if_with_center": _CENTERS,
-    "model.jpm": "there is no jigsaw branch; TMGFHead has branches of parts",
+    "model.jpm": "model.head {NAME: JPMHead} of plugins [transreid] has the jigsaw branch",
     "model.open_layers": _FREEZING,
-    "model.sie_view": "there are no embeddings of viewpoints",
+    "model.sie_view": "model.backbone.num_views gives each viewpoint a vector",
     "solver.center_loss_weight": _CENTERS,
     "solver.center_lr": _CENTERS,
     "solver.cosine_margin": _MARGINS,

@@ -96,6 +96,39 @@ def build_optimizer(
     raise ValueError(f"optimizer: expected SGD, Adam or AdamW, got {name!r}")
 
 
+def find_frozen(
+    parameters: Iterable[tuple[str, nn.Parameter]], frozen: Mapping[str, int | Literal["always"]]
+) -> list[tuple[nn.Parameter, float]]:
+    """The parameters that do not move at first, each with the epoch from which it is trained.
+
+    Args:
+        parameters: With their names.
+        frozen: The epoch, from 0, or `always`, by the start of a parameter's name, in small
+            letters. The longest start counts, so that 0 makes an exception.
+
+    Returns:
+        Pairs of a parameter and an epoch; infinity for `always`.
+
+    Raises:
+        ValueError: No name starts as `frozen` says, or no parameter is left to train in epoch 0.
+    """
+    unused = set(frozen)
+    found: list[tuple[nn.Parameter, float]] = []
+    is_trained = False
+    for key, parameter in parameters:
+        starts = [start for start in frozen if f"{key}.".lower().startswith(f"{start}.")]
+        unused -= set(starts)
+        until = frozen[max(starts, key=len)] if starts else 0
+        if until and parameter.requires_grad:
+            found.append((parameter, math.inf if until == "always" else until))
+        is_trained = is_trained or (parameter.requires_grad and not until)
+    if unused:
+        raise ValueError(f"frozen: no parameter's name starts with {', '.join(sorted(unused))}")
+    if found and not is_trained:
+        raise ValueError("frozen: no parameter is left to train in the first epoch")
+    return found
+
+
 def start_momentum(optimizer: Optimizer) -> None:
     """Gives parameters that were frozen until now a momentum of 0.
 
@@ -201,6 +234,9 @@ class LearningRate:
         warmup_epochs: Epochs of warm-up.
         warmup_iterations: Iterations of warm-up, on top.
         warmup_start: Where the warm-ups start, as a share of the base rate, in every group.
+        offset: Epochs by which the schedule is ahead: epoch e has the rate that e + offset would
+            have. 1 in TransReID, whose first epoch is past the start of the warm-up and whose last
+            one has the final rate.
 
     Raises:
         ValueError: The schedule is unknown.
@@ -216,6 +252,7 @@ class LearningRate:
     warmup_epochs: int = 0
     warmup_iterations: int = 0
     warmup_start: float = 0.01
+    offset: int = 0
 
     def __post_init__(self) -> None:
         if self.schedule not in ("multistep", "cosine", "exponential"):
@@ -237,7 +274,7 @@ class LearningRate:
             lr_factor: Of the parameter group; see `LR_FACTOR`.
         """
         start = self.warmup_start / lr_factor
-        rate = lr_factor * self.base * self._epoch_factor(epoch, lr_factor, start)
+        rate = lr_factor * self.base * self._epoch_factor(epoch + self.offset, lr_factor, start)
         if self.warmup_iterations:
             rate *= warmup_factor(step, self.warmup_iterations, start)
         return rate

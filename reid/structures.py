@@ -13,6 +13,8 @@ UNLABELLED = -1
 UNKNOWN_CAMERA = -1
 UNKNOWN_FRAME = -1
 OUTLIER = -1
+VIEW = "view"
+"""Name of the viewpoint, a number from 0, in `ImageRecord.extra` and `Batch.side`; -1: unknown."""
 
 
 class DataError(Exception):
@@ -118,10 +120,12 @@ class FeatureTokens(NamedTuple):
     Attributes:
         tokens: (B, 1 + h*w, C): one token for the whole image, then the map in row-major order.
         grid: (h, w) of the map.
+        before: The tokens before the last layer, of the same shape; None: a backbone without them.
     """
 
     tokens: Tensor
     grid: tuple[int, int]
+    before: Tensor | None = None
 
 
 class Embeddings(NamedTuple):

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -140,13 +141,15 @@ def load_model_weights(
         _warn_of_other_statistics(config.input, metadata, path)
         names = [
             name
-            for name in model.state_dict()
+            for name in (model.state_dict() if model.num_cameras else ())
             if name.removeprefix("backbone.") in getattr(model.backbone, "dataset_specific", ())
         ]
         old = read_cameras(metadata, path)
-        state |= {
-            name: carry_cameras(state[name], old, cameras, path) for name in names if name in state
-        }
+        for name in names:
+            if name in state:
+                fitted = model.resize_tensor(name, state[name])
+                table = state[name] if fitted is None else fitted
+                state[name] = carry_cameras(table, old, cameras, path)
         if any(name not in state for name in names):
             logger.info("Cameras: %s has no camera embeddings; those here start anew", path)
     tell_trained_size(model.backbone, metadata)
@@ -203,12 +206,15 @@ def build_training_model(
 
     Raises:
         ConfigError: A part is unknown or an option is wrong.
-        DataError: The camera numbers have large gaps.
+        DataError: The camera numbers have large gaps, or images lack what the backbone needs.
         WeightsError: The weights do not fit.
     """
     cameras = training_cameras(images)
     unseen = [number for number, camera in enumerate(cameras) if not camera.seen]
     model = build_model(config, size, len(cameras), unseen)
+    check_images = getattr(model.backbone, "check_images", None)
+    if check_images is not None:
+        check_images(images.load())
     if config.model.weights:
         load_model_weights(model, config, cameras)
     if config.model.domain_bn:
@@ -254,7 +260,9 @@ def place_model(model: ReIDModel, config: Config, device: torch.device) -> None:
 def camera_counter(config: Config) -> Callable[[Mapping[str, Tensor]], int] | None:
     """The function that counts the cameras in a backbone's weights; None: it uses no cameras."""
     name = config.model.backbone.get("name")
-    return getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
+    count = getattr(BACKBONE.get(name), "count_cameras", None) if name in BACKBONE else None
+    views = config.model.backbone.get("num_views")
+    return partial(count, num_views=views) if count is not None and views else count
 
 
 def known_cameras(config: Config, train: TrainImages | None) -> list[Camera] | None:

@@ -11,7 +11,7 @@ from reid.config import Config, SolverConfig
 from reid.engine.optimization import Optimization
 from reid.modeling.losses import Criterion
 from reid.registry import ConfigError
-from reid.solver import LearningRate, build_optimizer
+from reid.solver import LearningRate, build_optimizer, find_frozen
 
 
 def build_learning_rate(solver: SolverConfig) -> LearningRate:
@@ -27,6 +27,7 @@ def build_learning_rate(solver: SolverConfig) -> LearningRate:
         solver.warmup_epochs,
         solver.warmup_iterations,
         solver.warmup_factor,
+        solver.schedule_offset,
     )
 
 
@@ -43,7 +44,7 @@ def build_optimization(
     that the model's have.
 
     Raises:
-        ConfigError: There is no parameter to train, or `lr_factors` names none.
+        ConfigError: There is no parameter to train, or `lr_factors` or `frozen` names none.
     """
     solver = config.solver
     students = (model, *(more_students or {}).values())
@@ -60,6 +61,7 @@ def build_optimization(
             nesterov=solver.nesterov,
             lr_factors=solver.lr_factors,
         )
+        frozen = find_frozen(parameters, solver.frozen)
     except ValueError as error:
         raise ConfigError(f"solver: {error}") from error
     return Optimization(
@@ -70,4 +72,5 @@ def build_optimization(
         accumulation_steps=solver.accumulation_steps,
         clip_grad_norm=solver.clip_grad_norm,
         may_skip=solver.on_nonfinite == "skip",
+        frozen=frozen,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -38,6 +38,9 @@ class Optimization:
             group of an epoch may be smaller and is averaged over the batches it has.
         clip_grad_norm: Largest norm of the gradient; 0 = no clipping.
         may_skip: Whether `discard` may be called for a batch, so its changes must be undone.
+        frozen: Parameters, each with the epoch from which it is trained; see `find_frozen`. Until
+            then their gradients are dropped, so they neither move nor decay, and the optimizer's
+            state of them starts when they thaw.
 
     Attributes:
         optimizer: The optimizer that was passed in.
@@ -57,6 +60,7 @@ class Optimization:
         accumulation_steps: int = 1,
         clip_grad_norm: float = 0.0,
         may_skip: bool = False,
+        frozen: Sequence[tuple[nn.Parameter, float]] = (),
     ) -> None:
         if amp not in _AMP_DTYPES:
             raise ValueError(f"amp: expected one of {', '.join(_AMP_DTYPES)}, got {amp!r}")
@@ -73,6 +77,8 @@ class Optimization:
         self._scaler = torch.amp.GradScaler(device.type, enabled=amp == "fp16")
         self._clip_grad_norm = clip_grad_norm
         self._may_undo = may_skip or amp == "fp16"
+        self._frozen = tuple(frozen)
+        self._epoch = 0
         self._before: BufferCopy | None = None
 
     @property
@@ -117,6 +123,7 @@ class Optimization:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate(epoch, step, group.get(LR_FACTOR, 1.0))
+        self._epoch = epoch
         if self._may_undo and self._before is None:
             self._before = BufferCopy(model)
 
@@ -137,6 +144,10 @@ class Optimization:
             With fp16, a () bool on the device, which alone knows the result: false if gradients
             overflowed and no step was taken. Otherwise None: the step was taken.
         """
+        # Not by requires_grad: DistributedDataParallel and compiled networks fix that at the start.
+        for parameter, until in self._frozen:
+            if self._epoch < until:
+                parameter.grad = None
         if self._clip_grad_norm:
             self._scaler.unscale_(self.optimizer)
             parameters = [p for group in self.optimizer.param_groups for p in group["params"]]

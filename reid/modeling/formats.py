@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 _VIT = r"(cls_token|pos_embed|patch_embed\..+|blocks\..+|norm\.weight|norm\.bias)"
@@ -33,7 +34,8 @@ class Rule:
         pattern: Regular expression that a whole name matches; `<last>` stands for the number of
             the last transformer layer in the file.
         target: Our name, with `\1` for the first group; None: left out.
-        reason: Why such a tensor is left out.
+        reason: Why such a tensor is left out; with a target, what a model without a place for it
+            leaves out.
     """
 
     pattern: str
@@ -82,15 +84,18 @@ class Translation:
         renamed: Their old names and ours.
         left_out: Names that a rule leaves out, and why.
         unmapped: Names that no rule knows.
+        optional: Our names that some models have no place for, and what these tensors are.
     """
 
     state: dict[str, Tensor]
     renamed: dict[str, str]
     left_out: dict[str, str]
     unmapped: tuple[str, ...]
+    optional: dict[str, str]
 
 
 _CLASSIFIER = "classifier of the training identities"
+_LOCAL = "local branch"
 _IMAGENET_CLASSIFIER = "classifier of the pre-training"
 _PROJECTION = "projection head of the pre-training"
 _ENCODER = r"(?:encoder_q|base_encoder|encoder|backbone)\."
@@ -160,6 +165,7 @@ FORMATS: list[Format] = [
             Rule(_VIT, r"backbone.net.\1"),
             Rule(r"sie_embed", "backbone.camera_embed"),
             Rule(r"(fc|head|head_dist|pre_logits)\..+", reason=_IMAGENET_CLASSIFIER),
+            Rule("dist_token", reason="token of the distillation"),
         ),
         has=(r"cls_token$", r"blocks\.0\."),
         lacks=(r"bottleneck\.",),
@@ -192,7 +198,7 @@ FORMATS: list[Format] = [
     ),
     Format(
         "transreid-jpm",
-        "TransReID with local features (JPM): the global branch becomes a plain ViT",
+        "TransReID with local features (JPM): the global branch is a plain ViT",
         (
             Rule(rf"base\.(?:blocks\.{_LAST}|norm)\..+", reason="the branches' copies replace it"),
             Rule(rf"base\.{_VIT}", r"backbone.net.\1"),
@@ -200,13 +206,18 @@ FORMATS: list[Format] = [
             Rule(r"b1\.0\.(.+)", rf"backbone.net.blocks.{_LAST}.\1"),
             Rule(r"b1\.1\.(.+)", r"backbone.net.norm.\1"),
             Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
-            Rule(r"(?:b2|bottleneck_\d+)\..+", reason="local branch"),
+            Rule(r"b2\.([01]\..+)", r"head.local.\1", _LOCAL),
+            *(
+                Rule(rf"bottleneck_{i + 1}\.{_NORM}", rf"head.part_necks.{i}.\1", _LOCAL)
+                for i in range(4)
+            ),
             Rule(r"base\.fc\..+", reason=_IMAGENET_CLASSIFIER),
             Rule(r"classifier(?:_\d+)?\..+", reason=_CLASSIFIER),
         ),
         has=(r"base\.cls_token$", r"b1\.0\.", r"bottleneck_1\."),
         statistics=_HALF,
-        note="the global feature alone; TransReID also joins four local ones to it at test time",
+        note="MODEL.HEAD {NAME: JPMHead} of PLUGINS [transreid] joins four local features to the"
+        " global one, as TransReID does; other heads leave them out",
     ),
     Format(
         "strong-baseline",
@@ -319,8 +330,9 @@ def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
     translated: dict[str, Tensor] = {}
     renamed: dict[str, str] = {}
     left_out: dict[str, str] = {}
+    optional: dict[str, str] = {}
     unmapped = []
-    for name, tensor in state.items():
+    for name, tensor in _without_distillation(state).items():
         match, rule = next(
             ((found, rule) for pattern, rule in rules if (found := pattern.fullmatch(name))),
             (None, None),
@@ -336,7 +348,17 @@ def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
             scalar = ours == "backbone.exponent" and tensor.numel() == 1
             translated[ours] = tensor.reshape(()) if scalar else tensor
             renamed[name] = ours
-    return Translation(translated, renamed, left_out, tuple(unmapped))
+            if rule.reason:
+                optional[ours] = rule.reason
+    return Translation(translated, renamed, left_out, tuple(unmapped), optional)
+
+
+def _without_distillation(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A distilled DeiT without the position of its second token, which a ViT here does not have."""
+    if "dist_token" not in state or "pos_embed" not in state or state["pos_embed"].ndim != 3:
+        return state
+    position = state["pos_embed"]
+    return {**state, "pos_embed": torch.cat((position[:, :1], position[:, 2:]), 1)}
 
 
 class NamedTensors(dict[str, Tensor]):
@@ -344,7 +366,7 @@ class NamedTensors(dict[str, Tensor]):
 
     Args:
         state: The tensors.
-        left_out: Names among them that a format leaves out, and why.
+        left_out: Names among them that a format or some models leave out, and why.
     """
 
     def __init__(
@@ -365,4 +387,4 @@ def use_our_names(state: Mapping[str, Tensor]) -> NamedTensors:
         return NamedTensors(state)
     found = translate(state, written)
     others = {name: state[name] for name in (*found.left_out, *found.unmapped)}
-    return NamedTensors(found.state | others, found.left_out)
+    return NamedTensors(found.state | others, found.left_out | found.optional)
