@@ -7,6 +7,7 @@ import reid.engine.teacher
 import reid.evaluation.evaluators
 import reid.labelling
 import reid.modeling.backbones
+import reid.modeling.bottleneck_classifiers
 import reid.modeling.clip
 import reid.modeling.heads
 import reid.modeling.losses

@@ -211,7 +211,7 @@ def test_parameters_are_as_many_as_published() -> None:
 def test_whole_image_and_map_lie_in_one_space(norm: Norm) -> None:
     backbone = OSNet(0.25, norm)
     torch.nn.init.normal_(backbone.net.fc.weight)
-    tokens, grid = backbone.eval()(Batch.of(torch.randn(2, 3, 96, 32)))
+    tokens, grid, _ = backbone.eval()(Batch.of(torch.randn(2, 3, 96, 32)))
     assert grid == (6, 2)
     assert tokens.shape == (2, 13, backbone.embed_dim) == (2, 13, 512)
     same = torch.ones(1, 1, backbone.net.fc.in_features)

@@ -35,8 +35,9 @@ def test_plain_patches_are_timms_vit(tmp_path: Path) -> None:
     whole.load_state_dict(backbone.net.state_dict())
     image = torch.randn(1, 3, 256, 128)
     with torch.no_grad():
-        tokens, grid = backbone(Batch.of(image, torch.tensor([0])))
+        tokens, grid, before = backbone(Batch.of(image, torch.tensor([0])))
         torch.testing.assert_close(tokens[:, 0], whole(image))
+        torch.testing.assert_close(backbone.net.norm(backbone.net.blocks[-1](before)), tokens)
     assert grid == (16, 8)
     assert tokens.shape == (1, 1 + 16 * 8, 384)
 

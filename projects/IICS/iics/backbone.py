@@ -117,10 +117,10 @@ class AIBNResNet(TimmBackbone):
 
     def forward(self, batch: Batch) -> FeatureTokens:
         """Tokens of the batch's images."""
-        tokens, (height, width) = super().forward(batch)
+        tokens, (height, width), _ = super().forward(batch)
         if self.training or not self._mirror:
             return FeatureTokens(tokens, (height, width))
-        mirrored, _ = super().forward(batch._replace(image=batch.image.flip(3)))
+        mirrored = super().forward(batch._replace(image=batch.image.flip(3))).tokens
         grid = mirrored[:, 1:].reshape(len(mirrored), height, width, -1).flip(2).flatten(1, 2)
         back = torch.cat((mirrored[:, :1], grid), 1)
         return FeatureTokens((tokens + back) / 2, (height, width))

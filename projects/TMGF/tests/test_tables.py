@@ -36,7 +36,10 @@ COMPARED = {  # rows of other projects, and their config files in order
     "multi_centroid": ["MultiCentroid/configs/{}"],
     "transreid_ssl": ["TransReID_SSL/configs/usl_{}_stem"],
     "transreid_ssl_gt": ["TransReID_SSL/configs/supervised_{}"],
+    "transreid": ["TransReID/configs/{}"],
+    "la_transformer": ["LATransformer/configs/{}"],
 }
+SUPERVISED = {"transreid_ssl_gt", "transreid", "la_transformer"}
 ROWS = {  # parts of each branch, copies of layer L, class tokens in the global feature
     "tmgf": ([2, 3], 2, [0, 1]),
     "tmgf1": ([], 1, [0]),
@@ -87,7 +90,8 @@ def test_a_row_changes_its_own_settings_alone(dataset: str) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_compared_methods_are_those_of_their_projects(dataset: str) -> None:
     """They have the settings that the projects' tests check; without a config there is a note."""
-    missing = {"transreid_ssl", "transreid_ssl_gt"} if dataset == "duke" else set()
+    without_duke = {"transreid_ssl", "transreid_ssl_gt", "la_transformer"}
+    missing = without_duke if dataset == "duke" else set()
     runs, notes = plan_runs(PAPER, [*COMPARED], dataset, Path("nowhere"), 1)
     assert notes == dict.fromkeys(missing, "no config for duke")
     assert {run.row for run in runs} == COMPARED.keys() - missing
@@ -96,7 +100,7 @@ def test_compared_methods_are_those_of_their_projects(dataset: str) -> None:
         expected = load_config(files, ["OUTPUT_DIR", run.config.output_dir])
         assert run.config == expected
         unlabelled = expected.clusterer is not None or expected.labeller is not None
-        assert unlabelled == (run.row != "transreid_ssl_gt")
+        assert unlabelled == (run.row not in SUPERVISED)
     infomap = next(run for run in runs if run.row == "cluster_contrast").config.clusterer
     assert infomap == {"name": "Infomap", "k1": 15, "min_similarity": 0.5, "min_cluster_size": 5}
 

@@ -25,8 +25,8 @@ from reid.files import InputError, read_text
 from reid.registry import DATASET
 from reid.structures import (
     UNKNOWN_CAMERA,
-    UNKNOWN_FRAME,
     UNLABELLED,
+    VIEW,
     DataError,
     ImageRecord,
 )
@@ -56,9 +56,10 @@ class CSV(ReIDDataset):
     which. `split` is `train`, `query` or `gallery`. An image has one identity, however often it is
     listed. Without the column `pid` all images are unlabelled, without
     `camid` their cameras are unknown, without `split` all are for training. A column `frame` is the
-    time of each image inside its camera, a whole number from 0; empty or -1 is unknown. The text of
-    further columns goes to `ImageRecord.extra`. A file without queries can be trained on, but not
-    tested on.
+    time of each image inside its camera, a whole number from 0; empty or -1 is unknown. A column
+    `view` is the viewpoint, of the same form; it reaches a network as `Batch.side["view"]`, which
+    ViT's NUM_VIEWS takes. The text of further columns goes to `ImageRecord.extra`. A file without
+    queries can be trained on, but not tested on.
 
     Args:
         path: The CSV file, below the root.
@@ -157,7 +158,7 @@ class _Line:
     camid: str
     split: str
     frame: int
-    extra: dict[str, str]
+    extra: dict[str, str | int]
 
 
 def read_csv(
@@ -250,21 +251,26 @@ def _read_line(
     if split not in splits:
         raise DataError(f"{where}: split {split!r}; expected train, query or gallery")
     pid, camid = (_number_or_name(row.get(key), f"{where}: {key}") for key in ("pid", "camid"))
-    frame = _frame(row.get(_FRAME), f"{where}: {_FRAME}")
+    frame = _whole_number(row.get(_FRAME), f"{where}: {_FRAME}", "time inside its camera")
     known = (*_COLUMNS, _FRAME)
-    extra = {str(name): text or "" for name, text in row.items() if name not in known}
+    extra: dict[str, str | int] = {
+        str(name): text or "" for name, text in row.items() if name not in known
+    }
+    if VIEW in row:
+        extra[VIEW] = _whole_number(row[VIEW], f"{where}: {VIEW}", "viewpoint")
     return _Line(str(place), pid, camid, split, frame, extra)
 
 
-def _frame(text: str | None, where: str) -> int:
+def _whole_number(text: str | None, where: str, meaning: str) -> int:
+    """A number from 0, or -1 where it is not known."""
     text = (text or "").strip()
     if not text:
-        return UNKNOWN_FRAME
+        return -1
     whole = _WHOLE.fullmatch(text)
     if whole is None:
         raise DataError(
             f"{where} is {text!r}; expected a whole number from 0 of at most {_DIGITS} digits, the "
-            "image's time inside its camera, -1 or nothing; if the column means something else, "
+            f"image's {meaning}, -1 or nothing; if the column means something else, "
             "give it another name"
         )
     return int(whole[1])
@@ -300,7 +306,7 @@ def _numbers(texts: set[str], empty: int) -> tuple[dict[str, int], tuple[str, ..
     return {name: number for number, name in enumerate(names)} | known, names
 
 
-def _extra(line: _Line, cameras: Sequence[str]) -> dict[str, str]:
+def _extra(line: _Line, cameras: Sequence[str]) -> dict[str, str | int]:
     """Further columns, and the camera's name where cameras have names."""
     named = cameras and line.camid not in ("", "-1")
     return {"camera": line.camid, **line.extra} if named else line.extra

@@ -20,7 +20,7 @@ from reid.data.datasets.base import (
 )
 from reid.data.scan import natural_key, scan_images
 from reid.registry import DATASET
-from reid.structures import UNKNOWN_CAMERA, UNLABELLED, DataError, ImageRecord
+from reid.structures import UNKNOWN_CAMERA, UNLABELLED, VIEW, DataError, ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ class Pattern(ReIDDataset):
       9 digits, all names are numbered from 0 in natural order. Empty or left out: unlabelled.
     - `camid`: numbered from 0 in natural order, `cam2` before `cam10`. Empty or left out: unknown.
     - `split`: `train`, `query` or `gallery`, or the words in `splits`; left out: all is `train`.
+    - `view`: the viewpoint, a whole number from 0, for a network with vectors of viewpoints.
     - The text of any other group goes to `ImageRecord.extra`, and so does the camera's name, as
       `camera`.
 
@@ -180,7 +181,7 @@ class Pattern(ReIDDataset):
                     f"{folder}/{path}",
                     pids[groups.get("pid", "")],
                     camids[groups.get("camid", "")],
-                    extra=_extra(groups),
+                    extra=_extra(groups, path),
                 ),
             )
             for path, groups in parsed
@@ -236,8 +237,16 @@ class Pattern(ReIDDataset):
             )
 
 
-def _extra(groups: Mapping[str, str]) -> dict[str, str]:
-    own = {key: text for key, text in groups.items() if key not in _GROUPS}
+def _extra(groups: Mapping[str, str], path: str) -> dict[str, str | int]:
+    own: dict[str, str | int] = {key: text for key, text in groups.items() if key not in _GROUPS}
+    if VIEW in groups:
+        text = groups[VIEW] or "-1"
+        if not re.fullmatch(r"-1|[0-9]{1,9}", text):
+            raise DataError(
+                f"{path}: the group {VIEW} is {text!r}; expected a viewpoint, a whole number from "
+                "0, -1 or nothing; if the group means something else, give it another name"
+            )
+        own[VIEW] = int(text)
     return {"camera": groups["camid"], **own} if groups.get("camid") else own
 
 

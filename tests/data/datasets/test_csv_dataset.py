@@ -191,3 +191,13 @@ def test_only_regular_files_are_read(root: Path) -> None:
         file.truncate(2**40)
     with pytest.raises(DataError, match=r"large\.csv: 1,099,.* bytes are too many for a text"):
         CSV("large.csv").load("train")
+
+
+def test_a_column_of_viewpoints(root: Path) -> None:
+    rows = ["path,pid,camid,view", "1.png,0,0,3", '"a b, ü.png",0,1,', '"a b, ü.png",0,1,-1']
+    (root / "list.csv").write_text("\n".join(rows) + "\n", "utf-8")
+    records = CSV("list.csv").load("train")
+    assert [record.extra["view"] for record in records] == [3, -1, -1]
+    (root / "list.csv").write_text("\n".join([*rows, "1.png,0,0,front"]) + "\n", "utf-8")
+    with pytest.raises(DataError, match="line 5: view is 'front'; expected a whole number from 0"):
+        CSV("list.csv").load("train")

@@ -120,3 +120,13 @@ def test_a_camera_that_vanishes_is_an_error(root: Path) -> None:
     touch(root / "own", "1_c2.jpg")
     assert Pattern("own", MARKET).cameras == ()
     assert len(Pattern("own", MARKET).load("train")) == 2
+
+
+def test_a_group_of_viewpoints(root: Path) -> None:
+    touch(root / "cars", "1_c1_v3.jpg", "1_c2_v.jpg")
+    pattern = MARKET + r"_v(?P<view>\w*)"
+    records = Pattern("cars", pattern).load("train")
+    assert [record.extra["view"] for record in records] == [3, -1]
+    touch(root / "cars", "1_c3_vfront.jpg")
+    with pytest.raises(DataError, match="the group view is 'front'; expected a viewpoint"):
+        Pattern("cars", pattern).load("train")
