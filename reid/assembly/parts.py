@@ -5,6 +5,7 @@ import reid.data.datasets
 import reid.engine.hooks.write_clusters
 import reid.engine.teacher
 import reid.evaluation.evaluators
+import reid.evaluation.spatial_temporal
 import reid.labelling
 import reid.modeling.backbones
 import reid.modeling.bottleneck_classifiers
