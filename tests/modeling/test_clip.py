@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reid.modeling import clip
 from reid.modeling.clip import CLIPViT
+from reid.modeling.convert import convert_weights
 from reid.modeling.formats import find_format
 from reid.modeling.vit import resize_position_embedding
 from reid.modeling.weights import WeightsError, load_backbone_weights, load_weights, save_weights
@@ -76,6 +77,20 @@ def test_weights_of_timm_and_of_openai_give_timms_features(tmp_path: Path, opena
         torch.testing.assert_close(
             backbone.split_projection()(tokens[:, 0]), source(image), atol=tolerance, rtol=tolerance
         )
+
+
+def test_a_file_of_openai_is_converted_whole(tmp_path: Path) -> None:
+    state = openai_names(dict(timms().state_dict()))
+    save_weights(tmp_path / "clip.safetensors", state, {})
+    found = convert_weights(tmp_path / "clip.safetensors", tmp_path / "ours.safetensors")
+    assert (found.written.name, found.unmapped, found.missing) == ("clip", (), ())
+    assert {*found.left_out.values()} == {"text encoder"}
+    backbone = CLIPViT((64, 32), **SMALL)
+    assert not load_backbone_weights(backbone, tmp_path / "ours.safetensors").missing
+    del state["visual.ln_pre.bias"]
+    save_weights(tmp_path / "clip.safetensors", state, {})
+    with pytest.raises(WeightsError, match=r"1 missing \(backbone\.net\.norm_pre\.bias\)"):
+        convert_weights(tmp_path / "clip.safetensors", tmp_path / "ours.safetensors")
 
 
 def test_the_position_embedding_of_the_square_is_resized_as_the_authors_do(tmp_path: Path) -> None:

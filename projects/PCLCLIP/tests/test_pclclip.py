@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from reid.assembly.network import build_trained_model
 from reid.config import load_config
 from reid.engine.optimization import Optimization
 from reid.labelling import ClusteringError
+from reid.modeling import clip
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.clip import CLIPViT
 from reid.modeling.formats import FORMATS, find_format, translate
@@ -265,6 +267,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(train_tiny: Callable[..., Path])
     moved = [name for name in one if not torch.equal(one[name], half[name])]
     assert moved
     assert frozen not in moved
+
+
+def test_a_trained_model_needs_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(*_: object, **__: object) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr(clip.timm, "create_model", create)
+    backbone = CLIPViT((32, 32), embed_dim=24, depth=2, num_heads=2, projection=16)
+    model = ReIDModel(backbone, TwoNeckHead(backbone))
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), {})
+    config = load_config(CONFIGS / "market.yaml", [
+        "MODEL.BACKBONE", TINY.replace("}", ", PRETRAINED: true}"),
+        "MODEL.WEIGHTS", str(tmp_path / "model.safetensors"),
+    ])  # fmt: skip
+    found = build_trained_model(config, (32, 32)).state_dict()
+    assert all(found[name].equal(tensor) for name, tensor in model.state_dict().items())
 
 
 def test_first_labels_are_counted_without_training(tmp_path: Path) -> None:
