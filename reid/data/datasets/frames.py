@@ -70,7 +70,7 @@ def msmt_frame(name: str) -> int:
 
 
 def veri_frame(name: str) -> int:
-    """The frame of `0001_c001_00016450_0.jpg`, which counts in its camera; -1 if the name has none."""
+    """The frame of `0001_c001_00016450_0.jpg`, counted in its camera; -1 if the name has none."""
     return _number(_VERI.match(name))
 
 
