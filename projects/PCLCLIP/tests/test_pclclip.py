@@ -285,7 +285,10 @@ def test_a_trained_model_needs_no_download(tmp_path: Path, monkeypatch: pytest.M
     assert all(found[name].equal(tensor) for name, tensor in model.state_dict().items())
 
 
-def test_first_labels_are_counted_without_training(tmp_path: Path) -> None:
+def test_first_labels_are_counted_without_training(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REID_DATASETS", str(tmp_path_factory.getbasetemp() / "drawn_once"))
     persons = ("{NAME: SyntheticPersons, NUM_TRAIN: 8, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 48, "
                "WIDTH: 32}")  # fmt: skip
     pairs = ("DATASETS.TRAIN", persons, "INPUT.SIZE", "[48, 32]", "MODEL.BACKBONE", TINY, "DEVICE",

@@ -149,8 +149,7 @@ def test_pcb_of_the_authors(oracle_dir: Path) -> None:
             for key in (key for key in a if key.startswith(start)):
                 layer, _, kind = key.removeprefix(start).rpartition(".")
                 state[f"{names[layer]}.{kind}"] = a[key]
-            missing = classifier.load_state_dict(state, strict=False)
-            assert missing.missing_keys == ["1.num_batches_tracked"]
+            classifier.load_state_dict(state)  # torch adds the counter that the file lacks
         head = StripeHead(Wide(), parts, dropout=0.0)
         map_ = a["feature_map"].clone().requires_grad_()
         batch = Batch.of(a["feature_map"], index=torch.arange(len(map_)))
