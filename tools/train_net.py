@@ -10,6 +10,7 @@ from reid.config import load_config
 from reid.engine.stopping import Interrupted, resume_command
 from reid.workflows.errors import tells_errors
 from reid.workflows.evaluate import evaluate
+from reid.workflows.first_labels import first_labels
 from reid.workflows.train import train
 
 EPILOG = """\
@@ -18,6 +19,7 @@ Any setting can be given after the options as KEY VALUE pairs, which win over th
   python tools/train_net.py --config-file projects/TMGF/configs/msmt.yaml SOLVER.BASE_LR 7e-4
   python tools/train_net.py --config-file DATA --config-file METHOD  (METHOD wins over DATA)
   python tools/train_net.py --config-file FILE --resume
+  python tools/train_net.py --config-file FILE --first-labels  (before training: how many clusters?)
   python tools/train_net.py --config-file FILE --eval-only MODEL.WEIGHTS logs/run/model_best.safetensors
   torchrun --nproc-per-node 4 tools/train_net.py --config-file FILE
 
@@ -44,6 +46,12 @@ def main() -> int:
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS")
     mode.add_argument(
+        "--first-labels",
+        action="store_true",
+        help="only label the training images with the weights that training would start from, and "
+        "tell how many clusters come out",
+    )
+    mode.add_argument(
         "--resume", action="store_true", help="resume from the last checkpoint in OUTPUT_DIR"
     )
     mode.add_argument(
@@ -55,13 +63,24 @@ def main() -> int:
         help="resume even if settings that change training differ",
     )
     parser.add_argument(
+        "--expect-clusters",
+        type=int,
+        default=0,
+        metavar="N",
+        help="with --first-labels: fail if the number of clusters is not about N",
+    )
+    parser.add_argument(
         "overrides", nargs="*", metavar="KEY VALUE", help="settings that win over the file's"
     )
     arguments = parser.parse_intermixed_args()
+    if arguments.expect_clusters and not arguments.first_labels:
+        parser.error("--expect-clusters goes with --first-labels")
     try:
         config = load_config(arguments.config_file, arguments.overrides)
         if arguments.eval_only:
             evaluate(config)
+        elif arguments.first_labels:
+            first_labels(config, arguments.expect_clusters)
         else:
             train(
                 config,
@@ -70,7 +89,8 @@ def main() -> int:
                 allow_config_change=arguments.allow_config_change,
             )
     except Interrupted as stop:
-        command = "" if arguments.eval_only else f"\n{resume_command(sys.argv)}"
+        trains = not (arguments.eval_only or arguments.first_labels)
+        command = f"\n{resume_command(sys.argv)}" if trains else ""
         sys.stderr.write(f"{stop}{command}\n")
         return stop.exit_code
     return 0

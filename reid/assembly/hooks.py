@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from reid.assembly.data import TrainImages
 from reid.config import Config
 from reid.engine.hooks.checkpoints import SaveCheckpoints
 from reid.engine.hooks.draw_clusters import DrawClusters
@@ -18,7 +19,7 @@ from reid.evaluation.evaluators import Evaluator
 from reid.evaluation.extract import ImageSet
 from reid.evaluation.query_gallery import QueryGallery
 from reid.labelling import Labeller
-from reid.registry import EVALUATOR, HOOK, Hook, build
+from reid.registry import EVALUATOR, HOOK, ConfigError, Hook, build
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,37 @@ def build_evaluator(config: Config) -> Evaluator:
     return cast(Evaluator, build(EVALUATOR, config.test.evaluator, "test.evaluator"))
 
 
+def teach_evaluator(evaluator: Evaluator, config: Config, train: TrainImages | None) -> None:
+    """Gives an evaluator the training images, if it needs them.
+
+    Raises:
+        ConfigError: There is no training set, there are several, or the test sets are others.
+        DataError: The images lack what it needs.
+    """
+    if not evaluator.needs_training:
+        return
+    name = type(evaluator).__name__
+    if train is None or len(train.datasets) != 1:
+        count = 0 if train is None else len(train.datasets)
+        raise ConfigError(
+            f"test.evaluator: {name} needs one training set, with the cameras of the test set; "
+            f"datasets.train has {count}"
+        )
+    given = config.datasets.train
+    known = {_name(spec) for spec in (given if isinstance(given, list) else [given])}
+    others = {_name(spec) for spec in config.datasets.test} - known
+    if others:
+        raise ConfigError(
+            f"test.evaluator: {name} learns the cameras of {', '.join(known)}, so it cannot score "
+            f"{', '.join(sorted(others))}; leave datasets.test empty"
+        )
+    evaluator.learn(train.load())
+
+
+def _name(spec: Any) -> str:
+    return str(spec["name"] if isinstance(spec, dict) else spec)
+
+
 def build_hooks(
     config: Config,
     labels: Sequence[RefreshPseudoLabels],
@@ -40,6 +72,7 @@ def build_hooks(
     test_sets: Sequence[QueryGallery],
     provenance: Mapping[str, Any],
     writer: MetricWriter,
+    evaluator: Evaluator,
     source_end: int | None = None,
 ) -> list[Hook]:
     """The hooks of every run, then those of the config, in the order in which they are called.
@@ -52,6 +85,7 @@ def build_hooks(
         test_sets: Those that are evaluated.
         provenance: Where the results come from.
         writer: Receives numbers and pictures.
+        evaluator: Scores the test sets.
         source_end: The epoch after which the model first sees the target; None: there is none.
 
     Raises:
@@ -67,7 +101,7 @@ def build_hooks(
         hooks.append(
             Evaluate(
                 test_sets,
-                build_evaluator(config),
+                evaluator,
                 writer,
                 output_dir,
                 provenance,

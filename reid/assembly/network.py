@@ -64,8 +64,8 @@ def build_model(
     """Builds the network with its pre-trained backbone; does not load `model.weights` yet.
 
     The backbone's weights are loaded before the head is built, because a head may take over or copy
-    layers of the backbone. If `model.weights` is set, `model.backbone_weights` is not read, because
-    `model.weights` contains the backbone.
+    layers of the backbone. If `model.weights` is set, `model.backbone_weights` is not read and the
+    backbone's `pretrained` does nothing, because `model.weights` contains the backbone.
 
     Args:
         config: Of the run.
@@ -78,9 +78,12 @@ def build_model(
         ConfigError: A part is unknown or an option is wrong.
         WeightsError: The weights do not fit.
     """
+    spec = config.model.backbone
+    if config.model.weights and spec.get("pretrained") is True:
+        spec = {**spec, "pretrained": False}  # else a trained model would need the network
     backbone = build(
         BACKBONE,
-        config.model.backbone,
+        spec,
         "model.backbone",
         image_size=image_size,
         num_cameras=num_cameras,

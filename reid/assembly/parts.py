@@ -7,9 +7,11 @@ import reid.engine.hooks.choose_networks
 import reid.engine.hooks.write_clusters
 import reid.engine.teacher
 import reid.evaluation.evaluators
+import reid.evaluation.spatial_temporal
 import reid.labelling
 import reid.modeling.backbones
 import reid.modeling.bottleneck_classifiers
+import reid.modeling.clip
 import reid.modeling.heads
 import reid.modeling.losses
 import reid.modeling.memory_losses

@@ -11,7 +11,7 @@ import torch
 from reid.assembly import parts  # noqa: F401  (registers the core's parts)
 from reid.assembly.cameras import training_cameras
 from reid.assembly.data import TrainImages, hide_target_identities
-from reid.assembly.hooks import build_hooks
+from reid.assembly.hooks import build_evaluator, build_hooks, teach_evaluator
 from reid.assembly.images import (
     build_test_sets,
     build_train_images,
@@ -56,6 +56,9 @@ def build_trainer(
     labellers = build_labellers(config, hidden, images.name)
     model = build_training_model(config, image_size(config.input), images, device)
     more_students = build_more_students(config, image_size(config.input), images, device)
+    evaluator = build_evaluator(config)
+    if test_sets:
+        teach_evaluator(evaluator, config, images)
     stages = StageBuilder(config, labellers, records, model, device, more_students)
     hooks = build_hooks(
         config,
@@ -65,6 +68,7 @@ def build_trainer(
         test_sets,
         provenance(config, device, splits),
         writer,
+        evaluator,
         stages.source_end(),
     )
     return Trainer(

@@ -311,6 +311,8 @@ class RandomIdentitySampler(LabelledSampler):
         epoch: `round`: an epoch is a round (TransReID), so epochs differ somewhat in length.
             `images`: an epoch is images // batch_size batches; it may end inside a round, where the
             next epoch goes on (fast-reid).
+        steps_per_epoch: Batches of an epoch, in place of `epoch`; each epoch begins with a new
+            round (PCL-CLIP). 0: as `epoch` says.
         seed: Seed of all random choices.
         rank: This process.
         world_size: All processes.
@@ -324,12 +326,13 @@ class RandomIdentitySampler(LabelledSampler):
         batch_size: BatchSize,
         images_per_identity: int = 4,
         epoch: Literal["round", "images"] = "round",
+        steps_per_epoch: int = 0,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self._by_images = epoch == "images"
-        steps = None if self._by_images else 0
+        self._by_images = epoch == "images" and not steps_per_epoch
+        steps = None if self._by_images else steps_per_epoch
         super().__init__(batch_size, images_per_identity, steps, seed, rank, world_size)
         self._starts = [(0, 0)]
         self._last_round: tuple[int, list[IntArray]] = (-1, [])
@@ -351,14 +354,14 @@ class RandomIdentitySampler(LabelledSampler):
     def __len__(self) -> int:
         """Batches in the epoch that is set."""
         self._check_labels()
-        if self._by_images:
+        if self._by_images or self._steps_per_epoch:
             return super().__len__()
         return max(1, len(self._round(self._epoch)) // self._groups_per_batch)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         self._check_labels()
         rng = np.random.default_rng((self._seed, self._epoch, 1))  # rounds have (seed, number, 0)
-        groups = self._groups_from(*(self._start() if self._by_images else (self._epoch, 0)))
+        groups = self._groups_from(*self._start())
         for _ in range(len(self)):
             batch = [
                 Draw(int(index), int(rng.integers(2**63)))
@@ -369,6 +372,9 @@ class RandomIdentitySampler(LabelledSampler):
 
     def _start(self) -> tuple[int, int]:
         """The round, counted from epoch 0, and the group in it with which the epoch starts."""
+        if not self._by_images:
+            most = (self._steps_per_epoch or 0) * self._groups_per_batch  # rounds in an epoch
+            return self._epoch * max(1, most), 0
         while len(self._starts) <= self._epoch:
             number, place = self._starts[-1]
             place += len(self) * self._groups_per_batch

@@ -11,7 +11,7 @@ from reid.evaluation.evaluation import AP, EUCLIDEAN, Evaluation
 from reid.evaluation.ranking import rank, rank_again
 from reid.evaluation.reranking import expand_queries, rerank
 from reid.registry import EVALUATOR
-from reid.structures import ProgressBar
+from reid.structures import ImageRecord, ProgressBar
 
 
 class Evaluator(ABC):
@@ -24,11 +24,23 @@ class Evaluator(ABC):
         needs_match: Whether it scores queries that have a match under Market-1501's rules alone, so
             that a test set without any is left out before training. False for a protocol of its
             own: such a set is scored too, and its `ranking` has NaN and -1 for each query.
+        needs_training: Whether `learn` must be called before the first evaluation.
     """
 
     ap: AP = "step"
     metrics: tuple[str, ...] = ()
     needs_match: bool = True
+    needs_training: bool = False
+
+    def learn(self, records: Sequence[ImageRecord]) -> None:  # noqa: B027 (most need nothing)
+        """Takes what the evaluator needs to know of the training images.
+
+        Args:
+            records: The images of one training set, whose cameras are those of the test set.
+
+        Raises:
+            DataError: The images lack what it needs.
+        """
 
     def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
         """The evaluation, ranked by the evaluator's own distances; the base class changes nothing.

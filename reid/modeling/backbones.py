@@ -34,6 +34,8 @@ class TimmBackbone(nn.Module):
             it: set MODEL.BACKBONE_WEIGHTS to those of IBN-Net, whose names fit.
         stem_activation: False leaves out the activation after a ResNet's first BatchNorm, as CAP's
             code does.
+        mirror: In evaluation, give the mean of the features of an image and of its mirror image,
+            whose map is mirrored back.
 
     Raises:
         ValueError: timm does not know the model, an option does not fit it, its weights cannot be
@@ -50,6 +52,7 @@ class TimmBackbone(nn.Module):
         drop_path: float = 0.0,
         norm: Literal["batch", "ibn"] = "batch",
         stem_activation: bool = True,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         if norm == "ibn" and pretrained:
@@ -90,21 +93,28 @@ class TimmBackbone(nn.Module):
         self.embed_dim = int(net.num_features)
         self.net: nn.Module = net
         self._pool = pool
+        self._mirror = mirror
         if pool == "gem":
             self.exponent = nn.Parameter(torch.tensor(3.0))
 
     def forward(self, batch: Batch) -> FeatureTokens:
         """Tokens of the batch's images."""
+        tokens, (height, width) = self._tokens_of(batch.image)
+        if self._mirror and not self.training:
+            mirrored, _ = self._tokens_of(batch.image.flip(3))
+            grid = mirrored[:, 1:].reshape(len(mirrored), height, width, -1).flip(2).flatten(1, 2)
+            tokens = (tokens + torch.cat((mirrored[:, :1], grid), 1)) / 2
+        return FeatureTokens(tokens, (height, width))
+
+    def _tokens_of(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The tokens (B, 1 + h*w, D), and (h, w)."""
         net: Any = self.net
-        image = batch.image
         features = net.forward_features(image)
         if features.ndim == 3:
             prefix = int(getattr(self.net, "num_prefix_tokens", 0))
             patches = features[:, prefix:]
             whole = features[:, :1] if prefix else patches.mean(1, keepdim=True)
-            return FeatureTokens(
-                torch.cat((whole, patches), 1), self._grid(patches.shape[1], image)
-            )
+            return torch.cat((whole, patches), 1), self._grid(patches.shape[1], image)
         if features.ndim != 4:
             raise ValueError(
                 f"expected a map or tokens, got features of shape {tuple(features.shape)}"
@@ -112,10 +122,8 @@ class TimmBackbone(nn.Module):
         if features.shape[1] != self.embed_dim:  # channels last, as in Swin
             features = features.permute(0, 3, 1, 2)
         patches = features.flatten(2).transpose(1, 2)
-        return FeatureTokens(
-            torch.cat((self._pooled(features)[:, None], patches), 1),
-            (features.shape[2], features.shape[3]),
-        )
+        grid = features.shape[2], features.shape[3]
+        return torch.cat((self._pooled(features)[:, None], patches), 1), grid
 
     def _pooled(self, features: Tensor) -> Tensor:
         if self._pool == "max":

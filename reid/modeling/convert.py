@@ -194,6 +194,9 @@ def missing_names(state: Mapping[str, Tensor]) -> list[str]:
     expected: set[str] = set()
     if "backbone.net.blocks.0.attn.qkv.weight" in state or "backbone.net.cls_token" in state:
         expected |= {f"backbone.net.{name}" for name in _VIT_NAMES}
+        if any(name.startswith("backbone.net.norm_pre.") for name in state):  # CLIP
+            expected |= {f"backbone.net.norm_pre.{kind}" for kind in ("weight", "bias")}
+            expected -= {"backbone.net.patch_embed.proj.bias"}
     elif "backbone.net.layer1.0.conv1.weight" in state:
         expected |= {f"backbone.net.{name}" for name in _RESNET_NAMES}
     elif "backbone.net.stages.0.0.reduce.conv.weight" in state:

@@ -9,13 +9,13 @@ downloaded; if authors saved a file in another way, its names are reported as un
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-_VIT = r"(cls_token|pos_embed|patch_embed\..+|blocks\..+|norm\.weight|norm\.bias)"
+VIT_NAMES = r"(cls_token|pos_embed|patch_embed\..+|blocks\..+|norm\.weight|norm\.bias)"
 _RESNET = r"((?:conv1|bn1)\.[a-z_]+|layer\d\.\d+\.(?:conv\d|bn\d|downsample)\..+)"
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
 _LAST = "<last>"
@@ -36,11 +36,13 @@ class Rule:
         target: Our name, with `\1` for the first group; None: left out.
         reason: Why such a tensor is left out; with a target, what a model without a place for it
             leaves out.
+        change: Gives the tensor our layout; None: it has that already.
     """
 
     pattern: str
     target: str | None = None
     reason: str = ""
+    change: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ FORMATS: list[Format] = [
         "dino",
         "DINO pre-training of TransReID-SSL and others: teacher with backbone and projection head",
         (
-            Rule(rf"backbone\.{_VIT}", r"backbone.net.\1"),
+            Rule(rf"backbone\.{VIT_NAMES}", r"backbone.net.\1"),
             Rule(r"head\..+", reason=_PROJECTION),
             Rule(r"backbone\.(fc|head)\..+", reason=_IMAGENET_CLASSIFIER),
         ),
@@ -162,7 +164,7 @@ FORMATS: list[Format] = [
         "vit",
         "a plain ViT: LUPerson weights as TransReID-SSL publishes them, timm, DINO",
         (
-            Rule(_VIT, r"backbone.net.\1"),
+            Rule(VIT_NAMES, r"backbone.net.\1"),
             Rule(r"sie_embed", "backbone.camera_embed"),
             Rule(r"(fc|head|head_dist|pre_logits)\..+", reason=_IMAGENET_CLASSIFIER),
             Rule("dist_token", reason="token of the distillation"),
@@ -174,7 +176,7 @@ FORMATS: list[Format] = [
         "transreid-ssl-usl",
         "TransReID-SSL, unsupervised: a ViT with its neck",
         (
-            Rule(_VIT, r"backbone.net.\1"),
+            Rule(VIT_NAMES, r"backbone.net.\1"),
             Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
             Rule(r"fc\..+", reason=_IMAGENET_CLASSIFIER),
         ),
@@ -185,7 +187,7 @@ FORMATS: list[Format] = [
         "transreid",
         "TransReID and TransReID-SSL, supervised, without local features",
         (
-            Rule(rf"base\.{_VIT}", r"backbone.net.\1"),
+            Rule(rf"base\.{VIT_NAMES}", r"backbone.net.\1"),
             Rule(r"base\.sie_embed", "backbone.camera_embed"),
             Rule(rf"bottleneck\.{_NORM}", r"head.neck.\1"),
             Rule(r"base\.fc\..+", reason=_IMAGENET_CLASSIFIER),
@@ -201,7 +203,7 @@ FORMATS: list[Format] = [
         "TransReID with local features (JPM): the global branch is a plain ViT",
         (
             Rule(rf"base\.(?:blocks\.{_LAST}|norm)\..+", reason="the branches' copies replace it"),
-            Rule(rf"base\.{_VIT}", r"backbone.net.\1"),
+            Rule(rf"base\.{VIT_NAMES}", r"backbone.net.\1"),
             Rule(r"base\.sie_embed", "backbone.camera_embed"),
             Rule(r"b1\.0\.(.+)", rf"backbone.net.blocks.{_LAST}.\1"),
             Rule(r"b1\.1\.(.+)", r"backbone.net.norm.\1"),
@@ -250,7 +252,7 @@ FORMATS: list[Format] = [
         "MoCo (v1 to v3), SimSiam, Barlow Twins and others: an encoder with its projection head",
         (
             Rule(_ENCODER + _RESNET, r"backbone.net.\1"),
-            Rule(_ENCODER + _VIT, r"backbone.net.\1"),
+            Rule(_ENCODER + VIT_NAMES, r"backbone.net.\1"),
             Rule(_ENCODER + r"(?:fc|head)\..+", reason=_PROJECTION),
             Rule(r"(?:projector|predictor|projection_head|prototypes|bn)\..+", reason=_PROJECTION),
             Rule(
@@ -346,7 +348,8 @@ def translate(state: Mapping[str, Tensor], written: Format) -> Translation:
             if ours in translated:
                 raise ValueError(f"{name} and another tensor both become {ours}")
             scalar = ours == "backbone.exponent" and tensor.numel() == 1
-            translated[ours] = tensor.reshape(()) if scalar else tensor
+            tensor = tensor.reshape(()) if scalar else tensor
+            translated[ours] = tensor if rule.change is None else rule.change(tensor)
             renamed[name] = ours
             if rule.reason:
                 optional[ours] = rule.reason

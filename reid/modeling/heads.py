@@ -123,6 +123,60 @@ class BNNeckStripeHead(nn.Module):
         return Embeddings(torch.stack(pre, 1).float(), post, unit, unit[:, 0])
 
 
+@HEAD.register()
+class StripeHead(nn.Module):
+    """PCB's features: the means of horizontal stripes of the map, without necks.
+
+    Sun et al., *Beyond Part Models* (ECCV 2018), as st-ReID (AAAI 2019) uses it: in training each
+    number of a stripe's feature is dropped with a chance; in tests the stripes are normalised one
+    by one and joined, so that the cosine of two images is the mean of their stripes' cosines. Bank
+    0, which no part of PCB uses, is the token of the whole image. Stripes that the map's rows
+    cannot be shared out to evenly share rows, see `BNNeckStripeHead`.
+
+    Args:
+        backbone: Its `embed_dim` is D.
+        num_stripes: K.
+        dropout: Share of the stripes' numbers that are dropped in training.
+
+    Attributes:
+        embed_dim: D.
+        num_parts: K.
+        granularities: (K,), as tools read it that draw the parts.
+
+    Raises:
+        ValueError: A number is out of its range.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_stripes: Annotated[int, Range(1, 1024)] = 6,
+        dropout: Annotated[float, Range(0, 1, below=True)] = 0.5,
+    ) -> None:
+        super().__init__()
+        if num_stripes < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "expected num_stripes of 1 or more and dropout from 0 to below 1, got "
+                f"{num_stripes}, {dropout}"
+            )
+        self.embed_dim = int(backbone.embed_dim)  # type: ignore[arg-type]
+        self.num_parts = num_stripes
+        self.granularities = (num_stripes,)
+        self._dropout = dropout
+
+    def forward(self, features: FeatureTokens, batch: Batch) -> Embeddings:
+        """Banks (B, 1 + K, D); the test feature (B, K * D).
+
+        Raises:
+            ValueError: The map has fewer rows than there are stripes.
+        """
+        stripes = torch.stack(pool_stripes(features, self.num_parts), 1).float()
+        trained = F.dropout(stripes, self._dropout, self.training)
+        pre = torch.cat((features.tokens[:, :1].float(), trained), 1)
+        test = normalize(normalize(stripes).flatten(1))
+        return Embeddings(pre, pre, normalize(pre), test)
+
+
 def pool_stripes(features: FeatureTokens, count: int) -> list[Tensor]:
     """The means (B, D) of horizontal stripes of the map, top to bottom; see `BNNeckStripeHead`.
 

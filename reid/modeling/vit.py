@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -167,11 +167,13 @@ class ViT(nn.Module):
             own; None: there are no vectors.
         dataset_specific: Names of weights that belong to one data set's cameras; they are not
             taken from pre-trained weights.
+        net_options: What else timm's VisionTransformer is given.
 
     Raises:
         ValueError: A number is out of its range, or sizes do not fit each other.
     """
 
+    net_options: ClassVar[Mapping[str, Any]] = {"norm_layer": partial(nn.LayerNorm, eps=1e-6)}
     dataset_specific = ("camera_embed",)
     trained_size: tuple[int, int] | None = None
 
@@ -230,7 +232,7 @@ class ViT(nn.Module):
             mlp_ratio=mlp_ratio,
             drop_path_rate=drop_path,
             embed_layer=embed_layer,
-            norm_layer=partial(nn.LayerNorm, eps=1e-6),
+            **self.net_options,
         )
         nn.init.trunc_normal_(self.net.get_parameter("cls_token"), std=0.02)
         self.camera_embed: nn.Parameter | None = None
@@ -257,11 +259,16 @@ class ViT(nn.Module):
             vectors = embed_side(
                 self.camera_embed, batch.camid if self.num_cameras else None, self._views_of(batch)
             )
-            tokens = tokens + self._camera_scale * vectors[:, None]
+            tokens = self._add_side(tokens, self._camera_scale * vectors[:, None])
+        tokens = self.net.norm_pre(tokens)
         before = None
         for block in self.net.blocks:
             before, tokens = tokens, block(tokens)
         return FeatureTokens(self.net.norm(tokens), self.grid, before)
+
+    def _add_side(self, tokens: Tensor, vectors: Tensor) -> Tensor:
+        """Tokens (B, 1 + h*w, D) and vectors (B, 1, D) of side information."""
+        return tokens + vectors
 
     def _views_of(self, batch: Batch) -> Tensor | None:
         """The viewpoints (B,); None: the network has no vectors for them."""

@@ -25,6 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+import reid.modeling.clip_formats  # noqa: F401  (registers the formats)
 from reid.file_kinds import read_head
 from reid.files import InputError, open_regular, replacing
 from reid.modeling.batchnorm import wrong_statistic

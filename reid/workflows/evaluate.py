@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from reid import distributed
-from reid.assembly.hooks import build_evaluator
+from reid.assembly.hooks import build_evaluator, teach_evaluator
 from reid.assembly.images import build_test_sets, build_train_images
 from reid.assembly.network import build_trained_model, known_cameras, place_model
 from reid.assembly.plugins import register_parts
@@ -68,6 +68,7 @@ def evaluate(config: Config) -> dict[str, dict[str, float]]:
         place_model(model, config, device)
         lists = config.test.ranked_lists
         evaluator = build_evaluator(config)
+        teach_evaluator(evaluator, config, train)
         scores, failed = _evaluate_each(model, test_sets, evaluator, device, lists)
         if scores:
             weights = config.model.weights or config.model.backbone_weights

@@ -241,3 +241,24 @@ def test_processes_share_the_batches_of_a_round() -> None:
     whole = epoch(identity_sampler([6] * 9)[0], 2)
     shares = [epoch(identity_sampler([6] * 9, rank=r, world_size=3)[0], 2) for r in range(3)]
     assert [[*chain(*parts)] for parts in zip(*shares, strict=True)] == whole
+
+
+def test_epochs_of_a_number_of_steps_begin_with_a_round_of_their_own() -> None:
+    sizes = [4, 5, 7, 6, 8, 9, 3, 12]
+    sampler, cluster = identity_sampler(sizes, steps_per_epoch=9)
+    assert len(sampler) == 9
+    epochs = [epoch(sampler, number) for number in range(3)]
+    assert {len(batches) for batches in epochs} == {9}
+    assert epochs[0][:3] != epochs[1][:3] != epochs[2][:3]
+    for batches in epochs:
+        assert all(len({int(cluster[draw.index]) for draw in batch}) == 4 for batch in batches)
+    again, _ = identity_sampler(sizes, steps_per_epoch=9)
+    assert epoch(again, 2) == epochs[2]
+    # the next round of an epoch is not the first round of the next epoch
+    flat = [[[draw.index for draw in batch] for batch in batches] for batches in epochs]
+    assert not any(batch in flat[1] for batch in flat[0][3:])
+
+
+def test_few_identities_fill_the_steps_of_an_epoch() -> None:
+    sampler, _ = identity_sampler([3, 3], steps_per_epoch=5)
+    assert [len(batch) for batch in epoch(sampler, 0)] == [12] * 5

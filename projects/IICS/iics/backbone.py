@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.batchnorm import GroupedStatistics, SampleGroups
 from reid.registry import BACKBONE, Range
-from reid.structures import Batch, FeatureTokens
 
 _NORMS = ("bn1", "bn2", "bn3")
 
@@ -111,19 +110,8 @@ class AIBNResNet(TimmBackbone):
         mirror: bool = True,
         **options: Any,
     ) -> None:
-        super().__init__(model, image_size, **options)
+        super().__init__(model, image_size, mirror=mirror, **options)
         put_aibn(self.net, batch_share)
-        self._mirror = mirror
-
-    def forward(self, batch: Batch) -> FeatureTokens:
-        """Tokens of the batch's images."""
-        tokens, (height, width), _ = super().forward(batch)
-        if self.training or not self._mirror:
-            return FeatureTokens(tokens, (height, width))
-        mirrored = super().forward(batch._replace(image=batch.image.flip(3))).tokens
-        grid = mirrored[:, 1:].reshape(len(mirrored), height, width, -1).flip(2).flatten(1, 2)
-        back = torch.cat((mirrored[:, :1], grid), 1)
-        return FeatureTokens((tokens + back) / 2, (height, width))
 
 
 def put_aibn(net: Any, batch_share: float) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -11,40 +10,12 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from reid.evaluation.time_histograms import Doubles, TimeHistograms, joint_score
+from reid.evaluation.joint_distance import JointDistance as JointDistance
+from reid.evaluation.time_histograms import Doubles
 from reid.neighbors import Labels, row_blocks
 
 Rows = Callable[[Labels], Doubles]
 """The rows (n, N) of some images (n,) in a matrix of distances, which need not be symmetric."""
-
-
-@dataclass(frozen=True)
-class JointDistance:
-    """1 - likeness by appearance and time (MGH, equation 1).
-
-    Attributes:
-        features: (N, D) unit vectors in double precision, on the device that multiplies them.
-        camids: (N,).
-        frames: (N,).
-        model: Smoothed histograms of times between cameras.
-    """
-
-    features: Tensor
-    camids: Labels
-    frames: Labels
-    model: TimeHistograms
-
-    def columns(self, images: Labels) -> Doubles:
-        """Distances d(k, i) of all images k to some images i, as rows (n, N).
-
-        They differ from d(i, k) only where two frames are equal.
-        """
-        which = torch.from_numpy(images).to(self.features.device)
-        cosine = (self.features[which] @ self.features.T).clamp(-1, 1).cpu().numpy()
-        share = self.model.shares(
-            self.camids, self.frames, self.camids[images], self.frames[images]
-        )
-        return 1 - joint_score(cosine, share.T)
 
 
 def rows_of_graph(distances: scipy.sparse.csr_matrix) -> Rows:

@@ -38,8 +38,9 @@ COMPARED = {  # rows of other projects, and their config files in order
     "transreid_ssl_gt": ["TransReID_SSL/configs/supervised_{}"],
     "transreid": ["TransReID/configs/{}"],
     "la_transformer": ["LATransformer/configs/{}"],
+    "st_reid": ["STReID/configs/{}"],
 }
-SUPERVISED = {"transreid_ssl_gt", "transreid", "la_transformer"}
+SUPERVISED = {"transreid_ssl_gt", "transreid", "la_transformer", "st_reid"}
 ROWS = {  # parts of each branch, copies of layer L, class tokens in the global feature
     "tmgf": ([2, 3], 2, [0, 1]),
     "tmgf1": ([], 1, [0]),

@@ -16,6 +16,7 @@ Clock = Literal["camera", "sequence"]
 _MARKET = re.compile(r"(?:-1|\d+)_c(\d+)s(\d+)_(\d{6})_")
 _DUKE = re.compile(r"(?:-1|\d+)_c\d+_f(\d+)")
 _MSMT = re.compile(r"\d+_\d+_\d+_[^_]+_(\d+)_")
+_VERI = re.compile(r"\d+_c\d+_(\d+)_\d+\.")
 _DIGITS = 18  # of a 64-bit number
 # Frames of each camera's sequences, in order: the largest number seen in each (st-ReID's code).
 _MARKET_LENGTHS = {
@@ -66,6 +67,11 @@ def msmt_frame(name: str) -> int:
     it, so frames of different clips cannot be compared, though MGH does it.
     """
     return _number(_MSMT.match(name))
+
+
+def veri_frame(name: str) -> int:
+    """The frame of `0001_c001_00016450_0.jpg`, counted in its camera; -1 if the name has none."""
+    return _number(_VERI.match(name))
 
 
 def _number(match: re.Match[str] | None) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from reid.data.datasets.base import MarketLike, Split, SplitCounts
+from reid.data.datasets.frames import veri_frame, with_frames
 from reid.registry import DATASET
+from reid.structures import ImageRecord
 
 
 @DATASET.register()
@@ -38,3 +40,7 @@ class VeRi776(MarketLike):
             "query": SplitCounts(200, 1678),
             "gallery": SplitCounts(200, 11579),
         }
+
+    def load(self, split: Split) -> list[ImageRecord]:
+        """Images of a split, in the order of their names, with their frames."""
+        return with_frames(super().load(split), veri_frame)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reid.data.datasets import CSV, MSMT17, DukeMTMCreID, Market1501, OccludedDuke
-from reid.data.datasets.frames import duke_frame, market_frame, msmt_frame
+from reid.data.datasets import CSV, MSMT17, DukeMTMCreID, Market1501, OccludedDuke, VeRi776
+from reid.data.datasets.frames import duke_frame, market_frame, msmt_frame, veri_frame
 from reid.data.datasets.synthetic_persons import SyntheticPersons
 from reid.structures import DataError
 
@@ -38,6 +38,8 @@ def test_frames_of_other_names():
     assert duke_frame(f"0001_c2_f{'9' * 30}.jpg") == -1
     assert msmt_frame("0000_000_01_0303morning_0015_0.jpg") == 15
     assert msmt_frame("0000_c1_0000.jpg") == -1
+    assert veri_frame("0001_c001_00016450_0.jpg") == 16450
+    assert veri_frame("0001_c001.jpg") == -1
 
 
 def test_records_have_frames(plant):
@@ -48,6 +50,8 @@ def test_records_have_frames(plant):
     plant("Occluded_Duke/bounding_box_train", ["0001_c2_f0046183.jpg"])
     assert [r.frame for r in DukeMTMCreID(accept_withdrawn=True).load("train")] == [46182]
     assert [r.frame for r in OccludedDuke(accept_withdrawn=True).load("train")] == [46183]
+    plant("VeRi/image_train", ["0001_c001_00016450_0.jpg"])
+    assert [r.frame for r in VeRi776().load("train")] == [16450]
     msmt = plant("MSMT17_V1/train", ["0000/0000_000_01_0303morning_0015_0.jpg"]).parent
     for name in ("list_train.txt", "list_val.txt"):
         (msmt / name).write_text("0000/0000_000_01_0303morning_0015_0.jpg 0\n")
