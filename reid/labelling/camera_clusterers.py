@@ -241,8 +241,8 @@ def merge_across_cameras(affinities: AffinityRows, cameras: Labels, threshold: f
             alike = block[np.arange(len(rows)), columns[nearest]] >= threshold
             other = alike & (place[rows] != number)
             best[rows[other], number] = columns[nearest[other]]
-    one, number = np.nonzero(best >= 0)
-    other = best[one, number]
+    one, camera = np.nonzero(best >= 0)
+    other = best[one, camera]
     mutual = best[other, place[one]] == one
     one, other = one[mutual], other[mutual]
     links = coo_matrix((np.ones(len(one)), (one, other)), shape=(count, count))
