@@ -6,8 +6,8 @@ He et al., *TransReID* (ICCV 2021), section 3.3, equation 4.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +79,7 @@ def check_views(records: Sequence[ImageRecord], num_views: int) -> None:
     """
     for record in records:
         view = record.extra.get(VIEW)
-        if not isinstance(view, Integral) or not -1 <= view < num_views:
+        if not isinstance(view, (int, np.integer)) or not -1 <= view < num_views:
             raise DataError(
                 f"{record.path}: expected a viewpoint from 0 to {num_views - 1}, or -1 if unknown, "
                 f"for MODEL.BACKBONE.NUM_VIEWS {num_views}; got {view}. A CSV list gives "

@@ -78,4 +78,5 @@ def hits_of_best(query: FeatureSet, gallery: FeatureSet) -> npt.NDArray[np.bool_
 def average_precision_of_best(hits: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
     """The average precision (Q,) among the best answers (Q, n): over the hits found there alone."""
     precision = hits.cumsum(1) / np.arange(1, hits.shape[1] + 1)
-    return (precision * hits).sum(1) / np.maximum(hits.sum(1), 1)
+    mean: npt.NDArray[np.float64] = (precision * hits).sum(1) / np.maximum(hits.sum(1), 1)
+    return mean
