@@ -120,7 +120,7 @@ def find_frozen(
         unused -= set(starts)
         until = frozen[max(starts, key=len)] if starts else 0
         if until and parameter.requires_grad:
-            found.append((parameter, math.inf if until == "always" else until))
+            found.append((parameter, until if isinstance(until, int) else math.inf))
         is_trained = is_trained or (parameter.requires_grad and not until)
     if unused:
         raise ValueError(f"frozen: no parameter's name starts with {', '.join(sorted(unused))}")

@@ -72,7 +72,8 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         )
     with torch.no_grad():
         found = model.eval()(Batch.of(torch.zeros(1, 3, *size)))
-    assert found.test.shape == (1, model.embed_dim)
+    assert found.unit.shape == (1, 1 + model.num_parts, model.embed_dim)
+    assert found.test.ndim == 2
 
 
 def test_every_run_has_a_different_folder() -> None:

@@ -1,0 +1,51 @@
+"""PCL-CLIP with two processes: two necks, frozen patches and the memory as with one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+PAIRS = (
+    "DATASETS.TRAIN",
+    "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, NUM_DISTRACTORS: 2, "
+    "HEIGHT: 48, WIDTH: 32}",
+    "MODEL.BACKBONE", "{NAME: CLIPViT, EMBED_DIM: 24, DEPTH: 2, NUM_HEADS: 2, PROJECTION: 16}",
+    "INPUT.SIZE", "[48, 32]", "DATALOADER.NUM_WORKERS", "0",
+    "DATALOADER.SAMPLER.BATCH_SIZE", "16", "DATALOADER.SAMPLER.IMAGES_PER_IDENTITY", "4",
+    "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2", "SOLVER.AMP", "off", "SOLVER.MAX_EPOCHS", "2",
+    "SOLVER.MILESTONES", "[]", "DEVICE", "cpu", "LOG_PERIOD", "1", "TEST.EVAL_PERIOD", "0",
+)  # fmt: skip
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    config = str(ROOT / "projects" / "PCLCLIP" / "configs" / "supervised_market.yaml")
+    environment = os.environ | {"REID_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    for processes in (1, 2):
+        command = ["tools/train_net.py", "--config-file", config, *PAIRS]
+        command += ["OUTPUT_DIR", str(tmp_path / str(processes))]
+        if processes > 1:
+            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+            command = [*launcher, str(processes), *command]
+        done = subprocess.run(
+            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
+            check=False, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    one, other = (lines_of(tmp_path / str(processes)) for processes in (1, 2))
+    assert len(one) == len(other) > 0
+    for line, twin in zip(one, other, strict=True):
+        for key in ("loss", "global_contrast", "cross_entropy"):
+            assert twin[key] == pytest.approx(line[key], rel=1e-4, abs=1e-5), key
