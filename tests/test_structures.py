@@ -116,6 +116,8 @@ def test_what_a_labeller_tells_losses_goes_along() -> None:
     labels = PseudoLabels.from_clusters(torch.tensor([0, 1, -1]))
     told = replace(labels, side={"weight": torch.arange(6.0).view(3, 2)})
     assert torch.equal(told.to(torch.device("cpu")).side["weight"], told.side["weight"])
-    assert not told.scatter(torch.tensor([0, 2, 3]), 5).side
+    spread = told.scatter(torch.tensor([0, 2, 3]), 5).side["weight"]
+    assert torch.equal(spread[[0, 2, 3]], told.side["weight"])
+    assert not spread[[1, 4]].any()
     with pytest.raises(ValueError, match="side 'weight' must have 3 rows, got 2"):
         replace(labels, side={"weight": torch.zeros(2)})

@@ -40,7 +40,7 @@ def build_hooks(
     test_sets: Sequence[QueryGallery],
     provenance: Mapping[str, Any],
     writer: MetricWriter,
-    source_ends: Sequence[int] = (),
+    source_end: int | None = None,
 ) -> list[Hook]:
     """The hooks of every run, then those of the config, in the order in which they are called.
 
@@ -52,14 +52,14 @@ def build_hooks(
         test_sets: Those that are evaluated.
         provenance: Where the results come from.
         writer: Receives numbers and pictures.
-        source_ends: Epochs after which the model is one that only knows the source.
+        source_end: The epoch after which the model first sees the target; None: there is none.
 
     Raises:
         ConfigError: A hook is unknown or an option is wrong.
     """
     output_dir, records = Path(config.output_dir), images.records
     hooks: list[Hook] = [
-        SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep, source_ends),
+        SaveCheckpoints(output_dir, config.checkpoint_period, config.checkpoint_keep, source_end),
         *labels,
         LogMetrics(writer, config.log_period),
     ]
@@ -75,7 +75,7 @@ def build_hooks(
                 at_start=config.test.eval_at_start,
                 best_metric=config.test.best_metric,
                 ranked_lists=config.test.ranked_lists,
-                source_ends=source_ends,
+                source_end=source_end,
             )
         )
     else:

@@ -180,10 +180,9 @@ def build_test_sets(
     """
     if train is None and config.datasets.train:
         train = build_train_images(config)
-    datasets = build_test_datasets(config.datasets.test, train)
-    targets = len(datasets)
-    if config.test.source and train is not None:
-        datasets += build_source_tests(train)
+    targets = build_test_datasets(config.datasets.test, train)
+    sources = build_source_tests(train) if config.test.source and train is not None else []
+    datasets = [*targets, *sources]
     transform = build_transform(config.input, training=False)
     sets = []
     names = unique_names([dataset.name for dataset in datasets])
@@ -204,17 +203,8 @@ def build_test_sets(
             flip=config.test.flip,
             precision=config.test.precision,
         )
-        sets.append(
-            QueryGallery(
-                name,
-                query,
-                gallery,
-                images,
-                dataset.version,
-                dataset.is_validation,
-                is_source=number >= targets,
-            )
-        )
+        facts = dataset.version, dataset.is_validation, number >= len(targets)
+        sets.append(QueryGallery(name, query, gallery, images, *facts))
     if not check or not build_evaluator(config).needs_match:
         return sets
     return usable_test_sets(sets)

@@ -167,17 +167,16 @@ class StageBuilder:
             )
         return hooks
 
-    def source_ends(self) -> list[int]:
-        """The epochs after which a stage on the source alone ends and another one follows."""
-        if not self._config.stages:
-            return []
+    def source_end(self) -> int | None:
+        """The epoch after which a run that begins on the source alone first sees the target.
+
+        None: it sees the target at once, or never.
+        """
         runs = plan_stages(self._config.stage_settings, self._config.rounds)
-        on_source = [self._configs[run.number].datasets.domains == "source" for run in runs]
-        return [
-            run.start + run.epochs
-            for run, now, then in zip(runs, on_source, on_source[1:], strict=False)
-            if now and not then
-        ]
+        for run in runs:
+            if self._configs[run.number].datasets.domains != "source":
+                return run.start or None
+        return None
 
     def _shown_domain(self, domains: Domains) -> Domains:
         """The domain that clusters and their statistics are of."""

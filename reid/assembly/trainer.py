@@ -65,7 +65,7 @@ def build_trainer(
         test_sets,
         provenance(config, device, splits),
         writer,
-        stages.source_ends(),
+        stages.source_end(),
     )
     return Trainer(
         model,

@@ -1,4 +1,7 @@
-"""The training loop: one step, one epoch, what a checkpoint holds, and the order of all of it."""
+"""The training loop: one step, one epoch, what a checkpoint holds, and the order of all of it.
+
+A little over 400 lines, since these read best in one place.
+"""
 
 from __future__ import annotations
 

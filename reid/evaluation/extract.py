@@ -121,10 +121,7 @@ def extract_features(
     test_feature = _place(tests, index, len(records), dim=0) if tests else unit[:, 0]
     raw_feature = _place(raws, index, len(records), dim=0) if raws else None
     features = features_of(records, test_feature, unit, present, raw_feature)
-    missing = len(wanted) - int(present.sum())
-    if missing and not allow_missing:
-        raise ValueError(f"loader: {missing} of {len(wanted)} images were in no batch")
-    _check(features, records, precision)
+    _check(features, records, len(wanted), allow_missing, precision)
     return features
 
 
@@ -218,8 +215,17 @@ def _raise_together(failed: Exception | None) -> None:
             raise RuntimeError(f"process {process} failed: {name}: {text}")
 
 
-def _check(features: FeatureSet, records: Sequence[ImageRecord], precision: Precision) -> None:
-    """Raises an error if features are not finite."""
+def _check(
+    features: FeatureSet,
+    records: Sequence[ImageRecord],
+    count: int,
+    allow_missing: bool,
+    precision: Precision,
+) -> None:
+    """Raises an error if images of the `count` wanted are missing or features are not finite."""
+    missing = count - int(features.present.sum())
+    if missing and not allow_missing:
+        raise ValueError(f"loader: {missing} of {count} images were in no batch")
     finite = torch.isfinite(features.test).all(1) & torch.isfinite(features.unit).all(2).all(1)
     if not bool(finite.all()):
         first = records[int((~finite).nonzero()[0])].path

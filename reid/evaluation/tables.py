@@ -39,6 +39,7 @@ def summary_table(
     metric: str,
     test_sets: Sequence[str],
     counts: Mapping[str, Counts] = _NO_COUNTS,
+    source_end: int | None = None,
 ) -> str:
     """The results of a training run: before it, at the best epoch, and at the end.
 
@@ -47,6 +48,7 @@ def summary_table(
         metric: As in `best_evaluation`.
         test_sets: As in `best_evaluation`.
         counts: Counts of the test sets, if they are known.
+        source_end: The last epoch on the source alone, which has a row too; None: there is none.
     """
     chosen, last = best_evaluation(history, metric, test_sets), history[-1]["epoch"]
     best = chosen["epoch"] if chosen is not None else last
@@ -54,9 +56,10 @@ def summary_table(
     for name in dict.fromkeys(entry["test_set"] for entry in history):
         for entry in history:
             epoch = entry["epoch"]
-            if entry["test_set"] == name and epoch in (0, best, last):
+            if entry["test_set"] == name and epoch in (0, best, last, source_end):
                 when = f"after epoch {epoch}" if epoch else "before training"
-                mark = " (best)" if epoch == best != last else ""
+                mark = ", direct transfer" if epoch == source_end else ""
+                mark += " (best)" if epoch == best != last else ""
                 rows.append((name, when + mark, entry["numbers"]))
     return results_table(rows, counts)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import scipy.sparse
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from reid.labelling.base import FeatureClusterer, Outliers, at_least_one
 from reid.labelling.epsilon import choose_eps
 from reid.neighbors import Search, dbscan, jaccard_distance, jaccard_memory_mb
-from reid.registry import CLUSTERER
+from reid.registry import CLUSTERER, shortened
 from reid.structures import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -34,8 +34,10 @@ class JaccardDBSCAN(FeatureClusterer):
     Args:
         k1: Length of the neighbour lists, the image itself included.
         k2: Rows averaged in the local query expansion.
-        eps: Largest Jaccard distance of neighbours, from 0 to below 1; or `auto`: chosen anew for
-            each set of features, by the silhouette of the clusters (see `choose_eps`).
+        eps: Largest Jaccard distance of neighbours, from 0 to below 1; or `auto`: chosen for the
+            first features by the silhouette of the clusters (see `choose_eps`), and then kept.
+            Chosen anew in each epoch it would fall, because features of clusters become tighter,
+            and clusters would break into pieces.
         min_samples: Neighbours that make a core point, the image itself included.
         outliers: `drop`, `nearest` or `singleton`; see `FeatureClusterer`.
         search: `exact`, or `ivf` or `hnsw` for more images than the exact search can take.
@@ -66,7 +68,7 @@ class JaccardDBSCAN(FeatureClusterer):
 
     @property
     def choices(self) -> Mapping[str, float]:
-        """The eps that `auto` chose for the last clusters; empty before, and for a given eps."""
+        """The eps that `auto` chose; empty before the first clusters, and for a given eps."""
         return {} if self._chosen is None else {"eps": self._chosen}
 
     @property
@@ -77,7 +79,8 @@ class JaccardDBSCAN(FeatureClusterer):
     @property
     def largest_distance(self) -> float:
         """The largest distance that a clustering looks at."""
-        return 1.0 if self._eps == "auto" else self._eps
+        eps = self._chosen if self._eps == "auto" else self._eps
+        return 1.0 if eps is None else eps
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier."""
@@ -101,6 +104,8 @@ class JaccardDBSCAN(FeatureClusterer):
         """(N,) clusters, -1 = outlier."""
         if self._eps != "auto":
             return self.clusters_at(distances, self._eps)
+        if self._chosen is not None:
+            return self.clusters_at(distances, self._chosen)
         found = choose_eps(distances, self._min_samples)
         self._chosen = found.eps
         logger.info(
@@ -113,6 +118,21 @@ class JaccardDBSCAN(FeatureClusterer):
     def clusters_at(self, distances: scipy.sparse.csr_matrix, eps: float) -> Tensor:
         """(N,) clusters of a graph at another eps, -1 = outlier."""
         return torch.from_numpy(dbscan(distances, eps, self._min_samples))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The eps that `auto` chose."""
+        return {} if self._chosen is None else {"eps": self._chosen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the eps that `auto` chose.
+
+        Raises:
+            ValueError: It is no eps.
+        """
+        eps = state.get("eps")
+        if not isinstance(eps, float) or not 0 < eps < 1:
+            raise ValueError(f"eps: expected 0 < eps < 1, got {shortened(eps)}")
+        self._chosen = eps
 
     def memory_mb(self, count: int, dim: int) -> float:
         """About how many MB the Jaccard distances take."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reid.assembly.labelling import build_labeller
+from reid.assembly.data import hide_target_identities
+from reid.assembly.labelling import build_labeller, clustering_config, labeller_spec
 from reid.config import Config, load_config
-from reid.labelling import ClusteringError
+from reid.labelling import ClusteringError, Identities, PerDomain
 from reid.registry import ConfigError
 from reid.structures import FeatureSet, ImageRecord
 
@@ -47,3 +48,35 @@ def test_a_wrong_option_is_named_where_it_stands() -> None:
     ):
         with pytest.raises(ConfigError, match=rf"^{key} \(KMeans\): num_clusters: expected 1 or"):
             build_labeller(load_config(None, pairs), RECORDS, "own")
+
+
+def test_what_labels_beside_a_source() -> None:
+    source = ["DATASETS.SOURCE", "Market1501", "DATASETS.TRAIN", "MSMT17"]
+    clusterer = {"name": "KMeans", "num_clusters": 2}
+    clusters = {"name": "Clusters", "clusterer": clusterer}
+    expected = {
+        "source": {"name": "Identities"},
+        "target": clusters,
+        "all": {"name": "PerDomain", "target": clusters},
+    }
+    for domains, spec in expected.items():
+        pairs = [*source, "DATASETS.DOMAINS", domains, "CLUSTERER",
+                 "{NAME: KMeans, NUM_CLUSTERS: 2}"]  # fmt: skip
+        config = load_config(None, pairs)
+        assert labeller_spec(config) == spec
+        alone = clustering_config(config)  # as pictures and reviews cluster
+        assert alone.datasets.source is None
+        assert labeller_spec(alone) == (clusters if domains != "source" else spec)
+    clusterer_of_last = "{EPOCHS: 1, CLUSTERER: {NAME: KMeans, NUM_CLUSTERS: 2}}"
+    stages = f"[{{EPOCHS: 1, DATASETS: {{DOMAINS: source}}}}, {clusterer_of_last}]"
+    last = load_config(None, [*source, "STAGES", stages])
+    assert labeller_spec(clustering_config(last)) == clusters
+
+
+def test_identities_of_a_target_are_hidden() -> None:
+    records = [ImageRecord(f"{number}.jpg", number, domain=number // 2) for number in range(4)]
+    assert [r.pid for r in hide_target_identities(records, 1)] == [0, 1, -1, -1]
+    assert hide_target_identities(records, 0) == records
+    hidden = hide_target_identities(records, 1)
+    target = PerDomain(Identities(), source_domains=1)(None, hidden)
+    assert target.cluster.tolist() == [0, 1, -1, -1]

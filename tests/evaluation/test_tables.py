@@ -46,6 +46,12 @@ def test_a_run_in_a_table() -> None:
     ]
 
 
+def test_direct_transfer_has_a_row() -> None:
+    table = summary_table(HISTORY, "mAP", ["b", "a"], source_end=2)
+    assert "after epoch 2, direct transfer" in table
+    assert "after epoch 3" in table
+
+
 def test_counts_are_shown_if_queries_are_ignored() -> None:
     whole = Counts(queries=20, with_match=20, gallery=97, junk=0, distractors=0)
     few = Counts(queries=10, with_match=1, gallery=1097, junk=3, distractors=20)

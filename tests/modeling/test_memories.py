@@ -94,5 +94,5 @@ def test_a_gradient_is_that_of_the_memory(update: str) -> None:
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="momentum: expected 0 <= momentum <= 1, got 2"):
         ProxyMemory(2.0)
-    with pytest.raises(ValueError, match="update: expected sequential or hard, got 'mean'"):
+    with pytest.raises(ValueError, match="update: expected sequential, hard or fixed, got 'mean'"):
         ProxyMemory(0.2, "mean")  # type: ignore[arg-type]

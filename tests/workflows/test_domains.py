@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -103,17 +102,16 @@ def weights(folder: Path, name: str = "model_final") -> Mapping[str, Tensor]:
     return read_checkpoint(folder / f"{name}.safetensors")[0]
 
 
-def test_source_then_target_then_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        whole = run(tmp_path / "whole")
+def test_source_then_target_then_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(tmp_path / "whole")
     results = json.loads((whole / "results.json").read_text())
     names = ["SyntheticPersons", "SyntheticPersons (2)"]  # the target first: it chooses the best
     for key, epoch in (("direct_transfer", 1), ("final", 4)):
         entries = [(entry["test_set"], entry["epoch"]) for entry in results[key]]
         assert entries == [(name, epoch) for name in names], key
-    assert "Direct transfer" in caplog.text
+    log = (whole / "log.txt").read_text()
+    assert "Direct transfer: the model of the source" in log
+    assert "after epoch 1, direct transfer" in log
     source, final = weights(whole, "model_source"), weights(whole)
     assert source.keys() == final.keys()
     assert any(not torch.equal(source[name], final[name]) for name in final)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class SaveCheckpoints(Hook):
         output_dir: Checkpoints and weights are written here.
         period: Epochs between checkpoints.
         keep: How many checkpoints stay; older ones are removed once a newer one is whole. 0 = all.
-        source_ends: Epochs after which the model has been trained on the source alone; it is saved
-            as `model_source`.
+        source_end: The epoch up to which the model is trained on the source alone; it is then saved
+            as `model_source`. None: there is none.
     """
 
     def __init__(
@@ -52,12 +52,12 @@ class SaveCheckpoints(Hook):
         output_dir: Path,
         period: int = 1,
         keep: int = 2,
-        source_ends: Collection[int] = (),
+        source_end: int | None = None,
     ) -> None:
         self._output_dir = output_dir
         self._period = period
         self._keep = keep
-        self._source_ends = source_ends
+        self._source_end = source_end
         self._unsaved: dict[str, Any] | None = None
 
     def save(self, trainer: Trainer) -> None:
@@ -85,7 +85,7 @@ class SaveCheckpoints(Hook):
 
     def after_epoch(self, trainer: Trainer) -> None:
         """Saves the source model and the final weights, before anything that may fail."""
-        if trainer.epoch in self._source_ends:
+        if trainer.epoch == self._source_end:
             save_model(trainer, self._output_dir / SOURCE_MODEL)
         if trainer.epoch == trainer.max_epochs:
             self.after_train(trainer)

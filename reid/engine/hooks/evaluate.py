@@ -47,8 +47,8 @@ class Evaluate(Hook):
         best_metric: The number that chooses the best weights; larger is better.
         ranked_lists: Queries in the picture of ranked lists, which is drawn after training together
             with a histogram of similarities; 0 = no pictures.
-        source_ends: Epochs after which the model has been trained on the source alone. It is
-            evaluated then: results.json has these numbers as `direct_transfer`.
+        source_end: The epoch up to which the model is trained on the source alone. It is evaluated
+            then: results.json has these numbers as `direct_transfer`. None: there is none.
 
     Raises:
         ConfigError: The evaluator does not compute `best_metric`.
@@ -66,7 +66,7 @@ class Evaluate(Hook):
         at_start: bool = False,
         best_metric: str = "mAP",
         ranked_lists: int = 0,
-        source_ends: Sequence[int] = (),
+        source_end: int | None = None,
     ) -> None:
         if evaluator.metrics and best_metric not in evaluator.metrics:
             raise ConfigError(
@@ -83,7 +83,7 @@ class Evaluate(Hook):
         self._at_start = at_start
         self._best_metric = best_metric
         self._ranked_lists = ranked_lists
-        self._source_ends = source_ends
+        self._source_end = source_end
         self._history: list[dict[str, Any]] = []
         self._failed: list[dict[str, Any]] = []
         self._counts: dict[str, Counts] = {}
@@ -98,18 +98,24 @@ class Evaluate(Hook):
     def after_epoch(self, trainer: Trainer) -> None:
         """Evaluates if the period or the last epoch is over."""
         last = trainer.epoch == trainer.max_epochs
-        source_end = trainer.epoch in self._source_ends
-        if source_end:
+        transfer = trainer.epoch == self._source_end
+        if transfer:
             logger.info(
                 "Direct transfer: the model of the source, before any adaptation to the target"
             )
-        if last or source_end or (self._period and trainer.epoch % self._period == 0):
+        if last or transfer or (self._period and trainer.epoch % self._period == 0):
             self._evaluate(trainer)
 
     def after_train(self, trainer: Trainer) -> None:
         """Logs the table of results, and writes results.json and the pictures."""
         if self._history:
-            table = summary_table(self._history, self._best_metric, self._names, self._counts)
+            table = summary_table(
+                self._history,
+                self._best_metric,
+                self._names,
+                self._counts,
+                self._source_end,
+            )
             logger.info("Results\n%s", table)
         if not distributed.is_main():
             return
@@ -122,7 +128,7 @@ class Evaluate(Hook):
             epoch=trainer.epoch,
             details=self._details,
             failed=self._failed,
-            source_end=max(self._source_ends, default=None),
+            source_end=self._source_end,
         )
         self._draw(trainer)
 

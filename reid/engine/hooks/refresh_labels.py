@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, cast
 
@@ -21,7 +21,7 @@ from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet, features_of
 from reid.labelling import ClusteringError, Labeller, cluster_statistics
 from reid.modeling.classifiers import classifiers_of
-from reid.modeling.losses import Criterion
+from reid.modeling.losses import Criterion, Loss
 from reid.modeling.memory_states import (
     check_memory_states,
     kept_features,
@@ -114,8 +114,8 @@ class RefreshPseudoLabels(Hook):
         self._on_collapse = on_collapse
         self._last: PseudoLabels | None = None
         self._stages = stages
+        self._works = True
         self._keeps_memories = False
-        self._resumes_within = True
         self._carried: Mapping[str, Tensor] | None = None
 
     @property
@@ -132,6 +132,7 @@ class RefreshPseudoLabels(Hook):
         """Forgets the labels of another stage, and tells the labeller that a stage begins."""
         self._labelled = self._keeps_memories = False
         self._carried = None
+        self._follow(trainer)
         if self._works_in(trainer):
             self._labeller.begin_stage(trainer.stage.round, ended)
 
@@ -148,7 +149,6 @@ class RefreshPseudoLabels(Hook):
             self._criterion.set_epoch(trainer.epoch)
         else:
             self._sampler = cast(LabelledSampler, trainer.loader.batch_sampler)
-            self._criterion = trainer.criterion
             self._criterion.set_epoch(trainer.epoch - trainer.stage.start)
             self._keeps_memories = self._stages[trainer.stage.number] == "once"
         if self._carried is not None:
@@ -173,6 +173,17 @@ class RefreshPseudoLabels(Hook):
             self._log(trainer, labels, clustered, times, repeated=bool(collapse))
         if not self._labeller.fixed:
             self._last = labels
+
+    def _follow(self, trainer: Trainer) -> None:
+        """Takes the criterion of the trainer's stage."""
+        self._works = self._works_in(trainer)
+        if self._stages is not None:
+            self._criterion = trainer.criterion
+
+    @property
+    def _losses(self) -> Iterable[Loss]:
+        """The losses that this hook serves in the present stage."""
+        return self._criterion if self._works else ()
 
     def _works_in(self, trainer: Trainer) -> bool:
         return self._stages is None or trainer.stage.number in self._stages
@@ -235,7 +246,7 @@ class RefreshPseudoLabels(Hook):
             state["labels"]["side"] = side
         if labeller := self._labeller.state_dict():
             state["labeller"] = labeller
-        if memories := memory_states(self._criterion):
+        if memories := memory_states(self._losses):
             state["memories"] = memories
         return state
 
@@ -246,13 +257,10 @@ class RefreshPseudoLabels(Hook):
             ValueError: They are no labels or not the memories of these losses, or the number of
                 training images has changed.
         """
-        self._resumes_within = self._works_in(trainer)
-        if self._stages is not None and self._resumes_within:
-            self._criterion = trainer.criterion
+        self._follow(trainer)
         try:
             count = len(self._every.records)
-            if self._resumes_within:
-                check_memory_states(self._criterion, state.get("memories", []), count)
+            check_memory_states(self._losses, state.get("memories", []), count)
         except ValueError as error:
             raise ValueError(f"memories: {error}") from error
         if not isinstance(state.get("labeller", {}), Mapping):
@@ -273,8 +281,7 @@ class RefreshPseudoLabels(Hook):
         """Takes labels and memories back; those of a stage wait until the next epoch begins."""
         self._last = PseudoLabels(**state["labels"]) if "labels" in state else None
         self._labeller.load_state_dict(state.get("labeller", {}))
-        if self._resumes_within:
-            load_memory_states(self._criterion, state.get("memories", []))
+        load_memory_states(self._losses, state.get("memories", []))
         self._carried = state.get("criterion")
 
     def _log(

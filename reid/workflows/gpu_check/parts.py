@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
@@ -54,7 +55,9 @@ def import_parts() -> None:
     for name in _REGISTERING:
         _import(f"reid.modeling.{name}")
     if find_spec("numba") is None:
-        sys.modules.setdefault("reid.labelling", _NoClusterers("reid.labelling"))
+        folder = Path(reid.__file__).parent / "labelling"
+        for name in ("reid.labelling", *(f"reid.labelling.{f.stem}" for f in folder.glob("*.py"))):
+            sys.modules.setdefault(name, _NoClusterers(name))
     for module in pkgutil.iter_modules(reid.projects.__path__):
         if module.ispkg:
             _import(f"reid.projects.{module.name}")

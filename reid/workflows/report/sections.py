@@ -188,7 +188,8 @@ def _split_counts(run: RunFiles, test_set: str) -> tuple[str, str]:
 
 def _findings(run: RunFiles) -> list[Finding]:
     train = [split for split in run.data if split.split == "train"]
-    cameras, identities = (train[0].cameras or 0, train[0].identities or 0) if train else (0, 0)
+    # Beside a source, the target comes last.
+    cameras, identities = (train[-1].cameras or 0, train[-1].identities or 0) if train else (0, 0)
     found: list[Finding] = []
     for test_set in dict.fromkeys(entry.test_set for entry in run.evaluations):
         scores = [

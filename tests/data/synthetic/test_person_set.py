@@ -56,6 +56,19 @@ def test_another_seed_gives_other_persons_and_cameras(tmp_path: Path) -> None:
     assert not pictures[0] & pictures[1]
 
 
+def test_weather_changes_the_pictures_of_the_same_persons(tmp_path: Path) -> None:
+    means = {}
+    for weather in ("fair", "fog", "dusk"):
+        draw_persons(tmp_path / weather, PersonSet(seed=5, weather=weather, **TINY))
+        paths = sorted((tmp_path / weather).rglob("*.jpg"))
+        pictures = np.stack([np.asarray(Image.open(path)) for path in paths])
+        means[weather] = pictures.mean(), pictures.std()
+    assert means["dusk"][0] < 0.8 * means["fair"][0]  # darker
+    assert means["fog"][1] < 0.9 * means["fair"][1]  # greyer
+    with pytest.raises(ValueError, match="weather: expected fair, fog, dusk, got 'rain'"):
+        PersonSet(seed=5, weather="rain", **TINY)  # type: ignore[arg-type]
+
+
 def test_persons_from_passes_over_persons_and_keeps_the_cameras(tmp_path: Path) -> None:
     draw_persons(tmp_path / "all", PersonSet(seed=5, **TINY))
     draw_persons(tmp_path / "rest", PersonSet(seed=5, persons_from=1, **TINY))

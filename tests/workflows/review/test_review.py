@@ -192,6 +192,6 @@ def test_what_is_missing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         review(tmp_path)
     with pytest.raises(ConfigError, match="expected 0 to 1"):
         review(tmp_path, test_share=2)
-    monkeypatch.setattr("reid.workflows.review.find_spec", lambda name: None)
+    monkeypatch.setattr("reid.workflows.extras.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"pip install 'reid\[serve\]'"):
         review(tmp_path)
