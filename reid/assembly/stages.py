@@ -200,12 +200,12 @@ class StageBuilder:
         return wanted.nonzero()[:, 0]
 
     def _labelled_images(self, number: int) -> LabelledImages:
-        domains = self._configs[number].datasets.domains
+        domains, labeller = self._configs[number].datasets.domains, self._labellers[number]
         shown = self._shown_domain(domains)
-        every = replace(self._image_set(domains), records=self._hidden)
-        needed = domains if self._labellers[number].needs_source else shown
+        given: Domains = "all" if labeller.uses_source else domains
+        needed = given if labeller.uses_source or labeller.needs_source else shown
         return LabelledImages(
-            every,
+            replace(self._image_set(given), records=self._hidden),
             replace(self._image_set(needed), records=self._hidden),
             self._rows(shown),
             torch.tensor([record.pid for record in self._records]),

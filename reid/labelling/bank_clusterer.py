@@ -25,8 +25,9 @@ class BankClusterer:
     """Clusters the images by the whole feature, and by each part's; each bank by itself.
 
     Fu et al., *Self-similarity Grouping* (ICCV 2019): the clusters of the whole feature are the
-    labels, those of the parts are `PseudoLabels.others` by name. An image that is an outlier in one
-    bank is one in all. Each bank has a clusterer of its own, with its own state, such as an eps.
+    labels, those of the parts are columns of `PseudoLabels.side` by name. An image that is an
+    outlier in one bank is one in all. Each bank has a clusterer of its own, with its own state,
+    such as an eps.
 
     Args:
         clusterer: Makes the clusters of each bank; it sees that bank alone.
@@ -98,17 +99,17 @@ class BankClusterer:
                 "that are in a cluster of every feature are trained on"
             )
         whole, *parts = (torch.where(kept, cluster, OUTLIER) for cluster in found)
-        others = {
+        side = {
             name: PseudoLabels.from_clusters(cluster).cluster
             for name, cluster in zip(names[1:], parts, strict=True)
         }
-        self._counts = counts | self._sizes(others, kept)
-        return replace(PseudoLabels.from_clusters(whole), others=others)
+        self._counts = counts | self._sizes(side, kept)
+        return replace(PseudoLabels.from_clusters(whole), side=side)
 
-    def _sizes(self, others: Mapping[str, Tensor], kept: Tensor) -> dict[str, float]:
+    def _sizes(self, side: Mapping[str, Tensor], kept: Tensor) -> dict[str, float]:
         """Clusters of each part; warns if one holds so many images that few negatives are left."""
         counts: dict[str, float] = {}
-        for name, cluster in others.items():
+        for name, cluster in side.items():
             sizes = torch.bincount(cluster[kept])
             counts[f"{name}_clusters"] = len(sizes)
             if int(sizes.max()) > int(kept.sum()) / 2:

@@ -32,8 +32,8 @@ class CameraClusterer:
 
     Inside a camera, the images of a visit of one person come close in time. A cluster is cut
     wherever the next image, by frame, comes more than `max_gap` frames later; pieces of fewer than
-    `min_images` become outliers. Frames are only compared inside one camera, and only mean something
-    there if they count through all of its recordings: those of MSMT17 start anew in each clip.
+    `min_images` become outliers. Frames are only compared inside one camera. They must count
+    through all of its recordings: those of MSMT17 start anew in each clip, so gaps mean little.
 
     Images of unknown cameras are one camera. Clusters are numbered through, by camera; a camera in
     which the clusterer finds nothing has outliers only.
@@ -79,7 +79,8 @@ class CameraClusterer:
                 "have none; set max_gap to null, or give frames (CSV has a column `frame`)"
             )
         cluster = torch.full_like(camids, OUTLIER)
-        total, done, empty = 0, 0, []
+        total, done = 0, 0
+        empty: list[int] = []
         for camera in torch.unique(camids).tolist():
             rows = (camids == camera).nonzero()[:, 0]
             share = done / len(camids), (done + len(rows)) / len(camids)
@@ -173,13 +174,13 @@ class CrossCameraMerger:
         )
         clustered = (local.proxy != OUTLIER).nonzero()[:, 0]
         proxy = local.proxy[clustered]
-        rows = features.test[clustered.to(features.test.device)].detach().float()
-        means = torch.zeros(local.num_proxies, rows.shape[1], device=rows.device)
-        means.index_add_(0, proxy.to(rows.device), rows)
-        means /= torch.bincount(proxy, minlength=len(means)).to(rows)[:, None]
+        device = features.test.device
+        rows = features.test[clustered.to(device)].detach().float().cpu()  # sums in a fixed order
+        means = torch.zeros(local.num_proxies, rows.shape[1]).index_add_(0, proxy, rows)
+        means = (means / torch.bincount(proxy, minlength=len(means))[:, None]).to(device)
 
         def affinities(which: Labels) -> npt.NDArray[np.float32]:
-            block = means[torch.from_numpy(which).to(means.device)] @ means.T
+            block = means[torch.from_numpy(which).to(device)] @ means.T
             found: npt.NDArray[np.float32] = block.cpu().numpy()
             return found
 

@@ -126,8 +126,9 @@ class Clusters(Labeller):
         self._source_domains = source_domains
         if self.uses_source and not source_domains:
             raise ValueError(
-                "the clusterer compares images with those of a labelled source, but "
-                "datasets.source is not set; set it, or the clusterer's source_weight to 0"
+                "the clusterer compares images with those of a labelled source, but there is none; "
+                "set datasets.source. For pictures and reviews, which see the target alone, set "
+                "the clusterer's source_weight to 0"
             )
 
     @property

@@ -52,15 +52,22 @@ class PerDomain(Labeller):
         """
         is_source = torch.tensor([record.domain < self._source_domains for record in records])
         rows = is_source.nonzero()[:, 0], (~is_source).nonzero()[:, 0]
-        source, target = (
-            labeller(
-                None if features is None else features[part.to(features.test.device)],
-                [records[row] for row in part.tolist()],
-                progress,
-            )
-            for labeller, part in zip((self._source, self._target), rows, strict=True)
-        )
+
+        def label(labeller: Labeller, part: Tensor) -> PseudoLabels:
+            chosen = None if features is None else features[part.to(features.test.device)]
+            return labeller(chosen, [records[row] for row in part.tolist()], progress)
+
+        source = label(self._source, rows[0])
+        if self._target.uses_source:
+            target = self._target(features, records, progress)[rows[1]]
+        else:
+            target = label(self._target, rows[1])
         return join_labels(source, rows[0], target, rows[1])
+
+    @property
+    def uses_source(self) -> bool:
+        """Whether the target's labeller does."""
+        return self._target.uses_source
 
     @property
     def choices(self) -> Mapping[str, float]:

@@ -40,11 +40,13 @@ class Method:
         configs: Config files of the method, relative to the tables' file; later ones win.
             `{dataset}` stands for the data set. Empty: the method is shown but not trained.
         published: By data set, percent in the order of `Paper.metrics`; None: not published.
+        note: Why it is not trained.
     """
 
     label: str
     configs: list[str] = field(default_factory=list)
     published: dict[str, list[float | None]] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass

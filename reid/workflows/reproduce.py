@@ -290,7 +290,9 @@ def _config_files(paper: Paper, row: str, dataset: str) -> tuple[list[Path], str
         if "{dataset}" in config and not _file(paper, config, dataset).is_file():
             return [], f"no config for {dataset}"
     files = [_file(paper, config, dataset) for config in method.configs]
-    return files, "" if files else "published numbers only"
+    if files:
+        return files, ""
+    return [], f"published numbers only{': ' if method.note else ''}{method.note}"
 
 
 def _file(paper: Paper, config: str, dataset: str) -> Path:

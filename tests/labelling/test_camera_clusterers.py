@@ -40,8 +40,9 @@ def same(labels: Tensor) -> Tensor:
     return labels[:, None] == labels
 
 
-def inner() -> JaccardDBSCAN:
-    return JaccardDBSCAN(k1=4, k2=2, eps=0.7, min_samples=2)
+def inner(k1: int = 4) -> JaccardDBSCAN:
+    """Lists as long as the number of images of a person in a camera."""
+    return JaccardDBSCAN(k1=k1, k2=2, eps=0.7, min_samples=2)
 
 
 def test_clusters_of_each_camera_alone() -> None:
@@ -76,9 +77,9 @@ def test_time_keeps_look_alikes_apart() -> None:
     features = seen(lookalikes)
     frames = torch.where(PERSONS % 2 == 0, 0, 5000) + torch.arange(72)
     features = FeatureSet.of(features.test, camids=CAMIDS, frames=frames)
-    blind = CameraClusterer(inner())(features)
+    blind = CameraClusterer(inner(8))(features)
     assert torch.equal(same(blind.cluster), same(lookalikes) & same(CAMIDS))
-    labels = CameraClusterer(inner(), max_gap=100)(features)
+    labels = CameraClusterer(inner(8), max_gap=100)(features)
     assert torch.equal(same(labels.cluster), same(PERSONS) & same(CAMIDS))
 
 
@@ -127,14 +128,9 @@ def test_merging_by_any_affinity(rows: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_parts_of_a_config() -> None:
-    spec = {
-        "name": "CrossCameraMerger",
-        "threshold": 0.4,
-        "clusterer": {
-            "name": "CameraClusterer",
-            "clusterer": {"name": "KMeans", "num_clusters": 6},
-        },
-    }
+    dbscan = {"name": "JaccardDBSCAN", "k1": 4, "k2": 2, "eps": 0.7, "min_samples": 2}
+    local = {"name": "CameraClusterer", "clusterer": dbscan}
+    spec = {"name": "CrossCameraMerger", "threshold": 0.3, "clusterer": local}
     labels = build(CLUSTERER, spec, "clusterer")(seen())
     assert torch.equal(same(labels.cluster), same(PERSONS))
     with pytest.raises(ValueError, match="RerankedDBSCAN keeps a state"):

@@ -25,7 +25,7 @@ datasets:
 methods:
   plain: {label: Plain, configs: ["{dataset}.yaml"], published: {drawn: [10, 20]}}
   sharp: {label: Sharp, configs: ["{dataset}.yaml", sharp.yaml], published: {drawn: [5, 20]}}
-  known: {label: Known, published: {drawn: [90, 95]}}
+  known: {label: Known, note: no code, published: {drawn: [90, 95]}}
 tables:
   1: {title: Counts, datasets: [drawn]}
   2: {title: Rows, datasets: [drawn], metrics: [mAP, Rank-1],
@@ -96,7 +96,7 @@ def test_rows_are_trained_and_compared(finished: Path) -> None:
         assert row["metrics"]["mAP"]["values"] == [100 * numbers["mAP"]]
         assert row["finished_seeds"] == [1]
         assert all(option in (run / "config.yaml").read_text() for option in options)
-    assert (known["seeds"], known["note"]) == ([], "published numbers only")
+    assert (known["seeds"], known["note"]) == ([], "published numbers only: no code")
     assert content["order"]["mAP"]["rows"] == 2
     assert "Plain" in (finished / "table_2.txt").read_text()
     assert "| Plain" in (finished / "table_2.md").read_text()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,11 @@ class SSGLoss(Loss):
 
     Fu et al., *Self-similarity Grouping* (ICCV 2019), as in the published code; see
     `positional_triplet`. The embedding and the whole take the clusters of the whole, each part its
-    own (`PseudoLabels.others`).
+    own (`PseudoLabels.side`, as `BankClusterer` gives them).
+
+    Published positives go by the place in the batch, so two images of one whole cluster are pulled
+    together by their halves too, even if the halves' own clusters differ. With `positives: label`
+    they must be of one cluster by each feature.
 
     The batch must hold the images of a cluster next to each other, `images_per_identity` of each,
     as PK samplers give them. Images of different clusters that share such a group, by another
@@ -28,6 +32,8 @@ class SSGLoss(Loss):
         num_parts: K.
         margin: Of the hinge.
         images_per_identity: Images of one cluster that follow each other in a batch.
+        positives: By `position` or by `label`; see above.
+        parts: Names of the parts' clusters, in the order of the model's banks.
 
     Raises:
         ValueError: The model has no parts, or a number is out of its range.
@@ -40,21 +46,27 @@ class SSGLoss(Loss):
         num_parts: int = 0,
         margin: Annotated[float, Range(0, 1e6)] = 0.5,
         images_per_identity: Annotated[int, Range(2, 65_536)] = 4,
+        positives: Literal["position", "label"] = "position",
+        parts: tuple[str, ...] = ("upper", "lower"),
     ) -> None:
         super().__init__()
         if not num_parts:
             raise ValueError(
                 "SSGLoss needs a head with parts, such as SelfSimilarityHead; the model's has none"
             )
+        if len(parts) != num_parts:
+            raise ValueError(
+                f"parts: expected a name for each of the model's {num_parts} parts, got {[*parts]}"
+            )
         if images_per_identity < 2 or margin < 0:
             raise ValueError(
                 "expected images_per_identity of 2 or more and margin of 0 or more, got "
                 f"{images_per_identity}, {margin}"
             )
-        self._num_parts = num_parts
         self._margin = margin
         self._group = images_per_identity
-        self._names: tuple[str, ...] = ()
+        self._by_label = positives == "label"
+        self._names = parts
         self.register_buffer("parts", torch.zeros(num_parts, 0, dtype=torch.int64), False)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
@@ -63,15 +75,14 @@ class SSGLoss(Loss):
         Raises:
             ValueError: The parts have no clusters of their own.
         """
-        if len(labels.others) != self._num_parts:
+        missing = [name for name in self._names if name not in labels.side]
+        if missing:
             raise ValueError(
-                f"SSGLoss: expected clusters of each of {self._num_parts} parts, got "
-                f"{sorted(labels.others) or 'none'}; set the clusterer BankClusterer, which gives "
-                "them, around another"
+                f"SSGLoss: the labels have no clusters by {', '.join(missing)}; set the clusterer "
+                f"BankClusterer with NAMES {[*self._names]} around another"
             )
         super().set_labels(labels, features)
-        self._names = tuple(labels.others)
-        self.parts = torch.stack([*labels.others.values()])
+        self.parts = torch.stack([labels.side[name] for name in self._names])
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
         """`embedding`, `whole` and one value by the name of each part.
@@ -91,7 +102,7 @@ class SSGLoss(Loss):
         names = ("embedding", "whole", *self._names)
         with torch.autocast(whole.device.type, enabled=False):
             return {
-                name: positional_triplet(bank, label, pairs, self._margin)
+                name: positional_triplet(bank, label, pairs, self._margin, same=self._by_label)
                 for name, bank, label in zip(names, banks, labels, strict=True)
             }
 
@@ -114,7 +125,12 @@ def group_pairs(label: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def positional_triplet(
-    feature: Tensor, label: Tensor, pairs: tuple[Tensor, Tensor, Tensor], margin: float
+    feature: Tensor,
+    label: Tensor,
+    pairs: tuple[Tensor, Tensor, Tensor],
+    margin: float,
+    *,
+    same: bool = False,
 ) -> Tensor:
     """SSG's triplet loss: each pair of places, and the nearest image of another label.
 
@@ -128,6 +144,7 @@ def positional_triplet(
         label: (B,) by this feature, -1 = left out.
         pairs: See `group_pairs`.
         margin: Of the hinge.
+        same: Pairs with different labels do not count either.
 
     Returns:
         The mean; 0, with a gradient of 0, if no pair counts.
@@ -139,7 +156,9 @@ def positional_triplet(
     labelled = label != OUTLIER
     foreign = (label[:, None] != label) & labelled
     negative = distance.masked_fill(~foreign, torch.inf).amin(1)
-    one, other, same = pairs
-    valid = same & labelled[one] & labelled[other] & foreign.any(1)[one]
+    one, other, of_cluster = pairs
+    valid = of_cluster & labelled[one] & labelled[other] & foreign.any(1)[one]
+    if same:
+        valid &= label[one] == label[other]
     difference = torch.where(valid, distance[one, other] - negative[one] + margin, 0)
     return difference.clamp(min=0).sum() / valid.sum().clamp(min=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,7 @@ PARTS = ("upper", "lower")
 
 def labels_of(whole: Tensor, upper: Tensor, lower: Tensor) -> PseudoLabels:
     labels = PseudoLabels.from_clusters(whole)
-    others = {"upper": upper, "lower": lower}
-    return PseudoLabels(
-        labels.cluster, labels.proxy, labels.proxy_to_cluster, labels.proxy_to_camera, others
-    )
+    return replace(labels, side={"upper": upper, "lower": lower})
 
 
 def batch_of(count: int) -> Batch:
@@ -102,6 +100,28 @@ def test_pairs_by_hand(label: list[int]) -> None:
     assert float(found) == pytest.approx(by_hand(feature, label, 3, 2.0))
 
 
+def test_positives_by_label() -> None:
+    """Published: halves of different people are pulled together if their wholes are clustered."""
+    feature, whole = random_features(6), torch.tensor([7, 7, 7, 8, 8, 8])
+    label = torch.tensor([0, 0, 1, 1, 1, 1])
+    pairs = group_pairs(whole, 3)
+    found = positional_triplet(feature, label, pairs, 2.0, same=True)
+    terms = []
+    for j, q in ((0, 1), (3, 4), (3, 5), (4, 5)):
+        foreign = feature[label != label[j]]
+        nearest = float((foreign - feature[j]).norm(dim=1).min())
+        terms.append(max(0.0, float((feature[j] - feature[q]).norm()) - nearest + 2))
+    assert float(found) == pytest.approx(sum(terms) / 4)
+    features = [random_features(6, seed) for seed in range(4)]
+    losses = []
+    for positives in ("position", "label"):
+        loss = SSGLoss(2, images_per_identity=3, positives=positives)  # type: ignore[arg-type]
+        loss.set_labels(labels_of(whole, label, whole), None)
+        losses.append(loss(embeddings(*features), batch_of(6)))
+    assert losses[0]["upper"] != losses[1]["upper"]
+    assert all(losses[0][name] == losses[1][name] for name in ("embedding", "whole", "lower"))
+
+
 def test_an_anchor_whose_label_all_others_share_has_no_term() -> None:
     """The published code takes the minimum over nothing: an error."""
     feature = random_features(6).requires_grad_()
@@ -156,10 +176,12 @@ def test_half_precision_does_not_reach_the_distances() -> None:
 
 def test_labels_and_options_that_do_not_fit() -> None:
     loss = SSGLoss(2)
-    with pytest.raises(ValueError, match="each of 2 parts, got none; set the clusterer BankClust"):
+    with pytest.raises(ValueError, match="no clusters by upper, lower; set the clusterer Bank"):
         loss.set_labels(PseudoLabels.from_clusters(torch.arange(3)), None)
     with pytest.raises(ValueError, match="needs a head with parts"):
         SSGLoss(0)
+    with pytest.raises(ValueError, match="each of the model's 3 parts"):
+        SSGLoss(3)
     with pytest.raises(ValueError, match="images_per_identity of 2 or more"):
         SSGLoss(2, images_per_identity=1)
 

@@ -101,6 +101,14 @@ def test_compared_methods_are_those_of_their_projects(dataset: str) -> None:
     assert infomap == {"name": "Infomap", "k1": 15, "min_similarity": 0.5, "min_cluster_size": 5}
 
 
+def test_methods_that_could_not_be_reconstructed_say_so() -> None:
+    runs, notes = plan_runs(PAPER, ["isobe", "darc"], "market", Path("nowhere"), 1)
+    assert not runs
+    assert "no code was found" in notes["isobe"]
+    assert "neither code nor text" in notes["darc"]
+    assert all(note.startswith("published numbers only: ") for note in notes.values())
+
+
 def test_compared_methods_have_the_data_of_the_tables_on_drawn_persons() -> None:
     full = config("tmgf", "synthetic")
     for row in COMPARED:

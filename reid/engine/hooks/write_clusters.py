@@ -70,6 +70,11 @@ class WriteClusters(Hook):
                 "WriteClusters: expected a clusterer, but the labels are the identities; set "
                 "CLUSTERER or remove this hook"
             )
+        if labeller.uses_source:
+            raise ConfigError(
+                "WriteClusters: the clusterer compares with a source, whose images must not be "
+                "among the matches; remove this hook, or set the clusterer's source_weight to 0"
+            )
         if num_clusters < 0 or num_matches < 1:
             raise ValueError(
                 "expected num_clusters of 0 or more and num_matches of 1 or more, got "
