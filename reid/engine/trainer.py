@@ -1,7 +1,4 @@
-"""The training loop: one step, one epoch, what a checkpoint holds, and the order of all of it.
-
-A little over 400 lines, since these read best in one place.
-"""
+"""The training loop: one step, one epoch, what a checkpoint holds, and the order of all of it."""
 
 from __future__ import annotations
 
