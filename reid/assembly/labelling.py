@@ -86,10 +86,11 @@ def build_labeller(config: Config, records: Sequence[ImageRecord], name: str) ->
     )
     if not labeller.fixed:
         return labeller
-    if sets.source is not None and sets.domains != "source":
+    if sets.source is not None and sets.domains != "source" and config.labeller is None:
         raise ConfigError(
             f"labeller: {type(labeller).__name__} labels by identity, but those of the target are "
-            "never looked at; set a clusterer, e.g. JaccardDBSCAN, or datasets.domains to source"
+            "never looked at; set a clusterer, e.g. JaccardDBSCAN, or datasets.domains to source. "
+            "If the target's images shall have no label, set the labeller explicitly"
         )
     if not any(record.pid >= 0 for record in records):
         raise ConfigError(

@@ -146,8 +146,6 @@ def test_source_then_target_then_both(tmp_path: Path, monkeypatch: pytest.Monkey
     ("pairs", "message"),
     [
         (("STAGES", "[{EPOCHS: 1, CLUSTERER: null}]"), "identities of the target are never"),
-        (("STAGES", "[{EPOCHS: 1, LABELLER: Identities, CLUSTERER: null}]"),
-         "Identities labels by identity, but those of the target are never looked at"),
         (("DATASETS.SOURCE", "null", "TEST.SOURCE", "false"),
          r"datasets.domains: expected all, since datasets.source"),
         (("DATASETS.SOURCE", "null", "STAGES", "[]"), r"test.source: expected false"),

@@ -141,6 +141,10 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
 def test_configs(name: str) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     register_parts(config)
+    for spec in (config.datasets.train, config.datasets.source):
+        assert isinstance(spec, dict)
+        if spec["name"] == "DukeMTMCreID":
+            spec["accept_withdrawn"] = True
     check_specs(config, training=True)
     source, target = (config.of_stage(number) for number in (0, 1))
     assert (source.datasets.domains, target.datasets.domains) == ("source", "target")
