@@ -54,7 +54,7 @@ class CameraClusterer:
         max_gap: Annotated[int, Range(0, 10**18)] | None = None,
         min_images: Annotated[int, Range(1, 1_000_000)] = 1,
     ) -> None:
-        if hasattr(clusterer, "state_dict"):
+        if getattr(clusterer, "keeps_state", hasattr(clusterer, "state_dict")):
             raise ValueError(
                 f"clusterer: {type(clusterer).__name__} keeps a state from call to call, which "
                 "would mix cameras; take another, such as JaccardDBSCAN"

@@ -72,6 +72,11 @@ class JaccardDBSCAN(FeatureClusterer):
         return {} if self._chosen is None else {"eps": self._chosen}
 
     @property
+    def keeps_state(self) -> bool:
+        """Whether clusters depend on earlier ones, as with `auto`."""
+        return self._eps == "auto"
+
+    @property
     def min_samples(self) -> int:
         """Neighbours that make a core point, the image itself included."""
         return self._min_samples

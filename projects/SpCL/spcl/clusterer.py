@@ -64,6 +64,11 @@ class SelfPacedDBSCAN(JaccardDBSCAN):
         return self._counts
 
     @property
+    def keeps_state(self) -> bool:
+        """True: theta."""
+        return True
+
+    @property
     def largest_distance(self) -> float:
         """The largest distance that a clustering looks at."""
         return self._loose
