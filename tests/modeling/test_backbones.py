@@ -31,7 +31,7 @@ def test_any_timm_model_gives_tokens(
 ) -> None:
     backbone = TimmBackbone(model, size).eval()
     with torch.no_grad():
-        tokens, found = backbone(Batch.of(torch.randn(2, 3, *size), CAMID))
+        tokens, found, *_ = backbone(Batch.of(torch.randn(2, 3, *size), CAMID))
     assert found == grid
     assert tokens.shape == (2, 1 + grid[0] * grid[1], backbone.embed_dim)
 

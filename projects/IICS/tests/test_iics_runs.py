@@ -97,6 +97,7 @@ def test_labels_of_the_second_stage_are_made_once(train_tiny: Callable[..., Path
         train_tiny(CONFIGS / "market.yaml", "each", *TINY, "STAGES.1.LABELS", "epoch")
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """In stage 1, the second camera's 8 images are on both processes."""
     persons = (

@@ -50,6 +50,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(train_tiny: Callable[..., Path])
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     pairs = [
         *PAIRS, "DATASETS.TRAIN", PERSONS, "INPUT.SIZE", "[48, 32]", "DATALOADER.NUM_WORKERS", "0",
