@@ -72,11 +72,7 @@ class TwoDomainSampler(LabelledSampler):
             ValueError: One of the domains has no labelled image, or `set_domains` did not come
                 first.
         """
-        if len(self._is_source) != len(labels):
-            raise ValueError(
-                f"TwoDomainSampler: knows the domains of {len(self._is_source)} images, but the "
-                f"labels are of {len(labels)}; set_domains comes first"
-            )
+        _check_domains(self, len(self._is_source), labels)
         super().set_labels(labels)
         for sampler, mine in ((self.source, self._is_source), (self.target, ~self._is_source)):
             rows = mine.nonzero()[:, 0]
@@ -151,9 +147,18 @@ class TargetImageSampler(ImageSampler):
         Raises:
             ValueError: `set_domains` did not come first.
         """
-        if len(self._is_target) != len(labels):
-            raise ValueError(
-                f"TargetImageSampler: knows the domains of {len(self._is_target)} images, but the "
-                f"labels are of {len(labels)}; set_domains comes first"
-            )
+        _check_domains(self, len(self._is_target), labels)
         return torch.where(self._is_target, torch.arange(len(labels)), OUTLIER)
+
+
+def _check_domains(sampler: LabelledSampler, known: int, labels: PseudoLabels) -> None:
+    """Requires that the domains of all labelled images are known.
+
+    Raises:
+        ValueError: `set_domains` did not come first.
+    """
+    if known != len(labels):
+        raise ValueError(
+            f"{type(sampler).__name__}: knows the domains of {known} images, but the labels are of "
+            f"{len(labels)}; set_domains comes first"
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Annotated, Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -130,14 +131,24 @@ class LabelledSampler(Sampler[list[Draw]], ABC):
     def __iter__(self) -> Iterator[list[Draw]]:
         self._check_labels()
         rng = np.random.default_rng((self._seed, self._epoch))
-        passing = self._passes(rng)
+        return self._batches(self._images(rng), rng)
+
+    def _batches(self, images: Iterator[int], rng: np.random.Generator) -> Iterator[list[Draw]]:
+        """This process's share of the epoch's batches, of images that come one after the other.
+
+        An image's seed is drawn before the next image is asked for.
+        """
         for _ in range(len(self)):
             batch = [
                 Draw(int(index), int(rng.integers(2**63)))
-                for _ in range(self._groups_per_batch)
-                for index in self._pick(next(passing), rng)
+                for index in islice(images, self.batch_size)
             ]
             yield batch[self._share]
+
+    def _images(self, rng: np.random.Generator) -> Iterator[int]:
+        """The images of all batches, pass after pass; no fewer than an epoch needs."""
+        for group in self._passes(rng):
+            yield from self._pick(group, rng)
 
     def _passes(self, rng: np.random.Generator) -> Iterator[IntArray]:
         count = len(self._groups)
@@ -361,14 +372,7 @@ class RandomIdentitySampler(LabelledSampler):
     def __iter__(self) -> Iterator[list[Draw]]:
         self._check_labels()
         rng = np.random.default_rng((self._seed, self._epoch, 1))  # rounds have (seed, number, 0)
-        groups = self._groups_from(*self._start())
-        for _ in range(len(self)):
-            batch = [
-                Draw(int(index), int(rng.integers(2**63)))
-                for _ in range(self._groups_per_batch)
-                for index in next(groups)
-            ]
-            yield batch[self._share]
+        return self._batches(chain.from_iterable(self._groups_from(*self._start())), rng)
 
     def _start(self) -> tuple[int, int]:
         """The round, counted from epoch 0, and the group in it with which the epoch starts."""

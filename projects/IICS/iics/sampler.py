@@ -8,7 +8,7 @@ from typing import Annotated
 import numpy as np
 from torch import Tensor
 
-from reid.data.samplers import Draw, IntArray, LabelledSampler
+from reid.data.samplers import IntArray, LabelledSampler
 from reid.registry import SAMPLER, Range
 from reid.structures import OUTLIER, PseudoLabels
 
@@ -68,18 +68,12 @@ class EveryCameraSampler(LabelledSampler):
         passes = [len(group) // self._images_per_group for group in self._groups]
         return min((count for count in passes if count), default=1)
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        self._check_labels()
-        rng = np.random.default_rng((self._seed, self._epoch))
+    def _images(self, rng: np.random.Generator) -> Iterator[int]:
         orders = [self._order(group, rng) for group in self._groups]
         size = self._images_per_group
         for step in range(len(self)):
-            batch = [
-                Draw(int(index), int(rng.integers(2**63)))
-                for order in orders
-                for index in order[step * size : (step + 1) * size]
-            ]
-            yield batch[self._share]
+            for order in orders:
+                yield from order[step * size : (step + 1) * size]
 
     def _order(self, group: IntArray, rng: np.random.Generator) -> IntArray:
         """A camera's images of an epoch; with repetitions if they are too few for its batches."""

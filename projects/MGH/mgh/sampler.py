@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 
 import numpy as np
 
-from reid.data.samplers import BatchSize, Draw, ProxyBalancedSampler
+from reid.data.samplers import BatchSize, ProxyBalancedSampler
 from reid.registry import SAMPLER
 
 _MOST_EMPTY_PASSES = 1000
@@ -50,18 +49,11 @@ class MGHSampler(ProxyBalancedSampler):
         super().__init__(batch_size, images_per_proxy, steps_per_epoch, seed, rank, world_size)
         self._lose_batches = lose_batches
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        if not self._lose_batches:
-            yield from super().__iter__()
-            return
-        self._check_labels()
-        rng = np.random.default_rng((self._seed, self._epoch))
-        for images in islice(self._published_batches(rng), len(self)):
-            batch = [Draw(index, int(rng.integers(2**63))) for index in images]
-            yield batch[self._share]
+    def _images(self, rng: np.random.Generator) -> Iterator[int]:
+        return self._published_images(rng) if self._lose_batches else super()._images(rng)
 
-    def _published_batches(self, rng: np.random.Generator) -> Iterator[list[int]]:
-        """Batches of all passes, one after the other.
+    def _published_images(self, rng: np.random.Generator) -> Iterator[int]:
+        """The images of the batches that are not lost, pass after pass.
 
         Raises:
             ValueError: 1000 passes gave no batch.
@@ -74,7 +66,7 @@ class MGHSampler(ProxyBalancedSampler):
                 group = self._groups[number]
                 waiting += (group if len(group) == 1 else self._pick(group, rng)).tolist()
                 if len(waiting) == self.batch_size:
-                    yield waiting
+                    yield from waiting
                     waiting, empty_passes = [], 0
         raise ValueError(
             f"MGHSampler: {_MOST_EMPTY_PASSES} passes over {len(self._groups):,} proxies filled no "

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from reid.data.samplers import CrossCameraSampler, Draw, IntArray
+from reid.data.samplers import CrossCameraSampler, IntArray
 from reid.registry import SAMPLER
 
 
@@ -29,23 +29,14 @@ class MultiGallerySampler(CrossCameraSampler):
             return max(1, images // self.batch_size)
         return super().__len__()
 
-    def __iter__(self) -> Iterator[list[Draw]]:
-        self._check_labels()
-        rng = np.random.default_rng((self._seed, self._epoch))
-        stream = self._stream(rng)
-        for _ in range(len(self)):
-            batch = [Draw(index, int(rng.integers(2**63))) for index in next(stream)]
-            yield batch[self._share]
-
-    def _stream(self, rng: np.random.Generator) -> Iterator[list[int]]:
-        """Batches of images, pass after pass."""
+    def _images(self, rng: np.random.Generator) -> Iterator[int]:
         images: list[int] = []
         while True:
             full = False
             for number in rng.permutation(len(self._groups)):
                 images += self._pick(self._groups[number], rng).tolist()
                 while len(images) >= self.batch_size:
-                    yield images[: self.batch_size]
+                    yield from images[: self.batch_size]
                     images, full = images[self.batch_size :], True
             if full:
                 images = []
