@@ -3,6 +3,7 @@
 import reid.data.augmentation
 import reid.data.datasets
 import reid.data.domain_samplers
+import reid.data.resized_crop
 import reid.engine.hooks.choose_networks
 import reid.engine.hooks.write_clusters
 import reid.engine.teacher

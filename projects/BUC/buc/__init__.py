@@ -6,6 +6,5 @@ Lin et al., *A Bottom-Up Clustering Approach to Unsupervised Person Re-Identific
 from reid.projects.buc.head import EmbeddingHead
 from reid.projects.buc.labeller import BottomUp
 from reid.projects.buc.loss import BUCLoss
-from reid.projects.buc.transform import RandomResizedCrop
 
-__all__ = ["BUCLoss", "BottomUp", "EmbeddingHead", "RandomResizedCrop"]
+__all__ = ["BUCLoss", "BottomUp", "EmbeddingHead"]

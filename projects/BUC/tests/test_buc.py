@@ -22,7 +22,7 @@ from reid.engine.trainer import Trainer
 from reid.labelling import ClusteringError
 from reid.modeling.losses import Criterion
 from reid.modeling.weights import read_checkpoint
-from reid.projects.buc import BottomUp, BUCLoss, EmbeddingHead, RandomResizedCrop
+from reid.projects.buc import BottomUp, BUCLoss, EmbeddingHead
 from reid.solver import LearningRate, build_optimizer
 from reid.structures import Batch, Embeddings, FeatureSet, FeatureTokens, ImageRecord, PseudoLabels
 
@@ -198,19 +198,6 @@ def test_labels_persist_in_the_state() -> None:
     for wrong in (torch.tensor([0.5]), torch.tensor([7]), [0], torch.tensor([[0]])):
         with pytest.raises(ValueError, match="labels: expected the cluster of each image"):
             fresh.load_state_dict({"labels": wrong})
-
-
-def test_crops_are_stretched_parts() -> None:
-    picture = np.arange(64 * 32 * 3, dtype=np.uint8).reshape(64, 32, 3)
-    crop = RandomResizedCrop()
-    outs = [crop(picture, np.random.default_rng(seed), lambda: picture) for seed in range(8)]
-    assert {out.shape for out in outs} == {picture.shape}
-    assert len({out.tobytes() for out in outs}) > 4
-    never = RandomResizedCrop(area=(1.0, 1.0), aspect=(9.0, 9.0))  # higher than the picture
-    assert never(picture, np.random.default_rng(0), lambda: picture) is picture
-    for options in ({"area": (0.5, 0.4)}, {"area": (0.5, 1.2)}, {"aspect": (3.0, 2.0)}):
-        with pytest.raises(ValueError, match="expected ascending"):
-            RandomResizedCrop(**options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["market", "duke", "msmt"])
