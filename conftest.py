@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -96,5 +98,27 @@ def train_tiny(
         small = [str(item) for pair in tiny.items() for item in pair]
         train(load_config(file, ["OUTPUT_DIR", str(folder), *small, *pairs]), **options)
         return folder
+
+    return run
+
+
+@pytest.fixture
+def train_in_processes(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Trains a config by the real command, with one process and with two; gives both folders."""
+    environment = os.environ | {"REID_DATASETS": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+
+    def run(file: Path, *pairs: str) -> tuple[Path, Path]:
+        for processes in (1, 2):
+            command = ["tools/train_net.py", "--config-file", str(file), *pairs]
+            command += ["OUTPUT_DIR", str(tmp_path / str(processes))]
+            if processes > 1:
+                launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+                command = [*launcher, str(processes), *command]
+            done = subprocess.run(
+                [sys.executable, *command], cwd=Path(__file__).parent, env=environment,
+                capture_output=True, text=True, check=False, timeout=400,
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr
+        return tmp_path / "1", tmp_path / "2"
 
     return run

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +95,9 @@ def test_labels_of_the_second_stage_are_made_once(train_tiny: Callable[..., Path
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> None:
     """In stage 1, the second camera's 8 images are on both processes."""
     persons = (
         "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, HEIGHT: 48, "
@@ -111,25 +110,12 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         # rounding grows fast with larger rates
         "SOLVER.BASE_LR", "1e-4", "STAGES.0.SOLVER.BASE_LR", "1e-4",
     ]  # fmt: skip
-    environment = os.environ | {"REID_DATASETS": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-    for processes in (1, 2):
-        command = ["tools/train_net.py", "--config-file", str(CONFIGS / "market.yaml"),
-                   "OUTPUT_DIR", str(tmp_path / str(processes)), *pairs]  # fmt: skip
-        if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command = [*launcher, str(processes), *command]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-            check=False, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    folders = train_in_processes(CONFIGS / "market.yaml", *pairs)
     for kind in ("labels", "train"):
-        one, two = (lines(tmp_path / str(count), kind) for count in (1, 2))
+        one, two = (lines(folder, kind) for folder in folders)
         assert len(one) == len(two) > 1
         for line, other in zip(one, two, strict=True):
             assert other == pytest.approx(line, rel=1e-4, abs=1e-5)
-    before, after = (
-        read_checkpoint(tmp_path / str(count) / "model_final.safetensors")[0] for count in (1, 2)
-    )
+    before, after = (read_checkpoint(folder / "model_final.safetensors")[0] for folder in folders)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-4, atol=1e-5, msg=name)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,7 +48,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(train_tiny: Callable[..., Path])
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_as_one(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> None:
     pairs = [
         *PAIRS, "DATASETS.TRAIN", PERSONS, "INPUT.SIZE", "[48, 32]", "DATALOADER.NUM_WORKERS", "0",
         "DATALOADER.SAMPLER.BATCH_SIZE", "16", "MODEL.BACKBONE_WEIGHTS", "''", "CLUSTERER.K1", "6",
@@ -59,20 +58,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         "SOLVER.MAX_EPOCHS", "2", "DEVICE", "cpu", "LOG_PERIOD", "1", "SOLVER.BASE_LR", "5.0e-5",
         "TEST.EVAL_PERIOD", "0",
     ]  # fmt: skip
-    environment = os.environ | {"REID_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    for processes in (1, 2):
-        command = ["tools/train_net.py", "--config-file", str(CONFIG), *pairs]
-        command += ["OUTPUT_DIR", str(tmp_path / str(processes))]
-        if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command = [*launcher, str(processes), *command]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-            check=False, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+    folders = train_in_processes(CONFIG, *pairs)
     for kind in ("labels", "train"):
-        one, other = (lines_of(tmp_path / str(processes), kind) for processes in (1, 2))
+        one, other = (lines_of(folder, kind) for folder in folders)
         assert len(one) == len(other) > 0
         for line, twin in zip(one, other, strict=True):
             for key in line.keys() - {"data_time", "step_time", "memory_mb", "extraction_time",

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,21 +28,11 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    config = str(ROOT / "projects" / "PCLCLIP" / "configs" / "supervised_market.yaml")
-    environment = os.environ | {"REID_DATASETS": str(tmp_path), "OMP_NUM_THREADS": "1"}
-    for processes in (1, 2):
-        command = ["tools/train_net.py", "--config-file", config, *PAIRS]
-        command += ["OUTPUT_DIR", str(tmp_path / str(processes))]
-        if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command = [*launcher, str(processes), *command]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-            check=False, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    one, other = (lines_of(tmp_path / str(processes)) for processes in (1, 2))
+def test_two_processes_train_as_one(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> None:
+    config = Path(__file__).parents[1] / "configs" / "supervised_market.yaml"
+    one, other = map(lines_of, train_in_processes(config, *PAIRS))
     assert len(one) == len(other) > 0
     for line, twin in zip(one, other, strict=True):
         for key in ("loss", "global_contrast", "cross_entropy"):

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,35 +59,20 @@ def test_the_camera_blind_variant_with_dropped_moments(train_tiny: Callable[...,
     assert steps == {2.0, 4.0}, "classifiers start anew in each epoch of two steps"
 
 
-def run(folder: Path, processes: int) -> Path:
-    """The real command with synthetic.yaml, on tiny drawn persons."""
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> None:
     persons = "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, HEIGHT: 48, WIDTH: 24}"
-    output = folder / str(processes)
-    command = [
-        "tools/train_net.py", "--config-file", str(CONFIGS / "synthetic.yaml"),
-        "OUTPUT_DIR", str(output), "DATASETS.TRAIN", persons, "DEVICE", "cpu",
+    one, two = train_in_processes(
+        CONFIGS / "synthetic.yaml", "DATASETS.TRAIN", persons, "DEVICE", "cpu",
         "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2", "DATALOADER.SAMPLER.BATCH_SIZE", "16",
         "MODEL.BN_SAMPLES_PER_GROUP", "8", "CLUSTERER.K1", "6", "CLUSTERER.K2", "2",
         "CLUSTERER.EPS", "0.8", "CLUSTERER.MIN_SAMPLES", "2",
         # Each process draws its own drop path, and Adam turns rounding into whole steps.
         "MODEL.BACKBONE.DROP_PATH", "0.0", "SOLVER.OPTIMIZER", "SGD",
         "SOLVER.BASE_LR", "1.0e-5", "SOLVER.MAX_EPOCHS", "2", "SOLVER.WARMUP_EPOCHS", "0",
-    ]  # fmt: skip
-    if processes > 1:
-        launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        command = [*launcher, str(processes), *command]
-    environment = os.environ | {"REID_DATASETS": str(folder / "data"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-        check=False, timeout=400,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return output
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    one, two = (run(tmp_path, processes) for processes in (1, 2))
     for line, other in zip(train_lines(one), train_lines(two), strict=True):
         for name in ("global_refined", "part_smoothed", "triplet", "global_camera", "part_camera"):
             assert other[name] == pytest.approx(line[name], rel=1e-4), (name, line["epoch"])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -106,31 +103,18 @@ def test_from_source_to_target_and_resumed(adapt: Callable[..., Path]) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    environment = os.environ | {"REID_DATASETS": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
-    for processes in (1, 2):
-        command = [
-            "tools/train_net.py", "--config-file", str(CONFIGS / "market.yaml"), *TINY,
-            "OUTPUT_DIR", str(tmp_path / str(processes)),
-            # rounding grows fast with larger rates
-            "STAGES.0.SOLVER.BASE_LR", "1e-5",
-        ]  # fmt: skip
-        if processes > 1:
-            launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-            command = [*launcher, str(processes), *command]
-        done = subprocess.run(
-            [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True,
-            check=False, timeout=400,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-    one, two = (lines_of(tmp_path / str(count), "train") for count in (1, 2))
+def test_two_processes_train_as_one(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> None:
+    # rounding grows fast with larger rates
+    slow = ("STAGES.0.SOLVER.BASE_LR", "1e-5")
+    folders = train_in_processes(CONFIGS / "market.yaml", *TINY, *slow)
+    one, two = (lines_of(folder, "train") for folder in folders)
     assert len(one) == len(two) > 1
     for line, other in zip(one, two, strict=True):
         for name in set(LOSSES) & line.keys():
             assert other[name] == pytest.approx(line[name], rel=1e-4, abs=1e-5), name
-    before, after = (
-        read_checkpoint(tmp_path / str(count) / "model_final.safetensors")[0] for count in (1, 2)
-    )
+    before, after = (read_checkpoint(folder / "model_final.safetensors")[0] for folder in folders)
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
