@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from reid.data.samplers import IntArray, PKSampler
+from reid.data.samplers import CrossCameraSampler, IntArray
 from reid.registry import SAMPLER
-from reid.structures import PseudoLabels
 
 
 @SAMPLER.register()
-class MoreCamerasSampler(PKSampler):
+class MoreCamerasSampler(CrossCameraSampler):
     """PK batches in which each cluster gives one image of each of its cameras, up to K.
 
     Chen et al., *ICE* (ICCV 2021), as in the published code. With more than K cameras, K of them
@@ -19,15 +18,6 @@ class MoreCamerasSampler(PKSampler):
     Cameras are known by the proxies of the labels, so clusters must be split by camera, as
     `CameraProxyClusterer` does. The arguments are those of `PKSampler`.
     """
-
-    def set_labels(self, labels: PseudoLabels) -> None:
-        """Takes the labels of an epoch.
-
-        Raises:
-            ValueError: No image is in any group.
-        """
-        super().set_labels(labels)
-        self._proxy = labels.proxy.cpu().numpy()
 
     def _pick(self, group: IntArray, rng: np.random.Generator) -> IntArray:
         count = self._images_per_group
