@@ -30,7 +30,8 @@ BLOCK_ROWS = 65_536
 _LINKS = 16
 _BUILD_EFFORT = 80
 _CODE_VALUES = 256
-_TRAINED_PER_LIST = 64
+_TRAINED_PER_LIST = 39
+_TRAINED_PER_CODE = 64
 
 
 def load_faiss() -> Any:
@@ -173,7 +174,9 @@ class Codes(Index):
         faiss = load_faiss()
         length = next(size for size in (8, 7, 6, 5, 4, 3, 2, 1) if dim % size == 0)
         flat = faiss.IndexFlatIP(dim)
-        return faiss.IndexIVFPQ(flat, dim, lists, dim // length, 8, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFPQ(flat, dim, lists, dim // length, 8, faiss.METRIC_INNER_PRODUCT)
+        index.pq.cp.max_points_per_centroid = _TRAINED_PER_CODE  # a quarter of FAISS's own
+        return index
 
     def candidates(self, queries: Floats, count: int) -> Rows:
         """See `Index`."""
@@ -267,7 +270,7 @@ def build_index(kind: Kind, features: Floats, progress: ProgressBar | None = Non
             f"index: ivfpq needs {FEWEST_FOR_IVFPQ:,} images or more, got {count:,}; exact is fast "
             "for so few"
         )
-    lists = min(round(4 * count**0.5), count // 39)
+    lists = min(round(2 * count**0.5), count // _TRAINED_PER_LIST)
     index = Codes.empty(dim, lists)
     step = max(1, count // max(_TRAINED_PER_LIST * lists, FEWEST_FOR_IVFPQ))
     index.train(np.ascontiguousarray(features[::step]))
