@@ -25,6 +25,7 @@ from reid.evaluation.time_histograms import count_times
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.bottleneck_classifiers import BottleneckCrossEntropy
 from reid.modeling.heads import StripeHead
+from reid.modeling.weights import read_checkpoint
 from reid.neighbors import rerank_distances
 from reid.registry import ConfigError
 from reid.structures import Batch, DataError, FeatureSet, FeatureTokens, ImageRecord, PseudoLabels
@@ -336,6 +337,25 @@ def test_a_whole_run_and_eval_only(tmp_path: Path, set_frames: Callable[..., Non
     weights = ["MODEL.WEIGHTS", str(tmp_path / "model_final.safetensors")]
     again = evaluate(load_config(CONFIGS / "market.yaml", [*settings(tmp_path), *weights]))
     assert [*again.values()] == [result["numbers"]]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(
+    tmp_path: Path, set_frames: Callable[..., None]
+) -> None:
+    set_frames(walking)
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    two = ("SOLVER.MAX_EPOCHS", "2")
+    train(load_config(CONFIGS / "market.yaml", [*settings(whole), *two]))
+    train(load_config(CONFIGS / "market.yaml", settings(parted)))
+    train(
+        load_config(CONFIGS / "market.yaml", [*settings(parted), *two]),
+        resume=True,
+        allow_config_change=True,
+    )
+    states = [read_checkpoint(folder / "model_final.safetensors")[0] for folder in (whole, parted)]
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        assert torch.equal(value, states[1][name]), name
 
 
 def test_the_evaluator_learns_one_training_set_with_the_cameras_of_the_test_set() -> None:

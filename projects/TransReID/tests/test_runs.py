@@ -64,6 +64,18 @@ def test_published_settings(name: str, size: tuple[int, int], stride: int) -> No
     assert (erasing["name"], erasing["prob"], erasing["fill"]) == ("RandomErasing", 0.5, "noise")
 
 
+def test_settings_for_vehicles() -> None:
+    cameras, views = (load_config(CONFIGS / f"{name}.yaml") for name in ("veri", "veri_views"))
+    for config in (cameras, views):
+        assert config.input.size == (256, 256)
+        assert config.model.head["shift"] == 8
+        assert (config.solver.base_lr, config.solver.max_epochs) == (0.01, 120)
+    assert cameras.datasets.train["name"] == "VeRi776"
+    assert "num_views" not in cameras.model.backbone
+    assert views.datasets.train["name"] == "CSV"
+    assert views.model.backbone["num_views"] == 8
+
+
 def test_a_small_supervised_run(train_tiny: Callable[..., Path]) -> None:
     pairs = (*TINY, *SUPERVISED)
     whole = train_tiny(CONFIGS / "market.yaml", "whole", *pairs)

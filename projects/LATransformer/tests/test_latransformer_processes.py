@@ -1,0 +1,40 @@
+"""LA-Transformer with two processes: thawing blocks and classifiers of parts as with one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIG = Path(__file__).parents[1] / "configs" / "synthetic.yaml"
+PAIRS = (
+    "DATASETS.TRAIN",
+    "{NAME: SyntheticPersons, NUM_TRAIN: 10, NUM_TEST: 4, NUM_CAMERAS: 3, NUM_DISTRACTORS: 2, "
+    "HEIGHT: 48, WIDTH: 32}",
+    "MODEL.BACKBONE.EMBED_DIM", "24", "MODEL.BACKBONE.DEPTH", "2", "MODEL.BACKBONE.NUM_HEADS", "3",
+    "MODEL.BACKBONE.STEM_CHANNELS", "8", "MODEL.HEAD.NUM_PARTS", "3", "MODEL.BACKBONE_WEIGHTS", "",
+    "SOLVER.FROZEN", "{backbone.net.blocks.0: 1}", "SOLVER.MILESTONES", "[1]",
+    "CRITERION", "[{NAME: BottleneckCrossEntropy, WIDTH: 8, DROPOUT: 0}]",
+    "DATALOADER.SAMPLER.BATCH_SIZE", "16",
+    "INPUT.SIZE", "[48, 32]", "DATALOADER.NUM_WORKERS", "0", "SOLVER.AMP", "off",
+    "SOLVER.MAX_EPOCHS", "2", "DEVICE", "cpu", "LOG_PERIOD", "1", "TEST.EVAL_PERIOD", "0",
+)  # fmt: skip
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.json").read_text().splitlines()
+    return [line for line in map(json.loads, lines) if line["kind"] == "train"]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> None:
+    one, other = map(lines_of, train_in_processes(CONFIG, *PAIRS))
+    assert len(one) == len(other) > 0
+    for line, twin in zip(one, other, strict=True):
+        for key in ("loss",):
+            assert twin[key] == pytest.approx(line[key], rel=1e-4, abs=1e-5), key
