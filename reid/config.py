@@ -206,7 +206,8 @@ class DataloaderConfig(_Section, where="dataloader"):
         sampler: Which images come, and how long an epoch is (SAMPLER registry).
         num_workers: Processes that read images, no more than CPUs; 0 reads in the main process.
         cache: `ram` keeps the resized training images in memory, shared by the reading processes;
-            the log states the size before it starts. `off` reads each image anew every time.
+            `files` keeps their files as they are, in much less memory, for slow disks. The log
+            states the size before it starts. `off` reads each image anew every time.
         on_error: What to do about a training image that cannot be read: `stop` ends the run,
             `skip` leaves it out of its batch and of the clusters, and counts it in the log. A test
             image that cannot be read always ends the run.
@@ -214,7 +215,7 @@ class DataloaderConfig(_Section, where="dataloader"):
 
     sampler: Spec = field(default_factory=dict)
     num_workers: Annotated[int, Range(0, 4096)] = 4
-    cache: Literal["off", "ram"] = "off"
+    cache: Literal["off", "ram", "files"] = "off"
     on_error: Literal["stop", "skip"] = "stop"
 
 

@@ -19,7 +19,7 @@ from reid.assembly.data import (
 )
 from reid.assembly.hooks import build_evaluator
 from reid.config import Config, InputConfig
-from reid.data.cache import PixelCache, size_text
+from reid.data.cache import FileCache, ImageCache, PixelCache, size_text
 from reid.data.datasets.joining import unique_names
 from reid.data.loaders import BatchLoader, eval_loader, train_loader
 from reid.data.samplers import LabelledSampler
@@ -39,14 +39,15 @@ class TrainingSet:
     Attributes:
         images: All images once, prepared as in tests, for extracting features.
         loader: Augmented batches of the images that the sampler chooses.
-        cache: Of the images as they are resized for training, if the config asks for it.
-        eval_cache: The same one, if images are resized alike in extraction.
+        cache: Of the images for training, if the config asks for it.
+        eval_cache: The same one, if it serves extraction: it holds files, or pixels that are
+            resized alike.
     """
 
     images: ImageSet
     loader: BatchLoader
-    cache: PixelCache | None = None
-    eval_cache: PixelCache | None = None
+    cache: ImageCache | None = None
+    eval_cache: ImageCache | None = None
 
 
 def build_train_images(config: Config) -> TrainImages:
@@ -80,10 +81,10 @@ def build_training_set(
         ConfigError: A setting is wrong, or memory is too small for the cache.
         DataError: Some images have a number in their `extra` that others lack.
     """
-    cache = build_cache(config, len(records))
+    cache = build_cache(config, records)
     loader = build_train_loader(config, records, sampler, device, views, cache)
     same_resize = config.input.interpolation == config.input.test_interpolation
-    eval_cache = cache if same_resize else None
+    eval_cache = cache if same_resize or config.dataloader.cache == "files" else None
     images = build_image_set(config, "training images", records, eval_cache)
     return TrainingSet(images, loader, cache, eval_cache)
 
@@ -94,7 +95,7 @@ def build_train_loader(
     sampler: LabelledSampler,
     device: torch.device,
     views: int,
-    cache: PixelCache | None,
+    cache: ImageCache | None,
 ) -> BatchLoader:
     """Augmented batches; see `build_training_set`.
 
@@ -118,7 +119,7 @@ def build_image_set(
     config: Config,
     name: str,
     records: Sequence[ImageRecord],
-    cache: PixelCache | None = None,
+    cache: ImageCache | None = None,
     rows: Sequence[int] | None = None,
 ) -> ImageSet:
     """Training images, prepared as in tests.
@@ -241,23 +242,30 @@ def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> Im
         raise ConfigError(f"input.{key}{str(error).removeprefix('transforms')}") from error
 
 
-def build_cache(config: Config, count: int) -> PixelCache | None:
+def build_cache(config: Config, records: Sequence[ImageRecord]) -> ImageCache | None:
     """A memory cache for the training images, if `dataloader.cache` asks for it; logs its size.
 
     Raises:
         ConfigError: The machine has too little memory.
     """
-    if config.dataloader.cache == "off":
+    kind, processes = config.dataloader.cache, distributed.local_world_size()
+    if kind == "off":
         return None
-    size, processes = image_size(config.input), distributed.local_world_size()
+    shares: dict[str, int] = {"num_workers": _num_workers(config), "copies": processes}
+    height, width = image_size(config.input)
+    cache: ImageCache
     try:
-        cache = PixelCache(count, size, num_workers=_num_workers(config), copies=processes)
+        if kind == "files":
+            cache = FileCache([record.path for record in records], **shares)
+        else:
+            cache = PixelCache(len(records), (height, width), **shares)
     except ValueError as error:
-        raise ConfigError(f"dataloader.cache: {error}; 'off' needs none") from error
+        smaller = "'files' needs less, 'off' none" if kind == "ram" else "'off' needs none"
+        raise ConfigError(f"dataloader.cache: {error}; {smaller}") from error
     logger.info(
-        "Cache: %s images of %dx%d will take %s of memory%s as they are read; %s are available",
-        f"{count:,}",
-        *size,
+        "Cache: %s %s will take %s of memory%s as they are read; %s are available",
+        f"{len(records):,}",
+        "image files" if kind == "files" else f"images of {height}x{width}",
         size_text(cache.num_bytes),
         f" in each of {processes} training processes" if processes > 1 else "",
         size_text(cache.available),

@@ -52,7 +52,7 @@ _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not those inside a scan
 _MOST_TOLD = 5  # complaints that a process logs
 
 
-def read_image(path: str) -> Pixels:
+def read_image(path: str, data: bytearray | None = None) -> Pixels:
     """An image file as RGB pixels (height, width, 3).
 
     Grey becomes three equal channels; of 16-bit grey the upper byte counts, as Pillow does with
@@ -65,26 +65,43 @@ def read_image(path: str) -> Pixels:
     pixels as Pillow in less time; Pillow reads the others. If a decoder reads a picture but
     complains, the log says so, with the path.
 
+    Args:
+        path: The file.
+        data: Its bytes, if they are at hand (`read_encoded`).
+
     Raises:
         DataError: The file is missing, is not a regular file, is cut off, or of none of these
             kinds. Or it is too large: more pixels than Pillow's limit against decompression bombs,
             more than 8 bytes for each of these pixels, or a JPEG file with more than 100 scans,
             each of which takes the time of a whole picture. Or there is too little memory.
     """
-    pixels, complaint = read_image_noting(path)
+    pixels, complaint = read_image_noting(path, data)
     if complaint:
         _tell(path, complaint)
     return pixels
 
 
-def read_image_noting(path: str) -> tuple[Pixels, str]:
+def read_encoded(path: str) -> bytearray:
+    """The bytes of an image file, which are not decoded.
+
+    Raises:
+        DataError: The file is missing, is not a regular file, or is too large for a picture.
+    """
+    try:
+        return read_bytes(path, _BYTES_PER_PIXEL * _largest(), "picture")
+    except InputError as error:
+        raise _unreadable(path, error) from error
+
+
+def read_image_noting(path: str, data: bytearray | None = None) -> tuple[Pixels, str]:
     """The pixels as `read_image` gives them, and the decoder's complaint, or an empty string.
 
     Raises:
         DataError: The image cannot be read; see `read_image`.
     """
+    if data is None:
+        data = read_encoded(path)
     try:
-        data = read_bytes(path, _BYTES_PER_PIXEL * _largest(), "picture")
         _check_scans(data)
         if _is_plain_jpeg(data):
             try:
@@ -96,12 +113,14 @@ def read_image_noting(path: str) -> tuple[Pixels, str]:
                 return _rgb(image.permute(1, 2, 0).numpy()), complaint
         return listen(lambda: _read_with_pillow(data, path))
     except _BROKEN as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, InputError):
-            reason = reason.removeprefix(f"{path}: ")
-        if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
-            reason = "its content is no picture of a kind that is read"
-        raise DataError(f"{path}: is not a readable image ({reason})") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> DataError:
+    reason = (str(error) or type(error).__name__).removeprefix(f"{path}: ")
+    if isinstance(error, UnidentifiedImageError):  # its text names an object in memory
+        reason = "its content is no picture of a kind that is read"
+    return DataError(f"{path}: is not a readable image ({reason})")
 
 
 def why_not_read(kind: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from reid.data.cache import PixelCache
+from reid.data.cache import ImageCache
 from reid.data.images import read_image
 from reid.data.resize import Pixels
 from reid.data.samplers import Draw, LabelledSampler
@@ -43,8 +43,8 @@ class ImageDataset(Dataset[Loaded]):
     Args:
         records: The images.
         transform: Makes the model's input.
-        cache: Holds resized images; datasets with the same records, size and interpolation may
-            share one.
+        cache: Holds the images in memory; datasets with the same records, size and interpolation
+            may share one.
         views: Make further inputs of the same images, of the same size: `Batch.views`.
 
     Raises:
@@ -55,7 +55,7 @@ class ImageDataset(Dataset[Loaded]):
         self,
         records: Sequence[ImageRecord],
         transform: ImageTransform,
-        cache: PixelCache | None = None,
+        cache: ImageCache | None = None,
         views: Sequence[ImageTransform] = (),
     ) -> None:
         self._records = records
@@ -108,13 +108,10 @@ class ImageDataset(Dataset[Loaded]):
         return sides[0]
 
     def _pixels(self, index: int) -> Pixels:
-        cached = self._cache.get(index) if self._cache is not None else None
-        if cached is not None:
-            return cached
-        pixels = self._transform.resize(read_image(self._records[index].path))
-        if self._cache is not None:
-            self._cache.put(index, pixels)
-        return pixels
+        path, resize = self._records[index].path, self._transform.resize
+        if self._cache is None:
+            return resize(read_image(path))
+        return self._cache.pixels(index, path, resize)
 
     def _other(self, rng: np.random.Generator) -> Callable[[], Pixels]:
         return lambda: self._pixels(int(rng.integers(len(self._records))))
@@ -201,7 +198,7 @@ def train_loader(
     transform: ImageTransform,
     sampler: LabelledSampler,
     *,
-    cache: PixelCache | None = None,
+    cache: ImageCache | None = None,
     on_error: OnError = "stop",
     num_workers: int = 0,
     pin_memory: bool = False,
@@ -234,7 +231,7 @@ def eval_loader(
     transform: ImageTransform,
     *,
     batch_size: int,
-    cache: PixelCache | None = None,
+    cache: ImageCache | None = None,
     on_error: OnError = "stop",
     num_workers: int = 0,
     rank: int = 0,

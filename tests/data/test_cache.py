@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from reid.data import cache as module
-from reid.data.cache import PixelCache, available_bytes, cache_bytes, size_text
+from reid.data.cache import FileCache, PixelCache, available_bytes, cache_bytes, size_text
+from reid.structures import DataError
 
 
 def test_it_returns_what_was_stored() -> None:
@@ -25,6 +29,23 @@ def test_too_little_memory_is_an_error_at_the_start(monkeypatch: pytest.MonkeyPa
         PixelCache(12000, (256, 128))
     with pytest.raises(ValueError, match=r"need 1\.97 GB of memory, 1\.00 GB are available"):
         PixelCache(10000, (256, 128), copies=2)
+
+
+def test_files_that_change_or_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = [str(tmp_path / name) for name in ("still.png", "changed.png", "missing.png")]
+    for path in paths[:2]:
+        Image.new("RGB", (2, 3), (10, 20, 30)).save(path)
+    cache = FileCache(paths)
+    assert cache.num_bytes == sum(Path(path).stat().st_size for path in paths[:2]) + 3
+    Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).save(paths[1])
+    for _ in range(2):
+        assert cache.pixels(0, paths[0], lambda pixels: pixels).shape == (3, 2, 3)
+        assert cache.pixels(1, paths[1], lambda pixels: pixels).shape == (4, 5, 3)
+        with pytest.raises(DataError, match=r"missing\.png: is not a readable image \(there is no"):
+            cache.pixels(2, paths[2], lambda pixels: pixels)
+    monkeypatch.setattr(module, "_available_memory", lambda: 10)
+    with pytest.raises(ValueError, match=r"the files of 3 images need .* of memory, 0 MB are"):
+        FileCache(paths)
 
 
 def test_sizes_read_well() -> None:

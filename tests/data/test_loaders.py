@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from reid.data.augmentation import PadCrop, RandomErasing, RandomFlip, RandomPatch
-from reid.data.cache import PixelCache
+from reid.data.cache import FileCache, ImageCache, PixelCache
 from reid.data.loaders import OnError, _Draws, eval_loader, train_loader
 from reid.data.samplers import PKSampler
 from reid.data.transforms import ImageTransform
@@ -36,7 +36,7 @@ def batches(
     records: list[ImageRecord],
     epochs: Sequence[int] = (0,),
     num_workers: int = 0,
-    cache: PixelCache | None = None,
+    cache: ImageCache | None = None,
     on_error: OnError = "stop",
 ) -> list[Batch]:
     sampler = PKSampler(4, images_per_identity=2, steps_per_epoch=3)
@@ -94,11 +94,14 @@ def test_an_image_that_comes_twice_in_an_epoch_looks_different(records: list[Ima
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("kind", ["pixels", "files"])
 def test_the_cache_changes_no_batch_and_no_file_is_read_twice(
-    records: list[ImageRecord], num_workers: int
+    records: list[ImageRecord], num_workers: int, kind: str
 ) -> None:
     expected = batches(records, [0, 1])
-    cache = PixelCache(10, SIZE, num_workers=num_workers)
+    cache: ImageCache = PixelCache(10, SIZE, num_workers=num_workers)
+    if kind == "files":
+        cache = FileCache([record.path for record in records], num_workers=num_workers)
     assert equal(batches(records, [0, 1], num_workers, cache), expected)
     plain = list(eval_loader(records, PLAIN, batch_size=4))
     cached = eval_loader(records, PLAIN, batch_size=4, cache=cache, num_workers=num_workers)
