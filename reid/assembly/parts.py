@@ -17,4 +17,5 @@ import reid.modeling.heads
 import reid.modeling.losses
 import reid.modeling.memory_losses
 import reid.modeling.osnet
+import reid.modeling.part_diversity
 import reid.modeling.vit  # noqa: F401

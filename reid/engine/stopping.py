@@ -1,7 +1,8 @@
-"""Signals and Ctrl-C end a run early, at a moment when nothing is lost."""
+"""Signals, Ctrl-C and a time limit end a run early, at a moment when nothing is lost."""
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from reid import distributed
+from reid.checking import ConfigError
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """SIGHUP: the terminal has closed; a run under `nohup` ignores it. SIGUSR1: Slurm can send it
@@ -43,6 +45,27 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + signum
 
 
+class TimeIsUp(Exception):  # noqa: N818  (no error: the user asked for it)
+    """The time given to a run, or to several, is over; the same command goes on later.
+
+    Attributes:
+        exit_code: 3, so that a script can tell it from success (0) and failure (1 and 2).
+    """
+
+    exit_code = 3
+
+
+def deadline_after(hours: float) -> float:
+    """The end of a time limit that begins now, in seconds of `time.monotonic`.
+
+    Raises:
+        ConfigError: The limit is not a positive number.
+    """
+    if not hours > 0:
+        raise ConfigError(f"hours: expected more than 0, got {hours:g}")
+    return time.monotonic() + 3600 * hours
+
+
 class StopSignals:
     """Within the block, SIGTERM, SIGINT (Ctrl-C), SIGHUP and SIGUSR1 raise `Interrupted`.
 
@@ -52,10 +75,12 @@ class StopSignals:
 
     Attributes:
         signum: The signal that came; 0: none yet.
+        deadline: After this time of `time.monotonic`, the run ends with its next whole epoch.
     """
 
     def __init__(self) -> None:
         self.signum = 0
+        self.deadline = math.inf
         self._depth = 0
         self._came_at = 0.0
         self._pid = os.getpid()
@@ -104,6 +129,15 @@ class StopSignals:
             time.sleep(0.01)
         return bool(self.signum)
 
+    def check_time(self) -> None:
+        """Raises if the deadline has passed, in this process or in another one.
+
+        Raises:
+            TimeIsUp: It has.
+        """
+        if distributed.largest(int(time.monotonic() >= self.deadline))[0]:
+            raise TimeIsUp("the time is over")
+
     def stop(self, signum: int) -> None:
         """Ends the run after this process or another one received a signal.
 
@@ -136,6 +170,12 @@ def resume_command(arguments: Sequence[str]) -> str:
     """The command that resumes the run; `arguments` is the `sys.argv` that started it."""
     script, *options = arguments
     options = [option for option in options if option not in ("--resume", "--overwrite")]
+    return same_command([script, "--resume", *options])
+
+
+def same_command(arguments: Sequence[str]) -> str:
+    """The command that started this program with the `sys.argv` given, for a shell."""
+    script, *options = arguments
     installed = script.startswith("reid ")  # the command of that name
     program = [] if installed else [Path(sys.executable).name]
     words = script.split() if installed else [script]
@@ -145,4 +185,4 @@ def resume_command(arguments: Sequence[str]) -> str:
         nodes = int(os.environ["WORLD_SIZE"]) // distributed.local_world_size()
         if nodes > 1:
             program += ["--nnodes", str(nodes)]
-    return shlex.join([*program, *words, "--resume", *options])
+    return shlex.join([*program, *words, *options])

@@ -65,7 +65,8 @@ class Trainer:
         device: Where training computes.
         hooks: Called in this order; see `Hook`.
         facts: What checkpoints and weights files say about the run.
-        signals: May interrupt training, but never within a step; none by default.
+        signals: May interrupt training, but never within a step; none by default. Their deadline
+            ends training after a whole epoch.
         nonfinite: Handles a batch whose loss is not finite; by default such a batch ends training.
         stages: The stages of the run, if it has several; `criterion`, `optimization` and `loader`
             are those of the first one.
@@ -144,6 +145,7 @@ class Trainer:
         Raises:
             FloatingPointError: A loss, or the model after an epoch, is not finite.
             Interrupted: This process, or any other process of the run, received a signal.
+            TimeIsUp: The deadline has passed, and epochs are left.
         """
         try:
             self._train()
@@ -165,6 +167,8 @@ class Trainer:
             # All processes must stop after the same step, or the others wait forever.
             with self.signals.delayed() if distributed.is_distributed() else nullcontext():
                 self._run_epoch()
+            if self.epoch < self.max_epochs:  # after the last epoch, only results are missing
+                self.signals.check_time()
             self._after_epoch()
         for hook in self.hooks:
             hook.after_train(self)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from scipy.stats import kendalltau
+from scipy.stats import kendalltau, spearmanr
 from tabulate import tabulate
 
 from reid.checking import ConfigError, from_mapping, nearest
+from reid.shipped import find_shipped
 from reid.yaml_text import read_yaml
 
 
@@ -109,9 +110,13 @@ class Paper:
 def load_paper(path: Path) -> Paper:
     """Reads a YAML file of a paper's tables.
 
+    Args:
+        path: The file, or one that comes with the framework (see `reid.shipped.find_shipped`).
+
     Raises:
         ConfigError: The file is missing, or its content does not fit `Paper`.
     """
+    path = find_shipped(path)
     try:
         content = read_yaml(path)
         if not isinstance(content, dict):
@@ -175,8 +180,9 @@ def compare_results(
         `rows`: for each metric, `values` (one per seed), their `mean`, the sample standard
         deviation `std` (divided by n - 1; None for one seed), `paper`, and `difference` (None if
         the paper used another data set). `order`: for each metric, how many `pairs` of rows both we
-        and the paper have, without the paper's ties; how many of these `agree`; and Kendall's
-        tau-b (1: the same order, -1: the reverse; None if all our numbers are equal).
+        and the paper have, without the paper's ties; how many of these `agree`; and two rank
+        correlations of our means with the paper's numbers, Kendall's tau-b and Spearman's rho (1:
+        the same order, -1: the reverse; None if all our numbers are equal).
 
     Raises:
         ConfigError: The evaluator does not compute a metric of the table.
@@ -257,8 +263,14 @@ def _compare_order(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, 
     if not ordered:
         return None
     equal = len({ours for _, ours in numbers}) == 1
-    tau = None if equal else float(kendalltau(*zip(*numbers, strict=True)).statistic)
-    return {"rows": len(numbers), "pairs": len(ordered), "agree": sum(ordered), "kendall_tau": tau}
+    paper, ours = zip(*numbers, strict=True)
+    return {
+        "rows": len(numbers),
+        "pairs": len(ordered),
+        "agree": sum(ordered),
+        "kendall_tau": None if equal else float(kendalltau(paper, ours).statistic),
+        "spearman_rho": None if equal else float(spearmanr(paper, ours).statistic),
+    }
 
 
 def results_text(comparison: Mapping[str, Any], tablefmt: str = "simple") -> str:
@@ -306,10 +318,11 @@ def results_text(comparison: Mapping[str, Any], tablefmt: str = "simple") -> str
 def _order_text(metric: str, order: Mapping[str, Any] | None) -> str:
     if order is None:
         return ""
-    tau = "undefined" if order["kendall_tau"] is None else f"{order['kendall_tau']:.2f}"
+    tau, rho = (_number(order[name], ".2f") for name in ("kendall_tau", "spearman_rho"))
     return (
-        f"{metric}: {order['agree']} of {order['pairs']} pairs of rows are in the paper's order "
-        f"(Kendall's tau-b {tau}; 1 = the same order, -1 = the reverse)."
+        f"{metric}: {order['agree']} of {order['pairs']} pairs of the {order['rows']} rows that "
+        f"have both numbers are in the paper's order (Kendall's tau-b {tau}, Spearman's rho {rho}; "
+        "1 = the same order, -1 = the reverse, - = all ours are equal)."
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +17,8 @@ from reid.assembly.plugins import register_parts
 from reid.assembly.provenance import BOOKKEEPING
 from reid.config import Config, config_differences, load_config
 from reid.data.datasets.base import Split, SplitCounts
-from reid.engine.hooks.checkpoints import checkpoint_paths
+from reid.engine.hooks.checkpoints import checkpoint_paths, epoch_of
+from reid.engine.stopping import TimeIsUp
 from reid.files import InputError, read_json, write_text
 from reid.registry import ConfigError, nearest
 from reid.structures import DataError
@@ -46,6 +49,13 @@ class Run:
         """Whether the folder has a checkpoint to resume from."""
         return bool(checkpoint_paths(self.folder))
 
+    @property
+    def progress(self) -> str:
+        """The run's row and seed, and how far it is."""
+        there = checkpoint_paths(self.folder)
+        at = f"after epoch {epoch_of(there[0])} of {self.config.solver.max_epochs}" if there else ""
+        return f"{self.row}/seed{self.config.seed} ({at or 'not begun'})"
+
     def numbers(self) -> dict[str, float] | None:
         """The evaluator's numbers on the first test set after the last epoch; None: not finished.
 
@@ -75,12 +85,14 @@ def reproduce(
     rows: Sequence[str] = (),
     overrides: Sequence[str] = (),
     report_only: bool = False,
+    deadline: float = math.inf,
     say: Callable[[str], None],
 ) -> bool:
     """Trains the rows of a table on a data set and compares our numbers with the paper's.
 
     All tables share the runs in OUTPUT/DATASET/ROW/seedS. A finished run is not trained again, an
-    interrupted one resumes from its checkpoint, and a row that fails does not stop the others. The
+    interrupted one resumes from its checkpoint, and a row that fails does not stop the others. All
+    rows get their first seed before any gets its second, so that a whole table is ready early. The
     table goes to `say` and to OUTPUT/DATASET/table_N.txt, .md and .json.
 
     Args:
@@ -92,6 +104,8 @@ def reproduce(
         rows: Keys of the rows; empty: all rows that have configs for this data set.
         overrides: `KEY VALUE` pairs for every row.
         report_only: Train nothing; show the finished runs.
+        deadline: After this time of `time.monotonic`, no run begins, and the running one ends with
+            its next whole epoch.
         say: Gets messages about the progress.
 
     Returns:
@@ -100,6 +114,8 @@ def reproduce(
     Raises:
         ConfigError: An argument or a config is wrong, or a folder holds a run of another config.
             This is checked before any training.
+        TimeIsUp: The deadline has passed; the message names the runs that are left. The table of
+            the finished runs is written.
     """
     table = paper.table(number)
     _check_arguments(paper, dataset, seeds)
@@ -109,12 +125,9 @@ def reproduce(
     _check_rows(paper, number, dataset, rows)
     shown = [row for row in table.rows if not rows or row in rows]
     runs, notes = plan_runs(paper, shown, dataset, output_dir / dataset, seeds, overrides)
-    failures: list[tuple[Run, str]] = []
-    for place, run in enumerate([] if report_only else runs, 1):
-        failure = _train_run(run, f"[{place}/{len(runs)}]", say)
-        if failure:
-            failures.append((run, failure))
-            notes[run.row] = f"seed {run.config.seed} failed"
+    failures, left = _train_all([] if report_only else runs, deadline, say)
+    for run, _ in failures:
+        notes[run.row] = f"seed {run.config.seed} failed"
     results: dict[str, dict[int, dict[str, float] | None]] = {}
     for run in runs:
         results.setdefault(run.row, {})[run.config.seed] = run.numbers()
@@ -122,6 +135,9 @@ def reproduce(
     _write_report(comparison, results_text, report, say)
     for run, failure in failures:
         say(f"{run.folder} failed: {failure}")
+    if left:
+        names = ", ".join(run.progress for run in left)
+        raise TimeIsUp(f"{dataset}: {len(left)} of {len(runs)} runs are left: {names}")
     return not failures
 
 
@@ -263,24 +279,55 @@ def _write_report(
     say(f"\n{text(content)}\n\nWritten to {path}.txt, .md and .json")
 
 
-def _train_run(run: Run, place: str, say: Callable[[str], None]) -> str:
-    """Trains a run, or its remaining epochs; returns the error, or nothing if it succeeded."""
-    if run.numbers() is not None:
-        say(f"{place} {run.folder}: finished already")
-        return ""
-    say(f"{place} {run.folder}: {'goes on' if run.can_resume else 'starts'}")
-    try:
-        train(run.config, resume=run.can_resume)
-    except USER_ERRORS as error:
-        failure = f"{type(error).__name__}: {error}"
-    except Exception as error:  # noqa: BLE001 (whatever it is, the other rows can still be trained)
-        failure = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-    else:
+def _train_all(
+    runs: Sequence[Run], deadline: float, say: Callable[[str], None]
+) -> tuple[list[tuple[Run, str]], list[Run]]:
+    """Trains runs until the deadline; returns those that failed, with their errors, and the rest.
+
+    Args:
+        runs: In this order; finished ones are skipped.
+        deadline: See `reproduce`.
+        say: Gets messages about the progress.
+    """
+    failures, left = [], []
+    for place, run in enumerate(runs, 1):
+        name = f"[{place}/{len(runs)}] {run.folder}"
         if run.numbers() is not None:
-            return ""
-        failure = "no results: the data set has no query and gallery"
-    say(f"{place} {run.folder}: {failure}")
-    return failure
+            say(f"{name}: finished already")
+            continue
+        if time.monotonic() >= deadline:
+            left.append(run)
+            continue
+        say(f"{name}: {'goes on' if run.can_resume else 'starts'}")
+        try:
+            failure = _train_run(run, deadline)
+        except TimeIsUp:
+            say(f"{name}: the time is over, {run.progress}")
+            left.append(run)
+            continue
+        if failure:
+            say(f"{name}: {failure}")
+            failures.append((run, failure))
+    return failures, left
+
+
+def _train_run(run: Run, deadline: float) -> str:
+    """Trains a run, or its remaining epochs; returns the error, or nothing if it succeeded.
+
+    Raises:
+        TimeIsUp: The deadline ended the run.
+    """
+    try:
+        train(run.config, resume=run.can_resume, deadline=deadline)
+    except TimeIsUp:
+        raise
+    except USER_ERRORS as error:
+        return f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 (whatever it is, the other rows can still be trained)
+        return f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
+    if run.numbers() is None:
+        return "no results: the data set has no query and gallery"
+    return ""
 
 
 def _config_files(paper: Paper, row: str, dataset: str) -> tuple[list[Path], str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from reid.engine.hooks.checkpoints import (
 )
 from reid.engine.metrics import PICTURES, MetricWriter
 from reid.engine.randomness import seed_everything
-from reid.engine.stopping import Interrupted, StopSignals
+from reid.engine.stopping import Interrupted, StopSignals, TimeIsUp
 from reid.engine.trainer import Trainer
 from reid.files import remove_leftovers, write_text
 from reid.modeling.weights import WeightsError
@@ -65,6 +66,7 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     allow_config_change: bool = False,
+    deadline: float = math.inf,
 ) -> None:
     """Trains and evaluates; writes everything to `config.output_dir`.
 
@@ -74,6 +76,7 @@ def train(
             start from the first epoch.
         overwrite: Replace a run that the output folder holds.
         allow_config_change: Resume even if settings that change training differ.
+        deadline: After this time of `time.monotonic`, the run ends with its next whole epoch.
 
     Raises:
         ConfigError: A setting is wrong, the output folder holds another run or is in use by one,
@@ -84,12 +87,14 @@ def train(
         FloatingPointError: A loss is not finite.
         OutputError: A file cannot be written.
         Interrupted: A signal ended the run; a checkpoint of the last whole epoch is written.
+        TimeIsUp: The deadline passed and epochs are left; a checkpoint is written likewise.
     """
     output_dir = Path(config.output_dir)
     with alone_in(output_dir):
         _protect_config(output_dir, config.sources, resume or overwrite)
         _protect(output_dir, resume, overwrite)
         with started(config) as (device, signals):
+            signals.deadline = deadline
             logger.info("Config\n%s", dump_config(config).rstrip())
             register_parts(config)
             check_specs(config, training=True)
@@ -119,7 +124,7 @@ def train(
 
 
 def _run(trainer: Trainer, writer: MetricWriter, signals: StopSignals, output_dir: Path) -> None:
-    """Trains; if a signal ends training, the message names the last checkpoint."""
+    """Trains; if a signal or the deadline ends training, the message names the last checkpoint."""
     for name, part in trainer.model.named_children():
         count = sum(parameter.numel() for parameter in part.parameters())
         logger.info("Model %s: %s, %s parameters", name, type(part).__name__, f"{count:,}")
@@ -131,6 +136,8 @@ def _run(trainer: Trainer, writer: MetricWriter, signals: StopSignals, output_di
         if not distributed.is_main():  # the main process may still be writing the checkpoint
             raise
         raise Interrupted(stop.signum, f"{stop}; {_last_checkpoint(output_dir)}") from None
+    except TimeIsUp as stop:
+        raise TimeIsUp(f"{stop}; {_last_checkpoint(output_dir)}") from None
     finally:
         writer.close()
 

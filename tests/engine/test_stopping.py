@@ -15,8 +15,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
+from reid.checking import ConfigError
 from reid.engine.optimization import Optimization
-from reid.engine.stopping import Interrupted, StopSignals, resume_command
+from reid.engine.stopping import (
+    Interrupted,
+    StopSignals,
+    TimeIsUp,
+    deadline_after,
+    resume_command,
+    same_command,
+)
 from reid.engine.trainer import Trainer
 from reid.modeling.losses import Criterion, Loss
 from reid.registry import Hook
@@ -100,6 +108,24 @@ def test_the_command_that_resumes_a_run(monkeypatch: pytest.MonkeyPatch) -> None
     assert resume_command(installed) == several
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     assert resume_command(installed) == f"reid train {expected}"
+    assert same_command(["reid reproduce", "--rows", "a b"]) == "reid reproduce --rows 'a b'"
+
+
+def test_a_deadline() -> None:
+    signals = StopSignals()
+    signals.check_time()
+    signals.deadline = deadline_after(1)
+    assert signals.deadline - time.monotonic() == pytest.approx(3600, abs=60)
+    signals.check_time()
+    signals.deadline = time.monotonic()
+    with pytest.raises(TimeIsUp):
+        signals.check_time()
+
+
+@pytest.mark.parametrize("hours", [0, -1, float("nan")])
+def test_a_time_limit_is_positive(hours: float) -> None:
+    with pytest.raises(ConfigError, match="hours: expected more than 0, got "):
+        deadline_after(hours)
 
 
 class Batches(list[Batch]):

@@ -60,8 +60,13 @@ def test_mean_spread_and_difference(tmp_path: Path) -> None:
 def test_order(tmp_path: Path) -> None:
     order = compare(load(tmp_path), "small", RESULTS)["order"]
     # paper: a < c < b, ours: a < b < c; the pair (b, c) is reversed
-    assert order["mAP"] == {"rows": 3, "pairs": 3, "agree": 2, "kendall_tau": pytest.approx(1 / 3)}
-    assert order["Rank-1"] == {"rows": 2, "pairs": 1, "agree": 0, "kendall_tau": -1}
+    found = {"rows": 3, "pairs": 3, "agree": 2}
+    assert order["mAP"] == found | {
+        "kendall_tau": pytest.approx(1 / 3),
+        "spearman_rho": pytest.approx(0.5),  # 1 - 6 * (1 + 1 + 0) / (3 * 8)
+    }
+    found = {"rows": 2, "pairs": 1, "agree": 0}
+    assert order["Rank-1"] == found | {"kendall_tau": -1, "spearman_rho": pytest.approx(-1)}
     one = compare(load(tmp_path), "small", {"a": RESULTS["a"]})["order"]
     assert one == {"mAP": None, "Rank-1": None}
     equal = {name: {1: {"mAP": 0.5, "Rank-1": 0.5}} for name in "abc"}
@@ -74,7 +79,8 @@ def test_text_and_markdown(tmp_path: Path) -> None:
     assert "First 11.5 ± 2.1 10.0 +1.5 20.0 ± 0.0 20.0 +0.0 2/2" in rows
     assert "C 50.0 20.0 +30.0 10.0 40.0 -30.0 1/2 seed 2 failed" in rows
     assert "D - 90.0 - - 95.0 - -" in rows
-    assert "mAP: 2 of 3 pairs of rows are in the paper's order (Kendall's tau-b 0.33" in text
+    order = "mAP: 2 of 3 pairs of the 3 rows that have both numbers are in the paper's order"
+    assert f"{order} (Kendall's tau-b 0.33, Spearman's rho 0.50; 1 = the same" in text
     assert "Mean ± sample standard deviation (n - 1)" in text
     assert "another data set" not in text
     markdown = results_text(compare(load(tmp_path), "small", RESULTS), "github")

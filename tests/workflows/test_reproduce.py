@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from reid.__main__ import main as reid_command
+from reid.engine import stopping
 from reid.engine.hooks.checkpoints import checkpoint_paths
+from reid.engine.stopping import TimeIsUp
 from reid.engine.trainer import Trainer
 from reid.registry import HOOK, ConfigError, Hook
 from reid.workflows import reproduce as module
 from reid.workflows.comparison import load_paper
-from reid.workflows.reproduce import reproduce
+from reid.workflows.reproduce import plan_runs, reproduce
 
+TOOL = Path(__file__).parents[2] / "tools" / "reproduce.py"
 TABLES = """
 paper: A paper
 data_config: "{dataset}.yaml"
@@ -39,7 +48,7 @@ DATALOADER: {NUM_WORKERS: 0, SAMPLER: {NAME: PKSampler, BATCH_SIZE: 8, STEPS_PER
 MODEL: {BACKBONE: {NAME: TimmBackbone, MODEL: test_resnet}}
 CRITERION: [CrossEntropy]
 SOLVER: {MAX_EPOCHS: 2, WARMUP_EPOCHS: 0, MILESTONES: []}
-HOOKS: [TrapInReproduce]
+HOOKS: [TrapInReproduce, ClockInReproduce]
 DEVICE: cpu
 """
 
@@ -155,6 +164,109 @@ def test_an_interrupt_passes_through(folder: Path, monkeypatch: pytest.MonkeyPat
         table(folder, "interrupted")
     assert checkpoint_paths(folder / "interrupted/drawn/plain/seed1")
     assert not (folder / "interrupted/drawn/sharp").exists()
+
+
+class Clock:
+    """Stands in for the module `time` where a deadline is checked; `now` is its only time."""
+
+    now = 0.0
+
+    @classmethod
+    def monotonic(cls) -> float:
+        return cls.now
+
+
+@HOOK.register()
+class ClockInReproduce(Hook):
+    """Sets the clock to 9 when a run in a folder of the name `folder` starts its first epoch."""
+
+    folder = ""
+
+    def __init__(self, output_dir: Path) -> None:
+        self._folder = output_dir
+
+    def before_epoch(self, trainer: Trainer) -> None:
+        if self.folder in self._folder.parts:
+            Clock.now = 9.0
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> type[Clock]:
+    monkeypatch.setattr(Clock, "now", 0.0)
+    for user in (module, stopping):
+        monkeypatch.setattr(user, "time", Clock)
+    return Clock
+
+
+def test_a_deadline_ends_the_running_epoch_and_the_same_call_goes_on(
+    folder: Path, finished: Path, clock: type[Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClockInReproduce, "folder", "plain")
+    drawn = folder / "night" / "drawn"
+    with pytest.raises(TimeIsUp, match=r"drawn: 2 of 2 runs are left: plain/seed1 \(after epoch 1 "
+                                       r"of 2\), sharp/seed1 \(not begun\)"):  # fmt: skip
+        table(folder, "night", deadline=5)
+    names = {path.name for path in checkpoint_paths(drawn / "plain" / "seed1")}
+    assert names == {"checkpoint_0001.pth"}
+    assert not (drawn / "sharp").exists()
+    rows = json.loads((drawn / "table_2.json").read_text())["rows"]
+    assert [(row["seeds"], row["finished_seeds"], row["note"]) for row in rows[:2]] == [
+        ([1], [], ""), ([1], [], "")
+    ]  # fmt: skip
+
+    # It passes in the last epoch of the first run, which is then finished; the second never begins.
+    clock.now = 0.0
+    with pytest.raises(TimeIsUp, match=r"1 of 2 runs are left: sharp/seed1 \(not begun\)"):
+        table(folder, "night", deadline=5)
+    assert not (drawn / "sharp").exists()
+
+    clock.now = 0.0
+    whole, said = table(folder, "night", deadline=5)
+    assert whole, said
+    for row in ("plain", "sharp"):
+        one, other = (root / row / "seed1" for root in (finished, drawn))
+        results = [json.loads((run / "results.json").read_text())["final"] for run in (one, other)]
+        assert results[0] == results[1]
+        weights = [load_file(run / "model_final.safetensors") for run in (one, other)]
+        assert weights[0].keys() == weights[1].keys()
+        assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_every_row_gets_a_seed_before_any_gets_the_next(folder: Path) -> None:
+    paper = load_paper(folder / "tables.yaml")
+    runs, _ = plan_runs(paper, ["plain", "sharp", "known"], "drawn", folder / "none", 2)
+    order = [(run.row, run.config.seed) for run in runs]
+    assert order == [("plain", 1), ("sharp", 1), ("plain", 2), ("sharp", 2)]
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_the_tool_says_what_is_left_and_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    installed: bool,
+) -> None:  # fmt: skip
+    arguments = ["--tables", str(folder / "tables.yaml"), "--table", "2", "--dataset", "drawn",
+                 "--seeds", "2", "--output-dir", str(folder / f"tool{installed}")]  # fmt: skip
+
+    def tool(hours: str) -> tuple[int, str]:
+        given = [*arguments, "--hours", hours]
+        if installed:
+            monkeypatch.setattr(sys, "argv", ["reid", "reproduce", *given])
+            return reid_command(), capsys.readouterr().err
+        monkeypatch.setattr(sys, "argv", ["tools/reproduce.py", *given])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(TOOL), run_name="__main__")
+        return int(stop.value.code or 0), capsys.readouterr().err
+
+    code, error = tool("1e-9")
+    assert code == 3
+    assert (
+        "drawn: 4 of 4 runs are left: plain/seed1 (not begun), sharp/seed1 (not begun), " in error
+    )
+    command = shlex.split(error.splitlines()[-1])
+    start = ["reid", "reproduce"] if installed else [Path(sys.executable).name, str(TOOL)]
+    assert command == [*start, *arguments, "--hours", "1e-9"]
+    code, error = tool("0")
+    assert (code, error) == (2, "ConfigError: hours: expected more than 0, got 0\n")
 
 
 def test_report_only_trains_nothing(folder: Path) -> None:
