@@ -29,6 +29,27 @@ class StageParts:
     loader: DataLoader[Batch]
 
 
+def carry_losses(ended: Criterion, begun: Criterion) -> None:
+    """Gives the losses of a stage the parameters of those of the stage before.
+
+    Args:
+        ended: The losses of the stage before.
+        begun: The same losses in the same order; others may follow behind them.
+
+    Raises:
+        ValueError: They are other losses.
+    """
+    before, after = list(ended), list(begun)
+    kinds = [[type(loss).__name__ for loss in losses] for losses in (before, after)]
+    if kinds[0] != kinds[1][: len(before)]:
+        raise ValueError(
+            "stages: a stage whose losses are carried needs those of the stage before "
+            f"({', '.join(kinds[0])}), and may have more behind them; got {', '.join(kinds[1])}"
+        )
+    for old, new in zip(before, after, strict=False):
+        new.load_state_dict(old.state_dict())
+
+
 class Stages:
     """The stages of a run in order, each built when it begins.
 
