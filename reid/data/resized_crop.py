@@ -30,7 +30,8 @@ class RandomResizedCrop(PixelTransform):
         prob: Probability that an image is changed.
 
     Raises:
-        ValueError: The probability is not in [0, 1], or a range is not ascending or not above 0, or the area is above 1.
+        ValueError: The probability is not in [0, 1], a range is not ascending or not above 0, or
+            the area is above 1.
     """
 
     def __init__(

@@ -77,11 +77,7 @@ def find_weights(network: nn.Module, patterns: Sequence[str]) -> dict[str, Tenso
     for pattern in patterns:
         if not any(fits_any(name, [pattern]) for name in parameters):
             raise ConfigError(_unknown("weights", "parameter", pattern, list(parameters)))
-    return {
-        name: parameter
-        for name, parameter in parameters.items()
-        if fits_any(name, patterns)
-    }
+    return {name: parameter for name, parameter in parameters.items() if fits_any(name, patterns)}
 
 
 def check_maps(network: nn.Module, maps: Sequence[str], weights: Sequence[str]) -> None:

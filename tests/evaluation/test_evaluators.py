@@ -87,7 +87,9 @@ def test_reranking_reaches_everything_and_is_done_once(
 def test_features_before_normalisation() -> None:
     generator = torch.Generator().manual_seed(0)
     pids = torch.arange(60) % 10
-    raw = torch.randn(60, 8, generator=generator) + 3 * torch.randn(10, 8, generator=generator)[pids]
+    raw = (
+        torch.randn(60, 8, generator=generator) + 3 * torch.randn(10, 8, generator=generator)[pids]
+    )
     whole = FeatureSet.of(F.normalize(raw, dim=1), pids, torch.arange(60) // 10)
     evaluator = Market1501Evaluator(normalize=False)
     unit = rank(whole[:20], whole[20:])

@@ -35,7 +35,9 @@ def test_positions_by_their_definition() -> None:
     feature = torch.randn(1, 8, 3, 2)
     assert module(feature).equal(feature)
     nn.init.constant_(module.gamma, 0.5)
-    query, key, value = (layer(feature)[0].flatten(1) for layer in (module.query, module.key, module.value))
+    query, key, value = (
+        layer(feature)[0].flatten(1) for layer in (module.query, module.key, module.value)
+    )
     found = module(feature)[0].flatten(1)
     for n in range(6):
         weights = torch.stack([query[:, n] @ key[:, m] for m in range(6)]).softmax(0)

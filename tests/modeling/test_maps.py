@@ -71,7 +71,7 @@ def test_weights_by_patterns() -> None:
     found = find_weights(net, ["once.*", "tw?ce.weight"])
     assert list(found) == ["once.weight", "once.bias", "twice.weight"]
     assert found["once.bias"] is net.once.bias
-    with pytest.raises(ConfigError, match="the network has no parameter 'onse.weight'"):
+    with pytest.raises(ConfigError, match=r"the network has no parameter 'onse\.weight'"):
         find_weights(net, ["once.*", "onse.weight"])
     check_maps(net, ["once"], ["once.*"])
     with pytest.raises(ConfigError, match="no module 'x'; it has once, twice"):
