@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader
 
 from reid.engine.optimization import Optimization
+from reid.modeling.classifiers import fit_classifiers
 from reid.modeling.losses import Criterion
 from reid.stage_settings import StageRun
 from reid.structures import Batch
@@ -47,7 +48,9 @@ def carry_losses(ended: Criterion, begun: Criterion) -> None:
             f"({', '.join(kinds[0])}), and may have more behind them; got {', '.join(kinds[1])}"
         )
     for old, new in zip(before, after, strict=False):
-        new.load_state_dict(old.state_dict())
+        state = old.state_dict()
+        fit_classifiers(new, state)
+        new.load_state_dict(state)
 
 
 class Stages:

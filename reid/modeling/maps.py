@@ -23,7 +23,7 @@ def recorded_maps(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str
 
     Args:
         network: Runs forward once within the block.
-        names: Names of its modules.
+        names: Names of its modules; capital letters do not matter.
 
     Yields:
         A dict that is empty at first. At the end of the block it has the output of each module: as
@@ -36,7 +36,7 @@ def recorded_maps(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str
     """
     outputs: dict[str, list[Tensor]] = {name: [] for name in names}
     handles = []
-    modules = dict(network.named_modules()) if names else {}
+    modules = _modules(network) if names else {}
     maps: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Any:
@@ -52,9 +52,9 @@ def recorded_maps(network: nn.Module, names: Sequence[str]) -> Iterator[dict[str
 
     try:
         for name in names:
-            if name not in modules:
+            if name.lower() not in modules:
                 raise ConfigError(_unknown("maps", "module", name, list(modules)))
-            handles.append(modules[name].register_forward_hook(recorder(name)))
+            handles.append(modules[name.lower()].register_forward_hook(recorder(name)))
         yield maps
     finally:
         for handle in handles:
@@ -86,11 +86,16 @@ def check_maps(network: nn.Module, maps: Sequence[str], weights: Sequence[str]) 
     Raises:
         ConfigError: It lacks one.
     """
-    modules = dict(network.named_modules())
+    modules = _modules(network)
     for name in maps:
-        if name not in modules:
+        if name.lower() not in modules:
             raise ConfigError(_unknown("maps", "module", name, list(modules)))
     find_weights(network, weights)
+
+
+def _modules(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules by their names in small letters, as settings have them."""
+    return {name.lower(): module for name, module in network.named_modules()}
 
 
 def _unknown(key: str, kind: str, name: str, known: list[str]) -> str:

@@ -76,9 +76,7 @@ class FeatureOrthogonality(Loss):
         pieces = {name: _as_rows(name, map_) for name, map_ in given.items()}
         generator = shared_generator(embeddings.pre.device)
         starts = {
-            name: torch.randn(
-                2, *rows.shape[:3], generator=generator, device=rows.device, dtype=rows.dtype
-            )
+            name: torch.randn(2, *rows.shape[:3], generator=generator, device=rows.device)
             for name, rows in pieces.items()
         }
         return {"feature_orthogonality": self.penalty(pieces, starts)}

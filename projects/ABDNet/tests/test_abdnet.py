@@ -381,40 +381,34 @@ def test_weights_of_the_authors_convert_in_either_order(tmp_path: Path, first: s
         assert other.eval()(batch).pre.equal(model(batch).pre)
 
 
-class Tokens(nn.Module):
-    """A network that is none of ABD-Net's."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = ViT((32, 16), patch_size=8, embed_dim=24, depth=2, num_heads=3)
-        self.head = BNNeckHead(self.backbone)
-
-
-def test_other_networks_name_their_maps_and_weights() -> None:
+@pytest.mark.parametrize(
+    ("kind", "name", "pattern"),
+    [
+        ("resnet", "backbone.net.layer2", "*.layer1.*conv2.weight"),
+        ("vit", "backbone.net.blocks.0", "*.qkv.weight"),
+    ],
+)
+def test_other_networks_name_their_maps_and_weights(kind: str, name: str, pattern: str) -> None:
     torch.manual_seed(0)
-    resnet = TimmBackbone("test_resnet", (64, 32))
-    tokens = Tokens()
-    names = (
-        ("backbone.net.layer2", "backbone.net.blocks.0"),
-        ("*.layer1.*conv2.weight", "*.qkv.weight"),
+    size = (32, 16)
+    backbone: nn.Module = (
+        TimmBackbone("test_resnet", size)
+        if kind == "resnet"
+        else ViT(size, patch_size=8, embed_dim=24, depth=2, num_heads=3)
     )
-    for network, name, pattern in zip(
-        (ReIDModel(resnet, BNNeckHead(resnet)), ReIDModel(tokens.backbone, tokens.head)),
-        *names, strict=True,
-    ):  # fmt: skip
-        features, filters = FeatureOrthogonality({name: 1.0}), WeightOrthogonality([pattern])
-        size = (64, 32) if network.backbone is resnet else (32, 16)
-        batch = Batch.of(torch.randn(4, 3, *size))
-        with recorded_maps(network, features.maps) as maps:
-            found: Embeddings = network(batch)
-        found = found._replace(aux={**maps, **find_weights(network, filters.network_weights)})
-        penalties = features(found, batch) | filters(found, batch)
-        assert penalties.keys() == {"feature_orthogonality", "weight_orthogonality"}
-        assert all(float(value) > 0 for value in penalties.values())
-        sum(penalties.values()).backward()
-        matching = find_weights(network, [pattern])
-        assert matching
-        assert all(bool(parameter.grad.any()) for parameter in matching.values())
+    network = ReIDModel(backbone, BNNeckHead(backbone))
+    features, filters = FeatureOrthogonality({name: 1.0}), WeightOrthogonality([pattern])
+    batch = Batch.of(torch.randn(4, 3, *size))
+    with recorded_maps(network, features.maps) as maps:
+        found: Embeddings = network(batch)
+    weights = find_weights(network, filters.network_weights)
+    found = found._replace(aux={**maps, **weights})
+    penalties = features(found, batch) | filters(found, batch)
+    assert penalties.keys() == {"feature_orthogonality", "weight_orthogonality"}
+    assert all(float(value) > 0 for value in penalties.values())
+    torch.stack([*penalties.values()]).sum().backward()
+    assert weights
+    assert all(bool(parameter.grad.any()) for parameter in weights.values())
 
 
 def test_a_parameter_without_rows_and_a_map_of_no_known_shape() -> None:
