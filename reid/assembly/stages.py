@@ -117,6 +117,10 @@ class StageBuilder:
         self._check_carried()
         groups = {stage.model.bn_samples_per_group for stage in self._configs}
         self._has_groups = groups != {config.model.bn_samples_per_group}
+        for later in range(1, len(self._configs)):
+            # What losses of a later stage name is checked now, not after hours of training.
+            with torch.random.fork_rng(devices=[]):
+                self._losses_and_sampler(later)
         criterion, sampler = self._losses_and_sampler(0)
         self._sampler = sampler
         training = build_training_set(self._configs[0], records, sampler, device, _views(criterion))

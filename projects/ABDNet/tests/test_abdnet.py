@@ -29,6 +29,7 @@ from reid.modeling.vit import ViT
 from reid.modeling.weights import load_weights, read_checkpoint
 from reid.projects.abdnet import ABDHead, FeatureOrthogonality, WeightOrthogonality
 from reid.projects.abdnet.orthogonality import _as_rows, eigenvalue_gap
+from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings
 
 FORMATS_BY_NAME = {known.name: known for known in FORMATS}
@@ -273,7 +274,7 @@ def test_features_their_order_and_the_branches_own_last_stage() -> None:
     with torch.no_grad():
         found = model(Batch.of(image))
         # another last stage of the attentive branch changes the parts alone
-        nn.init.normal_(second[0].conv3.weight)
+        nn.init.normal_(second[0].downsample[0].weight)
         changed = model(Batch.of(image))
     assert found.pre.shape == found.unit.shape == (3, 3, 16)
     assert found.test.shape == (3, 48)
@@ -520,6 +521,28 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
         found, _ = read_checkpoint(part / "model_final.safetensors")
         assert all(torch.equal(found[name], value) for name, value in expected.items()), epoch
         assert lines(part) == seen, epoch
+
+
+@pytest.mark.parametrize(
+    ("pairs", "problem"),
+    [
+        (("STAGES.1.CRITERION.2.MAPS", "{head.chanels: 1.0}"),
+         r"stages\[1\]: maps: .* no module 'head\.chanels' \(did you mean 'head\.channels'"),
+        (("STAGES.1.CRITERION.3.WEIGHTS", "[head.x]"), r"no parameter 'head\.x'"),
+        (("MODEL.COMPILE", "default"), r"model\.compile: expected off with FeatureOrthogonality"),
+        (("STAGES.0.LOSSES", "carried"), r"stages\[0\]\.losses: expected new"),
+        (("STAGES.1.CRITERION", "[Triplet]"), r"carried needs the losses of the stage before \(C"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_found_before_training(
+    train_tiny: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    pairs: tuple[str, ...],
+    problem: str,
+) -> None:
+    monkeypatch.setattr("reid.assembly.network.compile_network", lambda network, mode: None)
+    with pytest.raises(ConfigError, match=problem):
+        train_tiny(CONFIGS / "synthetic.yaml", "run", *TINY, *pairs)
 
 
 def test_the_penalties_with_another_methods_network(train_tiny: Callable[..., Path]) -> None:
