@@ -119,7 +119,8 @@ class TimmBackbone(nn.Module):
             raise ValueError(f"expected a ResNet of timm, got {type(net).__name__}")
         if self._pool == "gem":
             raise ValueError("pool: expected avg or max, as the map is not pooled; got gem")
-        self.embed_dim = int(stage[0].conv1.in_channels)
+        block: Any = stage[0]
+        self.embed_dim = int(block.conv1.in_channels)
         net.layer4 = nn.Identity()
         return stage
 

@@ -90,10 +90,8 @@ class ABDHead(nn.Module):
         self.reduction = _convolution(width, dim, 1)
         self._attention = tuple(attention)
         inner = dim // 2 if convolutions else dim
-        modules = {
-            "identity": nn.Identity(),
-            **{kind: build_attention(kind, inner) for kind in attention},
-        }
+        modules: dict[str, nn.Module] = {"identity": nn.Identity()}
+        modules.update((kind, build_attention(kind, inner)) for kind in attention)
         for name, module in modules.items():
             if convolutions:
                 module = AttentionBlock(module, dim, inner, channel_dropout)

@@ -322,8 +322,9 @@ def test_the_starting_weights() -> None:
     assert head.global_fc[1].bias.requires_grad
     assert (head.global_fc[3].p, head.merge[0].p, head.channels.expand[0].p) == (0.5, 0.1, 0.1)
     block = head.positions
-    assert float(block.reduce[0].weight.detach().std()) == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.1)
-    assert float(block.attention.value.weight.detach().std()) == pytest.approx((2 / 128) ** 0.5, rel=0.1)
+    for layer, fan_out in ((block.reduce[0], 9 * 128), (block.attention.value, 128)):
+        found = float(layer.weight.detach().std())
+        assert found == pytest.approx((2 / fan_out) ** 0.5, rel=0.1)
     assert not any(
         bool(gamma.any()) for gamma in (block.attention.gamma, head.channels.attention.gamma)
     )
