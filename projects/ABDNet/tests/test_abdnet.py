@@ -485,10 +485,10 @@ def test_layers_that_are_frozen_first() -> None:
 TINY: tuple[str, ...] = (
     "MODEL.BACKBONE.MODEL", "test_resnet", "MODEL.HEAD.DIM", "16", "CLUSTERER", "null",
     "INPUT.SIZE", "[64, 32]", "STAGES.0.EPOCHS", "1", "STAGES.1.EPOCHS", "3",
-    "STAGES.1.SOLVER.MILESTONES", "[2]",
-    "STAGES.1.CRITERION.2.START_EPOCH", "1", "SOLVER.MAX_EPOCHS", "4", "CHECKPOINT_KEEP", "0",
+    "SOLVER.MILESTONES", "[2]",
+    "CRITERION.2.START_EPOCH", "1", "SOLVER.MAX_EPOCHS", "4", "CHECKPOINT_KEEP", "0",
     "LOG_PERIOD", "1", "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2",
-    "STAGES.1.CRITERION.3.WEIGHTS", "['backbone.net.conv1.*weight']",
+    "CRITERION.3.WEIGHTS", "['backbone.net.conv1.*weight']",
 )  # fmt: skip
 
 
@@ -527,12 +527,12 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
 @pytest.mark.parametrize(
     ("pairs", "problem"),
     [
-        (("STAGES.1.CRITERION.2.MAPS", "{head.chanels: 1.0}"),
+        (("CRITERION.2.MAPS", "{head.chanels: 1.0}"),
          r"stages\[1\]: maps: .* no module 'head\.chanels' \(did you mean 'head\.channels'"),
-        (("STAGES.1.CRITERION.3.WEIGHTS", "[head.x]"), r"no parameter 'head\.x'"),
+        (("CRITERION.3.WEIGHTS", "[head.x]"), r"no parameter 'head\.x'"),
         (("MODEL.COMPILE", "default"), r"model\.compile: expected off with FeatureOrthogonality"),
         (("STAGES.0.LOSSES", "carried"), r"stages\[0\]\.losses: expected new"),
-        (("STAGES.1.CRITERION", "[Triplet]"), r"carried needs the losses of the stage before \(C"),
+        (("CRITERION", "[Triplet]"), r"carried needs the losses of the stage before \(C"),
     ],
 )  # fmt: skip
 def test_mistakes_are_found_before_training(
