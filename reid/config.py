@@ -268,6 +268,9 @@ class SolverConfig(_Section, where="solver"):
             from 0, from which they are trained, such as `{backbone.net.patch_embed: always,
             backbone.net.blocks.0: 20}`; the longest start counts. With `stages`, the epoch is that
             of the stage.
+        frozen_norms: What a BatchNorm does while all of its parameters are frozen: `train` takes
+            the batch's statistics and moves the running ones, `eval` takes the running ones, as in
+            tests.
         momentum: SGD's momentum.
         nesterov: SGD takes Nesterov's momentum.
         weight_decay: On every parameter.
@@ -302,6 +305,7 @@ class SolverConfig(_Section, where="solver"):
     frozen: dict[str, Annotated[int, Range(0, 1_000_000)] | Literal["always"]] = field(
         default_factory=dict
     )
+    frozen_norms: Literal["train", "eval"] = "train"
     momentum: Annotated[float, Range(0, 1, below=True)] = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Range(0, 1000)] = 5e-4

@@ -131,6 +131,11 @@ def largest(*numbers: int) -> tuple[int, ...]:
     return tuple(maximum.tolist())
 
 
+def main_number(number: int) -> int:
+    """The main process's number, 0 or more, on every process; never synchronises a GPU."""
+    return gather_counts(number)[0]
+
+
 def gather_counts(count: int) -> list[int]:
     """Every process's number in rank order, on every process; never synchronises a GPU."""
     if not is_distributed():

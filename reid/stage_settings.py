@@ -32,12 +32,15 @@ class StageSettings:
         repeat: How often the stage runs before the next one begins.
         labels: `epoch`: new labels before each epoch. `once`: when the stage begins; they and the
             memories then stay until it ends.
+        losses: `new`: all start anew. `carried`: they go on with the parameters, such as
+            classifiers, of those of the stage before; further ones may follow behind them.
     """
 
     epochs: Annotated[int, Range(1, 1_000_000)]
     name: str = ""
     repeat: Annotated[int, Range(1, 1_000_000)] = 1
     labels: Literal["epoch", "once"] = "epoch"
+    losses: Literal["new", "carried"] = "new"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class StageRun:
         epochs: How many epochs it lasts.
         round: The round that it is in.
         repetition: Which of the stage's repetitions in this round.
+        losses: As in `StageSettings`.
     """
 
     number: int
@@ -59,6 +63,7 @@ class StageRun:
     epochs: int
     round: int = 0
     repetition: int = 0
+    losses: Literal["new", "carried"] = "new"
 
 
 def read_stage(stage: Mapping[str, Any], where: str) -> tuple[StageSettings, dict[str, Any]]:
@@ -90,9 +95,8 @@ def plan_stages(stages: Sequence[StageSettings], rounds: int) -> list[StageRun]:
     for round_number in range(rounds):
         for number, stage in enumerate(stages):
             for repetition in range(stage.repeat):
-                runs.append(
-                    StageRun(number, stage.name, start, stage.epochs, round_number, repetition)
-                )
+                place = (start, stage.epochs, round_number, repetition)
+                runs.append(StageRun(number, stage.name, *place, stage.losses))
                 start += stage.epochs
     return runs
 

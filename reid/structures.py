@@ -171,7 +171,8 @@ class FeatureSet:
         frames: (N,) int64, time inside the camera, -1 = unknown.
         present: (N,) bool, whether the image was extracted: it could be read and was wanted (in a
             stage on the target, no image of the source is); features of the others are 0.
-        raw: (N, D), the whole image's feature before the neck, not normalised; None: not extracted.
+        raw: Features before the necks, not normalised: (N, D) of the whole image, or
+            (N, (1 + K) D) of all banks; None: not extracted.
 
     Raises:
         ValueError: A shape or a type does not fit.

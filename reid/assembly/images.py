@@ -186,6 +186,7 @@ def build_test_sets(
     datasets = [*targets, *sources]
     transform = build_transform(config.input, training=False)
     sets = []
+    evaluator = build_evaluator(config)
     names = unique_names([dataset.name for dataset in datasets])
     for number, (name, dataset) in enumerate(zip(names, datasets, strict=True)):
         query, gallery = dataset.load("query"), dataset.load("gallery")
@@ -203,10 +204,11 @@ def build_test_sets(
             loader,
             flip=config.test.flip,
             precision=config.test.precision,
+            raw="all" if evaluator.needs_raw else "none",
         )
         facts = dataset.version, dataset.is_validation, number >= len(targets)
         sets.append(QueryGallery(name, query, gallery, images, *facts))
-    if not check or not build_evaluator(config).needs_match:
+    if not check or not evaluator.needs_match:
         return sets
     return usable_test_sets(sets)
 

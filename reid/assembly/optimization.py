@@ -73,4 +73,5 @@ def build_optimization(
         clip_grad_norm=solver.clip_grad_norm,
         may_skip=solver.on_nonfinite == "skip",
         frozen=frozen,
+        freeze_norms=solver.frozen_norms == "eval",
     )

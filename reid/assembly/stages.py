@@ -27,6 +27,7 @@ from reid.evaluation.extract import ImageSet
 from reid.labelling import Labeller
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
+from reid.modeling.maps import check_maps
 from reid.modeling.model import ReIDModel
 from reid.registry import ConfigError
 from reid.stage_settings import plan_stages
@@ -113,8 +114,13 @@ class StageBuilder:
         self._model = model
         self._device = device
         self._more_students = dict(more_students or {})
+        self._check_carried()
         groups = {stage.model.bn_samples_per_group for stage in self._configs}
         self._has_groups = groups != {config.model.bn_samples_per_group}
+        for later in range(1, len(self._configs)):
+            # What losses of a later stage name is checked now, not after hours of training.
+            with torch.random.fork_rng(devices=[]):
+                self._losses_and_sampler(later)
         criterion, sampler = self._losses_and_sampler(0)
         self._sampler = sampler
         training = build_training_set(self._configs[0], records, sampler, device, _views(criterion))
@@ -222,11 +228,49 @@ class StageBuilder:
                 num_classes=self._labellers[number].count_classes(self._hidden),
                 source_domains=self._source_domains,
             ).to(self._device)
+            self._check_maps(criterion)
             sampler = build_sampler(config)
             sampler.set_domains(self._domains)
             return criterion, sampler
         except ConfigError as error:
             raise in_stage(self._config, number, error) from None
+
+    def _check_carried(self) -> None:
+        """Checks that stages with carried losses follow stages with the same losses.
+
+        Raises:
+            ConfigError: One does not.
+        """
+        names = [
+            [spec if isinstance(spec, str) else spec["name"] for spec in stage.criterion]
+            for stage in self._configs
+        ]
+        for number, settings in enumerate(self._config.stage_settings):
+            if settings.losses != "carried":
+                continue
+            if not number:
+                raise ConfigError("stages[0].losses: expected new, since no stage comes before it")
+            before = names[number - 1]
+            if names[number][: len(before)] != before:
+                raise ConfigError(
+                    f"stages[{number}].losses: carried needs the losses of the stage before "
+                    f"({', '.join(before)}) first; got {', '.join(names[number])}"
+                )
+
+    def _check_maps(self, criterion: Criterion) -> None:
+        """Checks that the networks have the modules and parameters that losses name.
+
+        Raises:
+            ConfigError: They lack one, or the network is compiled, where maps cannot be recorded.
+        """
+        for loss in criterion:
+            check_maps(self._model, loss.maps, loss.network_weights)
+            mode = self._config.model.compile
+            if loss.maps and mode != "off":
+                raise ConfigError(
+                    f"model.compile: expected off with {type(loss).__name__}, which takes maps of "
+                    f"the network; got {mode}"
+                )
 
     def _parts(self, number: int, criterion: Criterion, loader: BatchLoader) -> StageParts:
         model = self._configs[number].model

@@ -27,9 +27,11 @@ class RandomResizedCrop(PixelTransform):
         area: Smallest and largest share of the image.
         aspect: Smallest and largest height / width, in pixels of the network's input.
         interpolation: How it is stretched.
+        prob: Probability that an image is changed.
 
     Raises:
-        ValueError: A range is not ascending or not above 0, or the area is above 1.
+        ValueError: The probability is not in [0, 1], a range is not ascending or not above 0, or
+            the area is above 1.
     """
 
     def __init__(
@@ -37,7 +39,10 @@ class RandomResizedCrop(PixelTransform):
         area: tuple[_Number, _Number] = (0.64, 1.0),
         aspect: tuple[_Number, _Number] = (2.0, 3.0),
         interpolation: Interpolation = "bilinear",
+        prob: Annotated[float, Range(0, 1)] = 1.0,
     ) -> None:
+        if not 0 <= prob <= 1:
+            raise ValueError(f"prob: expected a probability from 0 to 1, got {prob}")
         if not 0 < area[0] <= area[1] <= 1:
             raise ValueError(f"area: expected ascending shares up to 1, got {area}")
         if not 0 < aspect[0] <= aspect[1]:
@@ -45,12 +50,15 @@ class RandomResizedCrop(PixelTransform):
         self._area = area
         self._aspect = aspect
         self._interpolation: Interpolation = interpolation
+        self._prob = prob
 
     def __call__(
         self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
     ) -> Pixels:
         """Pixels of the same size."""
         full_height, full_width = pixels.shape[:2]
+        if self._prob < 1 and rng.random() >= self._prob:
+            return pixels
         for _ in range(_TRIES):
             area = rng.uniform(*self._area) * full_height * full_width
             aspect = rng.uniform(*self._aspect)

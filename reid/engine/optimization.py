@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 
 from reid.engine.nonfinite import BufferCopy
@@ -41,6 +42,7 @@ class Optimization:
         frozen: Parameters, each with the epoch from which it is trained; see `find_frozen`. Until
             then their gradients are dropped, so they neither move nor decay, and the optimizer's
             state of them starts when they thaw.
+        freeze_norms: Whether `set_modes` puts frozen BatchNorms into eval mode.
 
     Attributes:
         optimizer: The optimizer that was passed in.
@@ -61,6 +63,7 @@ class Optimization:
         clip_grad_norm: float = 0.0,
         may_skip: bool = False,
         frozen: Sequence[tuple[nn.Parameter, float]] = (),
+        freeze_norms: bool = False,
     ) -> None:
         if amp not in _AMP_DTYPES:
             raise ValueError(f"amp: expected one of {', '.join(_AMP_DTYPES)}, got {amp!r}")
@@ -78,6 +81,7 @@ class Optimization:
         self._clip_grad_norm = clip_grad_norm
         self._may_undo = may_skip or amp == "fp16"
         self._frozen = tuple(frozen)
+        self._freeze_norms = freeze_norms
         self._epoch = 0
         self._before: BufferCopy | None = None
 
@@ -112,6 +116,26 @@ class Optimization:
             if part.refilled:
                 fit_moments(self.optimizer, part.weight, keep=part.moments == "keep")
                 part.refilled = False
+
+    def set_modes(self, model: nn.Module, epoch: int) -> None:
+        """Puts a model into training mode, and its frozen BatchNorms into eval mode if wanted.
+
+        Args:
+            model: With all its modules.
+            epoch: From 0; see `begin`.
+        """
+        model.train()
+        if not self._freeze_norms:
+            return
+        frozen = {id(parameter) for parameter, until in self._frozen if epoch < until}
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                parameters = list(module.parameters())
+                if parameters and all(
+                    id(parameter) in frozen or not parameter.requires_grad
+                    for parameter in parameters
+                ):
+                    module.eval()
 
     def begin(self, model: nn.Module, epoch: int, step: int) -> None:
         """Prepares for a batch: sets the rate, and copies running statistics that may be restored.

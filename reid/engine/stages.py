@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader
 
 from reid.engine.optimization import Optimization
+from reid.modeling.classifiers import fit_classifiers
 from reid.modeling.losses import Criterion
 from reid.stage_settings import StageRun
 from reid.structures import Batch
@@ -27,6 +28,29 @@ class StageParts:
     criterion: Criterion
     optimization: Optimization
     loader: DataLoader[Batch]
+
+
+def carry_losses(ended: Criterion, begun: Criterion) -> None:
+    """Gives the losses of a stage the parameters of those of the stage before.
+
+    Args:
+        ended: The losses of the stage before.
+        begun: The same losses in the same order; others may follow behind them.
+
+    Raises:
+        ValueError: They are other losses.
+    """
+    before, after = list(ended), list(begun)
+    kinds = [[type(loss).__name__ for loss in losses] for losses in (before, after)]
+    if kinds[0] != kinds[1][: len(before)]:
+        raise ValueError(
+            "stages: a stage whose losses are carried needs those of the stage before "
+            f"({', '.join(kinds[0])}), and may have more behind them; got {', '.join(kinds[1])}"
+        )
+    for old, new in zip(before, after, strict=False):
+        state = old.state_dict()
+        fit_classifiers(new, state)
+        new.load_state_dict(state)
 
 
 class Stages:

@@ -12,6 +12,8 @@ from torch.nn.parallel import DistributedDataParallel
 from reid import distributed
 from reid.modeling.classifiers import classifiers_of
 from reid.modeling.losses import STUDENT, Criterion, Source
+from reid.modeling.maps import find_weights, recorded_maps
+from reid.modeling.weights import fits_any
 from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings
 
@@ -54,7 +56,9 @@ class Step(nn.Module):
         # Losses do not use pixels, so these are not sent to the other processes.
         gathered = batch.without_pixels().map(distributed.gather_rows)
         losses: dict[str, Tensor] = self.criterion(embeddings, gathered)
-        seen = {source: value.map(Tensor.detach) for source, value in embeddings.items()}
+        # Recorded maps are large, and no memory is made of them.
+        lasting = {source: self._without_maps(value) for source, value in embeddings.items()}
+        seen = {source: value.map(Tensor.detach) for source, value in lasting.items()}
         return losses, (seen, gathered)
 
     def _embed(self, batch: Batch, network: str, view: int) -> Embeddings:
@@ -62,8 +66,13 @@ class Step(nn.Module):
         if view:
             batch = batch._replace(image=batch.views[view - 1])
         if network in self._students:
-            share: Embeddings = self._students[network](batch)
-            return share.map(distributed.gather_with_gradient)
+            student = self._students[network]
+            with recorded_maps(student, self.criterion.maps) as maps:
+                share: Embeddings = student(batch)
+            share = share._replace(aux={**share.aux, **maps})
+            whole = share.map(distributed.gather_with_gradient)
+            weights = find_weights(student, self.criterion.network_weights)
+            return whole._replace(aux={**whole.aux, **weights})
         if network not in self._networks:
             known = ", ".join([*self._students, *self._networks])
             raise ConfigError(
@@ -73,6 +82,18 @@ class Step(nn.Module):
         with torch.no_grad():
             share = self._networks[network](batch)
             return share.map(distributed.gather_rows)
+
+    def _without_maps(self, embeddings: Embeddings) -> Embeddings:
+        """The embeddings without what `_embed` adds."""
+        maps, weights = self.criterion.maps, self.criterion.network_weights
+        if not maps and not weights:
+            return embeddings
+        aux = {
+            name: value
+            for name, value in embeddings.aux.items()
+            if name not in maps and not fits_any(name, weights)
+        }
+        return embeddings._replace(aux=aux)
 
 
 def build_step(

@@ -27,7 +27,7 @@ from reid.engine.nonfinite import (
 from reid.engine.optimization import Optimization
 from reid.engine.randomness import random_state, replaying, set_random_state, torch_random_state
 from reid.engine.resuming import compare_course, match_hooks, named
-from reid.engine.stages import Stages
+from reid.engine.stages import Stages, carry_losses
 from reid.engine.step import Seen, build_step
 from reid.engine.stopping import StopSignals
 from reid.modeling.classifiers import fit_classifiers
@@ -182,6 +182,8 @@ class Trainer:
         if stage != self.stage:
             ended = self.criterion
             self._take_stage(stage)
+            if stage.losses == "carried":
+                carry_losses(ended, self.criterion)
         self._stage_step = self.step
         if self._stages is not None:
             logger.info("%s", self._stages.title(stage))
@@ -201,7 +203,7 @@ class Trainer:
 
     def _run_epoch(self) -> None:
         for student in self.students.values():
-            student.train()
+            self.optimization.set_modes(student, self.epoch - self.stage.start)
         self.criterion.train()
         self.optimization.discard()
         self.optimization.follow_refills(self.criterion)

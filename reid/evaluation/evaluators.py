@@ -11,7 +11,7 @@ from reid.evaluation.evaluation import AP, EUCLIDEAN, Evaluation
 from reid.evaluation.ranking import rank, rank_again
 from reid.evaluation.reranking import expand_queries, rerank
 from reid.registry import EVALUATOR
-from reid.structures import ImageRecord, ProgressBar
+from reid.structures import FeatureSet, ImageRecord, ProgressBar
 
 
 class Evaluator(ABC):
@@ -24,12 +24,14 @@ class Evaluator(ABC):
         needs_match: Whether it scores queries that have a match under Market-1501's rules alone, so
             that a test set without any is left out before training. False for a protocol of its
             own: such a set is scored too, and its `ranking` has NaN and -1 for each query.
+        needs_raw: Whether it needs `FeatureSet.raw` of all banks.
         needs_training: Whether `learn` must be called before the first evaluation.
     """
 
     ap: AP = "step"
     metrics: tuple[str, ...] = ()
     needs_match: bool = True
+    needs_raw: bool = False
     needs_training: bool = False
 
     def learn(self, records: Sequence[ImageRecord]) -> None:  # noqa: B027 (most need nothing)
@@ -79,9 +81,11 @@ class Market1501Evaluator(Evaluator):
         k1: Length of the neighbour lists of re-ranking.
         k2: Length of the lists of its local query expansion.
         original_weight: Weight of the original distance in the re-ranked one (lambda).
+        normalize: Compare test features, which have length 1. False: compare the features before
+            the necks as they are, all banks joined, as ABD-Net does.
 
     Raises:
-        ValueError: A number is out of its range.
+        ValueError: A number is out of its range, or options do not fit each other.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Market1501Evaluator(Evaluator):
         k1: int = 20,
         k2: int = 6,
         original_weight: float = 0.3,
+        normalize: bool = True,
     ) -> None:
         if not ranks or min(ranks) < 1:
             raise ValueError(f"ranks: expected one or more numbers from 1, got {list(ranks)}")
@@ -109,6 +114,12 @@ class Market1501Evaluator(Evaluator):
                 "expected k1 and k2 of 1 or more and original_weight from 0 to 1, got "
                 f"{k1}, {k2}, {original_weight}"
             )
+        if not normalize and (query_expansion or reranking):
+            raise ValueError(
+                "normalize: expected true with query_expansion and reranking, which need features "
+                "of length 1; got false"
+            )
+        self.needs_raw = not normalize
         self._query_expansion = query_expansion
         self._alpha = alpha
         self._reranking = reranking
@@ -127,6 +138,8 @@ class Market1501Evaluator(Evaluator):
                 f"k-reciprocal re-ranking (k1 {self._k1}, k2 {self._k2}, "
                 f"original weight {self._original_weight:g})"
             )
+        if self.needs_raw:
+            return f"{EUCLIDEAN} of the features before normalisation"
         return " and ".join(steps) or EUCLIDEAN
 
     def rank_again(self, evaluation: Evaluation, progress: ProgressBar | None = None) -> Evaluation:
@@ -140,6 +153,8 @@ class Market1501Evaluator(Evaluator):
         if (evaluation.ap, evaluation.ranked_by) == (self.ap, self.ranked_by):
             return evaluation
         query, gallery = evaluation.query, evaluation.gallery
+        if self.needs_raw:
+            query, gallery = _raw(query), _raw(gallery)
         if self._query_expansion:
             count = min(self._query_expansion, len(gallery))
             query = replace(
@@ -171,6 +186,7 @@ class Market1501Evaluator(Evaluator):
         return replace(
             again,
             query=evaluation.query,
+            gallery=evaluation.gallery,
             details=evaluation.details,
             ranked_by=self.ranked_by,
             similarities=evaluation.similarities,
@@ -190,3 +206,17 @@ class Market1501Evaluator(Evaluator):
             "mINP": ranking.mINP,
             **{f"Rank-{k}": ranking.rank(k) for k in self._ranks},
         }
+
+
+def _raw(features: FeatureSet) -> FeatureSet:
+    """The features with the raw ones as test features.
+
+    Raises:
+        ValueError: They were not extracted.
+    """
+    if features.raw is None:
+        raise ValueError(
+            "normalize: false compares the features before normalisation, which are not at hand "
+            "here; set it to true (TEST.EVALUATOR.NORMALIZE true)"
+        )
+    return replace(features, test=features.raw)

@@ -18,6 +18,8 @@ from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecor
 T = TypeVar("T")
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Raw = Literal["none", "global", "all"]
+"""The features before the necks that are wanted: none, the whole image's, or all banks joined."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -34,7 +36,7 @@ class ImageSet:
         allow_missing: Whether the loader may leave out images that cannot be read; their features
             are 0, and `FeatureSet.present` says so.
         precision: Precision of the network; see `extract_features`.
-        raw: Whether `FeatureSet.raw` is wanted.
+        raw: What `FeatureSet.raw` is to hold.
         rows: The records that the loader gives; the others are not `present`. None: all.
     """
 
@@ -44,7 +46,7 @@ class ImageSet:
     flip: bool = False
     allow_missing: bool = False
     precision: Precision = "fp32"
-    raw: bool = False
+    raw: Raw = "none"
     rows: Sequence[int] | None = None
 
     def features(
@@ -75,7 +77,7 @@ def extract_features(
     flip: bool = False,
     allow_missing: bool = False,
     precision: Precision = "fp32",
-    raw: bool = False,
+    raw: Raw = "none",
     rows: Sequence[int] | None = None,
 ) -> FeatureSet:
     """Features of `records` in their order, in eval mode and without gradients.
@@ -95,7 +97,7 @@ def extract_features(
             then 0, and they are not `present`.
         precision: Precision of the network: with `bf16` and `fp16`, `torch.autocast` computes
             products and convolutions in it. The features are always float32.
-        raw: Give `FeatureSet.raw` too, which takes as much memory as the banks.
+        raw: What `FeatureSet.raw` is to hold; `all` takes as much memory as the banks.
         rows: The records that all loaders together give; the features of the others are 0, and
             they are not `present`. None: all.
 
@@ -148,11 +150,11 @@ def _extract_share(
     progress: ProgressBar | None,
     flip: bool,
     precision: Precision,
-    raw: bool,
+    raw: Raw,
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
     """Indices, test features, banks and raw features of this process's batches.
 
-    There are no test features if they equal the first bank, and raw ones only if `raw`.
+    There are no test features if they equal the first bank, and no raw ones if `raw` is `none`.
     """
     rows: list[Tensor] = []
     tests: list[Tensor] = []
@@ -252,7 +254,7 @@ def embed_batch(
 
 
 def _embed(
-    model: nn.Module, batch: Batch, precision: Precision, flip: bool, raw: bool = False
+    model: nn.Module, batch: Batch, precision: Precision, flip: bool, raw: Raw = "none"
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The results of `_features`; with `flip`, their mean with those of the mirror images."""
     test, unit, pre = _features(model, batch, precision, raw)
@@ -268,11 +270,11 @@ def _embed(
 
 
 def _features(
-    model: nn.Module, batch: Batch, precision: Precision, raw: bool
+    model: nn.Module, batch: Batch, precision: Precision, raw: Raw
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Test features (B, D'), banks (1 + K, B, D) and raw features (B, D), in float32.
 
-    Test features are None if they equal the first bank; raw features are None unless `raw`. The
+    Test features are None if they equal the first bank; raw ones if `raw` is `none`. The
     results are copies, since a CUDA graph overwrites the model's outputs in the next call.
     """
     dtype = _DTYPES[precision]
@@ -283,6 +285,7 @@ def _features(
         embeddings: Embeddings = model(batch)
         test, unit = embeddings.test, embeddings.unit
         first = unit[:, 0]
+        pre = embeddings.pre if raw == "all" else embeddings.pre[:, :1]
         same = (
             test.data_ptr() == first.data_ptr()
             and test.shape == first.shape
@@ -293,7 +296,7 @@ def _features(
             unit.transpose(0, 1).to(
                 torch.float32, copy=True, memory_format=torch.contiguous_format
             ),
-            embeddings.pre[:, 0].to(torch.float32, copy=True) if raw else None,
+            None if raw == "none" else pre.flatten(1).to(torch.float32, copy=True),
         )
 
 

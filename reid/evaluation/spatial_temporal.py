@@ -50,7 +50,7 @@ class SpatialTemporalEvaluator(Market1501Evaluator):
         ValueError: A number is out of its range.
     """
 
-    fixed_options = ("query_expansion",)
+    fixed_options = ("query_expansion", "normalize")
     needs_training = True
 
     def __init__(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from reid.modeling.attention import Attention, put_attention
 from reid.modeling.ibn import put_ibn
 from reid.registry import BACKBONE, nearest
 from reid.structures import Batch, FeatureTokens
@@ -36,11 +38,15 @@ class TimmBackbone(nn.Module):
             code does.
         mirror: In evaluation, give the mean of the features of an image and of its mirror image,
             whose map is mirrored back.
+        attention: What stages attend to at their end, by their names, such as `{layer1: channels}`;
+            see `reid.modeling.attention`. Pre-trained weights need not have it.
 
     Raises:
         ValueError: timm does not know the model, an option does not fit it, its weights cannot be
             downloaded, or its features are not a map or tokens.
     """
+
+    may_be_new = ("net.*.attention.*",)
 
     def __init__(
         self,
@@ -53,6 +59,7 @@ class TimmBackbone(nn.Module):
         norm: Literal["batch", "ibn"] = "batch",
         stem_activation: bool = True,
         mirror: bool = False,
+        attention: Mapping[str, Attention] | None = None,
     ) -> None:
         super().__init__()
         if norm == "ibn" and pretrained:
@@ -90,12 +97,32 @@ class TimmBackbone(nn.Module):
             if not hasattr(net, "act1"):
                 raise ValueError(f"stem_activation: {model!r} has none to leave out")
             net.act1 = nn.Identity()
+        put_attention(net, attention or {})
         self.embed_dim = int(net.num_features)
         self.net: nn.Module = net
         self._pool = pool
         self._mirror = mirror
         if pool == "gem":
             self.exponent = nn.Parameter(torch.tensor(3.0))
+
+    def split_last_stage(self) -> nn.Module:
+        """Removes a ResNet's last stage and returns it, for a head that uses it.
+
+        `embed_dim` is then the one of the stage before.
+
+        Raises:
+            ValueError: The network is no ResNet of timm, or its pooling is learned.
+        """
+        net: Any = self.net
+        stage = getattr(net, "layer4", None)
+        if not isinstance(stage, nn.Sequential) or not hasattr(stage[0], "conv1"):
+            raise ValueError(f"expected a ResNet of timm, got {type(net).__name__}")
+        if self._pool == "gem":
+            raise ValueError("pool: expected avg or max, as the map is not pooled; got gem")
+        block: Any = stage[0]
+        self.embed_dim = int(block.conv1.in_channels)
+        net.layer4 = nn.Identity()
+        return stage
 
     def forward(self, batch: Batch) -> FeatureTokens:
         """Tokens of the batch's images."""

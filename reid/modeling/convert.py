@@ -198,7 +198,10 @@ def missing_names(state: Mapping[str, Tensor]) -> list[str]:
             expected |= {f"backbone.net.norm_pre.{kind}" for kind in ("weight", "bias")}
             expected -= {"backbone.net.patch_embed.proj.bias"}
     elif "backbone.net.layer1.0.conv1.weight" in state:
-        expected |= {f"backbone.net.{name}" for name in _RESNET_NAMES}
+        # The last stage may be in the head, as in ABD-Net.
+        in_head = any(name.startswith("head.last_stages.") for name in state)
+        names = (name for name in _RESNET_NAMES if not (in_head and name.startswith("layer4")))
+        expected |= {f"backbone.net.{name}" for name in names}
     elif "backbone.net.stages.0.0.reduce.conv.weight" in state:
         expected |= {f"backbone.{name}" for name in _osnet_names(state)}
     stages: dict[str, dict[int, set[str]]] = {}

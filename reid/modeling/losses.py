@@ -39,16 +39,27 @@ class Loss(nn.Module):
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
             network `teacher` for the second view. Only those of students carry gradients.
+        maps: Modules of the network, by name, such as `backbone.net.layer1`, whose outputs
+            `forward` is given in `Embeddings.aux` (see `reid.modeling.maps`).
+        network_weights: Patterns (`*`, `?`) of names of the network's parameters, such as
+            `backbone.net.conv1.weight`, which `forward` is given in `Embeddings.aux` too.
     """
 
     epoch: int = 0
     needs_features: bool = False
     asks_for: Sequence[Source] = (STUDENT,)
+    maps: Sequence[str] = ()
+    network_weights: Sequence[str] = ()
     cluster: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("cluster", torch.zeros(0, dtype=torch.int64), persistent=False)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether it takes part in this epoch; otherwise it is given no maps and no weights."""
+        return True
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the labels of an epoch, and the model's features if `needs_features`."""
@@ -147,6 +158,18 @@ class Criterion(nn.Module):
         """The embeddings that the losses ask for, each once."""
         return tuple(dict.fromkeys(source for loss in self for source in loss.asks_for))
 
+    @property
+    def maps(self) -> tuple[str, ...]:
+        """The modules whose outputs the losses take in this epoch, each once."""
+        active = (loss for loss in self if loss.is_active)
+        return tuple(dict.fromkeys(name for loss in active for name in loss.maps))
+
+    @property
+    def network_weights(self) -> tuple[str, ...]:
+        """Patterns of the parameters of the network that the losses take in this epoch."""
+        active = (loss for loss in self if loss.is_active)
+        return tuple(dict.fromkeys(pattern for loss in active for pattern in loss.network_weights))
+
     def set_epoch(self, epoch: int) -> None:
         """Tells each loss the epoch in training, from 0."""
         for loss in self:
@@ -213,7 +236,7 @@ def select_banks(feature: Tensor, banks: Banks) -> Tensor:
 
 @LOSS.register()
 class CrossEntropy(Loss):
-    """Classification of identities by linear layers without bias, on the features after the neck.
+    """Classification of identities by linear layers, on the features after the neck.
 
     Each bank has a classifier of its own.
 
@@ -226,6 +249,7 @@ class CrossEntropy(Loss):
         init_std: Standard deviation of the classifiers' normal weights at the start.
         banks: Which features are classified; the loss is the mean over them.
         num_parts: K.
+        bias: Whether the classifiers have a bias, which starts at 0.
 
     Raises:
         ValueError: There is no class, `smoothing` is not in [0, 1), `init_std` is not above 0, or
@@ -241,6 +265,7 @@ class CrossEntropy(Loss):
         init_std: Annotated[float, Range(0, 1e3, above=True)] = 0.001,
         banks: Banks = "global",
         num_parts: int = 0,
+        bias: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 2:
@@ -259,13 +284,15 @@ class CrossEntropy(Loss):
         self._banks: Banks = banks
         self.classifier: nn.Linear | None = None
         if banks != "parts":
-            self.classifier = nn.Linear(embed_dim, num_classes, bias=False)
+            self.classifier = nn.Linear(embed_dim, num_classes, bias=bias)
         self.part_classifiers = nn.ModuleList(
-            nn.Linear(embed_dim, num_classes, bias=False)
+            nn.Linear(embed_dim, num_classes, bias=bias)
             for _ in range(num_parts if banks != "global" else 0)
         )
         for layer in self._classifiers():
             nn.init.normal_(layer.weight, std=init_std)
+            if bias:
+                nn.init.zeros_(layer.bias)
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the identities as classes.

@@ -65,6 +65,18 @@ def test_frozen_parameters_neither_move_nor_decay_until_their_epoch(
     assert step(net, optimization, 50) == head | second | {"backbone.second.weight"}
 
 
+def test_frozen_norms_take_their_running_statistics() -> None:
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3), nn.BatchNorm1d(3, affine=False))
+    frozen = {"0": 2, "1.weight": "always"}
+    for norms, expected in (("eval", [False, True, True]), ("train", [True, True, True])):
+        solver = SolverConfig(warmup_epochs=0, frozen=frozen, frozen_norms=norms)  # type: ignore[arg-type]
+        optimization = build_optimization(Config(solver=solver), net, Criterion([Loss()]), CPU)
+        optimization.set_modes(net.eval(), 1)
+        assert [norm.training for norm in net] == expected
+        optimization.set_modes(net, 2)
+        assert all(norm.training for norm in net)
+
+
 def test_the_gradient_of_frozen_parameters_is_not_clipped_with_the_others() -> None:
     free, one = make(clip_grad_norm=0.5, frozen={"backbone": "always"})
     alone, other = make(clip_grad_norm=0.5)

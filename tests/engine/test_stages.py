@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
 from reid.engine.metrics import MetricWriter
 from reid.engine.optimization import Optimization
-from reid.engine.stages import StageParts, Stages
+from reid.engine.stages import StageParts, Stages, carry_losses
 from reid.engine.trainer import Trainer
 from reid.evaluation.extract import ImageSet
 from reid.labelling import Labeller
@@ -225,6 +225,24 @@ def test_each_stage_is_new_and_a_resume_goes_on_in_any(tmp_path: Path) -> None:
         assert later.steps == [step for step in diary.steps if step[0] >= epoch], epoch
         assert torch.equal(again.model.layer.weight, trainer.model.layer.weight), epoch  # type: ignore[union-attr,arg-type]
         assert other.calls == 6
+
+
+class Classifier(Loss):
+    """A loss with a parameter."""
+
+    def __init__(self, start: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([start]))
+
+
+def test_losses_are_carried_into_the_next_stage() -> None:
+    begun = Criterion([Classifier(1.0), FromZero()])
+    carry_losses(Criterion([Classifier(2.0)]), begun)
+    assert float(begun.losses[0].weight) == 2  # type: ignore[union-attr,arg-type]
+    with pytest.raises(ValueError, match=r"those of the stage before \(FromZero\), .* got Class"):
+        carry_losses(Criterion([FromZero()]), begun)
+    stages = [StageSettings(1), StageSettings(2, losses="carried")]
+    assert [run.losses for run in plan_stages(stages, 1)] == ["new", "carried"]
 
 
 @pytest.mark.parametrize(

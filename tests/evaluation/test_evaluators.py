@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,31 @@ def test_reranking_reaches_everything_and_is_done_once(
     assert found.ranked_by == ("k-reciprocal re-ranking (k1 8, k2 3, original weight 0.3)")
     forbid_ranking(monkeypatch)
     assert evaluator(found)["mAP"] == found.ranking.mAP > plain.ranking.mAP
+
+
+def test_features_before_normalisation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    pids = torch.arange(60) % 10
+    raw = (
+        torch.randn(60, 8, generator=generator) + 3 * torch.randn(10, 8, generator=generator)[pids]
+    )
+    whole = FeatureSet.of(F.normalize(raw, dim=1), pids, torch.arange(60) // 10)
+    evaluator = Market1501Evaluator(normalize=False)
+    unit = rank(whole[:20], whole[20:])
+    with pytest.raises(ValueError, match=r"normalize: false compares .* not at hand"):
+        evaluator(unit)
+    whole = replace(whole, raw=raw)
+    found = evaluator.rank_again(rank(whole[:20], whole[20:]))
+    expected = rank(replace(whole, test=raw)[:20], replace(whole, test=raw)[20:])
+    np.testing.assert_array_equal(
+        found.ranking.average_precision, expected.ranking.average_precision
+    )
+    assert found.ranking.mAP != unit.ranking.mAP
+    assert found.gallery.test.equal(whole.test[20:])
+    assert found.ranked_by == "Euclidean distance of the features before normalisation"
+    assert evaluator.rank_again(found) is found
+    with pytest.raises(ValueError, match="normalize: expected true with query_expansion"):
+        Market1501Evaluator(normalize=False, reranking=True)
 
 
 def test_query_expansion_helps_here(plain: Evaluation) -> None:

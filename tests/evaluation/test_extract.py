@@ -87,15 +87,18 @@ def test_raw_features_are_those_before_the_neck() -> None:
     batches = [first._replace(image=image), second]
     records = RECORDS
     assert extract_features(Raw(), [batch([0, 1, 2, 3, 4])], records, CPU).raw is None
-    found = extract_features(Raw(), batches, records, CPU, raw=True, allow_missing=True)
+    found = extract_features(Raw(), batches, records, CPU, raw="global", allow_missing=True)
     expected = torch.tensor([[1.0, 1.0], [2.0, 10.0], [0.0, 0.0], [4.0, 10.0], [5.0, 10.0]])
     assert found.raw is not None
     torch.testing.assert_close(found.raw, expected)
     flipped = extract_features(
-        Raw(), batches, records, CPU, raw=True, flip=True, allow_missing=True
+        Raw(), batches, records, CPU, raw="global", flip=True, allow_missing=True
     )
     assert flipped.raw is not None
     torch.testing.assert_close(flipped.raw, (expected + expected.flip(1)) / 2)
+    every = extract_features(Raw(), batches, records, CPU, raw="all", allow_missing=True)
+    assert every.raw is not None  # there is one bank
+    torch.testing.assert_close(every.raw, expected)
     part = found[found.present]
     assert part.raw is not None
     torch.testing.assert_close(part.raw, expected[found.present])

@@ -102,7 +102,7 @@ class RefreshPseudoLabels(Hook):
         self._labeller = labeller
         given = images if isinstance(images, LabelledImages) else LabelledImages.of(images)
         self._every, self._clustered = (
-            replace(wanted, raw=True) if labeller.needs_raw else wanted
+            replace(wanted, raw="global") if labeller.needs_raw else wanted
             for wanted in (given.every, given.clustered)
         )
         self._shown = given.shown

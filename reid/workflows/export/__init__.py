@@ -202,6 +202,11 @@ def _calibration(trained: TrainedModel, places: Sequence[Path], graph: ModelProt
 def _measure(trained: TrainedModel, file: OnnxModel, cameras: CameraInput) -> dict[str, float]:
     """MAP of the torch model and of the file, and with cameras where the file has none."""
     test_set, evaluator = trained.test_set(), build_evaluator(trained.config)
+    if evaluator.needs_raw:
+        raise ConfigError(
+            f"test.evaluator: {type(evaluator).__name__} compares features before normalisation, "
+            "which an exported file does not give; set TEST.EVALUATOR.NORMALIZE true"
+        )
     models: dict[str, nn.Module] = {"torch": trained.model, "file": file}
     if trained.model.num_cameras and cameras == "mean":
         models = {
