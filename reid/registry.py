@@ -22,8 +22,8 @@ from reid.checking import (
 from reid.other_frameworks import our_key
 
 __all__ = [
-    "BACKBONE", "CLUSTERER", "DATASET", "EVALUATOR", "HEAD", "HOOK", "LABELLER", "LOSS", "MAP", "PART_OF",
-    "SAMPLER", "TRANSFORM", "ConfigError", "Hook", "Range", "Registry", "Rule", "build",
+    "BACKBONE", "CLUSTERER", "DATASET", "EVALUATOR", "HEAD", "HOOK", "LABELLER", "LOSS", "MAP",
+    "PART_OF", "SAMPLER", "TRANSFORM", "ConfigError", "Hook", "Range", "Registry", "Rule", "build",
     "check_spec", "check_type", "nearest", "shortened", "type_name",
 ]  # fmt: skip
 

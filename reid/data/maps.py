@@ -54,6 +54,7 @@ class Crop(NamedTuple):
 Geometry = Move | Crop
 """What a step of augmentation does to places in the image."""
 
+
 class ImageMap(ABC):
     """What is registered in MAP: a map that belongs to each image.
 
@@ -69,6 +70,7 @@ class ImageMap(ABC):
     mirror: Sequence[int]
     stride: int = 4
 
+    @abstractmethod
     def check(self, records: Sequence[ImageRecord]) -> None:
         """Checks, before the first image is read, that the images have this map.
 

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-
 class DecoderLayer(nn.Module):
     """One layer: queries look at each other, then at the image, then pass a small network.
 
@@ -38,7 +37,8 @@ class DecoderLayer(nn.Module):
     def forward(self, view: Tensor, query: Tensor, memory: Tensor) -> Tensor:
         """Views (B, Q, D), embeddings of the queries (1, Q, D), tokens (B, N, D) -> (B, Q, D)."""
         asked = view + query
-        view = self.norm1(view + self._drop(self.self_attn(asked, asked, view, need_weights=False)[0]))
+        among = self.self_attn(asked, asked, view, need_weights=False)[0]
+        view = self.norm1(view + self._drop(among))
         seen = self.cross_attn(view + query, memory, memory, need_weights=False)[0]
         view = self.norm2(view + self._drop(seen))
         result = self.linear2(self._drop(F.relu(self.linear1(view))))

@@ -14,9 +14,7 @@ register_format(
         "pfd",
         "the authors of PFD: a ViT, a decoder of views and their necks",
         (
-            Rule(
-                rf"base_vit\.(?:blocks\.{_LAST}|norm)\..+", reason="the copy of the parts replaces it"
-            ),
+            Rule(rf"base_vit\.(?:blocks\.{_LAST}|norm)\..+", reason="the parts' copy replaces it"),
             Rule(rf"base_vit\.{VIT_NAMES}", r"backbone.net.\1"),
             Rule(r"base_vit\.sie_embed", "backbone.camera_embed"),
             Rule(r"base_vit\.(?:fc|head)\..+", reason="classifier of the pre-training"),

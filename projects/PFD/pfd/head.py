@@ -86,8 +86,8 @@ class PFDHead(nn.Module):
         count = backbone.grid[0] * backbone.grid[1]
         if count < _K:
             raise ValueError(
-                f"backbone: expected {_K} patches or more, one for each part, got {count}; a larger "
-                "image or a smaller patch_stride gives more"
+                f"backbone: expected {_K} patches or more, one for each part, got {count}; a "
+                "larger image or a smaller patch_stride gives more"
             )
         dim = backbone.embed_dim
         if dim % decoder_heads:

@@ -99,7 +99,9 @@ class PoseHeatmaps(ImageMap):
         except InputError as error:
             raise DataError(f"{record.path}: has no heatmaps ({error}); {_MADE}") from error
         except (ValueError, EOFError, OSError) as error:
-            raise DataError(f"{record.path}: {file} is no .npy file of numbers ({error})") from error
+            raise DataError(
+                f"{record.path}: {file} is no .npy file of numbers ({error})"
+            ) from error
         return _checked(values, f"{record.path}: {file}")
 
 
@@ -109,7 +111,12 @@ def _checked(values: npt.NDArray[np.generic], where: str) -> FloatMap:
     Raises:
         DataError: They are not such numbers.
     """
-    if values.ndim != 3 or len(values) != len(JOINTS) or not values.size or values.dtype.kind != "f":
+    if (
+        values.ndim != 3
+        or len(values) != len(JOINTS)
+        or not values.size
+        or values.dtype.kind != "f"
+    ):
         raise DataError(
             f"{where}: expected floats ({len(JOINTS)}, h, w), one map for each of COCO's joints, "
             f"got {values.dtype} {values.shape}"

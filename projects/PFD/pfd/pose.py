@@ -25,7 +25,7 @@ POSE = Registry("POSE")
 
 
 class PoseEstimator(ABC):
-    """What is registered in POSE, for `MODEL.HEAD.POSE`: finds joints in the network's own input."""
+    """What is registered in POSE, for `MODEL.HEAD.POSE`: finds joints in the network's input."""
 
     @abstractmethod
     def __call__(self, image: Tensor) -> Tensor:

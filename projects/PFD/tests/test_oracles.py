@@ -69,7 +69,9 @@ def authors_model(a: Numbers) -> tuple[ReIDModel, PFDLoss]:
         assert isinstance(parts, CrossEntropy)
         first = "classifier_encoder" if name == "classifier" else name
         layers = whole._classifiers() + parts._classifiers()
-        for layer, theirs in zip(layers, [first, *(f"{name}_{i}" for i in range(1, 18))], strict=True):
+        for layer, theirs in zip(
+            layers, [first, *(f"{name}_{i}" for i in range(1, 18))], strict=True
+        ):
             layer.load_state_dict({"weight": state[f"{theirs}.weight"]})
     return model, loss
 

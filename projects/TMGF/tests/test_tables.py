@@ -39,8 +39,9 @@ COMPARED = {  # rows of other projects, and their config files in order
     "transreid": ["TransReID/configs/{}"],
     "la_transformer": ["LATransformer/configs/{}"],
     "st_reid": ["STReID/configs/{}"],
+    "pfd": ["PFD/configs/{}"],
 }
-SUPERVISED = {"transreid_ssl_gt", "transreid", "la_transformer", "st_reid"}
+SUPERVISED = {"transreid_ssl_gt", "transreid", "la_transformer", "st_reid", "pfd"}
 ROWS = {  # parts of each branch, copies of layer L, class tokens in the global feature
     "tmgf": ([2, 3], 2, [0, 1]),
     "tmgf1": ([], 1, [0]),
