@@ -131,7 +131,8 @@ def test_joints_of_drawn_persons() -> None:
         draw_image(person, behind, rng(seed), 128, 64, note_joints=noted.append)
     peaks = np.stack(noted[1:])[:, :, 2]
     assert peaks.min() == 0
-    assert ((peaks == 0).mean() > 0.05) and ((peaks == 1).mean() > 0.3)
+    assert (peaks == 0).mean() > 0.05
+    assert (peaks == 1).mean() > 0.3
 
 
 def test_heatmaps_of_drawn_persons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
