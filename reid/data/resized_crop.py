@@ -7,8 +7,9 @@ from typing import Annotated
 
 import numpy as np
 
+from reid.data.maps import Crop
 from reid.data.resize import Interpolation
-from reid.data.transforms import Crop, CropTransform
+from reid.data.transforms import CropTransform
 from reid.registry import TRANSFORM, Range
 
 _Number = Annotated[float, Range(0, 1000, above=True)]

@@ -120,7 +120,7 @@ def test_compared_methods_have_the_data_of_the_tables_on_drawn_persons() -> None
     for row in COMPARED:
         other = config(row, "synthetic")
         assert other.datasets == full.datasets
-        assert replace(other.input, views=[]) == full.input
+        assert replace(other.input, views=[], maps=[]) == full.input
         assert replace(other.test, evaluator=full.test.evaluator) == full.test
         assert other.model.backbone_weights == full.model.backbone_weights
         assert other.dataloader.sampler["batch_size"] == full.dataloader.sampler["batch_size"]
