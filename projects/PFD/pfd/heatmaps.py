@@ -11,6 +11,7 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from numpy.lib.format import read_array
 
 from reid.data.images import read_image
 from reid.data.maps import FloatMap, ImageMap
@@ -95,10 +96,10 @@ class PoseHeatmaps(ImageMap):
         file = self.file(record.path)
         try:
             data = read_bytes(file, _MOST_BYTES, "file of heatmaps")
-            values = np.load(BytesIO(data), allow_pickle=False)
+            values = read_array(BytesIO(data), allow_pickle=False)
         except InputError as error:
             raise DataError(f"{record.path}: has no heatmaps ({error}); {_MADE}") from error
-        except (ValueError, EOFError, OSError) as error:
+        except (ValueError, EOFError, MemoryError) as error:
             raise DataError(
                 f"{record.path}: {file} is no .npy file of numbers ({error})"
             ) from error
@@ -168,15 +169,15 @@ class DrawnHeatmaps(ImageMap):
 
     def _joints(self, record: ImageRecord) -> tuple[FloatMap, tuple[int, int]]:
         path = Path(record.path)
+        file = path.parent.parent / JOINTS_FILE
         try:
-            places, size = _drawn_joints(path.parents[1] / JOINTS_FILE)
+            places, size = _drawn_joints(file)
             return places[f"{path.parent.name}/{path.name}"], size
-        except (OSError, ValueError, KeyError, IndexError) as error:
+        except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"{record.path}: its joints are not known, expected them in "
-                f"{path.parents[1] / JOINTS_FILE}; DrawnHeatmaps are for SyntheticPersons alone. A "
-                "set that an earlier version has drawn has none: remove its folder, and it is "
-                "drawn anew"
+                f"{record.path}: its joints are not known, expected them in {file}; DrawnHeatmaps "
+                "are for SyntheticPersons alone. A set that an earlier version has drawn has none: "
+                "remove its folder, and it is drawn anew"
             ) from error
 
 

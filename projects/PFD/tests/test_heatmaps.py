@@ -160,7 +160,7 @@ def test_the_recipe_of_the_readme(image: Path, monkeypatch: pytest.MonkeyPatch) 
             assert seen.shape == (3, 64, 32)
             assert float(seen.max()) <= 1
             keypoints = torch.zeros(2, 17, 3)
-            keypoints[0, :, 0], keypoints[0, :, 1] = 8, 48
+            keypoints[0, :, 0], keypoints[0, :, 1] = 8.5, 48.5
             logits = torch.full((2, 17), 9.0)
             logits[0, 5] = -9
             return [{"scores": torch.tensor([0.9, 0.2]), "keypoints": keypoints,
