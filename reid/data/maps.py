@@ -120,7 +120,7 @@ def move_map(
         else:
             rows = _stretch(height, step.top / down, step.height / down) @ rows
             columns = _stretch(width, step.left / right, step.width / right) @ columns
-    moved = np.matmul(np.matmul(rows, values), columns.T)
+    moved: FloatMap = np.matmul(np.matmul(rows, values), columns.T)
     return moved[[*source.mirror]] if mirrored else moved
 
 
@@ -136,4 +136,5 @@ def _stretch(count: int, start: float, length: float) -> FloatMap:
     """(count, count): the values from `start` on are stretched to all places."""
     at = start - 0.5 + (np.arange(count) + 0.5) * (length / count)
     at = np.clip(at, max(0.0, start), min(count - 1, start + length - 1))
-    return np.maximum(1 - np.abs(at[:, None] - np.arange(count)), 0).astype(np.float32)
+    weights: FloatMap = np.maximum(1 - np.abs(at[:, None] - np.arange(count)), 0).astype(np.float32)
+    return weights

@@ -96,7 +96,7 @@ class PFDHead(nn.Module):
         self.embed_dim = dim
         self.num_parts = _K
         self.heatmap_size = heatmap_size or (height // 4, width // 4)
-        self._pose = pose
+        self._pose = () if pose is None else (pose,)  # no part of the network, if it is a module
         self._hidden_below = hidden_below
         self._own_part = own_part
         self._share = count // _K  # patches of a part
@@ -147,9 +147,9 @@ class PFDHead(nn.Module):
         Raises:
             ConfigError: There are none, or they have another shape.
         """
-        if self._pose is not None:
+        if self._pose:
             with torch.no_grad():
-                heatmap = self._pose(batch.image)
+                heatmap = self._pose[0](batch.image)
         elif HEATMAP in batch.side:
             heatmap = batch.side[HEATMAP]
         else:

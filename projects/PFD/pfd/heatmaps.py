@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -164,7 +164,7 @@ class DrawnHeatmaps(ImageMap):
             DataError: The image is of no drawn set.
         """
         joints, (height, width) = self._joints(record)
-        scaled = joints * np.float32([1 / 4, 1 / 4, 1])
+        scaled = joints * np.array([1 / 4, 1 / 4, 1], np.float32)
         return heatmaps_of_joints(scaled, (max(1, height // 4), max(1, width // 4)))
 
     def _joints(self, record: ImageRecord) -> tuple[FloatMap, tuple[int, int]]:
@@ -215,7 +215,7 @@ def heatmaps_of_joints(joints: FloatMap, size: tuple[int, int]) -> FloatMap:
 
 def write_heatmaps(
     paths: Iterable[str | Path],
-    estimate: Callable[[Pixels], npt.NDArray[np.floating]],
+    estimate: Callable[[Pixels], npt.NDArray[Any]],
     heatmaps: PoseHeatmaps | None = None,
     progress: ProgressBar | None = None,
 ) -> int:

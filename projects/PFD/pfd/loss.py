@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.modeling.losses import CrossEntropy, Loss, Margin, Triplet
+from reid.modeling.losses import Banks, CrossEntropy, Loss, Margin, Triplet
 from reid.registry import LOSS, ConfigError, Range
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
@@ -53,7 +53,8 @@ class PFDLoss(Loss):
 
         def half() -> nn.ModuleList:
             losses: list[Loss] = []
-            for banks in ("global", "parts"):
+            both: tuple[Banks, Banks] = ("global", "parts")
+            for banks in both:
                 losses.append(
                     CrossEntropy(
                         embed_dim, num_classes, smoothing, init_std=init_std, banks=banks,
@@ -73,7 +74,7 @@ class PFDLoss(Loss):
             ValueError: The number of classes is not that of the classifiers.
         """
         super().set_labels(labels, features)
-        for loss in (*self.parts, *self.slots):
+        for loss in cast("list[Loss]", [*self.parts, *self.slots]):
             loss.set_labels(labels, features)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
