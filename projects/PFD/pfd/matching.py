@@ -62,7 +62,7 @@ def split_slots(slots: Slots) -> tuple[Tensor, Tensor, Tensor]:
     count = seen.sum(1, keepdim=True)
     whole = slots.feature.mean(1)
     visible = torch.where(count > 0, _mean(slots.feature, seen), whole)
-    order = slots.hidden.int().argsort(1, stable=True)
+    order = slots.hidden.int().argsort(dim=1, stable=True)
     place = torch.arange(seen.shape[1], device=seen.device)
     zero = torch.zeros((), dtype=whole.dtype, device=whole.device)
     listed = torch.where((place < count)[..., None], _rows(slots.feature, order), zero)
