@@ -181,6 +181,7 @@ class InputConfig(_Section, where="input"):
         views: Augmentations of further views of an image, for losses that compare several: first
             those of view 1, then those of view 2, and so on. An empty list is the plain image. A
             view that is null, or not listed, has `transforms`.
+        maps: What is read beside each image and moved with it, such as heatmaps (MAP registry).
     """
 
     size: tuple[Side, Side] = (256, 128)
@@ -196,6 +197,7 @@ class InputConfig(_Section, where="input"):
         ]
     )
     views: Views = field(default_factory=list)
+    maps: Specs = field(default_factory=list)
 
 
 @dataclass

@@ -22,8 +22,8 @@ from reid.checking import (
 from reid.other_frameworks import our_key
 
 __all__ = [
-    "BACKBONE", "CLUSTERER", "DATASET", "EVALUATOR", "HEAD", "HOOK", "LABELLER", "LOSS", "PART_OF",
-    "SAMPLER", "TRANSFORM", "ConfigError", "Hook", "Range", "Registry", "Rule", "build",
+    "BACKBONE", "CLUSTERER", "DATASET", "EVALUATOR", "HEAD", "HOOK", "LABELLER", "LOSS", "MAP",
+    "PART_OF", "SAMPLER", "TRANSFORM", "ConfigError", "Hook", "Range", "Registry", "Rule", "build",
     "check_spec", "check_type", "nearest", "shortened", "type_name",
 ]  # fmt: skip
 
@@ -37,6 +37,7 @@ DATASET = Registry("DATASET")
 SAMPLER = Registry("SAMPLER")
 HOOK = Registry("HOOK")
 TRANSFORM = Registry("TRANSFORM")
+MAP = Registry("MAP")
 
 PART_OF: dict[type, Registry] = {}
 """Interface of a part -> the registry that builds it, filled where the interface is defined.

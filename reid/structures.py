@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ class DataError(Exception):
 
 _NO_EXTRA: Mapping[str, Any] = {}
 _NO_SIDE: Mapping[str, Tensor] = {}
+_NO_MAPS: Mapping[str, Sequence[int]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,8 @@ class Batch(NamedTuple):
         index: Rows of the images in their dataset (B,).
         side: What datasets and transforms add, by name, (B, ...) each.
         views: Further augmentations of the same images, (B, 3, H, W) each.
+        maps: Which of `side` are maps (B, C, h, w) of the places in `image`; for each channel the
+            one whose values it has in the mirror image.
     """
 
     image: Tensor
@@ -77,6 +80,7 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # tuple.index is not used on a batch
     side: Mapping[str, Tensor] = _NO_SIDE
     views: tuple[Tensor, ...] = ()
+    maps: Mapping[str, Sequence[int]] = _NO_MAPS
 
     @classmethod
     def of(cls, image: Tensor, camid: Tensor | None = None, index: Tensor | None = None) -> Batch:
@@ -100,17 +104,28 @@ class Batch(NamedTuple):
             change(self.index),
             {name: change(column) for name, column in self.side.items()},
             tuple(change(view) for view in self.views),
+            self.maps,
         )
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """The same batch on `device`."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
+    def mirrored(self) -> Batch:
+        """The batch of the mirror images, left for right, without views."""
+        side = {
+            name: column.flip(3)[:, [*self.maps[name]]] if name in self.maps else column
+            for name, column in self.side.items()
+        }
+        return self._replace(image=self.image.flip(3), side=side, views=())
+
     def without_pixels(self) -> Batch:
-        """The same batch with empty images and views, (B, 0): losses need no pixels."""
+        """The batch with empty images and views, (B, 0), and no maps: losses need none."""
         return self._replace(
             image=self.image.new_empty((len(self.image), 0)),
+            side={name: value for name, value in self.side.items() if name not in self.maps},
             views=tuple(view.new_empty((len(view), 0)) for view in self.views),
+            maps=_NO_MAPS,
         )
 
 

@@ -16,7 +16,8 @@ from reid.assembly.hooks import build_evaluator
 from reid.assembly.network import build_model
 from reid.assembly.plugins import register_parts
 from reid.config import config_differences, load_config
-from reid.registry import CLUSTERER, SAMPLER, ConfigError
+from reid.data.maps import map_size
+from reid.registry import CLUSTERER, MAP, SAMPLER, ConfigError
 from reid.registry import build as build_part
 from reid.structures import Batch, DataError
 from reid.workflows.comparison import load_paper
@@ -70,8 +71,10 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
             num_classes=10,
             source_domains=sources,
         )
+    maps = [build_part(MAP, spec, "input.maps") for spec in config.input.maps]
+    side = {m.side: torch.zeros(1, len(m.mirror), *map_size(size, m.stride)) for m in maps}
     with torch.no_grad():
-        found = model.eval()(Batch.of(torch.zeros(1, 3, *size)))
+        found = model.eval()(Batch.of(torch.zeros(1, 3, *size))._replace(side=side))
     assert found.unit.shape == (1, 1 + model.num_parts, model.embed_dim)
     assert found.test.ndim == 2
 

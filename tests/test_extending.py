@@ -35,7 +35,7 @@ DEVICE: cpu
 def test_each_seam_has_an_example_of_under_thirty_lines() -> None:
     assert [title for title, _, _ in EXAMPLES] == [
         "A loss", "A memory", "A refiner of labels", "A teacher", "A second domain",
-        "A head with parts", "A column in the batch", "A hook",
+        "A head with parts", "A column in the batch", "A hook", "A map beside the image",
     ]  # fmt: skip
     assert PAGE.count("```python") == len(EXAMPLES)
     for title, code, _ in EXAMPLES:

@@ -26,7 +26,7 @@ from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
 from reid.evaluation.extract import ImageSet
 from reid.evaluation.query_gallery import QueryGallery, usable_test_sets
-from reid.registry import TRANSFORM, ConfigError, build
+from reid.registry import MAP, TRANSFORM, ConfigError, build
 from reid.structures import ImageRecord
 
 logger = logging.getLogger(__name__)
@@ -101,8 +101,12 @@ def build_train_loader(
 
     Raises:
         ConfigError: A setting is wrong.
-        DataError: Some images have a number in their `extra` that others lack.
+        DataError: Some images have a number in their `extra` that others lack, or lack a map.
     """
+    if views > 1 and config.input.maps:
+        raise ConfigError(
+            f"input.maps: are read for one view of each image, but a loss needs {views} views"
+        )
     return train_loader(
         records,
         build_transform(config.input, training=True),
@@ -239,6 +243,7 @@ def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> Im
             config.pixel_std,
             steps,
             interpolation=interpolation,
+            maps=[build(MAP, spec, f"input.maps[{i}]") for i, spec in enumerate(config.maps)],
         )
     except ValueError as error:
         raise ConfigError(f"input.{key}{str(error).removeprefix('transforms')}") from error

@@ -17,6 +17,7 @@ from reid.registry import (
     HOOK,
     LABELLER,
     LOSS,
+    MAP,
     SAMPLER,
     TRANSFORM,
     ConfigError,
@@ -103,6 +104,8 @@ def _check_stage(check: _Checker, config: Config, training: bool) -> None:
     for view, steps in enumerate(config.input.views):
         for i, spec in enumerate(steps or ()):
             check(TRANSFORM, spec, f"input.views[{view}][{i}]")
+    for i, spec in enumerate(config.input.maps):
+        check(MAP, spec, f"input.maps[{i}]")
     if training or config.dataloader.sampler:
         check(SAMPLER, config.dataloader.sampler, "dataloader.sampler")
     if training and not config.criterion:

@@ -15,10 +15,10 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms import v2
 
+from reid.data.maps import Move
 from reid.data.resize import Pixels
 from reid.data.transforms import (
     FloatImage,
-    Move,
     MoveTransform,
     NormalizedTransform,
     PixelTransform,

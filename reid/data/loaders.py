@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from reid.data.cache import ImageCache
 from reid.data.images import read_image
+from reid.data.maps import FloatMap, Geometry, map_size, move_map
 from reid.data.resize import Pixels
 from reid.data.samplers import Draw, LabelledSampler
 from reid.data.transforms import FloatImage, ImageTransform
@@ -45,10 +47,12 @@ class ImageDataset(Dataset[Loaded]):
         transform: Makes the model's input.
         cache: Holds the images in memory; datasets with the same records, size and interpolation
             may share one.
-        views: Make further inputs of the same images, of the same size: `Batch.views`.
+        views: Make further inputs of the same images, of the same size: `Batch.views`. Maps are
+            those of the first one.
 
     Raises:
-        DataError: An image lacks a number that the first image has (`ImageRecord.extra`).
+        DataError: An image lacks a number that the first image has (`ImageRecord.extra`), or one of
+            the transform's maps.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class ImageDataset(Dataset[Loaded]):
         self._cache = cache
         self._views = (transform, *views)
         self._columns = _side_columns(records)
+        for source in transform.maps:
+            source.check(records)
         self._draws = _Draws()
 
     def __len__(self) -> int:
@@ -73,13 +79,23 @@ class ImageDataset(Dataset[Loaded]):
 
         The augmentation depends only on the `Draw`'s seed, so it is the same in any process.
         """
-        views = [_empty_images(len(items), self._transform.size) for _ in self._views]
+        size = self._transform.size
+        views = [_empty(len(items), 3, *size) for _ in self._views]
+        maps = [
+            _empty(len(items), len(source.mirror), *map_size(size, source.stride))
+            for source in self._transform.maps
+        ]
         rows: list[int] = []
         sides: list[dict[str, float]] = []
         errors: list[str] = []
         for item in items:
             try:
-                side = self._augment(item, [images[len(rows)].numpy() for images in views])
+                row = len(rows)
+                side = self._augment(
+                    item,
+                    [images[row].numpy() for images in views],
+                    [values[row].numpy() for values in maps],
+                )
             except DataError as error:
                 errors.append(str(error))
             else:
@@ -93,18 +109,32 @@ class ImageDataset(Dataset[Loaded]):
             torch.tensor([record.domain for record in records], dtype=torch.int64),
             torch.tensor(rows, dtype=torch.int64),
             {name: column[rows] for name, column in self._columns.items()}
-            | {name: torch.tensor([side[name] for side in sides]) for name in (sides or [{}])[0]},
+            | {name: torch.tensor([side[name] for side in sides]) for name in (sides or [{}])[0]}
+            | {
+                source.side: values[: len(rows)]
+                for source, values in zip(self._transform.maps, maps, strict=True)
+            },
             tuple(others),
+            {source.side: source.mirror for source in self._transform.maps},
         )
         return Loaded(batch, errors)
 
-    def _augment(self, item: Draw, views: Sequence[FloatImage]) -> dict[str, float]:
-        """Writes an image's augmentations into `views`; returns the numbers about the first one."""
+    def _augment(
+        self, item: Draw, views: Sequence[FloatImage], maps: Sequence[FloatMap]
+    ) -> dict[str, float]:
+        """Writes an image's augmentations into `views`, and the maps of the first one into `maps`.
+
+        Returns the numbers about the first one.
+        """
         pixels = self._pixels(item.index)
+        track: list[Geometry] | None = [] if maps else None
         sides = []
         for number, (view, transform) in enumerate(zip(views, self._views, strict=True)):
             rng = self._draws.seeded(item.seed, number)
-            sides.append(transform.finish(pixels, view, rng, self._other(rng)))
+            sides.append(transform.finish(pixels, view, rng, self._other(rng), track))
+        record, size = self._records[item.index], self._transform.size
+        for source, out in zip(self._transform.maps, maps, strict=True):
+            out[:] = move_map(source.read(record), size, source, track or ())
         return sides[0]
 
     def _pixels(self, index: int) -> Pixels:
@@ -283,14 +313,13 @@ class _Draws:
         return self._generator
 
 
-def _empty_images(count: int, size: tuple[int, int]) -> Tensor:
-    """An empty tensor (count, 3, H, W); a worker takes memory shared with the main process."""
+def _empty(*shape: int) -> Tensor:
+    """An empty tensor; a worker takes memory shared with the main process."""
     images = torch.empty(0)
     if get_worker_info() is not None:
         # As torch's collate does: this saves a copy of every batch.
-        values = count * 3 * size[0] * size[1]
-        images.set_(images.untyped_storage()._new_shared(4 * values))  # type: ignore[no-untyped-call]
-    return images.resize_(count, 3, *size)
+        images.set_(images.untyped_storage()._new_shared(4 * math.prod(shape)))  # type: ignore[no-untyped-call]
+    return images.resize_(*shape)
 
 
 def _side_columns(records: Sequence[ImageRecord]) -> dict[str, Tensor]:

@@ -68,6 +68,21 @@ def _weights(
     return first, np.trunc(weights * 2**_BITS + np.copysign(0.5, weights)).astype(np.int32)
 
 
+@functools.lru_cache(maxsize=64)
+def resize_matrix(old: int, new: int, interpolation: Interpolation) -> npt.NDArray[np.float32]:
+    """The weights (new, old) with which `resize` makes new rows or columns of old ones.
+
+    Each row adds up to 1. For numbers that are no grey levels; nothing is rounded or cut.
+    """
+    matrix = np.zeros((new, old))
+    for row, (first, weights) in enumerate(zip(*_weights(old, new, interpolation), strict=True)):
+        inside = weights[: old - first]
+        matrix[row, first : first + len(inside)] = inside
+    result: npt.NDArray[np.float32] = (matrix / matrix.sum(1, keepdims=True)).astype(np.float32)
+    result.setflags(write=False)
+    return result
+
+
 def _bicubic(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Keys's cubic at distances x >= 0."""
     near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1

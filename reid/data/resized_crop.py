@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
 
-from reid.data.resize import Interpolation, Pixels, resize
-from reid.data.transforms import PixelTransform
+from reid.data.maps import Crop
+from reid.data.resize import Interpolation
+from reid.data.transforms import CropTransform
 from reid.registry import TRANSFORM, Range
 
 _Number = Annotated[float, Range(0, 1000, above=True)]
@@ -17,7 +17,7 @@ _TRIES = 10
 
 
 @TRANSFORM.register()
-class RandomResizedCrop(PixelTransform):
+class RandomResizedCrop(CropTransform):
     """A rectangle of the image is stretched to the image's size.
 
     Its area and its height divided by its width are drawn evenly until it fits into the image, up
@@ -49,23 +49,18 @@ class RandomResizedCrop(PixelTransform):
             raise ValueError(f"aspect: expected ascending numbers above 0, got {aspect}")
         self._area = area
         self._aspect = aspect
-        self._interpolation: Interpolation = interpolation
+        self.interpolation = interpolation
         self._prob = prob
 
-    def __call__(
-        self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
-    ) -> Pixels:
-        """Pixels of the same size."""
-        full_height, full_width = pixels.shape[:2]
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> Crop | None:
+        """A random rectangle of an image of `size` (H, W); None: it stays as it is."""
         if self._prob < 1 and rng.random() >= self._prob:
-            return pixels
+            return None
         for _ in range(_TRIES):
-            area = rng.uniform(*self._area) * full_height * full_width
+            area = rng.uniform(*self._area) * size[0] * size[1]
             aspect = rng.uniform(*self._aspect)
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-            if 0 < height <= full_height and 0 < width <= full_width:
-                top = int(rng.integers(full_height - height + 1))
-                left = int(rng.integers(full_width - width + 1))
-                part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-                return resize(part, (full_height, full_width), self._interpolation)
-        return pixels
+            if 0 < height <= size[0] and 0 < width <= size[1]:
+                top = int(rng.integers(size[0] - height + 1))
+                return Crop(top, int(rng.integers(size[1] - width + 1)), height, width)
+        return None

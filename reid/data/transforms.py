@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from numba import njit
 
+from reid.data.maps import Crop, Geometry, ImageMap, Move
 from reid.data.resize import Interpolation, Pixels, resize
 
 FloatImage = npt.NDArray[np.float32]
@@ -33,20 +33,6 @@ class PixelTransform(ABC):
         """
 
 
-class Move(NamedTuple):
-    """A mirror and a shift; uncovered pixels are black.
-
-    Attributes:
-        mirror: Left for right, before the shift.
-        down: Pixels of the shift, negative is up.
-        right: Pixels of the shift, negative is left.
-    """
-
-    mirror: bool = False
-    down: int = 0
-    right: int = 0
-
-
 _STILL = Move()
 
 
@@ -62,6 +48,33 @@ class MoveTransform(PixelTransform):
     ) -> Pixels:
         """The moved pixels."""
         return _moved(pixels, self.draw(rng))
+
+
+class CropTransform(PixelTransform):
+    """An augmentation that stretches a part of the image to the image's size."""
+
+    interpolation: Interpolation = "bilinear"
+
+    @abstractmethod
+    def draw(self, rng: np.random.Generator, size: tuple[int, int]) -> Crop | None:
+        """The part of an image of `size` (H, W); all random numbers come from `rng`.
+
+        None: the image stays as it is.
+        """
+
+    def __call__(
+        self, pixels: Pixels, rng: np.random.Generator, other: Callable[[], Pixels]
+    ) -> Pixels:
+        """The stretched part, or the same pixels."""
+        return self.stretch(pixels, self.draw(rng, (pixels.shape[0], pixels.shape[1])))
+
+    def stretch(self, pixels: Pixels, crop: Crop | None) -> Pixels:
+        """A part of the pixels (H, W, 3), stretched to their size."""
+        if crop is None:
+            return pixels
+        top, left, height, width = crop
+        part = np.ascontiguousarray(pixels[top : top + height, left : left + width])
+        return resize(part, (pixels.shape[0], pixels.shape[1]), self.interpolation)
 
 
 class NormalizedTransform(ABC):
@@ -85,10 +98,12 @@ class ImageTransform:
         std: Per channel, for values in [0, 1].
         steps: Augmentations in their order; those on pixels come first.
         interpolation: Of the resize.
+        maps: What is read beside each image and moved with it.
 
     Attributes:
         size: (H, W) of the input.
         interpolation: Of the resize.
+        maps: As above.
 
     Raises:
         ValueError: A step on pixels comes after one on the normalised image.
@@ -102,8 +117,10 @@ class ImageTransform:
         steps: Sequence[PixelTransform | NormalizedTransform] = (),
         *,
         interpolation: Interpolation = "bicubic",
+        maps: Sequence[ImageMap] = (),
     ) -> None:
         self.size = size
+        self.maps = tuple(maps)
         self.interpolation: Interpolation = interpolation
         self._on_pixels = [step for step in steps if isinstance(step, PixelTransform)]
         self._on_normalized = [step for step in steps if isinstance(step, NormalizedTransform)]
@@ -139,6 +156,7 @@ class ImageTransform:
         out: FloatImage,
         rng: np.random.Generator,
         other: Callable[[], Pixels],
+        track: list[Geometry] | None = None,
     ) -> dict[str, float]:
         """Augments and normalises resized pixels, and writes the result to `out`.
 
@@ -147,6 +165,7 @@ class ImageTransform:
             out: (3, H, W).
             rng: See `PixelTransform`.
             other: See `PixelTransform`.
+            track: Gets what moves pixels, in its order; None: nobody asks.
 
         Returns:
             The augmentations' numbers about the image, for `Batch.side`.
@@ -156,6 +175,8 @@ class ImageTransform:
         for change in self._on_pixels:
             if isinstance(change, MoveTransform):
                 following = change.draw(rng)
+                if track is not None:
+                    track.append(following)
                 if move[1:] != (0, 0) and following[1:] != (0, 0):
                     # Not one shift by the sum: pixels pushed out by the first do not come back.
                     pixels, move = _moved(pixels, move), following
@@ -165,6 +186,11 @@ class ImageTransform:
                 else:
                     move = Move(move.mirror, move.down + following.down,
                                 move.right + following.right)  # fmt: skip
+            elif isinstance(change, CropTransform):
+                crop = change.draw(rng, self.size)
+                if track is not None and crop is not None:
+                    track.append(crop)
+                pixels, move = change.stretch(_moved(pixels, move), crop), _STILL
             else:
                 pixels, move = change(_moved(pixels, move), rng, other), _STILL
         _normalize(pixels, move.mirror, move.down, move.right, self._table, out)

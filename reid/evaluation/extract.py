@@ -259,8 +259,7 @@ def _embed(
     """The results of `_features`; with `flip`, their mean with those of the mirror images."""
     test, unit, pre = _features(model, batch, precision, raw)
     if flip:
-        mirrored = batch._replace(image=batch.image.flip(3))
-        other_test, other_unit, other_pre = _features(model, mirrored, precision, raw)
+        other_test, other_unit, other_pre = _features(model, batch.mirrored(), precision, raw)
         unit = F.normalize(unit + other_unit, dim=-1)
         if test is not None and other_test is not None:
             test = F.normalize(test + other_test, dim=-1)

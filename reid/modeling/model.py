@@ -40,8 +40,7 @@ class ReIDModel(nn.Module):
             self.domain_split.see(batch)
         features: FeatureTokens = self.backbone(batch)
         if not self.training and getattr(self.head, "mirror", False):
-            mirrored = batch._replace(image=batch.image.flip(3))
-            features = _with_mirror(features, self.backbone(mirrored))
+            features = _with_mirror(features, self.backbone(batch.mirrored()))
         embeddings: Embeddings = self.head(features, batch)
         return embeddings
 

@@ -159,6 +159,7 @@ class ViT(nn.Module):
 
     Attributes:
         embed_dim: D.
+        image_size: (H, W) in pixels.
         grid: (h, w) of the tokens.
         num_cameras: Cameras that have an embedding; 0 without `camera_embedding`.
         trained_size: (H, W) of the images that the weights to load were trained with; None: the
@@ -214,7 +215,7 @@ class ViT(nn.Module):
         self.num_cameras = num_cameras if camera_embedding else 0
         self.num_views = num_views
         self.grid = patch_grid(image_size, patch_size, stride)
-        self._image_size = image_size
+        self.image_size = image_size
         self._patch_size, self._stride = patch_size, stride
         self._camera_scale = camera_scale
         embed_layer: Any = PatchEmbed
@@ -250,8 +251,8 @@ class ViT(nn.Module):
                 viewpoints.
         """
         size = tuple(batch.image.shape[2:])
-        if size != self._image_size:
-            raise ValueError(f"expected images of {self._image_size}, got {size}")
+        if size != self.image_size:
+            raise ValueError(f"expected images of {self.image_size}, got {size}")
         patches = self.net.patch_embed(batch.image)
         first = self.net.cls_token.expand(patches.shape[0], -1, -1)
         tokens = torch.cat((first, patches), 1) + self.net.pos_embed

@@ -46,8 +46,11 @@ COMPARED = {  # rows of other projects, and their config files in order
     "st_reid": ["STReID/configs/{}"],
     "pat_ours": ["PAT/configs/{}"],
     "abd_net": ["ABDNet/configs/{}"],
+    "pfd": ["PFD/configs/{}"],
 }
-SUPERVISED = {"transreid_ssl_gt", "transreid", "la_transformer", "st_reid", "pat_ours", "abd_net"}
+SUPERVISED = {
+    "transreid_ssl_gt", "transreid", "la_transformer", "st_reid", "pat_ours", "abd_net", "pfd",
+}  # fmt: skip
 CONVOLUTIONAL = {"abd_net"}  # rows whose network on drawn persons is a ResNet
 ROWS = {  # parts of each branch, copies of layer L, class tokens in the global feature
     "tmgf": ([2, 3], 2, [0, 1]),
@@ -165,7 +168,7 @@ def test_compared_methods_have_the_data_of_the_tables_on_drawn_persons() -> None
     for row in COMPARED:
         other = config(row, "synthetic")
         assert other.datasets == full.datasets
-        assert replace(other.input, views=[]) == full.input
+        assert replace(other.input, views=[], maps=[]) == full.input
         assert replace(other.test, evaluator=full.test.evaluator) == full.test
         weights = "" if row in CONVOLUTIONAL else full.model.backbone_weights
         assert other.model.backbone_weights == weights

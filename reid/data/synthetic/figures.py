@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageChops, ImageDraw
 
 from reid.data.synthetic.paint import Colour, Point, disc, tint
@@ -160,15 +161,50 @@ class Figure:
         mask = Image.new("L", self.layer.size)
         return mask, ImageDraw.Draw(mask)
 
+    def leg(self, side: int) -> tuple[Point, Point, Point]:
+        """Hip, knee and ankle of the left (1) or right (-1) leg."""
+        build, (swing, lift) = self.person.build, self.step(side)
+        knee_down = self.hip + 0.46 * build.legs
+        return (
+            self.at(side * 0.048 * build.width, 0.0, self.hip),
+            self.at(side * 0.05, 0.06 * swing + lift, knee_down),
+            self.at(side * 0.045, 0.13 * swing - lift, 0.955 - lift),
+        )
+
+    def step(self, side: int) -> tuple[float, float]:
+        """How far the left (1) or right (-1) foot is in front, and how far it is lifted."""
+        stride = self.person.build.stride
+        swing = side * math.sin(self.phase) * stride
+        return swing, max(0.0, side * math.cos(self.phase)) * 0.03 * stride
+
+    def arm(self, side: int) -> tuple[Point, Point, Point]:
+        """Shoulder, elbow and hand of the left (1) or right (-1) arm."""
+        width = self.person.build.width
+        swing = -side * math.sin(self.phase) * self.person.build.stride
+        return (
+            self.at(side * 0.105 * width, 0.0, 0.205),
+            self.at(side * (0.115 * width + 0.02), 0.045 * swing - 0.01, 0.345),
+            self.at(side * (0.11 * width + 0.025), 0.11 * swing + 0.03, 0.475),
+        )
+
+    def joints(self) -> npt.NDArray[np.float32]:
+        """The pixels (17, 2), x and y, of COCO's joints; left and right are the person's."""
+        r = self.person.build.head
+        middle, front = 0.012 + 1.15 * r, 0.012 + 0.8 * r
+        points = [self.at(0.0, front, middle + 0.25 * r)]
+        points += [self.at(side * 0.3 * r, front, middle) for side in (1, -1)]
+        points += [self.at(side * 0.8 * r, 0.012, middle) for side in (1, -1)]
+        for limb in (self.arm, self.leg):
+            left, right = limb(1), limb(-1)
+            points += [point for pair in zip(left, right, strict=True) for point in pair]
+        return np.array(points, np.float32)
+
     def draw_leg(self, side: int) -> None:
         """Draws the left (1) or right (-1) leg and its shoe."""
         person, build = self.person, self.person.build
-        swing = side * math.sin(self.phase) * build.stride
-        lift = max(0.0, side * math.cos(self.phase)) * 0.03 * build.stride
+        swing, lift = self.step(side)
         knee_down = self.hip + 0.46 * build.legs
-        hip = self.at(side * 0.048 * build.width, 0.0, self.hip)
-        knee = self.at(side * 0.05, 0.06 * swing + lift, knee_down)
-        ankle = self.at(side * 0.045, 0.13 * swing - lift, 0.955 - lift)
+        hip, knee, ankle = self.leg(side)
         toe = self.at(side * 0.05, 0.13 * swing - lift + 0.055, 0.975 - lift)
         factor = 1.0 if side * self.sin <= 0 else 0.82
         skin, cloth = tint(person.skin, factor), tint(person.lower.colour, factor)
@@ -186,10 +222,7 @@ class Figure:
     def draw_arm(self, side: int) -> None:
         """Draws the left (1) or right (-1) arm, its sleeve, and a handbag if it carries one."""
         person, width = self.person, self.person.build.width
-        swing = -side * math.sin(self.phase) * person.build.stride
-        shoulder = self.at(side * 0.105 * width, 0.0, 0.205)
-        elbow = self.at(side * (0.115 * width + 0.02), 0.045 * swing - 0.01, 0.345)
-        hand = self.at(side * (0.11 * width + 0.025), 0.11 * swing + 0.03, 0.475)
+        shoulder, elbow, hand = self.arm(side)
         factor = 0.86 if side * self.sin <= 0 else 0.7
         self.bar((elbow, hand), (0.05, 0.04), tint(person.skin, factor + 0.1))
         mask, canvas = self.mask()

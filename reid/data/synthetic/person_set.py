@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +14,13 @@ from PIL import Image
 
 from reid.data.synthetic.cameras import WEATHERS, Camera, Weather, synthesise_camera
 from reid.data.synthetic.persons import Person, synthesise_person
-from reid.data.synthetic.pictures import MIN_HEIGHT, MIN_WIDTH, at_least, draw_image
+from reid.data.synthetic.pictures import MIN_HEIGHT, MIN_WIDTH, Joints, at_least, draw_image
 from reid.files import read_text
 
 # First number of a seed after the user's: one stream of random numbers for each kind of thing.
 _PERSON, _CAMERA, _VISITS, _IMAGE, _DISTRACTOR, _JUNK = range(6)
+JOINTS_FILE = "joints.npz"
+"""Name of the file with the joints of a set's persons; see `draw_persons`."""
 _TRAIN, _QUERY, _GALLERY = "bounding_box_train", "query", "bounding_box_test"
 _LEAST = {
     "seed": 0,
@@ -156,8 +159,9 @@ def draw_persons(root: Path, persons: PersonSet, quality: int = 90) -> None:
     """Draws a set of persons as JPEG files in the layout of Market-1501.
 
     Writes `bounding_box_train`, `query` and `bounding_box_test` with names
-    `{pid:04d}_c{camera}s1_{frame:06d}_00.jpg`, and a `README.txt`. The folder appears under its
-    name only when it is complete.
+    `{pid:04d}_c{camera}s1_{frame:06d}_00.jpg`, a `README.txt`, and the persons' joints, as they
+    were drawn, in `joints.npz`: `names` (N,) of the pictures, as folder/file, `joints` (N, 17, 3),
+    see `Joints`, and `size` (H, W). The folder appears under its name only when it is complete.
 
     Args:
         root: Folder to create; may exist if it is empty.
@@ -177,21 +181,33 @@ def draw_persons(root: Path, persons: PersonSet, quality: int = 90) -> None:
     readme = _readme(persons, quality)
     root.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}.") as scratch:
-        partial = Path(scratch) / "persons"
+        whole = Path(scratch) / "persons"
         for folder in (_TRAIN, _QUERY, _GALLERY):
-            (partial / folder).mkdir(parents=True)
+            (whole / folder).mkdir(parents=True)
         cameras = persons.cameras()
+        joints: dict[str, Joints] = {}
         for shot in persons.shots():
-            camera = cameras[shot.camera - 1]
+            name = f"{shot.folder}/{shot.pid}_c{shot.camera}s1_{shot.frame:06d}_00.jpg"
+            joints[name] = np.zeros((17, 3), np.float32)  # nobody
             pixels = draw_image(
-                shot.person, camera, shot.rng, persons.height, persons.width, shot.box_error
+                shot.person,
+                cameras[shot.camera - 1],
+                shot.rng,
+                persons.height,
+                persons.width,
+                shot.box_error,
+                note_joints=partial(joints.__setitem__, name),
             )
-            name = f"{shot.pid}_c{shot.camera}s1_{shot.frame:06d}_00.jpg"
-            path = partial / shot.folder / name
-            Image.fromarray(pixels).save(path, format="JPEG", quality=quality)
-        (partial / "README.txt").write_text(readme, encoding="utf-8")
+            Image.fromarray(pixels).save(whole / name, format="JPEG", quality=quality)
+        np.savez_compressed(
+            whole / JOINTS_FILE,
+            names=[*joints],
+            joints=np.stack([*joints.values()]),
+            size=(persons.height, persons.width),
+        )
+        (whole / "README.txt").write_text(readme, encoding="utf-8")
         try:
-            partial.rename(root)
+            whole.rename(root)
         except OSError:
             # Another process may have drawn the same set meanwhile; anything else is an error.
             present = root / "README.txt"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,13 @@ from reid.data.synthetic.scenes import draw_obstacle, draw_scene
 MIN_HEIGHT, MIN_WIDTH = 16, 8
 """Smallest picture, in pixels: in a smaller one nobody could be recognised."""
 
+Joints = npt.NDArray[np.float32]
+"""COCO's joints (17, 3): x, y in pixels, and how visible from 0 to 1; see `draw_image`.
+
+A joint is hidden by what stands in front of the person and by the border of the picture, never by
+the person's own body.
+"""
+
 _SUPERSAMPLE = 3  # pixels of the layers of figures and obstacles for each of the picture
 
 
@@ -27,6 +35,7 @@ def draw_image(
     height: int,
     width: int,
     box_error: float = 1.0,
+    note_joints: Callable[[Joints], None] | None = None,
 ) -> npt.NDArray[np.uint8]:
     """Draws one picture of `person` as `camera` sees it.
 
@@ -37,6 +46,7 @@ def draw_image(
         height: Pixels, at least 16.
         width: Pixels, at least 8.
         box_error: Factor of the errors of the box.
+        note_joints: Called with the person's joints, unless nobody is in the picture.
 
     Returns:
         RGB pixels (height, width, 3) in [0, 255].
@@ -50,11 +60,14 @@ def draw_image(
     x = int(rng.integers(scene.size[0] - width + 1))
     y = int(rng.integers(scene.size[1] - height + 1))
     picture = scene.crop((x, y, x + width, y + height))
-    _draw_people(picture, person, camera, rng, box_error)
+    joints = _draw_people(picture, person, camera, rng, box_error)
     if rng.random() < camera.style.pole:
         layer = _layer(picture)
         draw_obstacle(layer, camera.scene, rng)
         _put(picture, layer)
+        _cover(joints, layer)
+    if note_joints is not None and joints is not None:
+        note_joints(joints)
     if rng.random() < camera.style.shade:
         picture = _shaded(picture, rng)
     exposure = 2.0 ** between(rng, (-camera.style.flicker, camera.style.flicker))
@@ -77,8 +90,8 @@ def _draw_people(
     camera: Camera,
     rng: np.random.Generator,
     box_error: float,
-) -> None:
-    """Draws the person, in a crowd with a passer-by behind or in front."""
+) -> Joints | None:
+    """Draws the person, in a crowd with a passer-by behind or in front; returns its joints."""
     style = camera.style
     high = picture.size[1] * _SUPERSAMPLE
     scale = 0.92 * high * 2.0 ** (box_error * between(rng, (-style.zoom, 0.5 * style.zoom)))
@@ -91,10 +104,15 @@ def _draw_people(
     passer_by = synthesise_person(rng)
     if crowd and not in_front:
         _draw_walker(picture, passer_by, camera, rng, distance, 0.94 * scale, top)
+    joints = None
     if person is not None:
-        _draw_walker(picture, person, camera, rng, aside, scale, top)
+        figure = _draw_walker(picture, person, camera, rng, aside, scale, top)
+        joints = _joints_in(picture, figure)
     if crowd and in_front:
-        _draw_walker(picture, passer_by, camera, rng, distance + 0.08 * side, 1.04 * scale, top)
+        aside, scale = distance + 0.08 * side, 1.04 * scale
+        figure = _draw_walker(picture, passer_by, camera, rng, aside, scale, top)
+        _cover(joints, figure.layer)
+    return joints
 
 
 def _draw_walker(
@@ -105,7 +123,7 @@ def _draw_walker(
     aside: float,
     scale: float,
     top: float,
-) -> None:
+) -> Figure:
     """Draws a person who walks along the camera's path, there or back.
 
     Args:
@@ -121,8 +139,27 @@ def _draw_walker(
     phase = between(rng, (0.0, 2.0 * math.pi))
     layer = _layer(picture)
     origin = (layer.size[0] * 0.5 + aside * scale, top)
-    Figure(layer, person, camera.pitch, yaw, phase, origin, scale).draw(camera.light)
+    figure = Figure(layer, person, camera.pitch, yaw, phase, origin, scale)
+    figure.draw(camera.light)
     _put(picture, layer)
+    return figure
+
+
+def _joints_in(picture: Image.Image, figure: Figure) -> Joints:
+    """The joints of a figure in pixels of the picture; those outside are not visible."""
+    places = figure.joints() / _SUPERSAMPLE
+    inside = ((places >= 0) & (places < picture.size)).all(1)
+    return np.column_stack((places, inside)).astype(np.float32)
+
+
+def _cover(joints: Joints | None, layer: Image.Image) -> None:
+    """Makes joints behind a layer less visible, in place."""
+    if joints is None:
+        return
+    opacity = np.asarray(layer.getchannel("A"))
+    column, row = (joints[:, :2] * _SUPERSAMPLE).astype(int).T
+    inside = joints[:, 2] > 0
+    joints[inside, 2] *= 1 - opacity[row[inside], column[inside]] / np.float32(255)
 
 
 def _direction(path: float, style: PictureStyle, rng: np.random.Generator) -> float:

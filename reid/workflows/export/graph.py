@@ -57,7 +57,7 @@ def trace(model: ReIDModel, size: tuple[int, int], cameras: CameraInput) -> Mode
             the mean of the learned cameras. A model without cameras never has a second input.
 
     Raises:
-        ConfigError: The weights are more than a file holds.
+        ConfigError: The weights are more than a file holds, or the network needs more than images.
         RuntimeError: torch cannot export the network.
     """
     weights = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
@@ -76,6 +76,7 @@ def trace(model: ReIDModel, size: tuple[int, int], cameras: CameraInput) -> Mode
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
         # The exporter warns about names of axes and about future changes in torch.
         warnings.simplefilter("ignore")
+        network(*example)  # an error of its own, which the exporter would bury in others
         program: Any = torch.onnx.export(
             network,
             example,

@@ -101,7 +101,7 @@ def test_layout_and_counts(drawn: Path) -> None:
         cameras = Counter(pid for pid, _ in set(labels))
         assert min(cameras.values()) >= 2
     assert "seed=3" in (drawn / "README.txt").read_text(encoding="utf-8")
-    assert {path.name for path in drawn.iterdir()} == {*FOLDERS, "README.txt"}
+    assert {path.name for path in drawn.iterdir()} == {*FOLDERS, "README.txt", "joints.npz"}
 
 
 def test_pictures_are_jpeg_of_the_size_asked(drawn: Path) -> None:
