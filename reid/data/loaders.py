@@ -47,7 +47,8 @@ class ImageDataset(Dataset[Loaded]):
         transform: Makes the model's input.
         cache: Holds resized images; datasets with the same records, size and interpolation may
             share one.
-        views: Make further inputs of the same images, of the same size: `Batch.views`.
+        views: Make further inputs of the same images, of the same size: `Batch.views`. Maps are
+            those of the first one.
 
     Raises:
         DataError: An image lacks a number that the first image has (`ImageRecord.extra`), or one of
