@@ -70,7 +70,7 @@ class PositionAttention(nn.Module):
         )
         with torch.autocast(feature.device.type, enabled=False):
             weights = (query.transpose(1, 2) @ key).softmax(2)
-            added = (value @ weights.transpose(1, 2)).reshape(feature.shape)
+            added: Tensor = (value @ weights.transpose(1, 2)).reshape(feature.shape)
             return (feature + self.gamma * added).to(feature.dtype)
 
 

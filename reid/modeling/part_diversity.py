@@ -54,5 +54,5 @@ def mean_part_cosine(parts: Tensor) -> Tensor:
     unit = parts / length.masked_fill(length < 1e-12, torch.inf)
     # The sum over all pairs is the squared length of the sum; this needs no (K, K) product, which
     # mixed precision would round.
-    pairs = unit.sum(1).square().sum(1) - unit.square().sum((1, 2))
+    pairs: Tensor = unit.sum(1).square().sum(1) - unit.square().sum((1, 2))
     return pairs.mean() / (count * (count - 1))

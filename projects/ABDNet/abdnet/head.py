@@ -109,8 +109,8 @@ class ABDHead(nn.Module):
         Raises:
             ValueError: K does not divide the rows of the map.
         """
-        height, width = features.grid
-        map_ = features.tokens[:, 1:].transpose(1, 2).unflatten(2, (height, width))
+        map_ = features.tokens[:, 1:].transpose(1, 2)
+        map_ = map_.reshape(*map_.shape[:2], *features.grid)
         whole, attentive = (stage(map_) for stage in self.last_stages)
         pre = [self._global_feature(whole), *self._part_features(self.reduction(attentive))]
         banks = torch.stack(pre, 1).float()
