@@ -55,7 +55,7 @@ def test_a_batch_that_shows_every_joint_has_no_push() -> None:
     found = model(batch)
     assert not found.aux["hidden"].any()
     values = loss(found, batch)
-    assert float(values["pfd_hidden"]) == 0
+    assert float(values["pfd_hidden"].detach()) == 0
     torch.stack([*values.values()]).sum().backward()
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
