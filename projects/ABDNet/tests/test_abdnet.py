@@ -488,7 +488,7 @@ TINY: tuple[str, ...] = (
     "SOLVER.MILESTONES", "[2]",
     "CRITERION.2.START_EPOCH", "1", "SOLVER.MAX_EPOCHS", "4", "CHECKPOINT_KEEP", "0",
     "LOG_PERIOD", "1", "DATALOADER.SAMPLER.STEPS_PER_EPOCH", "2",
-    "CRITERION.3.WEIGHTS", "['backbone.net.conv1.*weight']",
+    "CRITERION.3.WEIGHTS", "['backbone.net.conv1.0.weight']",
 )  # fmt: skip
 
 
