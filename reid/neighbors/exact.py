@@ -67,7 +67,6 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     The first search is the cheapest one that pays: with projected rows, with all of them in half
     precision, or in single precision. Rows in doubt are searched again, each time more exactly.
     """
-    count = len(task.rows)
     half_norms = half_squared_norms(task.rows)
     power = _power_to_one(half_norms)
     scaled = np.ldexp(task.rows, power) if power else task.rows
@@ -166,7 +165,8 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
     """Largest error of a score with products in bfloat16 and sums in float32.
 
     By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
-    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 (2^-9 of it).
+    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to the 8 bits of
+    bfloat16 (2^-8 of it).
     """
     largest = float(np.sqrt(2 * half_norms.max()))
     residual = 0.0
@@ -178,7 +178,7 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
     product = rounded * rounded * (1 + rows.shape[1] * 2.0**-22)
     inputs = 1.0001 * residual * (largest + rounded)
     sums = rows.shape[1] * 2.0**-22 * rounded * rounded
-    return float(inputs + sums + 2.0**-9 * product + _rounding_bound(4, half_norms))
+    return float(inputs + sums + 2.0**-8 * product + _rounding_bound(4, half_norms))
 
 
 class _Tiles:

@@ -57,7 +57,7 @@ def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
     their product to bfloat16; for both kinds, the rounding of its sum in single precision.
     """
     count, width = len(rows), axes.shape[1] + 1
-    up = 1 + (2.0**-8 if kind == torch.bfloat16 else 2.0**-22)
+    up = 1 + (2.0**-7 if kind == torch.bfloat16 else 2.0**-22)
     short = torch.empty(count, width, dtype=kind)
     rest = np.empty(count, np.float32)
     whole = moved = 0.0
@@ -79,5 +79,5 @@ def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
     largest, moved = math.sqrt(whole), math.sqrt(moved)
     inputs = moved * (2 * largest + moved)
     sums = (width + 4) * 2.0**-22 * whole
-    product = 2.0**-9 * (whole + sums) if kind == torch.bfloat16 else 0.0
+    product = 2.0**-8 * (whole + sums) if kind == torch.bfloat16 else 0.0
     return Projected(short, rest, 1.0001 * (inputs + sums + product) + 1e-12 * whole)
