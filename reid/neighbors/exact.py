@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from reid.neighbors.projection import project
 from reid.neighbors.rescoring import rescore
 from reid.structures import ProgressBar
 
+logger = logging.getLogger(__name__)
 BLOCK_SIZE = 2048
 MARGIN = 12
 HALF_MARGIN = 42
@@ -79,6 +81,9 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     if task.device != "cuda" and task.dims != 0:
         spare = 2 * task.rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
         plan = plan_search(scaled, scaled_norms, task.k, last - first, plain, task.dims, spare)
+    if plan.dims:
+        logger.info("neighbours: candidates from products in %d of %d dimensions",
+                    plan.dims, task.rows.shape[1])  # fmt: skip
     plans = [plan] + [plain] * (plan.dims > 0) + [Plan(0, task.k + MARGIN, False)] * half
     found = np.empty((last - first, task.k), np.int32)
     if first == last:

@@ -78,7 +78,7 @@ def plan_search(
     size = 2 if plain.half else 4
     if dims is not None:
         axes, _ = principal_axes(rows)
-        room = min(_MOST_ROOM, (spare - size * (dims + 1)) // 8)
+        room = min(3 * plain.room // 2, (spare - size * (dims + 1)) // 8)
         return replace(plain, dims=dims, room=max(room, plain.room), axes=axes[:, :dims].copy())
     widths = [width for width in _WIDTHS if 4 * width <= 3 * dim]
     seconds = {width: _seconds_of_pair(rows, width, plain.kind) for width in (*widths, dim)}
