@@ -66,13 +66,12 @@ class Candidates:
         )
 
     @property
-    def arrays(self) -> tuple[Floats, Indices, Indices, Floats, Floats, np.float32, int]:
+    def arrays(self) -> tuple[Any, ...]:
         """What the compiled code works on."""
         return self.scores, self.index, self.filled, self.lost, self.slack, self.largest, self.k
 
 
-@intrinsic
-def _widen_bits(typing_context: Any, bits: Any) -> Any:
+def _widen(typing_context: Any, bits: Any) -> Any:
     """The float32 of the same value as a bfloat16, whose bits come as uint16."""
     from llvmlite import ir
 
@@ -82,6 +81,9 @@ def _widen_bits(typing_context: Any, bits: Any) -> Any:
         return builder.bitcast(wide, ir.FloatType())
 
     return types.float32(types.uint16), generate
+
+
+_widen_bits: Any = intrinsic(_widen)
 
 
 def _value(product: Any) -> Any:
@@ -104,7 +106,7 @@ def _overload_value(product: Any) -> Any:
 
 
 @njit(cache=True)
-def _count_above(scores: Floats, limit: float) -> int:
+def _count_above(scores: Floats, limit: float) -> Any:
     above = np.uint32(0)  # a CPU adds 8 or 16 of these at a time
     for place in range(len(scores)):
         above = np.uint32(above + np.uint32(scores[place] > limit))
@@ -131,16 +133,16 @@ def _limits(scores: Floats, low: float, high: float, least: int, most: int) -> t
 
 
 @njit(cache=True)
-def _new_limit(scores: Floats, low: float, high: float, room: int, k: int, slack: float) -> float:
+def _new_limit(scores: Floats, low: float, high: float, room: int, k: int, slack: float) -> Any:
     """A limit that at most 7/8 of `room` scores are above; the k best lie further above it.
 
     No score is below `low`, and few are above `high`.
     """
-    keep = room - max(1, room // 8)
+    keep = room - max(1, min(room // 8, (room - k) // 2))
     kth, _ = _limits(scores, low, high, k, min(k + k // 4 + 2, keep))
     limit = np.float32(kth - slack)
     if _count_above(scores, limit) > keep:
-        _, limit = _limits(scores, max(limit, low), high, keep - keep // 4, keep)
+        _, limit = _limits(scores, max(limit, low), high, max(k, keep - keep // 8), keep)
     return limit
 
 

@@ -29,7 +29,7 @@ from reid.neighbors.kernels import (
     search_exactly,
 )
 from reid.neighbors.plan import Plan, plan_search
-from reid.neighbors.projection import project
+from reid.neighbors.projection import bfloat16_error, project
 from reid.neighbors.rescoring import rescore
 from reid.structures import ProgressBar
 
@@ -170,8 +170,7 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
     """Largest error of a score with products in bfloat16 and sums in float32.
 
     By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
-    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to the 8 bits of
-    bfloat16 (2^-8 of it).
+    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 too.
     """
     largest = float(np.sqrt(2 * half_norms.max()))
     residual = 0.0
@@ -180,10 +179,10 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
         error = (part - halves[start : start + BLOCK_SIZE].float()).square().sum(1).sqrt().max()
         residual = max(residual, float(error))
     rounded = largest + residual
-    product = rounded * rounded * (1 + rows.shape[1] * 2.0**-22)
+    product = bfloat16_error(largest * largest)
     inputs = 1.0001 * residual * (largest + rounded)
     sums = rows.shape[1] * 2.0**-22 * rounded * rounded
-    return float(inputs + sums + 2.0**-8 * product + _rounding_bound(4, half_norms))
+    return float(inputs + sums + product + _rounding_bound(4, half_norms))
 
 
 class _Tiles:

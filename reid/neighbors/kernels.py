@@ -85,14 +85,15 @@ def insert_smaller(value: float, item: int, values: Doubles, items: Indices) -> 
     items[place] = item
 
 
-@intrinsic
-def _eight_sums(typing_context: Any, one: Any, other: Any) -> Any:
+def _sums(typing_context: Any, one: Any, other: Any) -> Any:
     """Sums of products at places 0, 8, 16 and so on, at 1, 9, 17 and so on, up to 7.
 
     As one vector of 8 numbers, which LLVM does not find by itself: three to four times as fast.
     """
     from llvmlite import ir
 
+    build: Any = cgutils
+    tuples: Any = types.UniTuple
     if one.layout != "C" or other.layout != "C":
         raise TypingError(f"expected contiguous rows, got {one} and {other}")
 
@@ -103,9 +104,9 @@ def _eight_sums(typing_context: Any, one: Any, other: Any) -> Any:
             context.make_array(kind)(context, builder, value)
             for kind, value in zip(signature.args, arguments, strict=True)
         ]
-        sums = cgutils.alloca_once_value(builder, ir.Constant(doubles, None))
+        sums = build.alloca_once_value(builder, ir.Constant(doubles, None))
         length = builder.extract_value(rows[0].shape, 0)
-        with cgutils.for_range(builder, builder.lshr(length, length.type(3))) as loop:
+        with build.for_range(builder, builder.lshr(length, length.type(3))) as loop:
             start = builder.shl(loop.index, loop.index.type(3))
             factors = []
             for row in rows:
@@ -117,7 +118,10 @@ def _eight_sums(typing_context: Any, one: Any, other: Any) -> Any:
         lanes = [builder.extract_element(total, ir.IntType(32)(lane)) for lane in range(8)]
         return context.make_tuple(builder, signature.return_type, lanes)
 
-    return types.UniTuple(types.float64, 8)(one, other), generate
+    return tuples(types.float64, 8)(one, other), generate
+
+
+_eight_sums: Any = intrinsic(_sums)
 
 
 @njit(cache=True)
@@ -131,7 +135,8 @@ def dot(one: Floats, other: Floats) -> float:
     dim = len(one)
     for x in range(dim - dim % 8, dim):
         a += np.float64(one[x]) * np.float64(other[x])
-    return ((a + e) + (c + g)) + ((b + f) + (d + h))
+    total: float = ((a + e) + (c + g)) + ((b + f) + (d + h))
+    return total
 
 
 def half_squared_norms(rows: Floats) -> Doubles:

@@ -160,7 +160,7 @@ def _needed(
         nearest = nearest.topk(k, 1).values
     limit = nearest[:, -1:]
     if plain.half:
-        limit = limit - 2.0**-6 * float(half_norms.max())
+        limit = limit - 0.011 * float(half_norms.max())
     counts = torch.zeros(len(widths), len(some), dtype=torch.int64)
     lines = _shortened(some, turn, widths)
     which = np.sort(random.choice(count, compared, replace=False))

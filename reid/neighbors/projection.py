@@ -50,6 +50,15 @@ def principal_axes(rows: Floats) -> tuple[Doubles, Doubles]:
     return np.ascontiguousarray(axes[:, ::-1]), values / max(float(values.sum()), 1e-300)
 
 
+def bfloat16_error(largest: float) -> float:
+    """By how much rounding to bfloat16 may lower a product that cannot be above `largest`.
+
+    Below 2^e, bfloat16 has numbers at distances of up to 2^(e - 8). A product that is rounded to
+    the first power of two from `largest` on, or above, was not lowered.
+    """
+    return 2.0 ** (math.frexp(largest * (1 - 1e-5))[1] - 9) + 1e-5 * largest
+
+
 def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
     """The rows (N, D) on the axes (D, width - 1), computed in double precision, then rounded.
 
@@ -60,12 +69,13 @@ def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
     up = 1 + (2.0**-7 if kind == torch.bfloat16 else 2.0**-22)
     short = torch.empty(count, width, dtype=kind)
     rest = np.empty(count, np.float32)
-    whole = moved = 0.0
+    longest = whole = moved = 0.0
     for start in range(0, count, _ROWS):
         part = rows[start : start + _ROWS].astype(np.float64)
         onto = np.empty((len(part), width))
         np.matmul(part, axes, out=onto[:, :-1])
         squares = np.einsum("nd,nd->n", part, part)
+        longest = max(longest, float(squares.max()))
         left = squares - np.einsum("nd,nd->n", onto[:, :-1], onto[:, :-1])
         # The difference of two squares is off by some 1e-16 of them.
         onto[:, -1] = np.sqrt(np.maximum(left, 0) + 1e-13 * squares) * up
@@ -79,5 +89,5 @@ def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
     largest, moved = math.sqrt(whole), math.sqrt(moved)
     inputs = moved * (2 * largest + moved)
     sums = (width + 4) * 2.0**-22 * whole
-    product = 2.0**-8 * (whole + sums) if kind == torch.bfloat16 else 0.0
+    product = bfloat16_error(longest) if kind == torch.bfloat16 else 0.0
     return Projected(short, rest, 1.0001 * (inputs + sums + product) + 1e-12 * whole)

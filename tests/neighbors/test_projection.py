@@ -93,6 +93,25 @@ def test_rows_in_doubt_are_searched_without_a_projection(
     assert len(calls) == searched
 
 
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("k", [1, 20, 400])
+def test_long_and_short_lists_are_certain_at_once(
+    k: int, half: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = F.normalize(torch.randn(1500, 24, generator=torch.Generator().manual_seed(0)))
+    doubts = []
+    rescore = exact.rescore
+
+    def watched(*arguments: object) -> object:
+        found = rescore(*arguments)  # type: ignore[arg-type]
+        doubts.append(float(found[1].mean()))
+        return found
+
+    monkeypatch.setattr(exact, "rescore", watched)
+    nearest_neighbors(features, k, block_size=512, half_precision=half, dims=0)
+    assert doubts[0] < 0.1
+
+
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dims", [1, 5, 30])
 def test_products_of_projected_rows_are_bounds(dims: int, kind: torch.dtype) -> None:
