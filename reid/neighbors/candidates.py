@@ -28,7 +28,7 @@ class Candidates:
     """The best candidates of n rows so far, in no order.
 
     A row has room for some candidates. When it is full, those that cannot be among the `k` nearest
-    are dropped, and if none is, the worst eighth. That takes a fraction of a heap's time, and
+    are dropped, and if none is, some of the worst. That takes a fraction of a heap's time, and
     the threshold of a row stays where the next score is compared with it.
 
     Attributes:
@@ -134,11 +134,11 @@ def _limits(scores: Floats, low: float, high: float, least: int, most: int) -> t
 
 @njit(cache=True)
 def _new_limit(scores: Floats, low: float, high: float, room: int, k: int, slack: float) -> Any:
-    """A limit that at most 7/8 of `room` scores are above; the k best lie further above it.
+    """A limit that some fewer than `room` scores are above; the k best lie further above it.
 
     No score is below `low`, and few are above `high`.
     """
-    keep = room - max(1, min(room // 8, (room - k) // 2))
+    keep = room - max(1, min(room // 8, (room - k) // 4))
     kth, _ = _limits(scores, low, high, k, min(k + k // 4 + 2, keep))
     limit = np.float32(kth - slack)
     if _count_above(scores, limit) > keep:
