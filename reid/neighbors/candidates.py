@@ -142,7 +142,7 @@ def _new_limit(scores: Floats, low: float, high: float, room: int, k: int, slack
     kth, _ = _limits(scores, low, high, k, min(k + k // 4 + 2, keep))
     limit = np.float32(kth - slack)
     if _count_above(scores, limit) > keep:
-        _, limit = _limits(scores, max(limit, low), high, max(k, keep - keep // 8), keep)
+        _, limit = _limits(scores, max(limit, low), high, keep - (keep - k) // 4, keep)
     return limit
 
 
