@@ -1,11 +1,17 @@
 """Exact nearest neighbours and the sparse k-reciprocal Jaccard distance.
 
-No N x N matrix is built: scores are computed in square blocks, each pair of blocks once, and only
-the best candidates of each row are kept. Candidates are found in half precision (bfloat16) where
-the CPU multiplies it faster, otherwise in single precision, and are then scored again in double
-precision in a fixed order of operations. A rounding bound tells for each row whether a neighbour
-may have been missed; if so, the row is searched again in the next higher precision. So the result
-is exact, and the same for any block size, number of threads and machine.
+No N x N matrix is built: scores are computed in tiles that fit into a cache, each pair of blocks
+once, and only the best candidates of each row are kept. Candidates are found in half precision
+(bfloat16) where the CPU multiplies it faster, otherwise in single precision, and are then scored
+again in double precision in a fixed order of operations. A rounding bound tells for each row
+whether a neighbour may have been missed; if so, the row is searched again in the next higher
+precision. So the result is exact, and the same for any block size, number of threads and machine.
+
+Features of a trained network lie near few directions. Then products of short, projected rows bound
+those of the features (`projection`), and the search for candidates takes a fraction of the
+time. A sample decides in how many dimensions, or that it does not pay (`plan`). Rows for which the
+bound leaves more candidates than there is room for are searched again without a projection, so
+that the lists are the same. On a GPU all dimensions are multiplied.
 
 k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person
 Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsupervised

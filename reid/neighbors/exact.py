@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,21 +12,32 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid.neighbors.candidates import (
+    Candidates,
+    Tile,
+    chunks_of,
+    offer_to_columns,
+    offer_to_rows,
+    take_first,
+)
 from reid.neighbors.kernels import (
+    Bytes,
     Doubles,
     Floats,
     Indices,
     half_squared_norms,
-    rescore,
     search_exactly,
-    take_columns,
-    take_rows,
 )
+from reid.neighbors.plan import Plan, plan_search
+from reid.neighbors.projection import bfloat16_error, project
+from reid.neighbors.rescoring import rescore
 from reid.structures import ProgressBar
 
+logger = logging.getLogger(__name__)
 BLOCK_SIZE = 2048
 MARGIN = 12
-HALF_MARGIN = 44
+HALF_MARGIN = 42
+_SLACK = 2.5
 _BFLOAT16_TESTS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _GPU_COLUMNS = 65536
 _SAFE_EXPONENT = 32
@@ -40,6 +52,7 @@ class SearchTask:
     block_size: int
     half_precision: bool | None
     device: str
+    dims: int | None = None
 
 
 def fast_bfloat16(device: str = "cpu") -> bool:
@@ -51,66 +64,90 @@ def fast_bfloat16(device: str = "cpu") -> bool:
 
 
 def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar | None) -> Indices:
-    """The neighbour lists (last - first, k) of the rows from `first` to `last`, among all rows."""
-    rows, k, block_size = task.rows, task.k, task.block_size
-    count = len(rows)
-    half_norms = half_squared_norms(rows)
+    """The neighbour lists (last - first, k) of the rows from `first` to `last`, among all rows.
+
+    The first search is the cheapest one that pays: with projected rows, with all of them in half
+    precision, or in single precision. Rows in doubt are searched again, each time more exactly.
+    """
+    half_norms = half_squared_norms(task.rows)
     power = _power_to_one(half_norms)
-    scaled = np.ldexp(rows, power) if power else rows
+    scaled = np.ldexp(task.rows, power) if power else task.rows
     scaled_norms, unit = np.ldexp(half_norms, 2 * power), 2.0 ** (2 * power)
-    half_precision = task.half_precision
-    if half_precision is None:
-        half_precision = fast_bfloat16(task.device)
-    own = np.arange(first, last, dtype=np.int32)
-    searched = _Candidates.empty(len(own), k + (HALF_MARGIN if half_precision else MARGIN), count)
-    tensor = torch.from_numpy(scaled)
-    if half_precision:
-        tensor = tensor.bfloat16()
-        bound = _half_rounding_bound(scaled, tensor, scaled_norms)
-    else:
-        bound = _rounding_bound(rows.shape[1], scaled_norms)
-    norms = scaled_norms.astype(np.float32)
-    if task.device == "cuda":
-        on_gpu = tensor.cuda(), torch.from_numpy(norms).cuda()
-        _search_on_gpu(*on_gpu, first, block_size, searched, progress)
-        del on_gpu
-    else:
-        _search(tensor, norms, first, block_size, searched, progress)
-    found, doubtful = rescore(
-        rows, half_norms, own, searched.scores, searched.index, k, bound, unit
-    )
-    del searched, tensor
-    if half_precision and doubtful.any():
-        which = own[doubtful]
-        again = _Candidates.empty(len(which), k + MARGIN, count)
-        _search_some(scaled, norms, which, block_size, again)
-        bound = _rounding_bound(rows.shape[1], scaled_norms)
-        found[doubtful], still = rescore(
-            rows, half_norms, which, again.scores, again.index, k, bound, unit
+    half = task.half_precision
+    if half is None:
+        half = fast_bfloat16(task.device)
+    plain = Plan(0, task.k + (HALF_MARGIN if half else MARGIN), half)
+    plan = plain
+    if task.device != "cuda" and task.dims != 0:
+        spare = 2 * task.rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
+        plan = plan_search(scaled, scaled_norms, task.k, last - first, plain, task.dims, spare)
+    if plan.dims:
+        logger.info("neighbours: candidates from products in %d of %d dimensions",
+                    plan.dims, task.rows.shape[1])  # fmt: skip
+    plans = [plan] + [plain] * (plan.dims > 0) + [Plan(0, task.k + MARGIN, False)] * half
+    found = np.empty((last - first, task.k), np.int32)
+    if first == last:
+        return found
+    which = np.arange(first, last, dtype=np.int32)
+    for number, plan in enumerate(plans):
+        bound, candidates = _candidates(
+            task, plan, scaled, scaled_norms, which, progress, some=number > 0
         )
-        doubtful[doubtful] = still
-    found[doubtful] = search_exactly(rows, half_norms, own[doubtful], k)
+        found[which - first], doubtful = rescore(
+            task.rows, half_norms, which, candidates, bound, unit
+        )
+        del candidates
+        which = which[doubtful]
+        if not len(which):
+            return found
+    found[which - first] = search_exactly(task.rows, half_norms, which, task.k)
     return found
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """The best candidates of each row so far, as heaps with the worst one first.
+def _candidates(
+    task: SearchTask,
+    plan: Plan,
+    rows: Floats,
+    half_norms: Doubles,
+    which: Indices,
+    progress: ProgressBar | None,
+    some: bool,
+) -> tuple[float, Candidates]:
+    """By how much their scores may be too low, and candidates of the rows `which` among all rows.
 
-    Attributes:
-        scores: (n, kept) float32, x.y - y.y / 2: larger is nearer.
-        index: (n, kept) int32.
+    Without `some`, `which` are rows that follow each other.
     """
+    tensor, bound, slack = _bounded(plan, rows, half_norms, which)
+    norms = half_norms.astype(np.float32)
+    found = Candidates.empty(plan.room, len(rows), slack, float(norms.max()), task.k)
+    if some:
+        _search_some(tensor, norms, which, task.block_size, found)
+    elif task.device == "cuda":
+        on_gpu = tensor.cuda(), torch.from_numpy(norms).cuda()
+        _search_on_gpu(*on_gpu, int(which[0]), task.block_size, found, progress)
+    else:
+        _search(tensor, norms, int(which[0]), task.block_size, found, progress)
+    return bound, found
 
-    scores: Floats
-    index: Indices
 
-    @classmethod
-    def empty(cls, num_rows: int, kept: int, count: int) -> _Candidates:
-        kept = min(kept, count)
-        return cls(
-            np.full((num_rows, kept), -np.inf, np.float32), np.full((num_rows, kept), -1, np.int32)
-        )
+def _bounded(
+    plan: Plan, rows: Floats, half_norms: Doubles, which: Indices
+) -> tuple[Tensor, float, Floats]:
+    """What is multiplied, by how much scores may be too low, and the slack of the rows `which`."""
+    if plan.dims:
+        assert plan.axes is not None
+        projected = project(rows, plan.axes, plan.kind)
+        bound = projected.bound + _rounding_bound(4, half_norms)
+        rest = projected.rest
+        slack = np.float32(2) * rest[which] * rest.max() + np.float32(_SLACK * bound)
+        return projected.rows, bound, slack
+    tensor = torch.from_numpy(rows)
+    if plan.half:
+        tensor = tensor.bfloat16()
+        bound = _half_rounding_bound(rows, tensor, half_norms)
+    else:
+        bound = _rounding_bound(rows.shape[1], half_norms)
+    return tensor, bound, np.full(len(which), _SLACK * bound, np.float32)
 
 
 def _power_to_one(half_norms: Doubles) -> int:
@@ -133,7 +170,7 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
     """Largest error of a score with products in bfloat16 and sums in float32.
 
     By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
-    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 (2^-9 of it).
+    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 too.
     """
     largest = float(np.sqrt(2 * half_norms.max()))
     residual = 0.0
@@ -142,10 +179,68 @@ def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> f
         error = (part - halves[start : start + BLOCK_SIZE].float()).square().sum(1).sqrt().max()
         residual = max(residual, float(error))
     rounded = largest + residual
-    product = rounded * rounded * (1 + rows.shape[1] * 2.0**-22)
+    product = bfloat16_error(largest * largest)
     inputs = 1.0001 * residual * (largest + rounded)
     sums = rows.shape[1] * 2.0**-22 * rounded * rounded
-    return float(inputs + sums + 2.0**-9 * product + _rounding_bound(4, half_norms))
+    return float(inputs + sums + product + _rounding_bound(4, half_norms))
+
+
+class _Tiles:
+    """Products of blocks of rows, offered to candidates tile by tile, while these are cached."""
+
+    def __init__(
+        self, tensor: Tensor, half_norms: Floats, block_size: int, found: Candidates
+    ) -> None:
+        self._tensor, self._norms, self._found = tensor, half_norms, found
+        self.height = min(block_size, len(tensor))
+        # A quarter of the rows, so that a tile of a usual block takes 2 MB
+        self.width = max(1, self.height // 4)
+        self._products = torch.empty(self.height**2, dtype=tensor.dtype)
+        self._marks = np.empty(self.height * chunks_of(self.width), np.uint8)
+        self._nothing = np.full(self.width, np.inf, np.float32)
+
+    def first(self, one: Tensor, right: int, place: int) -> int:
+        """Takes the first candidates of `one`, which begin at `place`, from the rows at `right`."""
+        stop = min(right + self.height, len(self._tensor))
+        take_first(
+            self._multiply(one, right, stop), self._norms[right:stop], place, right,
+            *self._found.arrays,
+        )  # fmt: skip
+        return stop
+
+    def offer(self, one: Tensor, norms: Floats, right: int, stop: int, place: int) -> None:
+        """Offers the rows from `right` to `stop` to `one`, whose candidates begin at `place`."""
+        for start in range(right, stop, self.width):
+            end = min(start + self.width, stop)
+            self._offer(one, norms, start, end, place, self._nothing[: end - start])
+
+    def offer_to_all(self, left: int, end: int, right: int, stop: int, first: int) -> None:
+        """Offers the rows left:end and right:stop to each other; candidates begin at `first`."""
+        one, norms = self._tensor[left:end], self._norms[left:end]
+        for start in range(right, stop, self.width):
+            columns = slice(start - first, min(start + self.width, stop) - first)
+            limits = self._found.lost[columns].copy()
+            tile, marks = self._offer(one, norms, start, columns.stop + first, left - first, limits)
+            offer_to_columns(tile, norms, left, columns.start, marks, *self._found.arrays)
+
+    def _offer(
+        self, one: Tensor, norms: Floats, right: int, stop: int, place: int, limits: Floats
+    ) -> tuple[Tile, Bytes]:
+        tile = self._multiply(one, right, stop)
+        shape = len(one), chunks_of(stop - right)
+        marks = self._marks[: shape[0] * shape[1]].reshape(shape)
+        offer_to_rows(
+            tile, norms, self._norms[right:stop], limits, place, right, marks, *self._found.arrays
+        )
+        return tile, marks
+
+    def _multiply(self, one: Tensor, right: int, stop: int) -> Tile:
+        shape = len(one), stop - right
+        products = self._products[: shape[0] * shape[1]].view(shape)
+        torch.mm(one, self._tensor[right:stop].T, out=products)
+        bits = products.view(torch.uint16) if products.dtype == torch.bfloat16 else products
+        tile: Tile = bits.numpy()
+        return tile
 
 
 def _search(
@@ -153,7 +248,7 @@ def _search(
     half_norms: Floats,
     first: int,
     block_size: int,
-    found: _Candidates,
+    found: Candidates,
     progress: ProgressBar | None,
 ) -> None:
     """Fills `found`: candidates of its rows, which start at row `first`, among all rows.
@@ -161,27 +256,20 @@ def _search(
     Each pair of blocks of these rows is multiplied only once.
     """
     count, last = len(tensor), first + len(found.scores)
-    side = min(block_size, count)
-    products = torch.empty(side * side, dtype=tensor.dtype)
-    scores = products if tensor.dtype == torch.float32 else products.float()
+    tiles = _Tiles(tensor, half_norms, block_size, found)
+    blocks = [(left, min(left + block_size, last)) for left in range(first, last, block_size)]
     pairs = 0
-    for left in range(first, last, block_size):
-        one = tensor[left : min(left + block_size, last)]
-        for start, stop in ((0, first), (left, last), (last, count)):
-            for right in range(start, stop, block_size):
-                other = tensor[right : min(right + block_size, stop)]
-                shape, size = (len(one), len(other)), len(one) * len(other)
-                torch.mm(one, other.T, out=products[:size].view(shape))
-                if scores is not products:
-                    scores[:size] = products[:size]
-                block = scores[:size].view(shape).numpy()
-                take_rows(block, half_norms, left - first, right, found.scores, found.index)
-                pairs += size
-                if start == left and right != left:  # both blocks hold rows of `found`
-                    take_columns(block, half_norms, left, right - first, found.scores, found.index)
-                    pairs += size
-                if progress is not None:
-                    progress(pairs // (last - first), count)
+    for left, end in blocks:
+        tiles.first(tensor[left:end], left, left - first)
+    for left, end in blocks:
+        one, norms = tensor[left:end], half_norms[left:end]
+        done = min(left + tiles.height, count)
+        tiles.offer(one, norms, 0, first, left - first)
+        tiles.offer_to_all(left, end, end, last, first)
+        tiles.offer(one, norms, max(last, done), count, left - first)
+        pairs += len(one) * (first + (end - left) + 2 * (last - end) + count - last)
+        if progress is not None:
+            progress(pairs // (last - first), count)
 
 
 @contextlib.contextmanager
@@ -201,7 +289,7 @@ def _search_on_gpu(
     half_norms: Tensor,
     first: int,
     block_size: int,
-    found: _Candidates,
+    found: Candidates,
     progress: ProgressBar | None,
 ) -> None:
     """`_search` with torch on the device of `tensor`: merges the best scores of each block."""
@@ -220,20 +308,22 @@ def _search_on_gpu(
                 indices = torch.cat((index, (place + right).int()), 1)
                 scores, order = both.topk(kept, 1)
                 index = indices.gather(1, order)
-            # the worst first, as in a heap
-            found.scores[own] = scores.flip(1).cpu().numpy()
-            found.index[own] = index.flip(1).cpu().numpy()
+            found.scores[own] = scores.cpu().numpy()
+            found.index[own] = index.cpu().numpy()
+            found.filled[own] = kept
+            if kept < len(tensor):
+                found.lost[own] = found.scores[own, -1]
             if progress is not None:
                 progress(len(tensor) * own.stop // len(found.scores), len(tensor))
 
 
 def _search_some(
-    rows: Floats, half_norms: Floats, which: Indices, block_size: int, found: _Candidates
+    tensor: Tensor, half_norms: Floats, which: Indices, block_size: int, found: Candidates
 ) -> None:
-    """Finds candidates of some rows among all, in single precision."""
-    tensor = torch.from_numpy(rows)
+    """Finds candidates of some rows among all."""
+    tiles = _Tiles(tensor, half_norms, block_size, found)
     for left in range(0, len(which), block_size):
-        one = tensor[torch.from_numpy(which[left : left + block_size].astype(np.int64))]
-        for right in range(0, len(rows), block_size):
-            products = one @ tensor[right : right + block_size].T
-            take_rows(products.numpy(), half_norms, left, right, found.scores, found.index)
+        part = which[left : left + block_size]
+        one, norms = tensor[torch.from_numpy(part.astype(np.int64))], half_norms[part]
+        done = tiles.first(one, 0, left)
+        tiles.offer(one, norms, done, len(tensor), left)

@@ -18,8 +18,11 @@ def log_memory(job: str, count: int, megabytes: float) -> None:
 
 
 def neighbors_memory_mb(count: int, dim: int, k: int) -> float:
-    """About how many MB `nearest_neighbors` takes: a half-precision copy, and the candidates."""
-    return count * (2 * dim + 8 * (k + HALF_MARGIN)) / 2**20
+    """About how many MB `nearest_neighbors` takes: a half-precision copy, and the candidates.
+
+    A search with projected rows takes no more: what the shorter copy saves is room for candidates.
+    """
+    return count * (2 * dim + 8 * (k + HALF_MARGIN) + 12) / 2**20
 
 
 def jaccard_memory_mb(count: int, dim: int, k1: int = 20, k2: int = 6) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from reid import distributed
+from reid.neighbors.candidates import Candidates
 from reid.neighbors.exact import (
     BLOCK_SIZE,
     MARGIN,
@@ -20,10 +21,10 @@ from reid.neighbors.kernels import (
     Indices,
     as_rows,
     half_squared_norms,
-    rescore,
     search_exactly,
 )
 from reid.neighbors.processes import search_together
+from reid.neighbors.rescoring import rescore
 from reid.structures import ProgressBar
 
 Search = Literal["exact", "ivf", "hnsw"]
@@ -36,6 +37,7 @@ def nearest_neighbors(
     *,
     block_size: int = BLOCK_SIZE,
     half_precision: bool | None = None,
+    dims: int | None = None,
     progress: ProgressBar | None = None,
 ) -> Indices:
     """Exact nearest neighbours of N vectors among themselves, by Euclidean distance.
@@ -47,6 +49,9 @@ def nearest_neighbors(
         block_size: Rows in a block of scores; does not change the result.
         half_precision: Search candidates in bfloat16. None: if the device has instructions for it.
             Does not change the result.
+        dims: Dimensions in which candidates are searched, by products that bound those of the
+            vectors; 0 or D: all of them. None: as many as pay, which a sample of the vectors
+            tells. Does not change the result. A CUDA device always uses all.
         progress: Called with (images' worth of pairs done, N).
 
     Returns:
@@ -62,7 +67,10 @@ def nearest_neighbors(
         raise ValueError(f"k: expected 1 to the number of vectors, {count}, got {k}")
     if block_size < 1:
         raise ValueError(f"block_size: expected 1 or more, got {block_size}")
-    task = SearchTask(rows, k, block_size, half_precision, features.device.type)
+    dim = rows.shape[1]
+    if dims is not None and not 0 <= dims <= dim:
+        raise ValueError(f"dims: expected 0 to the length of the vectors, {dim}, got {dims}")
+    task = SearchTask(rows, k, block_size, half_precision, features.device.type, dims)
     if distributed.others_wait():
         return search_together(task, progress)
     return neighbors_of(task, 0, count, progress)
@@ -142,8 +150,10 @@ def approximate_neighbors(
     without_itself = ~(found == everyone[:, None]).any(1)
     found[without_itself, -1] = everyone[without_itself]
     half_norms = half_squared_norms(rows)
-    scores = np.zeros(found.shape, np.float32)  # equal scores: every candidate is scored again
-    neighbors, _ = rescore(rows, half_norms, everyone, scores, found.astype(np.int32), k, 0.0, 1.0)
+    candidates = Candidates.empty(found.shape[1], count, np.zeros(count, np.float32), 0.0, k)
+    candidates.index[:], candidates.filled[:] = found, found.shape[1]
+    candidates.scores[:] = np.inf  # every candidate is scored again
+    neighbors, _ = rescore(rows, half_norms, everyone, candidates, 0.0, 1.0)
     too_few = (found < 0).any(1)
     neighbors[too_few] = search_exactly(rows, half_norms, everyone[too_few], k)
     return neighbors

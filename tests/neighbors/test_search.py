@@ -195,7 +195,8 @@ def test_compiled_code_is_called_for_few_rows_at_a_time(monkeypatch: pytest.Monk
         return call
 
     names = {
-        kernels: ("_finite_rows", "_half_squared_norms", "_rescore", "_search_exactly"),
+        kernels: ("_finite_rows", "_half_squared_norms", "_search_exactly"),
+        importlib.import_module("reid.neighbors.rescoring"): ("_rescore",),
         jaccard: ("find_reciprocal", "count_members", "list_members", "soft_weights",
                   "count_columns", "average_rows", "count_in_columns", "take_by_column",
                   "count_pairs", "jaccard_part"),
