@@ -11,17 +11,25 @@ threads or a GPU they are seconds of the clock. With one thread Numba uses one t
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numba
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
+
+# Numba reads this when it is imported, here and in new processes. Threads that it has started but
+# does not use would still spin.
+if "numba" not in sys.modules:
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
+
+import numba
 
 from reid.neighbors.exact import BLOCK_SIZE, fast_bfloat16
 

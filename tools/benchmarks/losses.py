@@ -21,6 +21,7 @@ from measure import measure, report
 from torch import Tensor
 from torch.nn import functional as F
 
+from reid.modeling.memories import MemoryDtype
 from reid.projects.o2cap import O2CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
@@ -140,18 +141,18 @@ class Ready(NamedTuple):
     found: Found
 
 
-def make_ready(proxies: int, banks: int, dim: int) -> Ready:
+def make_ready(proxies: int, banks: int, dim: int, dtype: MemoryDtype = "fp32") -> Ready:
     """Builds the loss with the problem's memory, and takes the first step."""
     problem = make_problem(proxies, banks, dim)
     # Image p is the only image of proxy p, so the memory starts with the features.
     images = problem.bank[:, problem.labels.proxy]
     loss = O2CAPLoss(
         temperature=TEMPERATURE, momentum=MOMENTUM, balance=BALANCE, part_weight=PART_WEIGHT,
-        num_positives=NUM_POSITIVES, num_negatives=NUM_NEGATIVES,
+        num_positives=NUM_POSITIVES, num_negatives=NUM_NEGATIVES, memory_dtype=dtype,
     )  # fmt: skip
     loss.set_labels(problem.labels, FeatureSet.of(images[0], unit=images.transpose(0, 1)))
     total, gradient = step(loss.train(), problem)
-    return Ready(loss, problem, (total, gradient, loss.memory.rows.clone().numpy()))
+    return Ready(loss, problem, (total, gradient, loss.memory.rows.float().numpy().copy()))
 
 
 def step(loss: O2CAPLoss, problem: Problem) -> tuple[float, np.ndarray[Any, Any]]:
@@ -177,9 +178,11 @@ def steps(ready: Ready) -> Found:
     return ready.found
 
 
-def least(proxies: int, banks: int, dim: int) -> Parts:
+def least(proxies: int, banks: int, dim: int, dtype: MemoryDtype = "fp32") -> Parts:
     """The floor of `STEPS` steps; the product is made in the faster of two orders."""
     rows, pair = torch.randn(banks, proxies, dim), torch.randn(banks, 2 * BATCH, dim)
+    if dtype == "bf16":
+        rows, pair = rows.bfloat16(), pair.bfloat16()
     product = min(
         typical_seconds(lambda: rows @ pair.transpose(1, 2)),
         typical_seconds(lambda: pair @ rows.transpose(1, 2)),
@@ -197,23 +200,34 @@ def main() -> None:
     parser.add_argument("--proxies", type=int, default=6000, help="P (default: %(default)s)")
     parser.add_argument("--banks", type=int, default=6, help="1 + K (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=384, help="D (default: %(default)s)")
+    parser.add_argument(
+        "--memory-dtype", choices=["fp32", "bf16"], default="fp32",
+        help="of this project; results in bf16 are not compared (default: %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--no-baseline", action="store_true", help="if it takes too long")
     arguments = parser.parse_args()
     args = (arguments.proxies, arguments.banks, arguments.dim)
+    ours_args = (*args, arguments.memory_dtype)
     small = (64, 2, 16)
-    ours = measure(steps, make_ready, *args, warm_up=small, floor=least)
+    ours = measure(steps, make_ready, *ours_args, warm_up=small, floor=least)
     found = ours.result
     baseline, agrees = None, None
     if not arguments.no_baseline:
         plain = measure(plain_step, make_problem, *args, warm_up=small)
         baseline = plain.seconds, plain.extra_mb
         loss = plain.result[0]
-        agrees = abs(found[0] - loss) < 1e-5 * loss and all(
-            bool(np.abs(one - other).max() < 1e-6)
-            for one, other in zip(found[1:], plain.result[1:], strict=True)
+        agrees = (
+            None
+            if ours_args[3] == "bf16"
+            else abs(found[0] - loss) < 1e-5 * loss
+            and all(
+                bool(np.abs(one - other).max() < 1e-6)
+                for one, other in zip(found[1:], plain.result[1:], strict=True)
+            )
         )
     report(
-        "losses", f"batch {BATCH}, {args[0]:,} proxies x {args[1]} banks x {args[2]}",
+        "losses",
+        f"batch {BATCH}, {args[0]:,} proxies x {args[1]} banks x {args[2]}, {ours_args[3]}",
         (ours.seconds / STEPS, ours.extra_mb), baseline, agrees, ours.floor, steps=STEPS,
     )  # fmt: skip
 
