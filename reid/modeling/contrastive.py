@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from reid.modeling.group_maxima import group_maxima
+
 Average = Literal["batch", "camera"]
 
 
@@ -55,6 +57,19 @@ class ProxyGroups(nn.Module):
         self.register_buffer("start", size.cumsum(0) - size, persistent=False)
         self.register_buffer("size", size, persistent=False)
         self.sizes: list[int] = size.tolist()
+
+    def maxima(self, similarity: Tensor) -> tuple[Tensor, Tensor]:
+        """The most similar proxy of each group: its similarity and its number (M, B, groups).
+
+        Args:
+            similarity: (M, B, P).
+        """
+        if similarity.device.type == "cpu":
+            return group_maxima(similarity, self.order, self.start)
+        by_group = torch.split(similarity.index_select(2, self.order), self.sizes, 2)
+        best = [values.max(2) for values in by_group]
+        place = torch.stack([group.indices for group in best], 2) + self.start
+        return torch.stack([group.values for group in best], 2), self.order[place]
 
 
 def info_nce(logits: Tensor, row: Tensor, rival: Tensor | None = None) -> Tensor:
@@ -142,12 +157,9 @@ def choose_online(
         num_positives: Number of positives; at most one for each camera that has proxies.
         count: Number of negatives; all other proxies if there are fewer.
     """
-    by_camera = torch.split(similarity.index_select(2, cameras.order), cameras.sizes, 2)
-    best = [values.max(2) for values in by_camera]
-    values = torch.stack([camera.values for camera in best], 2)  # (M, B, cameras)
-    place = torch.stack([camera.indices for camera in best], 2) + cameras.start
-    chosen = values.topk(min(num_positives, len(best)), 2).indices
-    proxies = cameras.order[place.gather(2, chosen)]
+    values, best = cameras.maxima(similarity)
+    chosen = values.topk(min(num_positives, len(cameras.sizes)), 2).indices
+    proxies = best.gather(2, chosen)
     return _with_hardest(similarity, proxies, torch.ones_like(proxies, dtype=torch.bool), count)
 
 
@@ -169,8 +181,11 @@ def sample_weights(has_loss: Tensor, camera: Tensor, average: Average) -> Tensor
 
 def _with_hardest(similarity: Tensor, positives: Tensor, valid: Tensor, count: int) -> Choice:
     """The positives, and the most similar proxies that are not positives."""
-    others = similarity.scatter(2, positives, -torch.inf)
-    values, negatives = others.topk(min(count, others.shape[2]), 2, sorted=False)
+    # Hiding the positives for a moment is cheaper than a copy of all similarities.
+    hidden = similarity.gather(2, positives)
+    similarity.scatter_(2, positives, -torch.inf)
+    values, negatives = similarity.topk(min(count, similarity.shape[2]), 2, sorted=False)
+    similarity.scatter_(2, positives, hidden)
     exist = values > -torch.inf
     return Choice(
         torch.cat((positives, negatives), 2),

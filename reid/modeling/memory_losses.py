@@ -18,7 +18,7 @@ from reid.modeling.contrastive import (
     sample_weights,
 )
 from reid.modeling.losses import Loss, Temperature
-from reid.modeling.memories import Fill, ProxyMemory, Update
+from reid.modeling.memories import Fill, MemoryDtype, ProxyMemory, Update
 from reid.modeling.memory_states import check_entries, check_numbers, check_vectors
 from reid.structures import (
     OUTLIER,
@@ -43,6 +43,8 @@ class MemoryLoss(Loss):
         update: See `ProxyMemory`.
         average: See `sample_weights`.
         part_weight: Weight of the parts (TMGF's lambda_p).
+        fill: See `ProxyMemory`.
+        memory_dtype: See `ProxyMemory`.
 
     Attributes:
         memory: The memory; its rows are clusters or proxies, as `memory_rows` says.
@@ -66,6 +68,7 @@ class MemoryLoss(Loss):
         update: Update = "sequential",
         average: Average = "batch",
         fill: Fill = "epoch",
+        memory_dtype: MemoryDtype = "fp32",
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -77,7 +80,7 @@ class MemoryLoss(Loss):
         self._temperature = temperature
         self._part_weight = part_weight
         self._average: Average = average
-        self.memory = ProxyMemory(momentum, update, fill)
+        self.memory = ProxyMemory(momentum, update, fill, memory_dtype)
         for name in ("row", "row_to_camera"):
             self.register_buffer(name, torch.zeros(0, dtype=torch.int64), persistent=False)
 
@@ -314,6 +317,7 @@ class ProxyLoss(MemoryLoss):
         num_negatives: Number of hardest negatives; all other proxies if there are fewer.
         part_weight: Weight of the mean over the parts, if the model has any.
         average: See `sample_weights`.
+        memory_dtype: See `ProxyMemory`.
 
     Raises:
         ValueError: A number is out of its range.
@@ -328,8 +332,11 @@ class ProxyLoss(MemoryLoss):
         num_negatives: int,
         part_weight: float,
         average: Average,
+        memory_dtype: MemoryDtype = "fp32",
     ) -> None:
-        super().__init__(temperature, momentum, part_weight, average=average)
+        super().__init__(
+            temperature, momentum, part_weight, average=average, memory_dtype=memory_dtype
+        )
         if num_negatives < 1:
             raise ValueError(f"num_negatives: expected 1 or more, got {num_negatives}")
         self._num_negatives = num_negatives

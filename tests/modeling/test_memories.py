@@ -92,7 +92,61 @@ def test_a_gradient_is_that_of_the_memory(update: str) -> None:
 
 
 def test_options_are_checked() -> None:
+    with pytest.raises(ValueError, match="memory_dtype: expected fp32 or bf16, got 'fp16'"):
+        ProxyMemory(0.2, dtype="fp16")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="momentum: expected 0 <= momentum <= 1, got 2"):
         ProxyMemory(2.0)
     with pytest.raises(ValueError, match="update: expected sequential, hard or fixed, got 'mean'"):
         ProxyMemory(0.2, "mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("update", ["sequential", "hard"])
+def test_a_bf16_memory_moves_in_fp32_and_rounds_once(rows: list[int], update: str) -> None:
+    memory, _, _ = filled(update=update, dtype="bf16")
+    assert memory.rows.dtype == torch.bfloat16
+    wide, _, _ = filled(update=update)
+    wide.rows = memory.rows.float()
+    feature = F.normalize(torch.randn(3, len(rows), 16), dim=2)
+    for one in (memory, wide):
+        one.update(torch.tensor(rows, dtype=torch.int64), feature)
+    assert torch.equal(memory.rows, wide.rows.bfloat16())
+
+
+@pytest.mark.parametrize("block", [1, 7 * 3 * 16, 2**20])
+def test_products_with_a_bf16_memory_are_those_of_its_rows(
+    monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("reid.modeling.memories._BLOCK_NUMBERS", block)
+    generator = torch.Generator().manual_seed(0)
+    exact = F.normalize(torch.randn(3, 50, 16, generator=generator), dim=2)
+    memory = ProxyMemory(0.2, dtype="bf16")
+    memory.rows = exact.bfloat16()
+    given = F.normalize(torch.randn(3, 8, 16, generator=generator), dim=2)
+    weight = torch.randn(3, 8, 50, generator=generator)
+    gradients = []
+    products = []
+    for rows in (memory.rows, memory.rows.float()):
+        feature = given.clone().requires_grad_()
+        memory.rows = rows
+        product = memory.similarity(feature)
+        (product * weight).sum().backward()
+        products.append(product.detach())
+        assert feature.grad is not None
+        gradients.append(feature.grad)
+    torch.testing.assert_close(*products, atol=1e-6, rtol=0)
+    torch.testing.assert_close(*gradients, atol=1e-5, rtol=0)
+    # The error that the docstring states, beside unrounded rows.
+    full = given @ exact.transpose(1, 2)
+    assert 0 < float((products[0] - full).abs().max()) <= 2**-9
+    memory.rows = exact.bfloat16()
+    assert float((memory.scores(given) - full).abs().max()) <= 3 * 2**-9 + 1e-6
+    chosen = torch.arange(24).view(3, 8, 1)
+    taken = memory.similarity_to(given, chosen)
+    torch.testing.assert_close(taken, products[0].gather(2, chosen), atol=1e-6, rtol=0)
+
+
+def test_scores_of_an_fp32_memory_are_its_similarities() -> None:
+    memory, _, banks = filled()
+    assert torch.equal(memory.scores(banks), memory.similarity(banks))
+    assert memory.similarity(banks).is_contiguous()

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from reid.modeling.contrastive import sample_weights
 from reid.modeling.memory_losses import MemoryLoss
+from reid.projects.cap import CAPLoss
 from reid.projects.clustercontrast import ClusterContrastLoss
 from reid.projects.o2cap import O2CAPLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
@@ -273,3 +274,30 @@ def test_means_camera_by_camera() -> None:
     assert not bool(sample_weights(~torch.ones_like(has_loss), camera, "batch").any())
     with pytest.raises(ValueError, match="average: expected batch or camera, got 'sum'"):
         O2CAPLoss(average="sum")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("kind", "cosine"),
+    # O2CAP also chooses from rounded similarities, so some of nearly equal proxies change.
+    [(O2CAPLoss, 0.99), (CAPLoss, 0.999), (ClusterContrastLoss, 0.999)],
+)
+def test_a_bf16_memory_changes_losses_and_gradients_a_little(kind: Any, cosine: float) -> None:
+    labels, features = random_problem([(c, k) for c in range(20) for k in range(3)], dim=64)
+    index = torch.arange(0, len(labels), 5)
+    given = features.unit[index].transpose(0, 1) + 0.05
+    given = F.normalize(given, dim=2)
+    told, gradients = [], []
+    for dtype in ("fp32", "bf16"):
+        loss = kind(memory_dtype=dtype)
+        loss.set_labels(labels, features)
+        feature = given.clone().requires_grad_()
+        total = torch.stack([*loss(as_embeddings(feature), as_batch(index)).values()]).sum()
+        total.backward()
+        assert feature.grad is not None
+        loss.commit(as_embeddings(feature.detach()), as_batch(index))
+        assert loss.memory.rows.dtype == (torch.bfloat16 if dtype == "bf16" else torch.float32)
+        told.append(float(total.detach()))
+        gradients.append(feature.grad.flatten())
+    # An error of 2^-9 in a product is one of 2^-9 / temperature in a logit: here 0.04 at most.
+    assert 0 < abs(told[0] - told[1]) < 0.02 * told[0]
+    assert float(F.cosine_similarity(*gradients, dim=0)) > cosine

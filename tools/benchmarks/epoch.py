@@ -3,6 +3,10 @@
 
 On a GPU the program waits at the end of each stage to measure it alone, so the sum is longer than
 an unmeasured epoch. The first epoch is for warming up; the others count.
+
+Floor of an epoch: the network's products, convolutions and attentions in its steps, in extraction
+and in the evaluation, each run alone. Of the extraction, beside it: the network's forward passes in
+it, so `extraction_over_forward` says what loading and all else add.
 """
 
 from __future__ import annotations
@@ -13,13 +17,16 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from floors import Floor, Products, clock, same_threads
 from measure import report
 from tabulate import tabulate
+from torch import nn
 
 from reid.assembly.network import pick_device
 from reid.assembly.plugins import register_parts
@@ -30,6 +37,7 @@ from reid.engine.randomness import seed_everything
 from reid.engine.stopping import StopSignals
 from reid.engine.trainer import Trainer
 from reid.registry import Hook
+from reid.structures import Batch
 
 DEFAULT = "projects/TMGF/configs/demo.yaml"
 
@@ -42,7 +50,11 @@ class Stopwatch(Hook):
 
     Attributes:
         seconds: By stage, of the epochs that count.
-        labels: What the pseudo-labels took of it, as the run reports it.
+        forward: Of it, what the network's forward passes took in extractions.
+        taken: All seconds of these epochs, by the clock of `floors`.
+        steps: Products of a training step.
+        inference: Products of a batch of an extraction or evaluation.
+        inferred: Images in that batch, and in all such batches of the epochs that count.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -50,6 +62,11 @@ class Stopwatch(Hook):
         self._since = 0.0
         self._counts = False
         self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.forward = self.taken = 0.0
+        self.steps, self.inference = Products(device.type), Products(device.type)
+        self.inferred = [0, 0]
+        self._extracts = False
+        self._began = self._forward_began = 0.0
 
     def attach(self, trainer: Trainer) -> None:
         """Before, between and after the parts of a step, and around every hook."""
@@ -57,6 +74,9 @@ class Stopwatch(Hook):
             for name in ("before_epoch", "after_step", "save", "after_epoch"):
                 setattr(hook, name, self._timed(getattr(hook, name), type(hook).__name__))
         trainer.hooks.append(self)
+        setattr(trainer, "run_step", self._recorded(trainer.run_step, trainer))  # noqa: B010
+        trainer.model.register_forward_pre_hook(self._before_inference)
+        trainer.model.register_forward_hook(self._after_inference)
         trainer.model.register_forward_pre_hook(self._during_training("loading", trainer))
         trainer.model.register_forward_hook(self._during_training("network forward", trainer))
         trainer.criterion.register_forward_hook(self._during_training("losses", trainer))
@@ -65,9 +85,7 @@ class Stopwatch(Hook):
 
     def lap(self, stage: str) -> None:
         """The time since the last lap was for this stage."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
+        now = self._now()
         if self._counts:
             self.seconds[stage] += now - self._since
         self._since = now
@@ -79,15 +97,53 @@ class Stopwatch(Hook):
     def after_epoch(self, trainer: Trainer) -> None:
         """The first epoch is over."""
         self.lap("other")
+        now = clock(self._device.type)
+        if self._counts:
+            self.taken += now - self._began
+        self._began = now
         self._counts = True
 
     def _timed(self, call: Callable[[Trainer], None], name: str) -> Callable[[Trainer], None]:
         def timed(trainer: Trainer) -> None:
             self.lap("other")
+            self._extracts = name == "RefreshPseudoLabels"
             call(trainer)
+            self._extracts = False
             self.lap(f"hook {name}")
 
         return timed
+
+    def _recorded(self, run_step: Callable[..., None], trainer: Trainer) -> Callable[..., None]:
+        """`run_step`, which records its products in the second step of the run."""
+
+        def run(*arguments: Any) -> None:
+            with self.steps if trainer.step == 1 else nullcontext():
+                run_step(*arguments)
+
+        return run
+
+    def _before_inference(self, model: nn.Module, inputs: tuple[Batch]) -> None:
+        if model.training:
+            return
+        if not self.inferred[0]:
+            self.inference.__enter__()
+        self._forward_began = self._now()
+
+    def _after_inference(self, model: nn.Module, inputs: tuple[Batch], _: Any) -> None:
+        if model.training:
+            return
+        if self._counts and self._extracts:
+            self.forward += self._now() - self._forward_began
+        count = len(inputs[0].image)
+        if not self.inferred[0]:
+            self.inference.__exit__(None, None, None)
+            self.inferred[0] = count
+        self.inferred[1] += count if self._counts else 0
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
 
     def _during_training(self, stage: str, trainer: Trainer) -> Callable[..., None]:
         def lap(*_: Any) -> None:
@@ -131,6 +187,7 @@ def main() -> None:
         )
         register_parts(config)
         seed_everything(config.seed)
+        same_threads()
         device = pick_device(config.device)
         watch = Stopwatch(device)
         trainer = build_trainer(config, device, Recorder(watch, Path(folder)), signals)
@@ -147,12 +204,18 @@ def main() -> None:
     sys.stdout.write(
         tabulate(body, headers=("stage", "seconds an epoch", ""), disable_numparse=True) + "\n\n"
     )
+    over_forward = stages.get("extraction", 0.0) * epochs / watch.forward if watch.forward else None
+    ratio = round(over_forward, 3) if over_forward else None
     images, steps = len(trainer.loader.dataset), len(trainer.loader)  # type: ignore[arg-type]
+    batch, inferred = watch.inferred
+    inference = watch.inference.seconds() * inferred / max(batch, 1) / epochs
+    parts_of_floor = {"training": steps * watch.steps.seconds(), "inference": inference}
+    floor = Floor(parts_of_floor, watch.taken / epochs)
     report(
         "epoch",
         f"{', '.join(map(str, files))}: {images:,} images, {steps} steps of "
         f"{config.dataloader.sampler['batch_size']}",
-        (total, None), None, None,
+        (total, None), None, None, floor, extraction_over_forward=ratio,
         device=str(device), stages={stage: round(value, 4) for stage, value in rows},
     )  # fmt: skip
 

@@ -4,11 +4,14 @@
 CPU time is measured, which other work on the machine changes little. Weights and images are
 random. fp32 is the graph of tools/export.py, int8 its dynamic quantisation, for networks of matrix
 products.
+
+Floor: the network's FLOPs at the speed of large fp32 matrix products; int8 may be below it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import sys
 import time
@@ -16,7 +19,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from floors import Floor, product_speed, same_threads
 from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
 
 import reid.projects.tmgf  # noqa: F401  (registers its parts)
 from reid.modeling.model import ReIDModel
@@ -34,6 +39,9 @@ MODELS: dict[str, tuple[tuple[int, int], dict[str, Any], str]] = {
 }  # fmt: skip
 
 
+PRODUCT = 1024  # rows and columns of the product whose speed is the floor's
+
+
 def main() -> int:
     """Prints a table of milliseconds per crop; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -42,16 +50,27 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="of which the median is taken")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
+    same_threads()
+    rows, facts = [], []
     for name in arguments.models:
         size, backbone, head = MODELS[name]
         sides = _sides(size, backbone, head)
         for count in arguments.batches:
-            times = _times(sides, torch.randn(count, 3, *size), arguments.rounds)
-            rows.append({"network": name, "batch": count, **times})
-            print(rows[-1], flush=True)
+            images = torch.randn(count, 3, *size)
+            with FlopCounterMode(display=False) as counter, torch.inference_mode():
+                sides["torch"](images)
+            times, speed = _times(sides, images, arguments.rounds)
+            least = 1000 * counter.get_total_flops() / speed / count
+            over = {
+                side: Floor({"products": least}, value).facts()["over_floor"]
+                for side, value in times.items()
+            }
+            rows.append({"network": name, "batch": count, **times, "floor": least})
+            facts.append({**rows[-1], "over_floor": over})
+            print(facts[-1], flush=True)
     print("Milliseconds of CPU time per crop, one thread, median")
     print(tabulate(rows, headers="keys", tablefmt="github", floatfmt=".1f"))
+    print(json.dumps({"stage": "export", "networks": facts}))
     return 0
 
 
@@ -77,9 +96,10 @@ def _file(graph: Any) -> Callable[[torch.Tensor], torch.Tensor]:
 
 def _times(
     sides: dict[str, Callable[[torch.Tensor], torch.Tensor]], images: torch.Tensor, rounds: int
-) -> dict[str, float]:
-    """Median milliseconds per crop of each side; the sides take turns."""
+) -> tuple[dict[str, float], float]:
+    """Median milliseconds per crop of each side, and FLOP/s of products; they take turns."""
     times: dict[str, list[float]] = {name: [] for name in sides}
+    speeds: list[float] = []
     with torch.inference_mode():
         for run in sides.values():
             run(images)
@@ -88,7 +108,9 @@ def _times(
                 start = time.process_time()
                 run(images)
                 times[name].append(time.process_time() - start)
-    return {name: 1000 * statistics.median(each) / len(images) for name, each in times.items()}
+            speeds.append(product_speed(PRODUCT, PRODUCT, PRODUCT))
+    typical = {name: 1000 * statistics.median(each) / len(images) for name, each in times.items()}
+    return typical, statistics.median(speeds)
 
 
 if __name__ == "__main__":

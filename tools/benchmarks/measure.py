@@ -1,4 +1,7 @@
-"""Shared code of the benchmarks: measures a side in a new process, prints a table and JSON."""
+"""Shared code of the benchmarks: measures a side in a new process, prints a table and JSON.
+
+The process gives Numba as many threads as torch has (`OMP_NUM_THREADS`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from floors import Floor, Parts, clock, same_threads
 from tabulate import tabulate
 
 
@@ -24,12 +28,14 @@ class Measured(NamedTuple):
         extra_mb: MB of peak resident memory above the inputs.
         gpu_mb: MB of peak GPU memory above the inputs; None on the CPU.
         result: The return value of the work.
+        floor: Of the work; None: it was not measured.
     """
 
     seconds: float
     extra_mb: float
     gpu_mb: float | None
     result: Any
+    floor: Floor | None = None
 
 
 def measure(
@@ -38,6 +44,7 @@ def measure(
     *args: Any,
     warm_up: Any = None,
     device: str = "cpu",
+    floor: Callable[..., Parts] | None = None,
 ) -> Measured:
     """Runs `work(inputs(*args))` in a new process.
 
@@ -49,13 +56,17 @@ def measure(
         warm_up: Arguments for a small input, which is processed first so that compilation and
             starting threads do not count.
         device: The input's device: `cpu` or `cuda`.
+        floor: Measures the floor of the work from `args`, in the same process: before the work and
+            after it, of which the mean counts.
 
     Raises:
         RuntimeError: The process died, for example because memory ran out.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(theirs, work, inputs, args, warm_up, device))
+    process = context.Process(
+        target=_child, args=(theirs, work, inputs, args, warm_up, device, floor)
+    )
     process.start()
     theirs.close()
     try:
@@ -74,10 +85,13 @@ def _child(
     args: tuple[Any, ...],
     warm_up: Any,
     device: str,
+    floor: Callable[..., Parts] | None = None,
 ) -> None:
-    gpu_mb = None
+    gpu_mb, limit = None, None
+    same_threads()
     if warm_up is not None:
         work(_put(inputs(*warm_up), device))
+    parts = floor(*args) if floor else {}
     data = _put(inputs(*args), device)
     if device == "cuda":
         torch.cuda.synchronize()
@@ -86,13 +100,18 @@ def _child(
     before = _memory("VmRSS")
     # resets the peak (Linux 4.0 and newer)
     Path("/proc/self/clear_refs").write_text("5")
-    start = time.perf_counter()
+    start, since = time.perf_counter(), clock("cpu")
     result = work(data)
     if device == "cuda":
         torch.cuda.synchronize()
         gpu_mb = (torch.cuda.max_memory_allocated() - gpu_before) / 2**20
-    seconds = time.perf_counter() - start
-    pipe.send(Measured(seconds, _memory("VmHWM") - before, gpu_mb, result))
+    seconds, taken = time.perf_counter() - start, clock("cpu") - since
+    extra = _memory("VmHWM") - before
+    if floor:
+        again = floor(*args)
+        parts = {name: (value + again[name]) / 2 for name, value in parts.items()}
+        limit = Floor(parts, seconds if device == "cuda" else taken)
+    pipe.send(Measured(seconds, extra, gpu_mb, result, limit))
 
 
 def _put(data: Any, device: str) -> Any:
@@ -117,9 +136,10 @@ def report(
     product: tuple[float, float | None],
     baseline: tuple[float, float | None] | None,
     agrees: bool | None,
+    floor: Floor | None,
     **more: Any,
 ) -> None:
-    """Prints a table of both sides, and one JSON object as the last line.
+    """Prints a table of both sides and the floor, and one JSON object as the last line.
 
     Args:
         stage: The name of the benchmark.
@@ -127,12 +147,16 @@ def report(
         product: Seconds and extra MB (None = not measured).
         baseline: Seconds and extra MB of the baseline; None = it was not run.
         agrees: Whether the results are the same; None = not compared.
+        floor: The job's time and floor; see `floors`.
         **more: Further facts for the JSON object.
     """
     ratio = baseline[0] / product[0] if baseline else None
     rows = [("this project", f"{product[0]:.2f}", _whole(product[1]), "")]
     if baseline and ratio:
         rows.append(("baseline", f"{baseline[0]:.2f}", _whole(baseline[1]), f"{ratio:.1f}x slower"))
+    if floor:
+        told = f"over_floor {floor.over:.2f} ({floor.taken:.4g} s, by the floor's clock)"
+        rows.append(("floor", f"{floor.seconds:.4g}", "", told))
     headers = (f"{stage}, {size}", "seconds", "MB above the input", "")
     line: Mapping[str, Any] = {
         "stage": stage,
@@ -143,6 +167,7 @@ def report(
         "extra_mb": _rounded(product[1]),
         "baseline_extra_mb": _rounded(baseline[1]) if baseline else None,
         "agrees": agrees,
+        **(floor.facts() if floor else {}),
         **more,
     }
     sys.stdout.write(

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from reid.modeling.contrastive import Average, info_nce
 from reid.modeling.losses import Temperature
+from reid.modeling.memories import MemoryDtype
 from reid.modeling.memory_losses import ProxyLoss
 from reid.registry import LOSS
 
@@ -33,6 +34,7 @@ class CAPLoss(ProxyLoss):
         num_negatives: Number of negatives of `inter`; all other proxies if there are fewer.
         part_weight: Weight of the mean over the parts, if the model has any.
         average: See `reid.modeling.contrastive.sample_weights`.
+        memory_dtype: `bf16` stores the memory in half the space; see `ProxyMemory`.
 
     Raises:
         ValueError: A number is out of its range.
@@ -47,8 +49,9 @@ class CAPLoss(ProxyLoss):
         num_negatives: int = 50,
         part_weight: float = 0.1,
         average: Average = "camera",
+        memory_dtype: MemoryDtype = "fp32",
     ) -> None:
-        super().__init__(temperature, momentum, num_negatives, part_weight, average)
+        super().__init__(temperature, momentum, num_negatives, part_weight, average, memory_dtype)
         if inter_weight < 0 or inter_from_epoch < 0:
             raise ValueError(
                 "expected inter_weight and inter_from_epoch of 0 or more, got "

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from reid.modeling.contrastive import info_nce
 from reid.modeling.losses import Temperature
-from reid.modeling.memories import Update
+from reid.modeling.memories import MemoryDtype, Update
 from reid.modeling.memory_losses import MemoryLoss
 from reid.registry import LOSS
 from reid.structures import UNKNOWN_CAMERA, PseudoLabels
@@ -27,6 +27,7 @@ class ClusterContrastLoss(MemoryLoss):
         momentum: Share of a memory row that an update keeps (mu).
         update: `sequential` or `hard`; see `ProxyMemory`.
         part_weight: Weight of the mean over the parts, if the model has any.
+        memory_dtype: `bf16` stores the memory in half the space; see `ProxyMemory`.
 
     Raises:
         ValueError: A number is out of its range.
@@ -40,8 +41,9 @@ class ClusterContrastLoss(MemoryLoss):
         momentum: float = 0.1,
         update: Update = "sequential",
         part_weight: float = 0.1,
+        memory_dtype: MemoryDtype = "fp32",
     ) -> None:
-        super().__init__(temperature, momentum, part_weight, update)
+        super().__init__(temperature, momentum, part_weight, update, memory_dtype=memory_dtype)
 
     def memory_rows(self, labels: PseudoLabels) -> tuple[Tensor, Tensor]:
         """The clusters."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from reid.modeling.contrastive import Average, ProxyGroups, choose_online
 from reid.modeling.losses import Temperature
+from reid.modeling.memories import MemoryDtype
 from reid.modeling.memory_losses import ProxyLoss
 from reid.registry import LOSS
 from reid.structures import FeatureSet, PseudoLabels
@@ -37,6 +38,9 @@ class O2CAPLoss(ProxyLoss):
         num_positives: Number of online positives; at most one for each camera.
         num_negatives: Number of negatives; all other proxies if there are fewer.
         average: See `sample_weights`.
+        memory_dtype: `bf16` stores the memory in half the space; see `ProxyMemory`. Losses are
+            computed in fp32 from its rows, and only the choice of proxies from rounded
+            similarities, where the device multiplies bfloat16.
 
     Raises:
         ValueError: A number is out of its range.
@@ -51,8 +55,9 @@ class O2CAPLoss(ProxyLoss):
         num_positives: int = 3,
         num_negatives: int = 50,
         average: Average = "batch",
+        memory_dtype: MemoryDtype = "fp32",
     ) -> None:
-        super().__init__(temperature, momentum, num_negatives, part_weight, average)
+        super().__init__(temperature, momentum, num_negatives, part_weight, average, memory_dtype)
         if not 0 <= balance <= 1:
             raise ValueError(f"balance: expected 0 <= balance <= 1, got {balance}")
         if num_positives < 1:
@@ -75,8 +80,9 @@ class O2CAPLoss(ProxyLoss):
         """`offline` and `online` (1 + K, B)."""
         with torch.no_grad():
             # b K.f + (1 - b) K.K_y = K.(b f + (1 - b) K_y): so one product is enough
-            mixed = torch.lerp(self.memory.rows[:, row], feature, self._balance)
-            both = self.memory.similarity(torch.cat((feature, mixed), 1))
+            proxy = self.memory.rows[:, row].to(feature.dtype)
+            mixed = torch.lerp(proxy, feature, self._balance)
+            both = self.memory.scores(torch.cat((feature, mixed), 1))
             scores, similarity = both.chunk(2, 1)
         choice = choose_online(similarity, self._cameras, self._num_positives, self._num_negatives)
         return {
