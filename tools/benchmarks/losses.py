@@ -179,10 +179,10 @@ def main() -> None:
     arguments = parser.parse_args()
     args = (arguments.proxies, arguments.banks, arguments.dim)
     small = (64, 2, 16)
-    seconds, extra, _, found = measure(steps, make_ready, *args, warm_up=small)
+    seconds, extra, _, found, *_ = measure(steps, make_ready, *args, warm_up=small)
     baseline, agrees = None, None
     if not arguments.no_baseline:
-        *baseline, _, plain = measure(plain_step, make_problem, *args, warm_up=small)
+        *baseline, _, plain = measure(plain_step, make_problem, *args, warm_up=small)[:4]
         agrees = abs(found[0] - plain[0]) < 1e-5 * plain[0] and all(
             bool(np.abs(one - other).max() < 1e-6)
             for one, other in zip(found[1:], plain[1:], strict=True)

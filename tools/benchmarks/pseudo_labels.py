@@ -98,12 +98,14 @@ def main() -> None:
     parser.add_argument("--no-baseline", action="store_true", help="if it does not fit")
     arguments = parser.parse_args()
     args = (arguments.images, arguments.dim)
-    seconds, extra, gpu_mb, labels = measure(
+    seconds, extra, gpu_mb, labels, *_ = measure(
         sparse_labels, make_features, *args, warm_up=(5000, args[1]), device=arguments.device
     )
     baseline, agrees = None, None
     if not arguments.no_baseline:
-        *baseline, _, dense = measure(dense_labels, make_features, *args, warm_up=(200, args[1]))
+        *baseline, _, dense = measure(dense_labels, make_features, *args, warm_up=(200, args[1]))[
+            :4
+        ]
         agrees = bool(adjusted_rand_score(dense, labels) > 0.9999)
     report(
         "pseudo-labels", f"{args[0]:,} x {args[1]}", (seconds, extra), baseline, agrees,

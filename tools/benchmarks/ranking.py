@@ -89,12 +89,12 @@ def main() -> None:
     parser.add_argument("--no-baseline", action="store_true", help="if it does not fit")
     arguments = parser.parse_args()
     args, small = (arguments.size, arguments.dim), (arguments.size, arguments.dim, 50)
-    seconds, extra, gpu_mb, ours = measure(
+    seconds, extra, gpu_mb, ours, *_ = measure(
         product, make_problem, *args, warm_up=small, device=arguments.device
     )
     other, agrees = None, None
     if not arguments.no_baseline:
-        *other, _, theirs = measure(baseline, make_problem, *args, warm_up=small)
+        *other, _, theirs = measure(baseline, make_problem, *args, warm_up=small)[:4]
         agrees = abs(ours[0] - theirs[0]) < 1e-5 and abs(ours[1] - theirs[1]) < 1e-5
     checked = (*args, 2000)
     exact = measure(brute_force, make_problem, *checked).result[0]

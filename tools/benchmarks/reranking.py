@@ -84,10 +84,10 @@ def main() -> None:
     query, gallery, *_ = SIZES[arguments.size]
     args = (arguments.size, arguments.dim, query, gallery)
     small = (arguments.size, arguments.dim, 100, 400)
-    seconds, extra, _, ours = measure(product, make_small_problem, *args, warm_up=small)
+    seconds, extra, _, ours, *_ = measure(product, make_small_problem, *args, warm_up=small)
     other, agrees = None, None
     if not arguments.no_baseline:
-        *other, _, theirs = measure(baseline, make_small_problem, *args, warm_up=small)
+        *other, _, theirs = measure(baseline, make_small_problem, *args, warm_up=small)[:4]
         agrees = abs(ours - theirs) < 1e-5
     report(
         "re-ranking", f"{arguments.size} ({query:,} x {gallery:,} x {arguments.dim})",
