@@ -176,7 +176,7 @@ class HypergraphLabels(Labeller):
             else dbscan_of_rows(rows, len(cluster), self._distance_eps, self._clusterer.min_samples)
         )
         matrix = incidence(rows, (cluster, camera_cluster), self._neighbors)
-        graph = Graph.of(matrix, features.test.device)
+        graph = Graph.of(matrix, features.test.device, len(self._neighbors))
         return torch.from_numpy(correct_labels(rows, cluster, graph, Spreading()))
 
     def _clusters_in_cameras(self, features: FeatureSet, camids: Labels) -> Labels:
