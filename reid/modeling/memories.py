@@ -13,6 +13,9 @@ from reid.structures import OUTLIER, FeatureSet
 Update = Literal["sequential", "hard", "fixed"]
 Fill = Literal["epoch", "once"]
 
+_FILLED_AT_ONCE = 8192
+_LEAST_NORM = 1e-12  # that of torch's `normalize`
+
 
 class ProxyMemory(nn.Module):
     """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster, proxy or image.
@@ -65,13 +68,15 @@ class ProxyMemory(nn.Module):
             num_rows: P.
             features: Features of the N images.
         """
-        labelled = row != OUTLIER
+        labelled = (row != OUTLIER).nonzero()[:, 0]
+        _, banks, dim = features.unit.shape
+        rows = features.unit.new_zeros((banks, num_rows, dim))
+        # With a row for each image, copies would take as much memory as the memory itself.
+        for sums, bank in zip(rows, features.unit.unbind(1), strict=True):
+            for part in labelled.split(_FILLED_AT_ONCE):
+                sums.index_add_(0, row[part], bank[part])
         # The mean and the sum have the same direction.
-        sums = [
-            bank.new_zeros((num_rows, bank.shape[1])).index_add_(0, row[labelled], bank[labelled])
-            for bank in features.unit.unbind(1)
-        ]
-        self.rows = F.normalize(torch.stack(sums), dim=2)
+        self.rows = rows.div_(rows.norm(dim=2, keepdim=True).clamp_min_(_LEAST_NORM))
 
     def similarity(self, feature: Tensor) -> Tensor:
         """Dot products (1 + K, B, P) of features (1 + K, B, D) with every row."""

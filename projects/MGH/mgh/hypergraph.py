@@ -68,10 +68,11 @@ def incidence(
             same = group[start:stop, None] == group
             mean[start:stop] = np.where(same, block, 0).sum(1) / same.sum(1)
     scale = total / count**2 or 1.0
+    near = np.exp(-((near / scale) ** 2))  # once for all lists: `Graph` takes their differences
     everyone = np.arange(count)
     parts = []
     for k in neighbors:
-        members, weights = lists[:, : k + 1].copy(), np.exp(-((near[:, : k + 1] / scale) ** 2))
+        members, weights = lists[:, : k + 1].copy(), near[:, : k + 1].copy()
         alone = ~(members == everyone[:, None]).any(1)
         members[alone, -1], weights[alone, -1] = everyone[alone], 1
         edges = np.repeat(everyone, k + 1)

@@ -240,13 +240,13 @@ def test_an_image_far_from_itself_stays_in_its_edge() -> None:
 
 def test_lists_are_stored_as_what_each_adds() -> None:
     rng = np.random.default_rng(3)
-    distance = rng.random((40, 40))
+    distance = rng.random((120, 120))
     np.fill_diagonal(distance, 0)
     distance[7, 7] = 9  # in none of its lists: it takes the last place in each
-    matrix = incidence(rows_of(distance), (rng.integers(-1, 5, 40),), (3, 6, 11))
-    values = torch.from_numpy(rng.random((40, 4)))
+    matrix = incidence(rows_of(distance), (rng.integers(-1, 5, 120),), (10, 30, 50))
+    values = torch.from_numpy(rng.random((120, 4)))
     plain, rings = (Graph.of(matrix, torch.device("cpu"), lists) for lists in (0, 3))
-    assert (plain.rings._nnz(), rings.rings._nnz()) == (40 * (4 + 7 + 12 + 1), 40 * (12 + 1))
+    assert (plain.rings._nnz(), rings.rings._nnz()) == (120 * (11 + 31 + 51 + 1), 120 * (51 + 1))
     expected = matrix @ (matrix.T @ values.numpy())
     for graph in (plain, rings):
         walked = graph.random_walk(values).numpy() * graph.degree.numpy()[:, None]
