@@ -13,6 +13,7 @@ UNLABELLED = -1
 UNKNOWN_CAMERA = -1
 UNKNOWN_FRAME = -1
 OUTLIER = -1
+_CHECKED_ROWS = 1024
 VIEW = "view"
 """Name of the viewpoint, a number from 0, in `ImageRecord.extra` and `Batch.side`; -1: unknown."""
 
@@ -414,6 +415,15 @@ def part_of_progress(
         show(round(total * (start + (stop - start) * done / max(of, 1))), total)
 
     return part
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Whether all numbers of each row (N, ...) are finite: (N,) bool.
+
+    It goes part by part, since torch's `isfinite` takes more memory than its values.
+    """
+    parts = values.split(_CHECKED_ROWS)
+    return torch.cat([torch.isfinite(part).flatten(1).all(1) for part in parts])
 
 
 def _without_gaps(rows: Tensor) -> slice | Tensor:

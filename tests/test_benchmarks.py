@@ -110,5 +110,5 @@ def test_label_stages_of_all_methods_are_measured(
     cap, buc = (json.loads(line) for line in lines[:2])
     assert (cap["CPU s"], cap["MB"], cap["clusters"], cap["outliers"]) == (2.2, 4, 5, 2)
     assert cap["published"] == "V and Jaccard 8.5 GB"
-    assert buc["published"] == "distances 4.3 GB; their order, int64 17.0 GB"
+    assert buc["published"] == "distances 4.3 GB; their order, int64 25.5 GB"
     assert lines[-1].startswith("| BUC ")

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from reid.structures import Batch, DataError, FeatureSet, ImageRecord, PseudoLabels
+from reid.structures import (
+    Batch,
+    DataError,
+    FeatureSet,
+    ImageRecord,
+    PseudoLabels,
+    finite_rows,
+)
 
 
 def test_records_are_frozen_and_checked():
@@ -135,3 +142,11 @@ def test_features_of_images_that_follow_each_other_are_not_copied() -> None:
         part = features[torch.tensor(other, dtype=torch.int64)]
         assert torch.equal(part.unit, features.unit[torch.tensor(other, dtype=torch.int64)])
         assert not len(other) or part.unit.data_ptr() != features.unit[other[0]].data_ptr()
+
+
+def test_rows_that_are_not_finite_are_found_in_every_part() -> None:
+    values = torch.zeros(2500, 2, 3)
+    values[3, 1, 2], values[1024, 0, 0], values[2499, 1, 0] = torch.inf, -torch.inf, torch.nan
+    assert (~finite_rows(values)).nonzero()[:, 0].tolist() == [3, 1024, 2499]
+    assert finite_rows(values[:, 0, :2]).logical_not().nonzero()[:, 0].tolist() == [1024]
+    assert finite_rows(torch.zeros(0, 4)).tolist() == []

@@ -122,7 +122,7 @@ CASES = {
     ),
     "BUC": Case(
         "18 merges of 5 %, single linkage", "BUC/configs/msmt.yaml",
-        (Arrays("distances", 1), Arrays("their order, int64", 2, 8)),
+        (Arrays("distances", 1), Arrays("their order, int64", 3, 8)),
         stage=1, epoch=1, before=1, epochs=18,
     ),
     "HCT": Case(
@@ -152,7 +152,10 @@ CASES = {
     ),
     "SSG": Case(
         "3 x (re-ranked Jaccard, source term, eps from rho, DBSCAN)", "SSG/configs/msmt.yaml",
-        (JACCARD,), source=True,
+        (
+            Arrays("distances, V, Jaccard, half precision", 3, 2),
+            Arrays("distances to the source", 1, 2, SOURCE_IMAGES),
+        ), source=True,
     ),
     "MMT": Case(
         "k-means with 1,000 means and 10 starts, 4 classifiers",
