@@ -422,7 +422,7 @@ def finite_rows(values: Tensor) -> Tensor:
 
     It goes part by part, since torch's `isfinite` takes more memory than its values.
     """
-    parts = values.split(_CHECKED_ROWS)
+    parts = torch.split(values, _CHECKED_ROWS)
     return torch.cat([torch.isfinite(part).flatten(1).all(1) for part in parts])
 
 

@@ -73,7 +73,7 @@ class ProxyMemory(nn.Module):
         rows = features.unit.new_zeros((banks, num_rows, dim))
         # With a row for each image, copies would take as much memory as the memory itself.
         for sums, bank in zip(rows, features.unit.unbind(1), strict=True):
-            for part in labelled.split(_FILLED_AT_ONCE):
+            for part in torch.split(labelled, _FILLED_AT_ONCE):
                 sums.index_add_(0, row[part], bank[part])
         # The mean and the sum have the same direction.
         self.rows = rows.div_(rows.norm(dim=2, keepdim=True).clamp_min_(_LEAST_NORM))
