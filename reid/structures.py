@@ -13,6 +13,7 @@ UNLABELLED = -1
 UNKNOWN_CAMERA = -1
 UNKNOWN_FRAME = -1
 OUTLIER = -1
+_CHECKED_ROWS = 1024
 VIEW = "view"
 """Name of the viewpoint, a number from 0, in `ImageRecord.extra` and `Batch.side`; -1: unknown."""
 
@@ -259,7 +260,12 @@ class FeatureSet:
         return len(self.test)
 
     def __getitem__(self, rows: slice | Tensor) -> FeatureSet:
-        """The features of some of the images."""
+        """The features of some of the images; of images that follow each other, as views.
+
+        Args:
+            rows: A slice, (M,) int64 indices, or (N,) bool.
+        """
+        rows = rows if isinstance(rows, slice) else _without_gaps(rows)
         columns: list[Any] = [getattr(self, column.name) for column in fields(self)]
         chosen: list[Any] = [None if column is None else column[rows] for column in columns]
         return FeatureSet(*chosen)
@@ -425,6 +431,25 @@ def part_of_progress(
         show(round(total * (start + (stop - start) * done / max(of, 1))), total)
 
     return part
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Whether all numbers of each row (N, ...) are finite: (N,) bool.
+
+    It goes part by part, since torch's `isfinite` takes more memory than its values.
+    """
+    parts = torch.split(values, _CHECKED_ROWS)
+    return torch.cat([torch.isfinite(part).flatten(1).all(1) for part in parts])
+
+
+def _without_gaps(rows: Tensor) -> slice | Tensor:
+    """The same rows as a slice if they follow each other, since a slice copies nothing."""
+    rows = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+    if not len(rows) or int(rows[0]) < 0:
+        return rows
+    first, stop = int(rows[0]), int(rows[0]) + len(rows)
+    follow = torch.equal(rows, torch.arange(first, stop, dtype=rows.dtype, device=rows.device))
+    return slice(first, stop) if follow else rows
 
 
 def _check_ids(name: str, ids: Tensor, length: int) -> None:

@@ -28,6 +28,7 @@ def test_a_side_is_measured_in_a_new_process(measure: Any) -> None:
     measured = measure.measure(len, range, 10)
     assert measured.result == 10
     assert measured.seconds >= 0
+    assert measured.cpu_seconds >= 0
     assert measured.gpu_mb is None
 
 
@@ -50,7 +51,7 @@ def test_a_side_on_a_gpu(measure: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
     measure._child(Pipe, work, range, (7,), None, "cuda")
     assert calls == ["cuda", "synchronize", "reset", "work", "synchronize"]
-    assert (sent[0].result, sent[0].gpu_mb) == (7, 2)
+    assert (sent[-1].result, sent[-1].gpu_mb) == (7, 2)
 
 
 @pytest.mark.parametrize("stage", ["extraction", "training"])
@@ -97,6 +98,7 @@ ARGUMENTS = {
     "search": ["--images", "400", "--dim", "16", "--queries", "20", "--kinds", "exact"],
     "review": ["--images", "60", "--persons", "6", "--dim", "8", "--answers", "2"],
     "export": ["--batches", "2", "--rounds", "1"],
+    "neighbors": ["--images", "400", "--dim", "16", "--kind", "isotropic"],
 }
 SLOW = {"review", "export", "pseudo_labels", "reranking"}
 
@@ -177,7 +179,7 @@ def test_each_benchmark_tells_its_floor(
 
 def test_every_benchmark_is_run_above() -> None:
     tools = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text("utf-8")}
-    assert tools - {"backbone"} <= ARGUMENTS.keys()
+    assert tools - {"backbone", "label_stages"} <= ARGUMENTS.keys()
 
 
 def test_products_are_recorded_with_their_shapes_and_counts(floors: Any) -> None:
@@ -215,3 +217,50 @@ def test_the_floor_of_a_side_is_measured_before_and_after(measure: Any, floors: 
         lambda count: {"products": count * next(times)},
     )  # fmt: skip
     assert sent[-1].floor.parts == {"products": 14.0}
+
+
+METHODS = (
+    "ClusterContrast", "CAP", "O2CAP", "TMGF", "SpCL", "PPLR", "ICE", "RLCC", "BUC", "HCT",
+    "IICS stage 1", "IICS stage 2", "MGH", "MultiCentroid", "ClusterEnsemble", "SSG", "MMT",
+    "SpCL with a source",
+)  # fmt: skip
+
+
+@pytest.fixture
+def label_stages(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(FOLDER)
+    return importlib.import_module("label_stages")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_methods_label_stage_runs(label_stages: Any, method: str) -> None:
+    case = label_stages.CASES[method]
+    stage = label_stages.make_stage(method, 600, label_stages.find_shapes(case))
+    numbers = label_stages.run_stage(stage)
+    assert numbers["clusters"] >= 1
+    assert numbers["clusters"] + numbers["outliers"] <= 600
+    if not case.source:  # SSG's eps of a share of all pairs leaves few images of 600
+        assert numbers["outliers"] < 60
+
+
+def test_label_stages_of_all_methods_are_measured(
+    label_stages: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert set(METHODS) == set(label_stages.CASES)
+
+    def measure(work: Any, inputs: Any, *args: Any, warm_up: Any) -> Any:
+        result = {"clusters": 5.0, "outliers": 2.0}
+        return sys.modules["measure"].Measured(3.21, 4.4, None, result, 2.16, 1.0)
+
+    monkeypatch.setattr(label_stages, "measure", measure)
+    argv = ["label_stages.py", "--methods", "CAP", "BUC", "--images", "32621"]
+    monkeypatch.setattr(sys, "argv", argv)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")
+    label_stages.main()
+    lines = capsys.readouterr().out.splitlines()
+    cap, buc = (json.loads(line) for line in lines[:2])
+    assert (cap["CPU s"], cap["MB"], cap["clusters"], cap["outliers"]) == (2.2, 4, 5, 2)
+    assert cap["published"] == "V and Jaccard 8.5 GB"
+    assert buc["published"] == "distances 4.3 GB; their order, int64 25.5 GB"
+    assert lines[-1].startswith("| BUC ")

@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch.utils.data import default_collate
 
-from reid.structures import Batch, DataError, FeatureSet, ImageRecord, PseudoLabels
+from reid.structures import (
+    Batch,
+    DataError,
+    FeatureSet,
+    ImageRecord,
+    PseudoLabels,
+    finite_rows,
+)
 
 
 def test_records_are_frozen_and_checked():
@@ -121,3 +128,25 @@ def test_what_a_labeller_tells_losses_goes_along() -> None:
     assert not spread[[1, 4]].any()
     with pytest.raises(ValueError, match="side 'weight' must have 3 rows, got 2"):
         replace(labels, side={"weight": torch.zeros(2)})
+
+
+def test_features_of_images_that_follow_each_other_are_not_copied() -> None:
+    features = FeatureSet.of(torch.rand(6, 3), torch.arange(6), unit=torch.rand(6, 2, 3))
+    rows = torch.arange(6)
+    for chosen in (rows[2:5], (rows > 1) & (rows < 5), slice(2, 5)):
+        part = features[chosen]
+        assert part.pids.tolist() == [2, 3, 4]
+        assert part.unit.data_ptr() == features.unit[2].data_ptr()
+        assert torch.equal(part.test, features.test[2:5])
+    for other in ([4, 3], [0, 2], [2, 2], [-2, -1], []):
+        part = features[torch.tensor(other, dtype=torch.int64)]
+        assert torch.equal(part.unit, features.unit[torch.tensor(other, dtype=torch.int64)])
+        assert not len(other) or part.unit.data_ptr() != features.unit[other[0]].data_ptr()
+
+
+def test_rows_that_are_not_finite_are_found_in_every_part() -> None:
+    values = torch.zeros(2500, 2, 3)
+    values[3, 1, 2], values[1024, 0, 0], values[2499, 1, 0] = torch.inf, -torch.inf, torch.nan
+    assert (~finite_rows(values)).nonzero()[:, 0].tolist() == [3, 1024, 2499]
+    assert finite_rows(values[:, 0, :2]).logical_not().nonzero()[:, 0].tolist() == [1024]
+    assert finite_rows(torch.zeros(0, 4)).tolist() == []

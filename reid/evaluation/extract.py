@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 from reid import distributed
 from reid.shipped import tool
-from reid.structures import Batch, DataError, Embeddings, FeatureSet, ImageRecord, ProgressBar
+from reid.structures import (
+    Batch,
+    DataError,
+    Embeddings,
+    FeatureSet,
+    ImageRecord,
+    ProgressBar,
+    finite_rows,
+)
 
 T = TypeVar("T")
 
@@ -228,7 +236,7 @@ def _check(
     missing = count - int(features.present.sum())
     if missing and not allow_missing:
         raise ValueError(f"loader: {missing} of {count} images were in no batch")
-    finite = torch.isfinite(features.test).all(1) & torch.isfinite(features.unit).all(2).all(1)
+    finite = finite_rows(features.test) & finite_rows(features.unit)
     if not bool(finite.all()):
         first = records[int((~finite).nonzero()[0])].path
         raise FloatingPointError(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from reid.neighbors import as_rows, log_memory
 from reid.registry import CLUSTERER, PART_OF
-from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels
+from reid.structures import OUTLIER, FeatureSet, ProgressBar, PseudoLabels, finite_rows
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def cluster_present(
         ClusteringError: There is no cluster, all features are 0, a feature is not finite, or the
             clusterer refuses these features.
     """
-    finite = torch.isfinite(features.test).all(1)
+    finite = finite_rows(features.test)
     if not bool(finite.all()):
         raise ClusteringError(
             f"the features of {int((~finite).sum()):,} of {len(features):,} images are not finite: "

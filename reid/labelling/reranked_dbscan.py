@@ -104,7 +104,7 @@ class RerankedDBSCAN(FeatureClusterer):
 
     def take_source(self, features: FeatureSet) -> None:
         """Takes the source's features for the next call, which frees them."""
-        self._source = features.test[features.present]
+        self._source = features[features.present].test
 
     def find_clusters(self, features: Tensor, progress: ProgressBar | None) -> Tensor:
         """(N,) clusters, -1 = outlier.

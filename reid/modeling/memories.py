@@ -17,6 +17,9 @@ MemoryDtype = Literal["fp32", "bf16"]
 """How a memory stores its rows: as the features are, or in half the space."""
 _BLOCK_NUMBERS = 2**20
 
+_FILLED_AT_ONCE = 8192
+_LEAST_NORM = 1e-12  # that of torch's `normalize`
+
 
 class ProxyMemory(nn.Module):
     """(1 + K) banks of P unit vectors, the global bank first; a row is a cluster, proxy or image.
@@ -82,13 +85,15 @@ class ProxyMemory(nn.Module):
             num_rows: P.
             features: Features of the N images.
         """
-        labelled = row != OUTLIER
+        labelled = (row != OUTLIER).nonzero()[:, 0]
+        _, banks, dim = features.unit.shape
+        rows = features.unit.new_zeros((banks, num_rows, dim))
+        # With a row for each image, copies would take as much memory as the memory itself.
+        for sums, bank in zip(rows, features.unit.unbind(1), strict=True):
+            for part in torch.split(labelled, _FILLED_AT_ONCE):
+                sums.index_add_(0, row[part], bank[part])
         # The mean and the sum have the same direction.
-        sums = [
-            bank.new_zeros((num_rows, bank.shape[1])).index_add_(0, row[labelled], bank[labelled])
-            for bank in features.unit.unbind(1)
-        ]
-        rows = F.normalize(torch.stack(sums), dim=2)
+        rows.div_(rows.norm(dim=2, keepdim=True).clamp_min_(_LEAST_NORM))
         self.rows = rows.bfloat16() if self._dtype == "bf16" else rows
 
     def similarity(self, feature: Tensor) -> Tensor:

@@ -267,7 +267,8 @@ class InstanceLoss(MemoryLoss):
         if not self.memory.lasts:
             return None
         present = self.image_row != OUTLIER
-        unit = self.memory.rows[:, self.image_row.clamp(min=0)] * present[:, None]
+        unit = self.memory.rows[:, self.image_row.clamp(min=0)]
+        unit[:, ~present] = 0
         return FeatureSet.of(unit[0], unit=unit.transpose(0, 1), present=present)
 
     def memory_state(self) -> dict[str, Tensor]:

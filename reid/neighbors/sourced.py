@@ -17,7 +17,7 @@ from reid.neighbors.search import (
     farthest_distances,
     nearest_neighbors,
 )
-from reid.structures import ProgressBar, part_of_progress
+from reid.structures import ProgressBar, finite_rows, part_of_progress
 
 if TYPE_CHECKING:
     import scipy.sparse
@@ -150,7 +150,7 @@ def source_push(features: Tensor, source: Tensor) -> Doubles:
             f"source: expected features (M, {features.shape[1]}) with M > 0, as long as the "
             f"images', got {tuple(source.shape)}"
         )
-    if not bool(torch.isfinite(source).all()):
+    if not bool(finite_rows(source).all()):
         raise ValueError("source: expected finite features, got NaN or infinity")
     ours, theirs = features.detach().float(), source.detach().to(features.device).float()
     half_norms = theirs.square().sum(1) / 2

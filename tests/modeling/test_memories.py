@@ -26,6 +26,12 @@ def test_it_starts_as_normalised_means() -> None:
         torch.testing.assert_close(memory.rows[:, number], F.normalize(mean, dim=1))
 
 
+def test_filling_in_parts_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = filled()[0].rows
+    monkeypatch.setattr("reid.modeling.memories._FILLED_AT_ONCE", 5)
+    assert torch.equal(filled()[0].rows, expected)
+
+
 ROWS = [[0, 0, 0, 0], [2, 0, 2, 1, 0, 2, 2], [3, 3, 1, -1, 0, -1, 3], [-1, 2], [-1, -1], [1], []]
 
 

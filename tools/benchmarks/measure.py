@@ -19,6 +19,8 @@ import torch
 from floors import Floor, Parts, clock, same_threads
 from tabulate import tabulate
 
+_INTERVAL = 0.05
+
 
 class Measured(NamedTuple):
     """The result of `measure`.
@@ -28,6 +30,9 @@ class Measured(NamedTuple):
         extra_mb: MB of peak resident memory above the inputs.
         gpu_mb: MB of peak GPU memory above the inputs; None on the CPU.
         result: The return value of the work.
+        cpu_seconds: Time of all cores, user and system, which other work hardly changes.
+        private_mb: Like `extra_mb`, without pages of files in memory, which the system can take
+            back. It is read 20 times a second, so a shorter peak is missed.
         floor: Of the work; None: it was not measured.
     """
 
@@ -35,6 +40,8 @@ class Measured(NamedTuple):
     extra_mb: float
     gpu_mb: float | None
     result: Any
+    cpu_seconds: float
+    private_mb: float
     floor: Floor | None = None
 
 
@@ -70,12 +77,16 @@ def measure(
     process.start()
     theirs.close()
     try:
+        private = before = ours.recv()
+        while not ours.poll(_INTERVAL):
+            private = max(private, _memory("RssAnon", process.pid))
+        ours.recv()  # the work has ended
         measured: Measured = ours.recv()
-    except EOFError:
+    except (EOFError, RuntimeError):
         process.join()
         raise RuntimeError(f"{work.__name__} died with exit code {process.exitcode}") from None
     process.join()
-    return measured
+    return measured._replace(private_mb=private - before)
 
 
 def _child(
@@ -100,18 +111,20 @@ def _child(
     before = _memory("VmRSS")
     # resets the peak (Linux 4.0 and newer)
     Path("/proc/self/clear_refs").write_text("5")
-    start, since = time.perf_counter(), clock("cpu")
+    pipe.send(_memory("RssAnon"))
+    start, start_cpu, since = time.perf_counter(), time.process_time(), clock("cpu")
     result = work(data)
     if device == "cuda":
         torch.cuda.synchronize()
         gpu_mb = (torch.cuda.max_memory_allocated() - gpu_before) / 2**20
     seconds, taken = time.perf_counter() - start, clock("cpu") - since
-    extra = _memory("VmHWM") - before
+    cpu, extra = time.process_time() - start_cpu, _memory("VmHWM") - before
+    pipe.send("the work has ended")
     if floor:
         again = floor(*args)
         parts = {name: (value + again[name]) / 2 for name, value in parts.items()}
         limit = Floor(parts, seconds if device == "cuda" else taken)
-    pipe.send(Measured(seconds, extra, gpu_mb, result, limit))
+    pipe.send(Measured(seconds, extra, gpu_mb, result, cpu, 0.0, limit))
 
 
 def _put(data: Any, device: str) -> Any:
@@ -122,9 +135,9 @@ def _put(data: Any, device: str) -> Any:
     return data.to(device)
 
 
-def _memory(field: str) -> float:
-    """MB, from the process's status."""
-    for line in Path("/proc/self/status").read_text().splitlines():
+def _memory(field: str, process: int | str | None = "self") -> float:
+    """MB, from the status of a process."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
     raise RuntimeError(f"this system does not tell {field}")

@@ -76,8 +76,8 @@ class InterCamera(Labeller):
     mu_e S_ij is subtracted from 1 - cos, where S compares the scores of the classifiers that the
     stage before has trained for each camera, and mu_e = mix_rate (1 - e / rounds)^power in round e.
 
-    At 30,248 images and 15 cameras with 600 classes, the scores take 1.1 GB (73 MB for each
-    camera), and the distances of all pairs a temporary file of 3.7 GB; see `pair_matrix`.
+    At 30,248 images the distances of all pairs take a temporary file of 3.7 GB; see `pair_matrix`
+    and, for the memory of the scores, `fill_distances`.
 
     Args:
         clusters: How many.

@@ -51,7 +51,12 @@ def heads_of(a: dict[str, Tensor]) -> list[Tensor]:
 
 def mixed(a: dict[str, Tensor]) -> npt.NDArray[np.float32]:
     matrix = np.empty((len(a["feature"]),) * 2, np.float32)
-    fill_distances(matrix, a["feature"], a["camid"], heads_of(a), float(a["mix_rate"]))
+    heads = heads_of(a)
+
+    def scores(images: slice) -> list[Tensor]:
+        return [part[images] for part in heads]
+
+    fill_distances(matrix, a["feature"], a["camid"], scores, float(a["mix_rate"]))
     return matrix
 
 
@@ -373,10 +378,18 @@ def test_the_published_variant_with_thresholds() -> None:
 def test_blocks_do_not_change_the_distances(monkeypatch: pytest.MonkeyPatch) -> None:
     features = persons({0: 20, 1: 25, 5: 17})
     loss = criterion(features)
-    scores = [*loss.probabilities(2 * features.test)]
+    asked: list[slice] = []
+
+    def scores(images: slice) -> list[Tensor]:
+        asked.append(images)
+        return [*loss.probabilities(2 * features.test[images])]
+
     with pair_matrix(62) as whole, pair_matrix(62) as parts:
         fill_distances(whole, features.test, features.camids, scores, 0.2)
+        assert asked == [slice(0, 62)]
         monkeypatch.setattr("reid.projects.iics.clustering._BLOCK", 9)
+        monkeypatch.setattr("reid.projects.iics.clustering._GROUP", 27)
         fill_distances(parts, features.test, features.camids, scores, 0.2)
+        assert max(images.stop - images.start for images in asked[1:]) == 27
         np.testing.assert_allclose(parts, whole, atol=1e-6)
         np.testing.assert_array_equal(whole, whole.T)

@@ -68,10 +68,11 @@ def incidence(
             same = group[start:stop, None] == group
             mean[start:stop] = np.where(same, block, 0).sum(1) / same.sum(1)
     scale = total / count**2 or 1.0
+    near = np.exp(-((near / scale) ** 2))  # once for all lists: `Graph` takes their differences
     everyone = np.arange(count)
     parts = []
     for k in neighbors:
-        members, weights = lists[:, : k + 1].copy(), np.exp(-((near[:, : k + 1] / scale) ** 2))
+        members, weights = lists[:, : k + 1].copy(), near[:, : k + 1].copy()
         alone = ~(members == everyone[:, None]).any(1)
         members[alone, -1], weights[alone, -1] = everyone[alone], 1
         edges = np.repeat(everyone, k + 1)
@@ -86,24 +87,44 @@ def incidence(
 class Graph:
     """A = H H^T as its factors; its entries never exist.
 
+    An image's neighbour lists contain each other, so their edges are stored as differences: R_1 =
+    H_1, R_k = H_k - H_{k-1}, which holds only what list k adds. H_k x is the sum of the first k
+    R x, so A x takes two products with R and two sums over the lists. With the published five lists
+    R has 91 entries for each image, H 255.
+
     Attributes:
-        incidence: (N, E) sparse H on the device that multiplies it.
+        rings: (N, E) sparse R on the device that multiplies it.
         transposed: (E, N) sparse.
         degree: (N,) row sums of A.
+        lists: Neighbour lists of each image.
     """
 
-    incidence: Tensor
+    rings: Tensor
     transposed: Tensor
     degree: Tensor
+    lists: int
 
     @classmethod
-    def of(cls, incidence: scipy.sparse.csr_matrix, device: torch.device) -> Graph:
-        """The graph of an incidence matrix."""
-        degree = incidence @ (incidence.T @ np.ones(incidence.shape[0]))
+    def of(cls, incidence: scipy.sparse.csr_matrix, device: torch.device, lists: int = 0) -> Graph:
+        """The graph of an incidence matrix.
+
+        Args:
+            incidence: (N, E); the first `lists` * N edges are the images' neighbour lists, list by
+                list.
+            device: That multiplies it.
+            lists: How many; 0 is right for any matrix.
+        """
+        count = incidence.shape[0]
+        degree = incidence @ (incidence.T @ np.ones(count))
+        edges = [incidence[:, k * count : (k + 1) * count] for k in range(lists)]
+        parts = [edges[k] - edges[k - 1] if k else edges[k] for k in range(lists)]
+        rings = scipy.sparse.hstack([*parts, incidence[:, lists * count :]], format="csr")
+        rings.eliminate_zeros()
         return cls(
-            _tensor(incidence).to(device),
-            _tensor(incidence.T).to(device),
+            _tensor(rings).to(device),
+            _tensor(rings.T).to(device),
             torch.from_numpy(degree).to(device),
+            lists,
         )
 
     def symmetric(self, values: Tensor) -> Tensor:
@@ -116,7 +137,14 @@ class Graph:
         return self._times(values) / self.degree[:, None]
 
     def _times(self, values: Tensor) -> Tensor:
-        result: Tensor = torch.sparse.mm(self.incidence, torch.sparse.mm(self.transposed, values))
+        edges = torch.sparse.mm(self.transposed, values)
+        if self.lists:
+            of_lists = edges[: self.lists * len(values)].view(self.lists, *values.shape)
+            for k in range(1, self.lists):
+                of_lists[k] += of_lists[k - 1]
+            for k in range(self.lists - 2, -1, -1):
+                of_lists[k] += of_lists[k + 1]
+        result: Tensor = torch.sparse.mm(self.rings, edges)
         return result
 
 
@@ -167,7 +195,7 @@ def correct_labels(
     count = len(cluster)
     seeds, total = find_seeds(rows, cluster)
     best, label = np.full(count, -np.inf), np.full(count, -1)
-    for first, last in _class_blocks(cluster, graph.incidence.shape[1]):
+    for first, last in _class_blocks(cluster, graph.rings.shape[1]):
         likeness = 1 - mean_to_groups(rows, cluster, first, last)
         prediction = torch.from_numpy(np.exp(likeness / _SHARPNESS) / total).to(graph.degree.device)
         values = spread(graph, prediction.T, torch.from_numpy(seeds), first, spreading).cpu()

@@ -49,7 +49,7 @@ class HypergraphLabels(Labeller):
     before `from_epoch`: `camera_weight`, and from then on `nearest` and `relevant`.
 
     No N x N array exists: rows of the distance are computed about eight times an epoch. At 32,621
-    images the features in double precision take 0.5 GB, and each block at most 0.4 GB.
+    images a block takes at most 0.4 GB.
 
     Args:
         clusterer: A JaccardDBSCAN, which makes the clusters; also those inside each camera, in the
@@ -111,11 +111,12 @@ class HypergraphLabels(Labeller):
             labels = cluster_present(HypergraphClustering(self._labels), features, progress)
         finally:
             self._epoch += 1
-        rows = features.present.nonzero()[:, 0].cpu()
-        side = {name: _spread(column, rows, len(features)) for name, column in self._side.items()}
-        if NEAREST in side:  # numbers among the images that could be read
-            side[NEAREST] = rows[side[NEAREST].long()].int()
-        self._side = {}
+        side, self._side = self._side, {}
+        if not bool(features.present.all()):
+            rows = features.present.nonzero()[:, 0].cpu()
+            side = {name: _spread(column, rows, len(features)) for name, column in side.items()}
+            if NEAREST in side:  # numbers among the images that could be read
+                side[NEAREST] = rows[side[NEAREST].long()].int()
         return replace(labels, side=side)
 
     @property
@@ -161,7 +162,7 @@ class HypergraphLabels(Labeller):
         model = count_times(
             cluster, camids, frames, num_bins=_NUM_BINS, width=_BIN_WIDTH, same_camera="visits"
         ).smoothed(_SIGMA)
-        joint = JointDistance(features.test.detach().double(), camids, frames, model)
+        joint = JointDistance(features.test.detach().float(), camids, frames, model)
         return rerank_distances(
             joint.columns, len(cluster), k1=_RERANK_K1, k2=_RERANK_K2, lambda_value=_RERANK_LAMBDA
         ).take
@@ -176,7 +177,7 @@ class HypergraphLabels(Labeller):
             else dbscan_of_rows(rows, len(cluster), self._distance_eps, self._clusterer.min_samples)
         )
         matrix = incidence(rows, (cluster, camera_cluster), self._neighbors)
-        graph = Graph.of(matrix, features.test.device)
+        graph = Graph.of(matrix, features.test.device, len(self._neighbors))
         return torch.from_numpy(correct_labels(rows, cluster, graph, Spreading()))
 
     def _clusters_in_cameras(self, features: FeatureSet, camids: Labels) -> Labels:

@@ -61,7 +61,7 @@ def test_label_correction_of_the_authors(oracle_dir: Path) -> None:
         cluster, rows, name = a["cluster_label"], rows_of(a["distance"]), path.name
         matrix = incidence(rows, (cluster, a["camera_cluster_label"]), a["knn"].tolist())
         close(np.asarray(matrix.sum(0)).ravel(), a["incidence_degree"], 1e-5, f"{name} edges")
-        graph = Graph.of(matrix, torch.device("cpu"))
+        graph = Graph.of(matrix, torch.device("cpu"), len(a["knn"]))
         close(graph.degree, a["node_degree"], 1e-5, f"{name} degrees")
         identity = torch.eye(len(cluster), dtype=torch.float64)
         close(graph.symmetric(identity), a["symmetric_adjacency"], 1e-5, f"{name} symmetric")
@@ -216,7 +216,7 @@ def test_blocks_do_not_change_the_labels(monkeypatch: pytest.MonkeyPatch) -> Non
     def result() -> list[Any]:
         rows = rows_of(distance)
         matrix = incidence(rows, (cluster, cluster), (3, 8))
-        graph = Graph.of(matrix, torch.device("cpu"))
+        graph = Graph.of(matrix, torch.device("cpu"), 2)
         weight = camera_weights(rows, cluster, cluster % 3, np.arange(cluster.max() + 1) % 3)
         return [matrix.toarray(), correct_labels(rows, cluster, graph, Spreading()), weight]
 
@@ -236,6 +236,21 @@ def test_an_image_far_from_itself_stays_in_its_edge() -> None:
     matrix = incidence(rows_of(distance), (np.zeros(12, np.int64),), (3,))
     assert np.allclose(matrix.toarray()[np.arange(12), np.arange(12)], 1)
     assert (np.asarray((matrix > 0).sum(0)).ravel()[:12] == 4).all()
+
+
+def test_lists_are_stored_as_what_each_adds() -> None:
+    rng = np.random.default_rng(3)
+    distance = rng.random((120, 120))
+    np.fill_diagonal(distance, 0)
+    distance[7, 7] = 9  # in none of its lists: it takes the last place in each
+    matrix = incidence(rows_of(distance), (rng.integers(-1, 5, 120),), (10, 30, 50))
+    values = torch.from_numpy(rng.random((120, 4)))
+    plain, rings = (Graph.of(matrix, torch.device("cpu"), lists) for lists in (0, 3))
+    assert (plain.rings._nnz(), rings.rings._nnz()) == (120 * (11 + 31 + 51 + 1), 120 * (51 + 1))
+    expected = matrix @ (matrix.T @ values.numpy())
+    for graph in (plain, rings):
+        walked = graph.random_walk(values).numpy() * graph.degree.numpy()[:, None]
+        np.testing.assert_allclose(walked, expected, rtol=1e-12)
 
 
 def test_a_graphs_missing_pairs_are_at_distance_1() -> None:
