@@ -83,7 +83,7 @@ def test_labels_that_do_not_fit_are_refused(cluster, proxy, to_cluster, to_camer
 
 
 def test_batches_hold_no_identities():
-    assert Batch._fields == ("image", "camid", "domain", "index", "side", "views")
+    assert Batch._fields == ("image", "camid", "domain", "index", "side", "views", "maps")
 
 
 def test_a_batch_without_pixels_keeps_its_lengths():

@@ -13,8 +13,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reid.modeling.group_maxima import group_maxima
-
 Average = Literal["batch", "camera"]
 
 
@@ -65,6 +63,8 @@ class ProxyGroups(nn.Module):
             similarity: (M, B, P).
         """
         if similarity.device.type == "cpu":
+            from reid.modeling.group_maxima import group_maxima  # a GPU needs no numba
+
             return group_maxima(similarity, self.order, self.start)
         by_group = torch.split(similarity.index_select(2, self.order), self.sizes, 2)
         best = [values.max(2) for values in by_group]

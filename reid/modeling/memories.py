@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.neighbors.exact import fast_bfloat16
+from reid.instructions import fast_bfloat16
 from reid.structures import OUTLIER, FeatureSet
 
 Update = Literal["sequential", "hard", "fixed"]

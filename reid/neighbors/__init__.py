@@ -20,7 +20,6 @@ re-identification has used since Ge et al., *Self-paced Contrastive Learning* (N
 
 from reid.neighbors.agreement import list_agreement, other_neighbors
 from reid.neighbors.density import TIE_TOLERANCE, dbscan
-from reid.neighbors.exact import fast_bfloat16
 from reid.neighbors.footprint import jaccard_memory_mb, log_memory, neighbors_memory_mb
 from reid.neighbors.jaccard import (
     by_columns,
@@ -62,7 +61,6 @@ __all__ = [
     "dbscan",
     "encode_neighbors",
     "farthest_distances",
-    "fast_bfloat16",
     "half_length",
     "jaccard_distance",
     "jaccard_memory_mb",

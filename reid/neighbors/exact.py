@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from reid.instructions import fast_bfloat16
 from reid.neighbors.candidates import (
     Candidates,
     Tile,
@@ -38,7 +39,6 @@ BLOCK_SIZE = 2048
 MARGIN = 12
 HALF_MARGIN = 42
 _SLACK = 2.5
-_BFLOAT16_TESTS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
 _GPU_COLUMNS = 65536
 _SAFE_EXPONENT = 32
 
@@ -53,14 +53,6 @@ class SearchTask:
     half_precision: bool | None
     device: str
     dims: int | None = None
-
-
-def fast_bfloat16(device: str = "cpu") -> bool:
-    """Whether a `cpu` (AVX-512 BF16 or AMX) or `cuda` device has bfloat16 instructions."""
-    if device == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    tests = (getattr(torch.cpu, name, None) for name in _BFLOAT16_TESTS)
-    return any(bool(test()) for test in tests if test is not None)
 
 
 def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar | None) -> Indices:

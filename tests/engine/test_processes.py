@@ -110,6 +110,7 @@ def test_processes_train_as_one(alone: Path, processes: int) -> None:
         torch.testing.assert_close(after[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
+@pytest.mark.slow
 def test_one_process_with_groups_trains_as_replicas(alone: Path) -> None:
     # A batch of 24 has two groups of 12: the shares of two processes, or the halves of one batch.
     groups = ("MODEL.BN_SAMPLES_PER_GROUP", "12")

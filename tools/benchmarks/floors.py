@@ -31,7 +31,8 @@ if "numba" not in sys.modules:
 
 import numba
 
-from reid.neighbors.exact import BLOCK_SIZE, fast_bfloat16
+from reid.instructions import fast_bfloat16
+from reid.neighbors.exact import BLOCK_SIZE
 
 SAMPLE_SECONDS = 0.3
 """How long a speed is measured at least."""

@@ -17,7 +17,8 @@ from search import make_features
 from tabulate import tabulate
 from torch import Tensor
 
-from reid.neighbors import exact, fast_bfloat16, nearest_neighbors
+from reid.instructions import fast_bfloat16
+from reid.neighbors import exact, nearest_neighbors
 from reid.neighbors.plan import Plan
 
 K, BLOCK = 20, 50_000

@@ -142,6 +142,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
     expected = stepped(0, 1)
