@@ -225,6 +225,8 @@ METHODS = (
     "SpCL with a source",
 )  # fmt: skip
 
+QUICK_METHODS = {"ClusterContrast", "SpCL", "BUC", "IICS stage 1", "MMT"}
+
 
 @pytest.fixture
 def label_stages(monkeypatch: pytest.MonkeyPatch) -> Any:
@@ -232,7 +234,13 @@ def label_stages(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("label_stages")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        pytest.param(method, marks=[pytest.mark.slow] * (method not in QUICK_METHODS))
+        for method in METHODS
+    ],
+)
 def test_a_methods_label_stage_runs(label_stages: Any, method: str) -> None:
     case = label_stages.CASES[method]
     stage = label_stages.make_stage(method, 600, label_stages.find_shapes(case))
