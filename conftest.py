@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -120,5 +121,26 @@ def train_in_processes(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
         return tmp_path / "1", tmp_path / "2"
+
+    return run
+
+
+@pytest.fixture
+def steps_in_processes(
+    train_in_processes: Callable[..., tuple[Path, Path]],
+) -> Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]]:
+    """Trains as `train_in_processes`; gives what metrics.json says of each step of both runs."""
+
+    def run(file: Path, *pairs: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        one, two = (
+            [
+                line
+                for line in map(json.loads, (folder / "metrics.json").read_text().splitlines())
+                if line["kind"] == "train"
+            ]
+            for folder in train_in_processes(file, *pairs)
+        )
+        assert len(one) == len(two) > 0
+        return one, two
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,17 +22,12 @@ PAIRS = (
 )  # fmt: skip
 
 
-def lines_of(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "metrics.json").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["kind"] == "train"]
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(
-    train_in_processes: Callable[..., tuple[Path, Path]],
+    steps_in_processes: Callable[..., tuple[list[dict[str, Any]], list[dict[str, Any]]]],
 ) -> None:
     config = Path(__file__).parents[1] / "configs" / "market.yaml"
-    one, other = map(lines_of, train_in_processes(config, *PAIRS))
+    one, other = steps_in_processes(config, *PAIRS)
     assert len(one) == len(other) == 6
     keys = {key for line in one for key in line if key.endswith("orthogonality")}
     assert keys == {"feature_orthogonality", "weight_orthogonality"}
