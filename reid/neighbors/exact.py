@@ -74,8 +74,8 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
         spare = 2 * task.rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
         plan = plan_search(scaled, scaled_norms, task.k, last - first, plain, task.dims, spare)
     if plan.dims:
-        logger.info("neighbours: candidates from products in %d of %d dimensions",
-                    plan.dims, task.rows.shape[1])  # fmt: skip
+        logger.info("The search for neighbours compares %d of %d dimensions first, then "
+                    "the nearest in all", plan.dims, task.rows.shape[1])  # fmt: skip
     plans = [plan] + [plain] * (plan.dims > 0) + [Plan(0, task.k + MARGIN, False)] * half
     found = np.empty((last - first, task.k), np.int32)
     if first == last:
