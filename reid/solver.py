@@ -68,7 +68,7 @@ def build_optimizer(
     if unused:
         raise ValueError(f"lr_factors: no parameter's name starts with {', '.join(sorted(unused))}")
     if not by_factor:
-        raise ValueError("there is no parameter to train: all are frozen")
+        raise ValueError("optimizer: there is no parameter to train: all are frozen")
     groups: list[dict[str, Any]] = [
         {"params": group}
         if factor == 1

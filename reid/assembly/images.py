@@ -21,13 +21,14 @@ from reid.assembly.hooks import build_evaluator
 from reid.config import Config, InputConfig
 from reid.data.cache import FileCache, ImageCache, PixelCache, size_text
 from reid.data.datasets.joining import unique_names
-from reid.data.loaders import BatchLoader, eval_loader, train_loader
+from reid.data.loaders import BatchLoader, eval_loader, side_columns, train_loader
+from reid.data.maps import ImageMap, map_size
 from reid.data.samplers import LabelledSampler
 from reid.data.transforms import ImageTransform
 from reid.evaluation.extract import ImageSet
 from reid.evaluation.query_gallery import QueryGallery, usable_test_sets
 from reid.registry import MAP, TRANSFORM, ConfigError, build
-from reid.structures import ImageRecord
+from reid.structures import Batch, ImageRecord
 
 logger = logging.getLogger(__name__)
 
@@ -235,6 +236,7 @@ def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> Im
         build(TRANSFORM, spec, f"input.{key}[{i}]", mean=tuple(config.pixel_mean))
         for i, spec in enumerate(specs if training else ())
     ]
+    maps = _build_maps(config)
     interpolation = config.interpolation if training else config.test_interpolation
     try:
         return ImageTransform(
@@ -243,10 +245,37 @@ def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> Im
             config.pixel_std,
             steps,
             interpolation=interpolation,
-            maps=[build(MAP, spec, f"input.maps[{i}]") for i, spec in enumerate(config.maps)],
+            maps=maps,
         )
     except ValueError as error:
         raise ConfigError(f"input.{key}{str(error).removeprefix('transforms')}") from error
+
+
+def _build_maps(config: InputConfig) -> list[ImageMap]:
+    maps: list[ImageMap] = [
+        build(MAP, spec, f"input.maps[{i}]") for i, spec in enumerate(config.maps)
+    ]
+    names = [source.side for source in maps]
+    if len(set(names)) < len(names):
+        kinds = ", ".join(f"{type(m).__name__} is {m.side}" for m in maps)
+        raise ConfigError(f"input.maps: expected maps of different names, got {kinds}")
+    return maps
+
+
+def blank_batch(config: Config, records: Sequence[ImageRecord]) -> Batch:
+    """A batch of one black image of the input's size, with all that batches of the records have.
+
+    Args:
+        config: Its `input` says the size, and which maps are read beside the images.
+        records: Images of the data set.
+    """
+    size = image_size(config.input)
+    maps = _build_maps(config.input)
+    side = side_columns(records[:1]) | {
+        m.side: torch.zeros(1, len(m.mirror), *map_size(size, m.stride)) for m in maps
+    }
+    batch = Batch.of(torch.zeros(1, 3, *size), torch.tensor([records[0].camid]))
+    return batch._replace(side=side, maps={m.side: m.mirror for m in maps})
 
 
 def build_cache(config: Config, records: Sequence[ImageRecord]) -> ImageCache | None:

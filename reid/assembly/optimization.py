@@ -63,7 +63,7 @@ def build_optimization(
         )
         frozen = find_frozen(parameters, solver.frozen)
     except ValueError as error:
-        raise ConfigError(f"solver: {error}") from error
+        raise ConfigError(f"solver.{error}") from error
     return Optimization(
         optimizer,
         build_learning_rate(solver),

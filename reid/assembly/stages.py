@@ -12,7 +12,12 @@ from torch import Tensor
 from reid import distributed
 from reid.assembly.criterion import build_criterion
 from reid.assembly.data import hide_target_identities
-from reid.assembly.images import build_image_set, build_train_loader, build_training_set
+from reid.assembly.images import (
+    blank_batch,
+    build_image_set,
+    build_train_loader,
+    build_training_set,
+)
 from reid.assembly.labelling import build_labeller, labeller_spec
 from reid.assembly.optimization import build_optimization
 from reid.assembly.sampler import build_sampler
@@ -27,8 +32,8 @@ from reid.evaluation.extract import ImageSet
 from reid.labelling import Labeller
 from reid.modeling.batchnorm import group_batch_norms
 from reid.modeling.losses import Criterion
-from reid.modeling.maps import check_maps
 from reid.modeling.model import ReIDModel
+from reid.modeling.network_outputs import try_out
 from reid.registry import ConfigError
 from reid.stage_settings import plan_stages
 from reid.structures import ImageRecord
@@ -228,7 +233,7 @@ class StageBuilder:
                 num_classes=self._labellers[number].count_classes(self._hidden),
                 source_domains=self._source_domains,
             ).to(self._device)
-            self._check_maps(criterion)
+            self._check_named(criterion)
             sampler = build_sampler(config)
             sampler.set_domains(self._domains)
             return criterion, sampler
@@ -257,20 +262,32 @@ class StageBuilder:
                     f"({', '.join(before)}) first; got {', '.join(names[number])}"
                 )
 
-    def _check_maps(self, criterion: Criterion) -> None:
-        """Checks that the networks have the modules and parameters that losses name.
+    def _check_named(self, criterion: Criterion) -> None:
+        """Checks that losses can take the outputs and weights of the network that they name.
 
         Raises:
-            ConfigError: They lack one, or the network is compiled, where maps cannot be recorded.
+            ConfigError: The network lacks one, a loss cannot take it, or the network is compiled,
+                where outputs cannot be recorded.
         """
-        for loss in criterion:
-            check_maps(self._model, loss.maps, loss.network_weights)
-            mode = self._config.model.compile
-            if loss.maps and mode != "off":
+        mode = self._config.model.compile
+        for number, loss in enumerate(criterion):
+            names, weights = loss.network_outputs, loss.network_weights
+            if not names and not weights:
+                continue
+            if names and mode != "off":
                 raise ConfigError(
-                    f"model.compile: expected off with {type(loss).__name__}, which takes maps of "
-                    f"the network; got {mode}"
+                    f"model.compile: expected off with {type(loss).__name__}, which takes outputs "
+                    f"of the network's modules; got {mode}"
                 )
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    batch = blank_batch(self._config, self._records).to(self._device)
+                    loss.check_aux(try_out(self._model, batch, names, weights))
+            except ValueError as error:
+                message = str(error)
+                if not message.startswith("model."):
+                    message = f"criterion[{number}] ({type(loss).__name__}): {message}"
+                raise ConfigError(message) from error
 
     def _parts(self, number: int, criterion: Criterion, loader: BatchLoader) -> StageParts:
         model = self._configs[number].model

@@ -66,8 +66,13 @@ class ImageDataset(Dataset[Loaded]):
         self._transform = transform
         self._cache = cache
         self._views = (transform, *views)
-        self._columns = _side_columns(records)
+        self._columns = side_columns(records)
         for source in transform.maps:
+            if source.side in self._columns:
+                raise DataError(
+                    f"{records[0].path}: has numbers of the name {source.side!r}, which a map of "
+                    "INPUT.MAPS has too; leave out one of them"
+                )
             source.check(records)
         self._draws = _Draws()
 
@@ -322,7 +327,7 @@ def _empty(*shape: int) -> Tensor:
     return images.resize_(*shape)
 
 
-def _side_columns(records: Sequence[ImageRecord]) -> dict[str, Tensor]:
+def side_columns(records: Sequence[ImageRecord]) -> dict[str, Tensor]:
     """The numbers and arrays of the records, (N, ...) by name."""
     first = records[0].extra if records else {}
     names = [name for name, value in first.items() if not isinstance(value, str)]

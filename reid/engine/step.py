@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from reid import distributed
 from reid.modeling.classifiers import classifiers_of
 from reid.modeling.losses import STUDENT, Criterion, Source
-from reid.modeling.maps import find_weights, recorded_maps
+from reid.modeling.network_outputs import find_weights, recorded_outputs
 from reid.modeling.weights import fits_any
 from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings
@@ -56,8 +56,8 @@ class Step(nn.Module):
         # Losses do not use pixels, so these are not sent to the other processes.
         gathered = batch.without_pixels().map(distributed.gather_rows)
         losses: dict[str, Tensor] = self.criterion(embeddings, gathered)
-        # Recorded maps are large, and no memory is made of them.
-        lasting = {source: self._without_maps(value) for source, value in embeddings.items()}
+        # Recorded outputs are large, and no memory is made of them.
+        lasting = {source: self._without_named(value) for source, value in embeddings.items()}
         seen = {source: value.map(Tensor.detach) for source, value in lasting.items()}
         return losses, (seen, gathered)
 
@@ -67,9 +67,9 @@ class Step(nn.Module):
             batch = batch._replace(image=batch.views[view - 1])
         if network in self._students:
             student = self._students[network]
-            with recorded_maps(student, self.criterion.maps) as maps:
+            with recorded_outputs(student, self.criterion.network_outputs) as outputs:
                 share: Embeddings = student(batch)
-            share = share._replace(aux={**share.aux, **maps})
+            share = share._replace(aux={**share.aux, **outputs})
             whole = share.map(distributed.gather_with_gradient)
             weights = find_weights(student, self.criterion.network_weights)
             return whole._replace(aux={**whole.aux, **weights})
@@ -83,15 +83,15 @@ class Step(nn.Module):
             share = self._networks[network](batch)
             return share.map(distributed.gather_rows)
 
-    def _without_maps(self, embeddings: Embeddings) -> Embeddings:
+    def _without_named(self, embeddings: Embeddings) -> Embeddings:
         """The embeddings without what `_embed` adds."""
-        maps, weights = self.criterion.maps, self.criterion.network_weights
-        if not maps and not weights:
+        outputs, weights = self.criterion.network_outputs, self.criterion.network_weights
+        if not outputs and not weights:
             return embeddings
         aux = {
             name: value
             for name, value in embeddings.aux.items()
-            if name not in maps and not fits_any(name, weights)
+            if name not in outputs and not fits_any(name, weights)
         }
         return embeddings._replace(aux=aux)
 

@@ -121,7 +121,7 @@ class TimmBackbone(nn.Module):
             raise ValueError("pool: expected avg or max, as the map is not pooled; got gem")
         block: Any = stage[0]
         self.embed_dim = int(block.conv1.in_channels)
-        net.layer4 = nn.Identity()
+        net.layer4 = nn.Sequential()  # without layers, it passes its input on
         return stage
 
     def forward(self, batch: Batch) -> FeatureTokens:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from reid.modeling.triplets import batch_hard_triplet
-from reid.registry import LOSS, Range
+from reid.registry import LOSS, ConfigError, Range
 from reid.structures import OUTLIER, Batch, Embeddings, FeatureSet, PseudoLabels
 
 Banks = Literal["global", "parts", "all"]
@@ -39,8 +39,8 @@ class Loss(nn.Module):
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
             network `teacher` for the second view. Only those of students carry gradients.
-        maps: Modules of the network, by name, such as `backbone.net.layer1`, whose outputs
-            `forward` is given in `Embeddings.aux` (see `reid.modeling.maps`).
+        network_outputs: Modules of the network, by name, such as `backbone.net.layer1`, whose
+            outputs `forward` is given in `Embeddings.aux` (see `reid.modeling.network_outputs`).
         network_weights: Patterns (`*`, `?`) of names of the network's parameters, such as
             `backbone.net.conv1.weight`, which `forward` is given in `Embeddings.aux` too.
     """
@@ -48,7 +48,7 @@ class Loss(nn.Module):
     epoch: int = 0
     needs_features: bool = False
     asks_for: Sequence[Source] = (STUDENT,)
-    maps: Sequence[str] = ()
+    network_outputs: Sequence[str] = ()
     network_weights: Sequence[str] = ()
     cluster: Tensor
 
@@ -58,8 +58,18 @@ class Loss(nn.Module):
 
     @property
     def is_active(self) -> bool:
-        """Whether it takes part in this epoch; otherwise it is given no maps and no weights."""
+        """Whether it takes part in this epoch; otherwise it is given no outputs and no weights."""
         return True
+
+    def check_aux(self, aux: Mapping[str, Tensor]) -> None:
+        """Checks, before training, the outputs and weights that it names.
+
+        Args:
+            aux: By name, as `forward` will be given them, for a batch of one image.
+
+        Raises:
+            ValueError: The loss cannot take one.
+        """
 
     def set_labels(self, labels: PseudoLabels, features: FeatureSet | None) -> None:
         """Takes the labels of an epoch, and the model's features if `needs_features`."""
@@ -159,10 +169,10 @@ class Criterion(nn.Module):
         return tuple(dict.fromkeys(source for loss in self for source in loss.asks_for))
 
     @property
-    def maps(self) -> tuple[str, ...]:
+    def network_outputs(self) -> tuple[str, ...]:
         """The modules whose outputs the losses take in this epoch, each once."""
         active = (loss for loss in self if loss.is_active)
-        return tuple(dict.fromkeys(name for loss in active for name in loss.maps))
+        return tuple(dict.fromkeys(name for loss in active for name in loss.network_outputs))
 
     @property
     def network_weights(self) -> tuple[str, ...]:
@@ -192,7 +202,7 @@ class Criterion(nn.Module):
             batch: The same images, row by row.
 
         Raises:
-            ValueError: Two losses give the same name.
+            ConfigError: Two losses give the same name.
         """
         total: dict[str, Tensor] = {}
         for loss, weight, name in zip(self, self.weights, self.names, strict=True):
@@ -202,7 +212,7 @@ class Criterion(nn.Module):
                 values = {name if one else f"{name}_{key}": v for key, v in values.items()}
             doubled = total.keys() & values.keys()
             if doubled:
-                raise ValueError(
+                raise ConfigError(
                     f"criterion: two losses give {', '.join(sorted(doubled))}; AS: NAME gives one "
                     "of them another name"
                 )

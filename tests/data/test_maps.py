@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -171,5 +172,8 @@ def test_a_missing_map_is_told_before_the_first_image(records: list[ImageRecord]
     transform = ImageTransform((32, 16), MEAN, STD, maps=[Channels()])
     with pytest.raises(DataError, match=r"none\.png: has no colours"):
         eval_loader([*records, ImageRecord("none.png")], transform, batch_size=4)
+    numbered = [replace(record, extra={"colours": 1.0}) for record in records]
+    with pytest.raises(DataError, match=r"0\.png: has numbers of the name 'colours', which a map"):
+        eval_loader(numbered, transform, batch_size=4)
     assert map_size((256, 128), 4) == (64, 32)
     assert map_size((2, 2), 4) == (1, 1)

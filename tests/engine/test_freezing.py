@@ -114,7 +114,7 @@ def test_names_are_found_by_their_whole_words_and_own_frozen_ones_stay() -> None
 @pytest.mark.parametrize(
     ("frozen", "message"),
     [
-        ({"backbone.fir": 3}, "solver: frozen: no parameter's name starts with backbone.fir"),
+        ({"backbone.fir": 3}, "solver.frozen: no parameter's name starts with backbone.fir"),
         ({"backbone": 1, "head": "always"}, "no parameter is left to train in the first epoch"),
     ],
 )

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from reid.modeling.attention import Attention, build_attention
 from reid.modeling.backbones import TimmBackbone
 from reid.modeling.heads import Neck, normalize
-from reid.registry import HEAD, Range
+from reid.registry import HEAD, ConfigError, Range
 from reid.structures import Batch, Embeddings, FeatureTokens
 
 _Dropout = Annotated[float, Range(0, 1, below=True)]
@@ -34,8 +34,8 @@ class ABDHead(nn.Module):
     The banks are g, a_1 to a_K, in this order. The test feature joins all of them. The published
     code compares it without normalisation: set TEST.EVALUATOR.NORMALIZE to false.
 
-    Losses can name `head.identity`, `head.channels`, `head.positions` and `head.merge` as maps,
-    (B, D, H / K, W) for each part.
+    Losses can name the outputs of `head.identity`, `head.channels`, `head.positions` and
+    `head.merge`, maps (B, D, H / K, W) for each part.
 
     Args:
         backbone: A ResNet of timm.
@@ -107,7 +107,7 @@ class ABDHead(nn.Module):
         """Banks (B, 1 + K, D); the test feature has (1 + K) D numbers.
 
         Raises:
-            ValueError: K does not divide the rows of the map.
+            ConfigError: K does not divide the rows of the map.
         """
         map_ = features.tokens[:, 1:].transpose(1, 2)
         map_ = map_.reshape(*map_.shape[:2], *features.grid)
@@ -124,9 +124,10 @@ class ABDHead(nn.Module):
         rows = map_.shape[2]
         if rows % self.num_parts:
             fitting = [n for n in range(1, rows + 1) if not rows % n]
-            raise ValueError(
-                f"num_parts: expected a divisor of the {rows} rows of the backbone's map "
-                f"({', '.join(map(str, fitting))}), got {self.num_parts}"
+            raise ConfigError(
+                f"model.head.num_parts: expected a divisor of the {rows} rows of the backbone's "
+                f"map ({', '.join(map(str, fitting))}), got {self.num_parts}; another height in "
+                "INPUT.SIZE gives other rows"
             )
         looks = self._looks()
         return [

@@ -58,10 +58,19 @@ class FeatureOrthogonality(Loss):
             raise ValueError(
                 f"expected beta and start_epoch of 0 or more, got {beta}, {start_epoch}"
             )
-        self.maps = tuple(maps)
+        self.network_outputs = tuple(maps)
         self._factors = dict(maps)
         self._beta = beta
         self._start_epoch = start_epoch
+
+    def check_aux(self, aux: Mapping[str, Tensor]) -> None:
+        """Checks that the modules put out maps or tokens.
+
+        Raises:
+            ValueError: One does not.
+        """
+        for name in self.network_outputs:
+            _as_rows(name, aux[name])
 
     @property
     def is_active(self) -> bool:
@@ -72,7 +81,7 @@ class FeatureOrthogonality(Loss):
         """`feature_orthogonality`; nothing before the epoch in which it begins."""
         if not self.is_active:
             return {}
-        given = {name: embeddings.aux[name] for name in self.maps}
+        given = {name: embeddings.aux[name] for name in self.network_outputs}
         pieces = {name: _as_rows(name, map_) for name, map_ in given.items()}
         generator = shared_generator(embeddings.pre.device)
         starts = {
@@ -126,25 +135,30 @@ class WeightOrthogonality(Loss):
         self.network_weights = tuple(weights)
         self._beta = beta
 
-    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
-        """`weight_orthogonality`.
+    def check_aux(self, aux: Mapping[str, Tensor]) -> None:
+        """Checks that the parameters have rows.
 
         Raises:
-            ValueError: A parameter has fewer than two dimensions.
+            ValueError: One has fewer than two dimensions.
         """
-        generator = shared_generator(embeddings.pre.device)
-        total = []
-        for name, weight in embeddings.aux.items():
-            if not fits_any(name, self.network_weights):
-                continue
+        for name, weight in self._named(aux).items():
             if weight.ndim < 2:
                 raise ValueError(
                     f"weights: expected parameters of two dimensions or more, but {name} has "
                     f"{tuple(weight.shape)}"
                 )
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> dict[str, Tensor]:
+        """`weight_orthogonality`."""
+        generator = shared_generator(embeddings.pre.device)
+        total = []
+        for weight in self._named(embeddings.aux).values():
             start = torch.rand(2, len(weight), generator=generator, device=weight.device)
             total.append(self.penalty(weight, start))
         return {"weight_orthogonality": torch.stack(total).sum()}
+
+    def _named(self, aux: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: v for name, v in aux.items() if fits_any(name, self.network_weights)}
 
     def penalty(self, weight: Tensor, start: Tensor) -> Tensor:
         """The penalty of a layer with given starting vectors (2, outputs)."""

@@ -23,8 +23,8 @@ from reid.modeling.convert import convert_weights
 from reid.modeling.formats import FORMATS, translate, use_our_names
 from reid.modeling.heads import BNNeckHead
 from reid.modeling.losses import Criterion, CrossEntropy, Triplet
-from reid.modeling.maps import find_weights, recorded_maps
 from reid.modeling.model import ReIDModel
+from reid.modeling.network_outputs import find_weights, recorded_outputs
 from reid.modeling.vit import ViT
 from reid.modeling.weights import load_weights, read_checkpoint
 from reid.projects.abdnet import ABDHead, FeatureOrthogonality, WeightOrthogonality
@@ -164,7 +164,7 @@ def test_outputs_losses_penalties_and_gradients_of_the_authors(oracle_dir: Path)
         features = FeatureOrthogonality(dict(shown.values()), float(a["of_beta"]))
         filters = WeightOrthogonality(beta=float(a["ow_beta"]))
         model.train()
-        with recorded_maps(model, features.maps) as maps:
+        with recorded_outputs(model, features.network_outputs) as maps:
             found = model(batch)
         close(found.pre.flatten(1).detach(), a["train_feature"], f"{path} features")
         pieces, starts = {}, {}
@@ -286,7 +286,7 @@ def test_features_their_order_and_the_branches_own_last_stage() -> None:
 
 def test_parts_must_divide_the_rows() -> None:
     model = make_model(parts=3)
-    with pytest.raises(ValueError, match=r"divisor of the 4 rows .*\(1, 2, 4\), got 3"):
+    with pytest.raises(ConfigError, match=r"divisor of the 4 rows .*\(1, 2, 4\), got 3"):
         model(Batch.of(torch.randn(2, 3, 64, 32)))
 
 
@@ -401,7 +401,7 @@ def test_other_networks_name_their_maps_and_weights(kind: str, name: str, patter
     network = ReIDModel(backbone, BNNeckHead(backbone))
     features, filters = FeatureOrthogonality({name: 1.0}), WeightOrthogonality([pattern])
     batch = Batch.of(torch.randn(4, 3, *size))
-    with recorded_maps(network, features.maps) as maps:
+    with recorded_outputs(network, features.network_outputs) as maps:
         found: Embeddings = network(batch)
     weights = find_weights(network, filters.network_weights)
     found = found._replace(aux={**maps, **weights})
@@ -419,13 +419,13 @@ def test_a_parameter_without_rows_and_a_map_of_no_known_shape() -> None:
     embeddings = Embeddings(bank, bank, bank, bank[:, 0], aux)
     batch = Batch.of(torch.zeros(2, 0))
     with pytest.raises(ValueError, match=r"two dimensions or more, but x\.bias has \(3,\)"):
-        WeightOrthogonality(["x.*"])(embeddings, batch)
+        WeightOrthogonality(["x.*"]).check_aux(aux)
     with pytest.raises(ValueError, match=r"expected y to put out .* got \(2, 4\)"):
-        FeatureOrthogonality({"y": 1.0})(embeddings, batch)
+        FeatureOrthogonality({"y": 1.0}).check_aux(aux)
     later = FeatureOrthogonality({"y": 1.0}, start_epoch=3)
-    assert (later(embeddings, batch), Criterion([later]).maps) == ({}, ())
+    assert (later(embeddings, batch), Criterion([later]).network_outputs) == ({}, ())
     later.epoch = 3
-    assert Criterion([later]).maps == ("y",)
+    assert Criterion([later]).network_outputs == ("y",)
 
 
 def test_published_settings() -> None:
@@ -528,8 +528,16 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
     ("pairs", "problem"),
     [
         (("CRITERION.2.MAPS", "{head.chanels: 1.0}"),
-         r"stages\[1\]: maps: .* no module 'head\.chanels' \(did you mean 'head\.channels'"),
+         r"stages\[1\]: criterion\[2\] .* no module 'head\.chanels' .*mean 'head\.channels'"),
+        (("CRITERION.2.MAPS", "{head: 1.0}"), r"output of head: expected a tensor, got Embeddings"),
+        (("CRITERION.2.MAPS", "{head.global_fc: 1.0}"),
+         r"criterion\[2\] .*: maps: expected head\.global_fc to put out .* got \(1, 16\)"),
+        (("CRITERION.2.MAPS", "{backbone.net.layer4: 1.0}"),
+         r"output of backbone\.net\.layer4: .* no layers, since the head took them"),
         (("CRITERION.3.WEIGHTS", "[head.x]"), r"no parameter 'head\.x'"),
+        (("CRITERION.3.WEIGHTS", "['*.weight']"), r"two dimensions or more, but .* has \(16,\)"),
+        (("MODEL.HEAD.NUM_PARTS", "3"),
+         r"stages\[1\]: model\.head\.num_parts: expected a divisor of the 4 rows"),
         (("MODEL.COMPILE", "default"), r"model\.compile: expected off with FeatureOrthogonality"),
         (("STAGES.0.LOSSES", "carried"), r"stages\[0\]\.losses: expected new"),
         (("CRITERION", "[Triplet]"), r"carried needs the losses of the stage before \(C"),

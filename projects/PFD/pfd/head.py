@@ -159,10 +159,11 @@ class PFDHead(nn.Module):
                 "MODEL.HEAD.POSE must name an estimator (projects/PFD/README.md)"
             )
         expected = (len(batch.image), _K, *self.heatmap_size)
-        if heatmap.shape != expected:
+        shape = tuple(heatmap.shape) if isinstance(heatmap, Tensor) else type(heatmap).__name__
+        if shape != expected:
             raise ConfigError(
-                f"model.head (PFDHead): expected heatmaps {expected}, got {tuple(heatmap.shape)}; "
-                "MODEL.HEAD.HEATMAP_SIZE sets another size"
+                f"model.head (PFDHead): expected heatmaps {expected}, got {shape}; "
+                "MODEL.HEAD.HEATMAP_SIZE or the STRIDE of INPUT.MAPS sets another size"
             )
         return heatmap.flatten(2).float()
 

@@ -122,9 +122,11 @@ def _checked(values: npt.NDArray[np.generic], where: str) -> FloatMap:
             f"{where}: expected floats ({len(JOINTS)}, h, w), one map for each of COCO's joints, "
             f"got {values.dtype} {values.shape}"
         )
-    if not np.isfinite(values).all():
+    with np.errstate(over="ignore"):
+        numbers = values.astype(np.float32)
+    if not np.isfinite(numbers).all():
         raise DataError(f"{where}: some of its numbers are not finite")
-    return values.astype(np.float32)
+    return numbers
 
 
 @MAP.register()
@@ -239,8 +241,11 @@ def write_heatmaps(
         file = target.file(str(path))
         if not file.exists():
             values = _checked(np.asarray(estimate(read_image(str(path)))), f"{path}: estimate")
+            with np.errstate(over="ignore"):
+                stored = values.astype(np.float16)
+            _checked(stored, f"{path}: estimate in float16")
             with replacing(file) as temporary, temporary.open("wb") as stream:
-                np.save(stream, values.astype(np.float16), allow_pickle=False)
+                np.save(stream, stored, allow_pickle=False)
             written += 1
         if progress is not None:
             progress(done, len(listed))

@@ -241,6 +241,10 @@ def test_an_estimator_by_name() -> None:
             other = model(Batch.of(image.flip(3)))
         assert found.test.shape == (3, 36 * 24)
         assert not torch.allclose(found.test, other.test)
+        assert isinstance(model.head, PFDHead)
+        model.head._pose = (lambda image: [image],)
+        with pytest.raises(ConfigError, match=r"expected heatmaps \(3, 17, 12, 8\), got list"):
+            model(Batch.of(image))
         wrong = {**spec, "pose": {"name": "OfTheRedChannel", "gian": 2.0}}
         with pytest.raises(ConfigError, match=r"model\.head\.pose\.gian"):
             build(HEAD, wrong, "model.head", backbone=vit())

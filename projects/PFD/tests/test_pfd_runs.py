@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -107,6 +108,33 @@ def test_a_run_without_heatmaps_names_an_image(train_tiny: Callable[..., Path]) 
             CONFIGS / "market.yaml", "wrong", *TINY,
             "INPUT.MAPS", "[{NAME: PoseHeatmaps, FOLDERS: x}]",
         )  # fmt: skip
+
+
+def test_maps_of_the_same_name(train_tiny: Callable[..., Path]) -> None:
+    """The second one would silently take the place of the first one."""
+    maps = "[{NAME: DrawnHeatmaps}, {NAME: DrawnHeatmaps, STRIDE: 8}]"
+    said = r"input\.maps: .* different names, got DrawnHeatmaps is heatmap, D"
+    with pytest.raises(ConfigError, match=said):
+        train_tiny(CONFIGS / "market.yaml", "two", *TINY, "INPUT.MAPS", maps)
+    with pytest.raises(ConfigError, match=r"got \(16, 17, 6, 4\); .* or the STRIDE of INPUT\.MAPS"):
+        train_tiny(
+            CONFIGS / "market.yaml", "coarse", *TINY,
+            "INPUT.MAPS", "[{NAME: DrawnHeatmaps, STRIDE: 8}]",
+        )  # fmt: skip
+
+
+def test_images_that_are_all_alike_and_persons_alone(
+    train_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of one person, who has no negatives, and of the same picture again and again."""
+    sampler = "{NAME: RandomIdentitySampler, BATCH_SIZE: 4, IMAGES_PER_IDENTITY: 4}"
+    small = (*TINY, "DATALOADER.SAMPLER", sampler, "SOLVER.MAX_EPOCHS", "1", "LOG_PERIOD", "1")
+    grey = np.full((48, 32, 3), 99, np.uint8)
+    monkeypatch.setattr("reid.data.loaders.read_image", lambda path: grey)
+    plain = ("INPUT.TRANSFORMS", "[]", "INPUT.MAPS", "[{NAME: DrawnHeatmaps}]")
+    steps = steps_of(train_tiny(CONFIGS / "market.yaml", "alike", *small, *plain))
+    assert steps
+    assert all(math.isfinite(line["loss"]) for line in steps)
 
 
 def test_several_views_have_no_maps() -> None:

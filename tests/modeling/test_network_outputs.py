@@ -1,4 +1,4 @@
-"""Maps and weights of a network, for losses that name them."""
+"""Outputs of modules and weights of a network, for losses that name them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from reid.engine.step import Step
 from reid.modeling.losses import Criterion, Loss
-from reid.modeling.maps import check_maps, find_weights, recorded_maps
+from reid.modeling.network_outputs import find_weights, recorded_outputs, try_out
 from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings
 
@@ -25,6 +25,7 @@ class Net(nn.Module):
         self.twice = nn.Linear(4, 4)
         self.never = nn.Linear(4, 4)
         self.pair = nn.LSTM(4, 4)
+        self.empty = nn.Sequential()
 
     def forward(self, batch: Batch) -> Embeddings:
         x = self.once(batch.image.flatten(1))
@@ -38,14 +39,14 @@ BATCH = Batch.of(torch.arange(12.0).reshape(3, 4, 1, 1))
 
 def test_outputs_of_modules_that_run_once_and_twice() -> None:
     net = Net()
-    with recorded_maps(net, ["once", "twice"]) as maps:
+    with recorded_outputs(net, ["once", "twice"]) as outputs:
         net(BATCH)
     once = net.once(BATCH.image.flatten(1))
     first = net.twice(once)
-    assert maps["once"].equal(once)
-    assert maps["twice"].equal(torch.stack((first, net.twice(first)), 1))
+    assert outputs["once"].equal(once)
+    assert outputs["twice"].equal(torch.stack((first, net.twice(first)), 1))
     net(BATCH)
-    assert maps["twice"].shape == (3, 2, 4)  # nothing is recorded after the block
+    assert outputs["twice"].shape == (3, 2, 4)  # nothing is recorded after the block
     copy.deepcopy(net)
 
 
@@ -53,13 +54,14 @@ def test_outputs_of_modules_that_run_once_and_twice() -> None:
     ("name", "problem"),
     [
         ("oncee", r"the network has no module 'oncee' \(did you mean 'once'\?\)"),
-        ("never", "never did not run"),
-        ("pair", "pair gave a tuple"),
+        ("never", "never: the module did not run"),
+        ("pair", "pair: expected a tensor, got tuple"),
+        ("empty", "empty: the module has no layers"),
     ],
 )
-def test_modules_that_give_no_map(name: str, problem: str) -> None:
+def test_modules_that_give_no_tensor(name: str, problem: str) -> None:
     net = Net()
-    with pytest.raises(ConfigError, match=problem), recorded_maps(net, [name]):
+    with pytest.raises(ConfigError, match=problem), recorded_outputs(net, [name]):
         net(BATCH)
     net(BATCH)
     assert not any(module._forward_hooks for module in net.modules())
@@ -73,15 +75,29 @@ def test_weights_by_patterns() -> None:
     assert found["once.bias"] is net.once.bias
     with pytest.raises(ConfigError, match=r"the network has no parameter 'onse\.weight'"):
         find_weights(net, ["once.*", "onse.weight"])
-    check_maps(net, ["once"], ["once.*"])
-    with pytest.raises(ConfigError, match="no module 'x'; it has once, twice"):
-        check_maps(net, ["x"], [])
+
+
+def test_trying_out_changes_nothing() -> None:
+    net = Net()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    found = try_out(net, BATCH, ["once", "twice"], ["once.*"])
+    assert {name: value.shape for name, value in found.items()} == {
+        "once": (3, 4), "twice": (3, 2, 4), "once.weight": (4, 4), "once.bias": (4,),
+    }  # fmt: skip
+    assert net.training
+    assert all(value.equal(before[name]) for name, value in net.state_dict().items())
+    for name in ("x", ""):
+        with pytest.raises(ConfigError, match=f"no module '{name}'; it has once, twice"):
+            try_out(net, BATCH, [name], [])
+    with pytest.raises(ConfigError, match="never: the module did not run"):
+        try_out(net, BATCH, ["never"], [])
+    assert net.training
 
 
 class Named(Loss):
-    """Takes a map and a weight from its second epoch on."""
+    """Takes an output and a weight from its second epoch on."""
 
-    maps = ("once",)
+    network_outputs = ("once",)
     network_weights = ("twice.weight",)
 
     @property
@@ -104,7 +120,7 @@ def test_a_step_gives_them_to_the_losses_that_take_part() -> None:
         net.zero_grad()
         losses, (seen, _) = step(BATCH)
         losses["named"].backward()
-        assert seen["student", 0].aux.keys() == {"own"}  # memories are given no maps
+        assert seen["student", 0].aux.keys() == {"own"}  # memories are given none of them
     assert net.twice.weight.grad is not None
     assert bool((net.twice.weight.grad == 1).all())
     assert net.pair.weight_ih_l0.grad is None
