@@ -26,6 +26,16 @@ def test_counts_by_hand():
     assert np.array_equal(visits.table, expected)
 
 
+def test_two_visits_count_once_and_an_edge_belongs_to_the_lower_bin():
+    """As published: the mean of all times, divided by the number of images + 1e-7."""
+    labels, camids = np.zeros(3, np.int64), np.array([0, 0, 1])
+    twice = count_times(labels, camids, np.array([0, 900, 1000]), num_bins=8).table
+    assert twice[1, 0].tolist() == [0, 0, 0, 0, 0, 1, 0, 0]  # 1000 - 450
+    assert twice.sum() == 1
+    edge = count_times(labels[1:], camids[1:], np.array([100, 300]), num_bins=8).table
+    assert edge[1, 0].tolist() == [0, 1, 0, 0, 0, 0, 0, 0]  # 200, a hair less
+
+
 def test_of_equal_times_the_higher_camera_is_later():
     table = count_times(np.array([3, 3]), np.array([1, 0]), np.array([5, 5]), num_bins=2).table
     assert table[1, 0].tolist() == [1, 0]

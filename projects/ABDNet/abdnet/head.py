@@ -117,8 +117,8 @@ class ABDHead(nn.Module):
         return Embeddings(banks, banks, normalize(banks), normalize(banks.flatten(1)))
 
     def _global_feature(self, map_: Tensor) -> Tensor:
-        found: Tensor = self.global_fc(map_.mean((2, 3)))
-        return found
+        feature: Tensor = self.global_fc(map_.mean((2, 3)))
+        return feature
 
     def _part_features(self, map_: Tensor) -> list[Tensor]:
         rows = map_.shape[2]
@@ -158,8 +158,9 @@ class AttentionBlock(nn.Module):
 
     def forward(self, feature: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
-        found: Tensor = self.expand(self.refine(self.attention(self.reduce(feature))))
-        return found
+        looked: Tensor = self.attention(self.reduce(feature))
+        result: Tensor = self.expand(self.refine(looked))
+        return result
 
 
 def _convolution(channels: int, out: int, size: int) -> nn.Sequential:

@@ -438,8 +438,17 @@ def test_published_settings() -> None:
         assert config.model.backbone["attention"] == {"layer1": "channels"}
         assert (config.model.backbone["last_stride"], config.model.bn_samples_per_group) == (1, 32)
         assert config.input.size == (384, 128)
-        assert config.input.transforms[2]["fill"] == [0.4914, 0.4822, 0.4465]
-        assert config.input.transforms[2]["area"] == [0.02, 0.4]
+        assert (config.input.pixel_mean, config.input.pixel_std) == (
+            (0.485, 0.456, 0.406), (0.229, 0.224, 0.225),
+        )  # fmt: skip
+        assert config.input.interpolation == config.input.test_interpolation == "bilinear"
+        crop, flip, erasing = config.input.transforms
+        assert crop == {"name": "RandomResizedCrop", "prob": 0.5, "aspect": [3.0, 3.0],
+                        "area": pytest.approx([384 * 128 / (432 * 144)] * 2)}  # fmt: skip
+        assert flip == {"name": "RandomFlip", "prob": 0.5}
+        assert erasing == {"name": "RandomErasing", "prob": 0.5, "area": [0.02, 0.4],
+                           "aspect": pytest.approx([0.3, 1 / 0.3]),
+                           "fill": [0.4914, 0.4822, 0.4465]}  # fmt: skip
         assert config.dataloader.sampler == {
             "name": "RandomIdentitySampler", "batch_size": 64, "images_per_identity": 4,
             "epoch": "round",
@@ -456,7 +465,14 @@ def test_published_settings() -> None:
         assert [build_learning_rate(first.solver)(epoch) for epoch in range(10)] == [3e-4] * 10
         entropy, triplet, features, filters = second.criterion
         assert first.criterion == [entropy, triplet]
-        assert (entropy["smoothing"], triplet["margin"], triplet["weight"]) == (0.1, 1.2, 0.1)
+        assert entropy == {"name": "CrossEntropy", "banks": "all", "smoothing": 0.1, "bias": True,
+                           "init_std": 0.01}  # fmt: skip
+        assert triplet == {"name": "Triplet", "banks": "all", "margin": 1.2, "weight": 0.1}
+        assert filters["weights"] == ["backbone.net.conv1.weight"]
+        assert [stage.solver.frozen_norms for stage in (first, second)] == ["eval", "train"]
+        assert second.solver.frozen == {}
+        assert (config.solver.amp, config.solver.warmup_epochs) == ("off", 0)
+        assert config.datasets.train.get("with_val", True) is (name != "msmt")
         assert features["maps"] == dict(POSITIONS.values())
         assert (features["beta"], features["start_epoch"], filters["beta"]) == (1e-6, 23, 1e-3)
         assert (config.test.flip, config.test.evaluator["normalize"]) == (True, False)

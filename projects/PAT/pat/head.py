@@ -102,9 +102,9 @@ class PartPrototypeHead(nn.Module):
         Args:
             pixels: The result of `encode`.
         """
-        own = self.prototypes[None]
-        seen, _ = self.prototype_attention(own, own, own, need_weights=False)
-        query = self.query(self.prototype_norm(own + seen)) / math.sqrt(self.embed_dim)
+        start = self.prototypes[None]
+        seen, _ = self.prototype_attention(start, start, start, need_weights=False)
+        query = self.query(self.prototype_norm(start + seen)) / math.sqrt(self.embed_dim)
         mask = (query @ self.key(pixels).transpose(1, 2)).softmax(2)
         taken = mask @ self.value(pixels)
         return self.part_norm(taken + self.narrow(self.widen(taken).relu())), mask

@@ -258,6 +258,9 @@ def test_settings(name: str) -> None:
     assert kinds == [("CrossEntropy", "global"), ("CrossEntropy", "parts"), ("Triplet", "global"),
                      ("Triplet", "parts"), ("PartDiversity", "global")]  # fmt: skip
     assert all(loss.get("weight", 1) == 1 for loss in config.criterion)
+    assert [loss["smoothing"] for loss in config.criterion[:2]] == [0.1, 0.1]
+    assert all(loss.get("smooth_true_class", True) for loss in config.criterion[:2])
+    assert [loss["margin"] for loss in config.criterion[2:4]] == [0.3, 0.3]
     assert config.dataloader.sampler["images_per_identity"] == 4
     rate = build_learning_rate(config.solver)
     found = [rate(epoch) for epoch in (0, 10, 39, 40, 69, 70, 119)]

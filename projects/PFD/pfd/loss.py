@@ -53,8 +53,8 @@ class PFDLoss(Loss):
 
         def half() -> nn.ModuleList:
             losses: list[Loss] = []
-            both: tuple[Banks, Banks] = ("global", "parts")
-            for banks in both:
+            kinds: tuple[Banks, Banks] = ("global", "parts")
+            for banks in kinds:
                 losses.append(
                     CrossEntropy(
                         embed_dim, num_classes, smoothing, init_std=init_std, banks=banks,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from reid.modeling.losses import Triplet
 from reid.modeling.model import ReIDModel
 from reid.modeling.vit import ViT
 from reid.projects.pfd import HEATMAP, JOINTS, POSE, PFDHead, PFDLoss, PoseEstimator
@@ -15,7 +17,7 @@ from reid.projects.pfd.decoder import DecoderLayer
 from reid.projects.pfd.matching import fill_slots, split_slots
 from reid.projects.pfd.pose import MIRRORED_JOINTS
 from reid.registry import HEAD, ConfigError, build
-from reid.structures import Batch
+from reid.structures import Batch, Embeddings
 
 SIZE = (48, 32)
 SMALL: dict[str, Any] = {"decoder_layers": 1, "decoder_heads": 4, "decoder_width": 24,
@@ -75,6 +77,20 @@ def test_a_batch_that_shows_no_joint(count: int) -> None:
         torch.stack([*values.values()]).sum().backward()
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         assert all(gradient.isfinite().all() for gradient in gradients)
+
+
+def test_ties_among_slots_of_zeros_pass_no_gradient() -> None:
+    """All distances of the slots that no image shows are 0."""
+    model, batch = model_of().train(), batch_of(0.1)
+    slots = model(batch).aux["slots_pre"].detach()[:, 2:].requires_grad_()
+    assert not slots.any()
+    triplet = Triplet(None, banks="all", num_parts=slots.shape[1] - 1)
+    triplet.cluster = torch.arange(6) // 2
+    value = triplet(Embeddings(slots, slots, slots, slots[:, 0]), batch)["triplet"]
+    assert float(value.detach()) == pytest.approx(math.log(2), abs=1e-5)  # soft margin of 0
+    value.backward()
+    assert slots.grad is not None
+    assert not slots.grad.any()
 
 
 def test_slots_one_by_one() -> None:

@@ -64,8 +64,13 @@ def test_published_settings(name: str, stride: int, hidden_below: float, layers:
     ]  # fmt: skip
     assert config.dataloader.sampler == {"name": "RandomIdentitySampler", "batch_size": 64,
                                          "images_per_identity": 4, "epoch": "round"}  # fmt: skip
-    erasing = config.input.transforms[2]
+    flip, crop, erasing = config.input.transforms
+    assert (flip, crop) == ({"name": "RandomFlip", "prob": 0.5}, {"name": "PadCrop", "pad": 10})
     assert (erasing["name"], erasing["prob"], erasing["fill"]) == ("RandomErasing", 0.5, "noise")
+    assert erasing["area"] == pytest.approx([0.02, 1 / 3])
+    assert erasing["aspect"] == pytest.approx([0.3, 1 / 0.3])
+    assert config.model.bn_samples_per_group == 0
+    assert (config.test.flip, config.test.evaluator) == (False, {"name": "Market1501Evaluator"})
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
