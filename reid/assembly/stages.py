@@ -27,7 +27,7 @@ from reid.data.loaders import BatchLoader
 from reid.data.samplers import LabelledSampler
 from reid.engine.hooks.refresh_labels import LabelledImages, RefreshPseudoLabels
 from reid.engine.metrics import MetricWriter
-from reid.engine.stages import StageParts, Stages
+from reid.engine.stages import StageParts, Stages, carry_losses
 from reid.evaluation.extract import ImageSet
 from reid.labelling import Labeller
 from reid.modeling.batchnorm import group_batch_norms
@@ -122,11 +122,11 @@ class StageBuilder:
         self._check_carried()
         groups = {stage.model.bn_samples_per_group for stage in self._configs}
         self._has_groups = groups != {config.model.bn_samples_per_group}
-        for later in range(1, len(self._configs)):
-            # What losses of a later stage name is checked now, not after hours of training.
-            with torch.random.fork_rng(devices=[]):
-                self._losses_and_sampler(later)
+        # Losses of later stages are checked now, not after hours of training.
+        with torch.random.fork_rng(devices=[]):
+            later = [self._losses_and_sampler(n)[0] for n in range(1, len(self._configs))]
         criterion, sampler = self._losses_and_sampler(0)
+        self._try_carrying([criterion, *later])
         self._sampler = sampler
         training = build_training_set(self._configs[0], records, sampler, device, _views(criterion))
         self._cache = training.cache
@@ -261,6 +261,20 @@ class StageBuilder:
                     f"stages[{number}].losses: carried needs the losses of the stage before "
                     f"({', '.join(before)}) first; got {', '.join(names[number])}"
                 )
+
+    def _try_carrying(self, criteria: Sequence[Criterion]) -> None:
+        """Carries the losses of stages into copies of the next ones.
+
+        Raises:
+            ConfigError: Losses that should be carried have other parameters.
+        """
+        for number, settings in enumerate(self._config.stage_settings):
+            if settings.losses == "carried":
+                try:
+                    carry_losses(criteria[number - 1], criteria[number])
+                except ValueError as error:
+                    message = str(error).removeprefix("stages: ")
+                    raise ConfigError(f"stages[{number}].losses: {message}") from error
 
     def _check_named(self, criterion: Criterion) -> None:
         """Checks that losses can take the outputs and weights of the network that they name.

@@ -38,7 +38,7 @@ def carry_losses(ended: Criterion, begun: Criterion) -> None:
         begun: The same losses in the same order; others may follow behind them.
 
     Raises:
-        ValueError: They are other losses.
+        ValueError: They are other losses, or have other parameters.
     """
     before, after = list(ended), list(begun)
     kinds = [[type(loss).__name__ for loss in losses] for losses in (before, after)]
@@ -50,6 +50,12 @@ def carry_losses(ended: Criterion, begun: Criterion) -> None:
     for old, new in zip(before, after, strict=False):
         state = old.state_dict()
         fit_classifiers(new, state)
+        shapes = [{n: tuple(v.shape) for n, v in s.items()} for s in (state, new.state_dict())]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"stages: {type(new).__name__} cannot go on with the parameters of the stage "
+                "before, which have other names or shapes; give it the same options in both stages"
+            )
         new.load_state_dict(state)
 
 

@@ -241,6 +241,10 @@ def test_losses_are_carried_into_the_next_stage() -> None:
     assert begun.losses[0].state_dict()["weight"].item() == 2
     with pytest.raises(ValueError, match=r"those of the stage before \(FromZero\), .* got Class"):
         carry_losses(Criterion([FromZero()]), begun)
+    wider = Classifier(1.0)
+    wider.weight = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"Classifier cannot go on .* same options in both stages"):
+        carry_losses(Criterion([Classifier(2.0)]), Criterion([wider]))
     stages = [StageSettings(1), StageSettings(2, losses="carried")]
     assert [run.losses for run in plan_stages(stages, 1)] == ["new", "carried"]
 

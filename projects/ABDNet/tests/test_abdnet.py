@@ -556,6 +556,8 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
          r"stages\[1\]: model\.head\.num_parts: expected a divisor of the 4 rows"),
         (("MODEL.COMPILE", "default"), r"model\.compile: expected off with FeatureOrthogonality"),
         (("STAGES.0.LOSSES", "carried"), r"stages\[0\]\.losses: expected new"),
+        (("STAGES.1.CRITERION", "[{NAME: CrossEntropy, BANKS: global}, Triplet]"),
+         r"stages\[1\]\.losses: CrossEntropy cannot go on .* same options in both stages"),
         (("CRITERION", "[Triplet]"), r"carried needs the losses of the stage before \(C"),
     ],
 )  # fmt: skip
