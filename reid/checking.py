@@ -278,10 +278,12 @@ def check_fields(instance: object, where: str = "") -> None:
 
 
 def type_name(annotation: object) -> str:
-    """An annotation as a reader would write it, without its rules.
+    """An annotation as values look in YAML, without its rules.
 
-    >>> type_name(list[int]), type_name(tuple[float, ...])
-    ('list[int]', '[float, ...]')
+    >>> type_name(list[int]), type_name(tuple[float, float]), type_name(Mapping[str, float])
+    ('[int, ...]', '[float, float]', '{str: float, ...}')
+    >>> type_name(Sequence[Literal["channels", "positions"]])
+    "['channels' | 'positions', ...]"
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
@@ -290,11 +292,17 @@ def type_name(annotation: object) -> str:
         return "null"
     if annotation is Ellipsis:
         return "..."
-    names = [type_name(argument) for argument in arguments] if origin is not Literal else []
+    if origin is Literal:
+        return " | ".join(map(repr, arguments))
+    names = [type_name(argument) for argument in arguments]
     if origin in (Union, types.UnionType):
         return " | ".join(names)
     if origin is tuple:
         return f"[{', '.join(names)}]"
+    if origin in (list, Sequence):
+        return "a list" if names == ["Any"] else f"[{names[0]}, ...]"
+    if origin in (dict, Mapping):
+        return "{KEY: VALUE, ...}" if names[1] == "Any" else f"{{{': '.join(names)}, ...}}"
     if names and isinstance(origin, type):
         return f"{origin.__name__}[{', '.join(names)}]"
     if isinstance(annotation, type):

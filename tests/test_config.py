@@ -85,7 +85,7 @@ def test_off_is_a_word(tmp_path):
         (["DATALOADER.NUM_WORKERS", "true"], r"num_workers: expected int.* got True \(bool\)"),
         (["DEVICE", "gpu"], r"device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         (["OUTPUT_DIR", "off"], r"output_dir: expected str.* got False \(bool\)"),
-        (["CRITERION", "{A: 1}"], r"criterion: expected list"),
+        (["CRITERION", "{A: 1}"], r"criterion: expected a list, got"),
         (["CRITERION", "[3]"], r"criterion: expected a list of parts, each a NAME or .*got \[3\]"),
         (["HOOKS", "[2024-01-01]"], r"HOOKS\[0\]: expected text, .* got .*\(date\)"),
         (["SEED"], r"'SEED' has no value"),

@@ -77,7 +77,7 @@ def test_keys_inside_a_mapping_are_looked_up() -> None:
     (["INPUT.SIZE", "(256, 128)"],
      "input.size: expected [int, int], got '(256, 128)' (str); write a list as [256, 128]"),
     (["SOLVER.MILESTONES", "(30,)"],
-     "solver.milestones: expected list[int], got '(30,)' (str); write a list as [30]"),
+     "solver.milestones: expected [int, ...], got '(30,)' (str); write a list as [30]"),
 ])  # fmt: skip
 def test_habits_of_others_on_the_command_line(pairs: list[str], message: str) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -223,7 +223,7 @@ def test_labels_that_are_kept_keep_memories_too(tmp_path: Path, train_tiny: Trai
         ("[{EPOCHS: 1, SOLVER: {BASE_LR: x}}]", r"stages\[0\]\.solver\.base_lr: expected float"),
         ("[{EPOCHS: 1, SOLVER: {LR: 1}}]", r"stages\[0\]\.solver\.lr: unknown key"),
         ("[{EPOCHS: 1000000, REPEAT: 1000000}]", r"stages: epochs in all: expected .* 1,000,000"),
-        ("{EPOCHS: 1}", r"stages: expected list"),
+        ("{EPOCHS: 1}", r"stages: expected \[{KEY: VALUE, \.\.\.}, \.\.\.\]"),
         ("[1]", r"stages\[0\]: expected"),
     ],
 )
