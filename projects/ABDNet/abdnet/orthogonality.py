@@ -31,12 +31,12 @@ class FeatureOrthogonality(Loss):
     sum over the images is divided by a 32nd of their number, and the mean is taken over the outputs
     of a module that runs once for each part.
 
-    It works with any network: `maps` names modules whose outputs are maps (B, C, H, W) or tokens
+    It works with any network: `outputs` names modules that put out maps (B, C, H, W) or tokens
     (B, N, C). With several processes, each gets the maps of the whole batch. Computed in float32
     under mixed precision too. A map of zeros counts 0.
 
     Args:
-        maps: Factors of the penalties by the names of modules, such as
+        outputs: Factors of the penalties by the names of modules, such as
             `{backbone.net.layer1: 0.01, head.merge: 1}`.
         beta: Factor of all.
         start_epoch: Epoch, from 0, in which the loss begins; in a run with stages, of the stage.
@@ -47,19 +47,21 @@ class FeatureOrthogonality(Loss):
 
     def __init__(
         self,
-        maps: Mapping[str, _Scale],
+        outputs: Mapping[str, _Scale],
         beta: _Scale = 1e-6,
         start_epoch: Annotated[int, Range(0, 1_000_000)] = 0,
     ) -> None:
         super().__init__()
-        if not maps or min(maps.values()) < 0:
-            raise ValueError(f"maps: expected modules, each with a factor from 0, got {dict(maps)}")
+        if not outputs or min(outputs.values()) < 0:
+            raise ValueError(
+                f"outputs: expected modules, each with a factor from 0, got {dict(outputs)}"
+            )
         if beta < 0 or start_epoch < 0:
             raise ValueError(
                 f"expected beta and start_epoch of 0 or more, got {beta}, {start_epoch}"
             )
-        self.network_outputs = tuple(maps)
-        self._factors = dict(maps)
+        self.network_outputs = tuple(outputs)
+        self._factors = dict(outputs)
         self._beta = beta
         self._start_epoch = start_epoch
 
@@ -216,7 +218,7 @@ def _as_rows(name: str, map_: Tensor) -> Tensor:
     if map_.ndim == 5:
         return map_.flatten(3)
     raise ValueError(
-        f"maps: expected {name} to put out (B, C, H, W) or (B, N, C), got {tuple(map_.shape)}"
+        f"outputs: expected {name} to put out (B, C, H, W) or (B, N, C), got {tuple(map_.shape)}"
     )
 
 

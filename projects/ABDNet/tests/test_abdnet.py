@@ -306,7 +306,7 @@ def test_options_out_of_range() -> None:
         make_model(attention=[])
     with pytest.raises(ValueError, match="8 channels or more, got 4"):
         ABDHead(small_backbone(4), 8, attention=["positions"])
-    with pytest.raises(ValueError, match=r"maps: expected modules, .* got \{\}"):
+    with pytest.raises(ValueError, match=r"outputs: expected modules, .* got \{\}"):
         FeatureOrthogonality({})
     with pytest.raises(ValueError, match=r"beta and start_epoch of 0 or more, got -1, 0"):
         FeatureOrthogonality({"x": 1.0}, beta=-1)
@@ -473,7 +473,7 @@ def test_published_settings() -> None:
         assert second.solver.frozen == {}
         assert (config.solver.amp, config.solver.warmup_epochs) == ("off", 0)
         assert config.datasets.train.get("with_val", True) is (name != "msmt")
-        assert features["maps"] == dict(POSITIONS.values())
+        assert features["outputs"] == dict(POSITIONS.values())
         assert (features["beta"], features["start_epoch"], filters["beta"]) == (1e-6, 23, 1e-3)
         assert (config.test.flip, config.test.evaluator["normalize"]) == (True, False)
 
@@ -543,12 +543,12 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
 @pytest.mark.parametrize(
     ("pairs", "problem"),
     [
-        (("CRITERION.2.MAPS", "{head.chanels: 1.0}"),
+        (("CRITERION.2.OUTPUTS", "{head.chanels: 1.0}"),
          r"stages\[1\]: criterion\[2\] .* no module 'head\.chanels' .*mean 'head\.channels'"),
-        (("CRITERION.2.MAPS", "{head: 1.0}"), r"output of head: expected a tensor, got Embeddings"),
-        (("CRITERION.2.MAPS", "{head.global_fc: 1.0}"),
-         r"criterion\[2\] .*: maps: expected head\.global_fc to put out .* got \(1, 16\)"),
-        (("CRITERION.2.MAPS", "{backbone.net.layer4: 1.0}"),
+        (("CRITERION.2.OUTPUTS", "{head: 1.0}"), r"output of head: expected a tensor, got Emb"),
+        (("CRITERION.2.OUTPUTS", "{head.global_fc: 1.0}"),
+         r"criterion\[2\] .*: outputs: expected head\.global_fc to put out .* got \(1, 16\)"),
+        (("CRITERION.2.OUTPUTS", "{backbone.net.layer4: 1.0}"),
          r"output of backbone\.net\.layer4: .* no layers, since the head took them"),
         (("CRITERION.3.WEIGHTS", "[head.x]"), r"no parameter 'head\.x'"),
         (("CRITERION.3.WEIGHTS", "['*.weight']"), r"two dimensions or more, but .* has \(16,\)"),
@@ -574,7 +574,7 @@ def test_mistakes_are_found_before_training(
 
 def test_the_penalties_with_another_methods_network(train_tiny: Callable[..., Path]) -> None:
     criterion = (
-        "[{NAME: O2CAPLoss}, {NAME: FeatureOrthogonality, MAPS: {backbone.net.blocks.1: 1.0}}, "
+        "[{NAME: O2CAPLoss}, {NAME: FeatureOrthogonality, OUTPUTS: {backbone.net.blocks.1: 1.0}}, "
         "{NAME: WeightOrthogonality, WEIGHTS: ['backbone.net.blocks.*.attn.qkv.weight']}]"
     )
     folder = train_tiny(
