@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from reid.registry import HEAD, Range
+from reid.registry import HEAD, ConfigError, Range
 from reid.structures import Batch, Embeddings, FeatureTokens
 
 
@@ -114,7 +114,7 @@ class BNNeckStripeHead(nn.Module):
         """Banks (B, 1 + K, D).
 
         Raises:
-            ValueError: The map has fewer rows than there are stripes.
+            ConfigError: The map has fewer rows than there are stripes.
         """
         pre = [features.tokens[:, 0], *pool_stripes(features, self.num_parts)]
         necks = (self.neck, *self.part_necks)
@@ -168,7 +168,7 @@ class StripeHead(nn.Module):
         """Banks (B, 1 + K, D); the test feature (B, K * D).
 
         Raises:
-            ValueError: The map has fewer rows than there are stripes.
+            ConfigError: The map has fewer rows than there are stripes.
         """
         stripes = torch.stack(pool_stripes(features, self.num_parts), 1).float()
         trained = F.dropout(stripes, self._dropout, self.training)
@@ -185,13 +185,13 @@ def pool_stripes(features: FeatureTokens, count: int) -> list[Tensor]:
         count: n.
 
     Raises:
-        ValueError: n is more than H.
+        ConfigError: n is more than H.
     """
     height, width = features.grid
     if count > height:
-        raise ValueError(
-            f"num_stripes: expected at most {height}, the rows of the backbone's map, got {count}; "
-            "a larger image gives more rows"
+        raise ConfigError(
+            f"model.head.num_stripes: expected at most {height}, the rows of the backbone's map, "
+            f"got {count}; a larger image gives more rows"
         )
     tokens = features.tokens[:, 1:].reshape(len(features.tokens), height, width, -1)
     # Slices, since the gradient of torch's adaptive pooling is not repeatable on a GPU.

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from reid.modeling.heads import BNNeckStripeHead, pool_stripes
+from reid.registry import ConfigError
 from reid.structures import Batch, FeatureTokens
 
 
@@ -53,7 +54,7 @@ def test_banks_have_their_own_necks() -> None:
 
 def test_more_stripes_than_rows() -> None:
     image = torch.zeros(2, 5, 2, 2)
-    with pytest.raises(ValueError, match=r"num_stripes: expected at most 2, the rows .*, got 3"):
+    with pytest.raises(ConfigError, match=r"num_stripes: expected at most 2, the rows .*, got 3"):
         BNNeckStripeHead(Backbone(), 3)(tokens_of(image), Batch.of(image))
     with pytest.raises(ValueError, match="num_stripes: expected 1 or more, got 0; BNNeckHead"):
         BNNeckStripeHead(Backbone(), 0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from reid.modeling.heads import normalize
-from reid.registry import HEAD, Range
+from reid.registry import HEAD, ConfigError, Range
 from reid.structures import Batch, Embeddings, FeatureTokens
 
 
@@ -58,7 +58,7 @@ class LAHead(nn.Module):
         """Banks (B, 1 + K, D); the test feature has K D numbers.
 
         Raises:
-            ValueError: There are fewer patches than parts.
+            ConfigError: There are fewer patches than parts.
         """
         tokens = features.tokens.float()
         local = average_windows(tokens[:, 1:], self.num_parts)
@@ -73,13 +73,13 @@ def average_windows(patches: Tensor, count: int) -> Tensor:
     """The means (B, K, D) of K windows of the patches (B, N, D); see `LAHead`.
 
     Raises:
-        ValueError: There are fewer patches than windows.
+        ConfigError: There are fewer patches than windows.
     """
     total = patches.shape[1]
     if count > total:
-        raise ValueError(
-            f"num_parts: expected at most {total}, the backbone's patches, got {count}; a larger "
-            "image gives more"
+        raise ConfigError(
+            f"model.head.num_parts: expected at most {total}, the backbone's patches, got {count}; "
+            "a larger image gives more"
         )
     # Slices, since the gradient of torch's adaptive pooling is not repeatable on a GPU.
     return torch.stack(

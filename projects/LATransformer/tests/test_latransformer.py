@@ -26,6 +26,7 @@ from reid.modeling.weights import load_weights, read_checkpoint
 from reid.projects.latransformer import LAHead, LATransformerEvaluator
 from reid.projects.latransformer.evaluator import average_precision_of_best
 from reid.projects.latransformer.head import average_windows
+from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -164,7 +165,9 @@ def test_windows() -> None:
     patches = torch.randn(2, 35, 3)
     expected = F.adaptive_avg_pool1d(patches.transpose(1, 2), 14).transpose(1, 2)
     torch.testing.assert_close(average_windows(patches, 14), expected)
-    with pytest.raises(ValueError, match=r"num_parts: expected at most 35, .* got 36"):
+    with pytest.raises(
+        ConfigError, match=r"model\.head\.num_parts: expected at most 35, .* got 36"
+    ):
         average_windows(patches, 36)
 
 

@@ -14,6 +14,7 @@ from reid.data.samplers import PKSampler
 from reid.modeling.model import ReIDModel
 from reid.projects.ssg import PassSampler, SelfSimilarityHead, SSGLoss
 from reid.projects.ssg.loss import group_pairs, positional_triplet
+from reid.registry import ConfigError
 from reid.structures import Batch, Embeddings, FeatureTokens, PseudoLabels
 
 PARTS = ("upper", "lower")
@@ -250,7 +251,7 @@ def test_features_of_image_and_mirror_image_are_added_before_they_are_normalised
 def test_stripes_of_a_map_with_too_few_rows() -> None:
     backbone = Map()
     model = ReIDModel(backbone, SelfSimilarityHead(backbone))
-    with pytest.raises(ValueError, match="num_stripes: expected at most 1"):
+    with pytest.raises(ConfigError, match="num_stripes: expected at most 1"):
         model(Batch.of(torch.rand(2, 3, 1, 4)))
 
 
