@@ -32,10 +32,8 @@ class Loss(nn.Module):
     of an epoch, so checkpoints do not hold them. What lasts longer is in `memory_state`.
 
     Attributes:
-        epoch: The epoch in training, from 0, for losses that begin later than others; in a run with
-            stages, the epoch of the stage.
-        needs_features: Whether the next `set_labels` must be given the features of the training
-            images.
+        epoch: The epoch of the run, or of the stage in a run with stages, from 0.
+        needs_features: Whether the next `set_labels` needs the features of the training images.
         asks_for: The embeddings that `forward` and `commit` are given, in this order. Each is
             computed once in a step, however many losses ask for it. `("teacher", 1)`: those of the
             network `teacher` for the second view. Only those of students carry gradients.
@@ -62,10 +60,7 @@ class Loss(nn.Module):
         return True
 
     def check_aux(self, aux: Mapping[str, Tensor]) -> None:
-        """Checks, before training, the outputs and weights that it names.
-
-        Args:
-            aux: By name, as `forward` will be given them, for a batch of one image.
+        """Checks, before training, the outputs and weights that it names, for one image.
 
         Raises:
             ValueError: The loss cannot take one.
@@ -171,14 +166,12 @@ class Criterion(nn.Module):
     @property
     def network_outputs(self) -> tuple[str, ...]:
         """The modules whose outputs the losses take in this epoch, each once."""
-        active = (loss for loss in self if loss.is_active)
-        return tuple(dict.fromkeys(name for loss in active for name in loss.network_outputs))
+        return tuple(dict.fromkeys(n for one in self if one.is_active for n in one.network_outputs))
 
     @property
     def network_weights(self) -> tuple[str, ...]:
         """Patterns of the parameters of the network that the losses take in this epoch."""
-        active = (loss for loss in self if loss.is_active)
-        return tuple(dict.fromkeys(pattern for loss in active for pattern in loss.network_weights))
+        return tuple(dict.fromkeys(n for one in self if one.is_active for n in one.network_weights))
 
     def set_epoch(self, epoch: int) -> None:
         """Tells each loss the epoch in training, from 0."""
@@ -208,13 +201,11 @@ class Criterion(nn.Module):
         for loss, weight, name in zip(self, self.weights, self.names, strict=True):
             values: dict[str, Tensor] = loss(*(embeddings[key] for key in loss.asks_for), batch)
             if name:
-                one = len(values) == 1
-                values = {name if one else f"{name}_{key}": v for key, v in values.items()}
-            doubled = total.keys() & values.keys()
+                values = {name if len(values) == 1 else f"{name}_{k}": v for k, v in values.items()}
+            doubled = ", ".join(sorted(total.keys() & values.keys()))
             if doubled:
                 raise ConfigError(
-                    f"criterion: two losses give {', '.join(sorted(doubled))}; AS: NAME gives one "
-                    "of them another name"
+                    f"criterion: two losses give {doubled}; AS: NAME gives one of them another name"
                 )
             total.update({key: weight * value for key, value in values.items()})
         return total
