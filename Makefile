@@ -62,6 +62,9 @@ demo-weights: $(VENV)/installed  ## make the weights that the demo starts from a
 	$(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo_pretrain.yaml --overwrite
 	$(BIN)/python tools/convert_weights.py logs/demo_pretrain/model_final.safetensors \
 		projects/TMGF/weights/demo_backbone.safetensors --part backbone --half
+	$(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo_pretrain_resnet.yaml --overwrite
+	$(BIN)/python tools/convert_weights.py logs/demo_pretrain_resnet/model_final.safetensors \
+		projects/TMGF/weights/demo_resnet.safetensors --part backbone --half
 
 omniglot: $(VENV)/installed  ## train on real images: supervised, then without labels (docs/benchmarks.md)
 	$(BIN)/python tools/train_net.py --config-file configs/omniglot_supervised.yaml --overwrite

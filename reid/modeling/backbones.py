@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from reid.modeling.attention import Attention, put_attention
 from reid.modeling.ibn import put_ibn
 from reid.registry import BACKBONE, nearest
 from reid.structures import Batch, FeatureTokens
+
+_NO_OPTIONS = {"features_only", *inspect.signature(timm.create_model).parameters}  # paths of files
 
 
 @BACKBONE.register()
@@ -40,6 +43,8 @@ class TimmBackbone(nn.Module):
             whose map is mirrored back.
         attention: What stages attend to at their end, by their names, such as `{layer1: channels}`;
             see `reid.modeling.attention`. Pre-trained weights need not have it.
+        options: timm's own arguments of the model, e.g. `{channels: [16, 32, 64, 128]}` for a
+            narrow ResNet.
 
     Raises:
         ValueError: timm does not know the model, an option does not fit it, its weights cannot be
@@ -60,6 +65,7 @@ class TimmBackbone(nn.Module):
         stem_activation: bool = True,
         mirror: bool = False,
         attention: Mapping[str, Attention] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
         if norm == "ibn" and pretrained:
@@ -70,16 +76,20 @@ class TimmBackbone(nn.Module):
         name = model.split(".")[0]
         if not timm.is_model(name):
             raise ValueError(f"model: timm has no {model!r}{nearest(name, timm.list_models())}")
-        options: dict[str, Any] = {"num_classes": 0}
+        arguments: dict[str, Any] = {"num_classes": 0}
         preset = timm.get_pretrained_cfg(name)
         if preset is not None and preset.fixed_input_size:
-            options["img_size"] = image_size
+            arguments["img_size"] = image_size
         if drop_path:
-            options["drop_path_rate"] = drop_path
+            arguments["drop_path_rate"] = drop_path
         if last_stride == 1:
-            options["output_stride"] = 16
+            arguments["output_stride"] = 16
+        for option, value in (options or {}).items():
+            if option in _NO_OPTIONS or option in arguments:
+                raise ValueError(f"options: {option} is not the model's, or set by this backbone")
+            arguments[option] = value
         try:
-            net: Any = timm.create_model(model, pretrained=pretrained, **options)
+            net: Any = timm.create_model(model, pretrained=pretrained, **arguments)
         except (OSError, RuntimeError) as error:
             if not pretrained:
                 raise

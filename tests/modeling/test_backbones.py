@@ -119,6 +119,27 @@ def test_options_for_resnets_alone() -> None:
         TimmBackbone("resnet18", (64, 32), pretrained=True, norm="ibn")
 
 
+def test_options_reach_the_model() -> None:
+    narrow = TimmBackbone("resnet18", (64, 32), options={"channels": [8, 16, 24, 32]})
+    assert narrow.embed_dim == 32
+    assert narrow(Batch.of(torch.randn(2, 3, 64, 32), CAMID)).tokens.shape == (2, 3, 32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channel": [8]}, "'resnet18' does not take an option: .*'channel'"),
+        ({"channels": 8}, "'resnet18' does not take an option"),
+        ({"checkpoint_path": "evil.pth"}, "options: checkpoint_path is not the model's"),
+        ({"pretrained": True}, "options: pretrained is not the model's"),
+        ({"output_stride": 8}, "options: output_stride is not the model's, or set by"),
+    ],
+)
+def test_wrong_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TimmBackbone("resnet18", (64, 32), last_stride=1, options=options)
+
+
 def test_unknown_model_suggests_one() -> None:
     with pytest.raises(ValueError, match=r"timm has no 'resnet5'.*did you mean"):
         TimmBackbone("resnet5", (64, 32))

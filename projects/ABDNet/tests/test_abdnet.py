@@ -499,7 +499,8 @@ def test_layers_that_are_frozen_first() -> None:
 
 
 TINY: tuple[str, ...] = (
-    "MODEL.BACKBONE.MODEL", "test_resnet", "MODEL.HEAD.DIM", "16", "CLUSTERER", "null",
+    "MODEL.BACKBONE.MODEL", "test_resnet", "MODEL.BACKBONE.OPTIONS", "null",
+    "MODEL.HEAD.DIM", "16", "CLUSTERER", "null",
     "INPUT.SIZE", "[64, 32]", "STAGES.0.EPOCHS", "1", "STAGES.1.EPOCHS", "3",
     "SOLVER.MILESTONES", "[2]",
     "CRITERION.2.START_EPOCH", "1", "SOLVER.MAX_EPOCHS", "4", "CHECKPOINT_KEEP", "0",
@@ -527,7 +528,7 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
     result = json.loads((whole / "results.json").read_text())["final"][0]
     assert "before normalisation" in result["ranked_by"]
     expected, _ = read_checkpoint(whole / "model_final.safetensors")
-    for epoch in (1, 2, 3):  # between the stages and within the second one
+    for epoch in (1, 3):  # between the stages and within the second one
         part = tmp_path / f"from{epoch}"
         shutil.copytree(whole, part)
         for path in checkpoint_paths(part):
