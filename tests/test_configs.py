@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import runpy
 import sys
+from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,7 @@ from reid.assembly.data import build_dataset
 from reid.assembly.hooks import build_evaluator
 from reid.assembly.network import build_model
 from reid.assembly.plugins import register_parts
-from reid.config import config_differences, load_config
+from reid.config import Config, config_differences, load_config
 from reid.data.maps import map_size
 from reid.registry import CLUSTERER, MAP, SAMPLER, ConfigError
 from reid.registry import build as build_part
@@ -26,18 +29,46 @@ from reid.workflows.train import train
 
 ROOT = Path(__file__).parents[1]
 COMPARISON = ROOT / "configs" / "comparison" / "tables.yaml"
+ADAPTATION = ROOT / "configs" / "adaptation" / "tables.yaml"
 CONFIGS = sorted(
     path
     for pattern in ("configs/**/*.yaml", "projects/*/configs/*.yaml")
     for path in ROOT.glob(pattern)
-    if path != COMPARISON
+    if path not in (COMPARISON, ADAPTATION)
 )
+
+
+@cache
+def loaded(path: Path) -> Config:
+    return load_config(path)
+
+
+WITHOUT_AUTOCAST = ("ABDHead", "PFDHead")  # which `meta` does not have
+NETWORKS: dict[str, tuple[int, int]] = {}
+
+
+def network_sizes(config: Config) -> tuple[int, int]:
+    """Length of an embedding and number of parts; a network of several configs is built once."""
+    key = repr([asdict(config.model), config.input.size, config.input.maps])
+    if key not in NETWORKS:
+        size = (config.input.size[0], config.input.size[1])
+        maps = [build_part(MAP, spec, "input.maps") for spec in config.input.maps]
+        # On `meta` there are shapes without numbers; to draw those of large networks takes long.
+        numbers = config.model.backbone_weights or config.model.head["name"] in WITHOUT_AUTOCAST
+        with torch.device("cpu" if numbers else "meta"), torch.no_grad():
+            model = build_model(config, size, num_cameras=6)
+            side = {m.side: torch.zeros(1, len(m.mirror), *map_size(size, m.stride)) for m in maps}
+            found = model.eval()(Batch.of(torch.zeros(1, 3, *size))._replace(side=side))
+        assert found.unit.shape == (1, 1 + model.num_parts, model.embed_dim)
+        assert found.test.ndim == 2
+        NETWORKS[key] = model.embed_dim, model.num_parts
+    return NETWORKS[key]
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    config = load_config(path)
+    config = copy.deepcopy(loaded(path))
     register_parts(config)
     weights = config.model.backbone_weights
     if weights.startswith("projects/"):
@@ -46,8 +77,7 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
         config.model.backbone_weights = ""
     if config.model.backbone.pop("pretrained", False):  # the test needs no network
         assert not weights
-    size = (config.input.size[0], config.input.size[1])
-    model = build_model(config, size, num_cameras=6)
+    embed_dim, num_parts = network_sizes(config)
     build_evaluator(config)
     if config.clusterer is not None:
         build_part(CLUSTERER, config.clusterer, "clusterer")
@@ -66,21 +96,15 @@ def test_config_loads_and_builds(path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for number in range(len(config.stages) or 1):
         build_criterion(
             config.of_stage(number).criterion,
-            embed_dim=model.embed_dim,
-            num_parts=model.num_parts,
+            embed_dim=embed_dim,
+            num_parts=num_parts,
             num_classes=10,
             source_domains=sources,
         )
-    maps = [build_part(MAP, spec, "input.maps") for spec in config.input.maps]
-    side = {m.side: torch.zeros(1, len(m.mirror), *map_size(size, m.stride)) for m in maps}
-    with torch.no_grad():
-        found = model.eval()(Batch.of(torch.zeros(1, 3, *size))._replace(side=side))
-    assert found.unit.shape == (1, 1 + model.num_parts, model.embed_dim)
-    assert found.test.ndim == 2
 
 
 def test_every_run_has_a_different_folder() -> None:
-    runs = [config for config in map(load_config, CONFIGS) if config.datasets.train]
+    runs = [config for config in map(loaded, CONFIGS) if config.datasets.train]
     assert len({config.output_dir for config in runs}) == len(runs) > 10
 
 
@@ -204,3 +228,18 @@ def test_compared_methods_differ_in_what_is_theirs_alone(
     for run in runs:
         for key in config_differences(reference, run.config):
             assert key.startswith(own), (run.row, key)
+
+
+def test_adaptation_is_compared_on_the_same_two_domains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    paper = load_paper(ADAPTATION)
+    runs, notes = plan_runs(paper, [*paper.table(1).rows], "synthetic", tmp_path, seeds=3)
+    assert (len(runs), notes) == (7 * 3, {})
+    configs = {run.row: run.config for run in runs}
+    assert configs.pop("supervised").datasets.source is None
+    reference = configs["source"].datasets
+    for row, config in configs.items():
+        assert config.datasets.source == reference.source is not None, row
+        assert config.datasets.train == reference.train, row
