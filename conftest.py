@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import multiprocessing
 import os
-import subprocess
+import runpy
+import socket
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,11 +17,15 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.multiprocessing.spawn import start_processes
 
 from reid.config import load_config
 from reid.modeling.memory_losses import MemoryLoss
 from reid.structures import Batch, Embeddings, FeatureSet, PseudoLabels
 from reid.workflows.train import train
+
+# Tests with several processes fork from one that has imported torch and this project once.
+multiprocessing.set_forkserver_preload(["reid.workflows.train"])
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +84,13 @@ def check_memory_loss(oracle_dir: Path) -> Callable[..., None]:
     return check
 
 
+@pytest.fixture(autouse=True)
+def no_page(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs of the test write no report.html, unless it has the mark `page`; it would take long."""
+    if request.node.get_closest_marker("page") is None:
+        monkeypatch.setattr("reid.workflows.train.report_at_end", lambda run: None)
+
+
 @pytest.fixture
 def train_tiny(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
@@ -103,23 +117,44 @@ def train_tiny(
     return run
 
 
+def train_as_rank(rank: int, world: dict[str, str], arguments: list[str], log: str) -> None:
+    """One process of a run, with the environment that torchrun would give it."""
+    descriptor = os.open(f"{log}.{rank}.txt", os.O_WRONLY | os.O_CREAT)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    os.environ.update(world)
+    if int(world["WORLD_SIZE"]) > 1:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    else:
+        del os.environ["WORLD_SIZE"]
+    torch.set_num_threads(1)
+    os.chdir(Path(__file__).parent)
+    sys.argv = ["tools/train_net.py", *arguments]
+    with contextlib.suppress(SystemExit):
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 @pytest.fixture
 def train_in_processes(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
-    """Trains a config by the real command, with one process and with two; gives both folders."""
-    environment = os.environ | {"REID_DATASETS": str(tmp_path / "data"), "OMP_NUM_THREADS": "1"}
+    """Trains a config by the command's code, with one process and with two; gives both folders."""
 
     def run(file: Path, *pairs: str) -> tuple[Path, Path]:
         for processes in (1, 2):
-            command = ["tools/train_net.py", "--config-file", str(file), *pairs]
-            command += ["OUTPUT_DIR", str(tmp_path / str(processes))]
-            if processes > 1:
-                launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-                command = [*launcher, str(processes), *command]
-            done = subprocess.run(
-                [sys.executable, *command], cwd=Path(__file__).parent, env=environment,
-                capture_output=True, text=True, check=False, timeout=400,
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            world = {
+                "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+                "REID_DATASETS": str(tmp_path / "data"),
+            }  # fmt: skip
+            folder, log = tmp_path / str(processes), f"{tmp_path}/{processes}"
+            arguments = ["--config-file", str(file), *pairs, "OUTPUT_DIR", str(folder)]
+            start_processes(
+                train_as_rank, (world, arguments, log), nprocs=processes, start_method="forkserver"
+            )
+            said = "".join(path.read_text() for path in sorted(tmp_path.glob(f"{processes}.*.txt")))
+            assert (folder / "model_final.safetensors").is_file(), said
         return tmp_path / "1", tmp_path / "2"
 
     return run

@@ -71,7 +71,7 @@ def process(rank: int, folder: str) -> None:
 
 def test_the_main_process_works_and_the_others_take_their_parts(tmp_path: Path) -> None:
     start_processes(  # type: ignore[no-untyped-call]
-        process, (str(tmp_path),), nprocs=WORLD_SIZE, start_method="spawn"
+        process, (str(tmp_path),), nprocs=WORLD_SIZE, start_method="forkserver"
     )
     parts = [(0, 15.0, True), (1, 15.0, False)]
     for rank in range(WORLD_SIZE):

@@ -75,7 +75,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for number, kind in enumerate(LOSSES):
         one, other = shares[0][number], shares[1][number]

@@ -167,7 +167,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_several_processes_do_not_change_parameters_without_a_loss(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     expected = stepped(0, 1)
     assert bool((expected["head.neck.weight"] == 1).all())  # no weight decay either
     for rank in range(2):

@@ -171,7 +171,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
 
 
 def test_several_processes_train_as_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     one = trainer_of("keep")
     one.train()
     expected = numbers(one)

@@ -304,7 +304,7 @@ def process(rank: int, folder: str) -> None:
 
 def test_two_processes_train_stages_as_one(tmp_path: Path) -> None:
     # Each stage wraps the model anew; the old wrapper must not average its gradients once more.
-    start_processes(process, (str(tmp_path),), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     alone = trained(images())
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -212,7 +212,7 @@ def train(rank: int, world_size: int, folder: str, odd_rank: int, value: float) 
 
 def test_all_processes_react_to_what_happens_in_one(tmp_path: Path) -> None:
     """A signal or a loss that is not finite ends all; after an overflow, none takes a step."""
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     broken = [(tmp_path / f"0_{rank}.txt").read_text() for rank in range(2)]
     assert broken[0].startswith("1 1 step 2, epoch 1: the loss is not finite (loss nan")
     assert broken[1].startswith("1 1 step 2, epoch 1: the loss is not finite (on another process)")

@@ -157,7 +157,7 @@ def process(rank: int, world_size: int, folder: str) -> None:
 
 def test_processes_with_unequal_shares(tmp_path: Path) -> None:
     """As if one process could not read an image."""
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     for group_size, sizes in GROUPS.items():
         first, second = (share[group_size] for share in shares)

@@ -187,7 +187,7 @@ def trained(rank: int, processes: int) -> dict[str, Tensor]:
 
 
 def test_two_processes_have_the_statistics_of_one(tmp_path: Path) -> None:
-    start_processes(share_of, (str(tmp_path),), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    start_processes(share_of, (str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     expected = trained(0, 1)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -128,7 +128,7 @@ def test_source_then_target_then_both(tmp_path: Path, monkeypatch: pytest.Monkey
         assert torch.equal(weights(wrong)[name], value), name
     monkeypatch.setattr(PersonsWithIdentities, "wrong", False)
 
-    for epoch in (1, 2, 3):
+    for epoch in (1, 3):  # between two stages, and within one
         part = tmp_path / f"from{epoch}"
         shutil.copytree(whole, part)
         for path in checkpoint_paths(part):

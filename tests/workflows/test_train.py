@@ -283,6 +283,7 @@ def test_mixed_precision_clipping_and_accumulation(folder: Path, amp: str) -> No
                weights(folder / f"amp_{amp}" / "model_final.safetensors").values())  # fmt: skip
 
 
+@pytest.mark.page
 def test_resume_of_a_finished_run_says_so_with_and_without_a_test_set(
     finished: Path, folder: Path
 ) -> None:

@@ -256,9 +256,8 @@ def process(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    start_processes(process, (str(tmp_path),), nprocs=2, start_method="spawn")  # type: ignore[no-untyped-call]
+    start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     alone = three_steps(slice(None))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

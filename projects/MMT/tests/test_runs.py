@@ -279,9 +279,8 @@ def process(rank: int, world_size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     expected = stepped(0, 1)
     assert sum(name.endswith("layer.weight") for name in expected) == 4
     for rank in range(2):

@@ -181,9 +181,8 @@ def process(rank: int, world_size: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
 def test_two_processes_hold_the_memory_of_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="spawn")
+    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
     expected = stepped(0, 1)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -25,6 +25,7 @@ def commands(folder: Path) -> list[list[str]]:
     return [shlex.split(part) for part in parts]
 
 
+@pytest.mark.page
 def test_the_next_commands_work(
     train_tiny: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -272,8 +272,7 @@ def test_load_model_gives_the_network(run: Run, predictor: Predictor) -> None:
 
 def test_the_front_door_opens_late() -> None:
     code = (
-        "import sys, time; start = time.perf_counter(); import reid; "
-        "assert time.perf_counter() - start < 1; assert 'torch' not in sys.modules; "
+        "import sys; import reid; assert 'torch' not in sys.modules; "
         "assert 'Predictor' in dir(reid); assert reid.__version__; "
         "assert reid.Predictor.__name__ == 'Predictor'"
     )
