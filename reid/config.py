@@ -176,6 +176,9 @@ class InputConfig(_Section, where="input"):
         pixel_std: Per channel, for RGB in [0, 1].
         interpolation: How training images are resized.
         test_interpolation: How images are resized in extraction and in tests.
+        decoding: How training images are decoded, also to cluster them. `reduced`: JPEG files of
+            twice `size` or more at a half, a quarter or an eighth of their size, in about half the
+            time. Test images are always decoded in full.
         transforms: Augmentations in training, in their order (TRANSFORM registry); those on pixels
             come before those on the normalised image.
         views: Augmentations of further views of an image, for losses that compare several: first
@@ -189,6 +192,7 @@ class InputConfig(_Section, where="input"):
     pixel_std: tuple[Deviation, Deviation, Deviation] = (0.229, 0.224, 0.225)
     interpolation: Interpolation = "bicubic"
     test_interpolation: Interpolation = "bicubic"
+    decoding: Literal["exact", "reduced"] = "exact"
     transforms: Specs = field(
         default_factory=lambda: [
             {"name": "RandomFlip", "prob": 0.5},

@@ -21,6 +21,7 @@ from reid.assembly.hooks import build_evaluator
 from reid.config import Config, InputConfig
 from reid.data.cache import FileCache, ImageCache, PixelCache, size_text
 from reid.data.datasets.joining import unique_names
+from reid.data.images import Decoding
 from reid.data.loaders import BatchLoader, eval_loader, side_columns, train_loader
 from reid.data.maps import ImageMap, map_size
 from reid.data.samplers import LabelledSampler
@@ -110,7 +111,7 @@ def build_train_loader(
         )
     return train_loader(
         records,
-        build_transform(config.input, training=True),
+        build_transform(config.input, training=True, decoding=config.input.decoding),
         sampler,
         cache=cache,
         on_error=config.dataloader.on_error,
@@ -141,7 +142,7 @@ def build_image_set(
     """
     loader = eval_loader(
         records,
-        build_transform(config.input, training=False),
+        build_transform(config.input, training=False, decoding=config.input.decoding),
         batch_size=config.test.batch_size,
         cache=cache,
         on_error=config.dataloader.on_error,
@@ -218,13 +219,16 @@ def build_test_sets(
     return usable_test_sets(sets)
 
 
-def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> ImageTransform:
+def build_transform(
+    config: InputConfig, *, training: bool, view: int = 0, decoding: Decoding = "exact"
+) -> ImageTransform:
     """Turns pictures into the model's input; in training, with augmentation.
 
     Args:
         config: Names the transforms.
         training: With augmentation.
         view: The view whose augmentation it is.
+        decoding: How image files are decoded.
 
     Raises:
         ConfigError: A transform is unknown, an option is wrong, or the order is wrong.
@@ -245,6 +249,7 @@ def build_transform(config: InputConfig, *, training: bool, view: int = 0) -> Im
             config.pixel_std,
             steps,
             interpolation=interpolation,
+            decoding=decoding,
             maps=maps,
         )
     except ValueError as error:

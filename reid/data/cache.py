@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -13,11 +13,18 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reid.data.images import read_encoded, read_image
+from reid.data.images import read_encoded
 from reid.data.resize import Pixels
 
 _SHARED_MEMORY = Path("/dev/shm")
 _ASKING = 16  # threads; a slow disk answers many at once
+
+
+class Read(Protocol):
+    """Reads an image as resized pixels (H, W, 3), from its bytes if they are at hand."""
+
+    def __call__(self, path: str, data: bytearray | None = None) -> Pixels:
+        """The pixels of the file `path`, whose bytes are `data`."""
 
 
 class ImageCache(Protocol):
@@ -31,13 +38,13 @@ class ImageCache(Protocol):
     num_bytes: int
     available: int
 
-    def pixels(self, index: int, path: str, resize: Callable[[Pixels], Pixels]) -> Pixels:
+    def pixels(self, index: int, path: str, read: Read) -> Pixels:
         """The resized pixels (H, W, 3) of an image, which must not be written to.
 
         Args:
             index: Its row among the images.
             path: Its file.
-            resize: Gives an image its size; the same one in every call.
+            read: Reads an image in its size; the same one in every call.
 
         Raises:
             DataError: The image cannot be read.
@@ -70,12 +77,12 @@ class PixelCache:
         self._pixels = _memory((count, *size, 3), num_workers > 0)
         self._known = _memory((count,), num_workers > 0).zero_()
 
-    def pixels(self, index: int, path: str, resize: Callable[[Pixels], Pixels]) -> Pixels:
+    def pixels(self, index: int, path: str, read: Read) -> Pixels:
         """See `ImageCache`."""
         known = self.get(index)
         if known is not None:
             return known
-        pixels = resize(read_image(path))
+        pixels = read(path)
         self.put(index, pixels)
         return pixels
 
@@ -122,17 +129,17 @@ class FileCache:
         self._bytes = _memory((int(lengths.sum()),), num_workers > 0)
         self._known = _memory((len(paths),), num_workers > 0).zero_()
 
-    def pixels(self, index: int, path: str, resize: Callable[[Pixels], Pixels]) -> Pixels:
+    def pixels(self, index: int, path: str, read: Read) -> Pixels:
         """See `ImageCache`."""
         length, end = self._lengths[index], self._ends[index]
         place = self._bytes[end - length : end]
         if self._known[index]:
-            return resize(read_image(path, bytearray(place.numpy())))
+            return read(path, bytearray(place.numpy()))
         data = read_encoded(path)
         if len(data) == length > 0:
             place.copy_(torch.frombuffer(data, dtype=torch.uint8))
             self._known[index] = 1  # last: other processes then use the bytes
-        return resize(read_image(path, data))
+        return read(path, data)
 
 
 def _length(path: str) -> int:

@@ -9,6 +9,7 @@ import struct
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from reid.files import InputError, read_bytes
 from reid.structures import DataError
 
 logger = logging.getLogger(__name__)
+
+Decoding = Literal["exact", "reduced"]
 
 # What Pillow's decoders raise on broken files.
 _BROKEN = (
@@ -49,10 +52,13 @@ _LARGEST_SHORT = 0xFFFF
 _MOST_SCANS = 100  # of a JPEG file; writers of progressive ones make about ten
 _SCAN, _END, _NO_SEGMENT = b"\xff\xda", b"\xff\xd9", b"\xff\x01"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not those inside a scan
+_ORIENTATION, _ON_THE_SIDE = 0x0112, (5, 6, 7, 8)  # EXIF
 _MOST_TOLD = 5  # complaints that a process logs
 
 
-def read_image(path: str, data: bytearray | None = None) -> Pixels:
+def read_image(
+    path: str, data: bytearray | None = None, least: tuple[int, int] | None = None
+) -> Pixels:
     """An image file as RGB pixels (height, width, 3).
 
     Grey becomes three equal channels; of 16-bit grey the upper byte counts, as Pillow does with
@@ -68,6 +74,9 @@ def read_image(path: str, data: bytearray | None = None) -> Pixels:
     Args:
         path: The file.
         data: Its bytes, if they are at hand (`read_encoded`).
+        least: (H, W) that are enough: a JPEG file of at least twice as many rows and columns is
+            decoded at a half, a quarter or an eighth of its size, in a fraction of the time. None:
+            all pixels are wanted.
 
     Raises:
         DataError: The file is missing, is not a regular file, is cut off, or of none of these
@@ -75,7 +84,7 @@ def read_image(path: str, data: bytearray | None = None) -> Pixels:
             more than 8 bytes for each of these pixels, or a JPEG file with more than 100 scans,
             each of which takes the time of a whole picture. Or there is too little memory.
     """
-    pixels, complaint = read_image_noting(path, data)
+    pixels, complaint = read_image_noting(path, data, least)
     if complaint:
         _tell(path, complaint)
     return pixels
@@ -93,7 +102,9 @@ def read_encoded(path: str) -> bytearray:
         raise _unreadable(path, error) from error
 
 
-def read_image_noting(path: str, data: bytearray | None = None) -> tuple[Pixels, str]:
+def read_image_noting(
+    path: str, data: bytearray | None = None, least: tuple[int, int] | None = None
+) -> tuple[Pixels, str]:
     """The pixels as `read_image` gives them, and the decoder's complaint, or an empty string.
 
     Raises:
@@ -103,7 +114,8 @@ def read_image_noting(path: str, data: bytearray | None = None) -> tuple[Pixels,
         data = read_encoded(path)
     try:
         _check_scans(data)
-        if _is_plain_jpeg(data):
+        size = _plain_jpeg_size(data)
+        if size is not None and not (least and _is_reducible(size, least)):
             try:
                 encoded = torch.frombuffer(data, dtype=torch.uint8)
                 image, complaint = listen(lambda: decode_jpeg(encoded, ImageReadMode.UNCHANGED))
@@ -111,7 +123,7 @@ def read_image_noting(path: str, data: bytearray | None = None) -> tuple[Pixels,
                 pass  # Pillow decides
             else:
                 return _rgb(image.permute(1, 2, 0).numpy()), complaint
-        return listen(lambda: _read_with_pillow(data, path))
+        return listen(lambda: _read_with_pillow(data, path, least))
     except _BROKEN as error:
         raise _unreadable(path, error) from error
 
@@ -167,7 +179,7 @@ def _tell(path: str, complaint: str) -> None:
 _told: list[str] = []
 
 
-def _read_with_pillow(data: bytearray, path: str) -> Pixels:
+def _read_with_pillow(data: bytearray, path: str, least: tuple[int, int] | None) -> Pixels:
     kind = find_kind(bytes(data[:HEAD]))
     name = "" if kind is None else kind.name
     if PICTURE_SUFFIXES.get(Path(path).suffix.lower()) == "camera raw" and name == "TIFF":
@@ -180,6 +192,10 @@ def _read_with_pillow(data: bytearray, path: str) -> Pixels:
         # Pillow itself refuses pictures only from twice its limit on.
         if image.width * image.height > _largest():
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture")
+        if least and image.format == "JPEG":
+            turned = image.getexif().get(_ORIENTATION, 1) in _ON_THE_SIDE
+            height, width = least[::-1] if turned else least
+            image.draft(image.mode, (width, height))  # the smallest size that is not below
         return picture_pixels(image)
 
 
@@ -234,21 +250,27 @@ def _check_scans(data: bytearray) -> None:
             )
 
 
-def _is_plain_jpeg(data: bytearray) -> bool:
-    """Whether this is a grey or colour JPEG of a usual size, without EXIF data.
+def _is_reducible(size: tuple[int, int], least: tuple[int, int]) -> bool:
+    """Whether half of a picture's rows and columns are still enough."""
+    return size[0] >= 2 * least[0] and size[1] >= 2 * least[1]
+
+
+def _plain_jpeg_size(data: bytearray) -> tuple[int, int] | None:
+    """(height, width) of a grey or colour JPEG of a usual size, without EXIF data; None: it is not.
 
     Reads the segments before the picture's data, so that the size is known before decoding.
     """
     limit = _largest()
     at, end = 2, len(data) - 10
     if end < at or data[0] != 0xFF or data[1] != 0xD8:
-        return False
+        return None
     while at < end and data[at] == 0xFF:
         marker = data[at + 1]
         if marker in _PLAIN_FRAMES:
             height, width = data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8]
-            return data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= limit
+            usual = data[at + 4] == 8 and data[at + 9] in (1, 3) and 0 < height * width <= limit
+            return (height, width) if usual else None
         if not (0xE0 <= marker <= 0xFE or marker in (0xC4, 0xDB, 0xDD)) or marker == 0xE1:
-            return False  # EXIF (E1), a rare kind of JPEG, or not one at all
+            return None  # EXIF (E1), a rare kind of JPEG, or not one at all
         at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return False
+    return None

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from reid.data.cache import ImageCache
-from reid.data.images import read_image
 from reid.data.maps import FloatMap, Geometry, map_size, move_map
 from reid.data.resize import Pixels
 from reid.data.samplers import Draw, LabelledSampler
@@ -143,10 +142,8 @@ class ImageDataset(Dataset[Loaded]):
         return sides[0]
 
     def _pixels(self, index: int) -> Pixels:
-        path, resize = self._records[index].path, self._transform.resize
-        if self._cache is None:
-            return resize(read_image(path))
-        return self._cache.pixels(index, path, resize)
+        path, read = self._records[index].path, self._transform.read
+        return read(path) if self._cache is None else self._cache.pixels(index, path, read)
 
     def _other(self, rng: np.random.Generator) -> Callable[[], Pixels]:
         return lambda: self._pixels(int(rng.integers(len(self._records))))

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from numba import njit
 
+from reid.data.images import Decoding, read_image
 from reid.data.maps import Crop, Geometry, ImageMap, Move
 from reid.data.resize import Interpolation, Pixels, resize
 
@@ -98,6 +99,7 @@ class ImageTransform:
         std: Per channel, for values in [0, 1].
         steps: Augmentations in their order; those on pixels come first.
         interpolation: Of the resize.
+        decoding: `reduced` reads large JPEG files at a fraction of their size; see `read_image`.
         maps: What is read beside each image and moved with it.
 
     Attributes:
@@ -117,11 +119,13 @@ class ImageTransform:
         steps: Sequence[PixelTransform | NormalizedTransform] = (),
         *,
         interpolation: Interpolation = "bicubic",
+        decoding: Decoding = "exact",
         maps: Sequence[ImageMap] = (),
     ) -> None:
         self.size = size
         self.maps = tuple(maps)
         self.interpolation: Interpolation = interpolation
+        self._least = size if decoding == "reduced" else None
         self._on_pixels = [step for step in steps if isinstance(step, PixelTransform)]
         self._on_normalized = [step for step in steps if isinstance(step, NormalizedTransform)]
         if [*self._on_pixels, *self._on_normalized] != [*steps]:
@@ -136,6 +140,14 @@ class ImageTransform:
         # Compiles the kernels now; otherwise each worker would.
         black = self.resize(np.zeros((1, 1, 3), np.uint8))
         _normalize(black, False, 0, 0, self._table, np.empty((3, *size), np.float32))
+
+    def read(self, path: str, data: bytearray | None = None) -> Pixels:
+        """An image file at the input's size, (H, W, 3); see `read_image`.
+
+        Raises:
+            DataError: The file cannot be read.
+        """
+        return self.resize(read_image(path, data, self._least))
 
     def resize(self, pixels: Pixels) -> Pixels:
         """Pixels (height, width, 3) at the input's size, (H, W, 3)."""

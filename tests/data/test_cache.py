@@ -8,6 +8,7 @@ from PIL import Image
 
 from reid.data import cache as module
 from reid.data.cache import FileCache, PixelCache, available_bytes, cache_bytes, size_text
+from reid.data.images import read_image
 from reid.structures import DataError
 
 
@@ -39,10 +40,10 @@ def test_files_that_change_or_are_missing(tmp_path: Path, monkeypatch: pytest.Mo
     assert cache.num_bytes == sum(Path(path).stat().st_size for path in paths[:2]) + 3
     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(4, 5, 3)).save(paths[1])
     for _ in range(2):
-        assert cache.pixels(0, paths[0], lambda pixels: pixels).shape == (3, 2, 3)
-        assert cache.pixels(1, paths[1], lambda pixels: pixels).shape == (4, 5, 3)
+        assert cache.pixels(0, paths[0], read_image).shape == (3, 2, 3)
+        assert cache.pixels(1, paths[1], read_image).shape == (4, 5, 3)
         with pytest.raises(DataError, match=r"missing\.png: is not a readable image \(there is no"):
-            cache.pixels(2, paths[2], lambda pixels: pixels)
+            cache.pixels(2, paths[2], read_image)
     monkeypatch.setattr(module, "_available_memory", lambda: 10)
     with pytest.raises(ValueError, match=r"the files of 3 images need .* of memory, 0 MB are"):
         FileCache(paths)

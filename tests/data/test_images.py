@@ -81,6 +81,33 @@ def test_exif_orientation_is_applied(tmp_path: Path, suffix: str) -> None:
     assert difference(read_image(str(path)), np.rot90(stored, -1)) == 0
 
 
+@pytest.mark.parametrize("orientation", [None, 1, 6])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
+    tmp_path: Path, mode: str, orientation: int | None
+) -> None:
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 255, (6, 4, 3), np.uint8))
+    picture = smooth.resize((96, 200), Image.Resampling.BICUBIC).convert(mode)
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    path = str(tmp_path / "large.jpg")
+    picture.save(path, quality=95, exif=exif)
+    whole = read_image(path)
+    upright = whole.shape[:2]
+    assert upright == ((96, 200) if orientation == 6 else (200, 96))
+    for scale in (1, 2, 4, 8):
+        expected = tuple(side // scale for side in upright)
+        found = read_image(path, least=expected)
+        assert found.shape == (*expected, 3)
+        other = Image.fromarray(whole).resize(expected[::-1], Image.Resampling.BOX)
+        assert np.abs(found.astype(int) - np.asarray(other)).mean() < 3
+    for least in ((upright[0] // 2 + 1, 8), (8, upright[1] // 2 + 1), upright, (999, 999)):
+        assert np.array_equal(read_image(path, least=least), whole)
+    picture.save(tmp_path / "large.png")
+    assert read_image(str(tmp_path / "large.png"), least=(8, 8)).shape == (200, 96, 3)
+
+
 def test_first_frame_of_an_animation(tmp_path: Path) -> None:
     path = tmp_path / "moving.gif"
     frames = [Image.new("RGB", (8, 16), colour) for colour in ("red", "blue")]
