@@ -113,7 +113,9 @@ def _copy_of_archive(path: Path, room: Room) -> None:
     ):
         name = f"{_NAME}.npy"
         if name not in archive.namelist():
-            raise DataError(f"{path}: has no array {_NAME!r}; expected what tools/extract.py writes")
+            raise DataError(
+                f"{path}: has no array {_NAME!r}; expected what tools/extract.py writes"
+            )
         with archive.open(name) as member:
             np.lib.format.read_magic(member)
             shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
@@ -124,9 +126,7 @@ def _copy_of_archive(path: Path, room: Room) -> None:
             _copy(room, shape, lambda first, last: _read(member, last - first, shape, dtype))
 
 
-def _read(
-    member: Any, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]
-) -> npt.NDArray[Any]:
+def _read(member: Any, rows: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     data = member.read(rows * shape[1] * dtype.itemsize)
     return np.frombuffer(data, dtype).reshape(rows, shape[1])
 

@@ -212,7 +212,9 @@ def jaccard_of_rows(
     return distances_of_rows(queries, columns, gallery.shape[0], max_distance).csr()
 
 
-def distances_of_rows(queries: Compressed, columns: Compressed, gallery: int, max_distance: float) -> Rows:
+def distances_of_rows(
+    queries: Compressed, columns: Compressed, gallery: int, max_distance: float
+) -> Rows:
     """`jaccard_of_rows` for queries (Q, N) by rows and a gallery (`gallery`, N) by columns."""
     arrays: tuple[Any, Any, Any, Any, Any, Any] = (
         queries.indptr.astype(np.int64, copy=False),

@@ -65,9 +65,7 @@ class ShardSettings:
 
     def lengths(self, count: int) -> ListLengths:
         """Of the lists of `count` rows."""
-        return ListLengths(
-            min(self.k1, count), half_length(self.k1, count), min(self.k2, count)
-        )
+        return ListLengths(min(self.k1, count), half_length(self.k1, count), min(self.k2, count))
 
 
 def cluster_in_shards(shards: Shards, rows: Floats, settings: ShardSettings) -> Labels:

@@ -23,9 +23,11 @@ from reid.neighbors.jaccard_kernels import (
     take_by_column,
 )
 from reid.neighbors.kernels import Floats, Indices, Offsets, run_in_pieces
+from reid.neighbors.shards.folder import Facts
 from reid.neighbors.shards.search import ListLengths
 from reid.neighbors.shards.steps import ROWS, Shapes, Shards, Step, blocks_of, run_rows
 from reid.neighbors.sparse import Rows
+
 
 class ShardedJaccard:
     """Distances of all rows from the lists of `ShardedSearch`, left in pieces of the folder.
@@ -95,7 +97,7 @@ class ShardedJaccard:
         self,
         name: str,
         title: str,
-        work: Callable[[int, int], None],
+        work: Callable[[int, int], Facts | None],
         makes: Callable[[], Shapes] = dict,
         blocks: int | None = None,
         then: Callable[[], None] | None = None,
@@ -104,13 +106,17 @@ class ShardedJaccard:
         """Calls `work` with the edges of each block."""
         blocks = blocks or self._blocks
 
-        def call(block: int) -> None:
-            work(self._count * block // blocks, self._count * (block + 1) // blocks)
+        def call(block: int) -> Facts | None:
+            return work(self._count * block // blocks, self._count * (block + 1) // blocks)
 
         self._shards.run(Step(name, title, blocks, call, makes, then=then, drops=drops))
 
     def _sizes(
-        self, name: str, title: str, work: Callable[[int, int], None], blocks: int | None = None
+        self,
+        name: str,
+        title: str,
+        work: Callable[[int, int], Facts | None],
+        blocks: int | None = None,
     ) -> None:
         """A step that counts entries, of which the places of a sparse matrix follow."""
         count, array = self._count, self._folder.array
@@ -152,7 +158,7 @@ class ShardedJaccard:
         run_rows(count_members, first, last, operations, *self._reciprocal,
                  self._folder.array("set_counts"))  # fmt: skip
 
-    def _list_members(self, first: int, last: int) -> None:
+    def _list_members(self, first: int, last: int) -> Facts:
         """The expanded sets, and the weights of their members."""
         starts, indices, data = self._matrix("set")
         operations = self._lengths.full**2 * self._lengths.half
@@ -163,12 +169,15 @@ class ShardedJaccard:
             soft_weights, first, last, self._dim * _entries_in_row(starts, first, last),
             self._rows, self._folder.array("half_norms"), starts, indices, scale, False, data,
         )  # fmt: skip
+        return {"entries": int(starts[last] - starts[first])}
 
     def _count_columns(self, first: int, last: int) -> None:
         self._for_means(count_columns, first, last, self._folder.array("mean_counts"))
 
-    def _average(self, first: int, last: int) -> None:
-        self._for_means(average_rows, first, last, *self._matrix("mean"))
+    def _average(self, first: int, last: int) -> Facts:
+        starts, indices, data = self._matrix("mean")
+        self._for_means(average_rows, first, last, starts, indices, data)
+        return {"entries": int(starts[last] - starts[first])}
 
     def _for_means(
         self, kernel: Callable[..., None], first: int, last: int, *found: Offsets | Indices | Floats
@@ -197,7 +206,7 @@ class ShardedJaccard:
         operations = 4 * _entries_in_row(starts, 0, self._count) * numba.get_num_threads()
         run_in_pieces(kernel, self._count, operations, starts, *arguments)
 
-    def _measure(self, first: int, last: int) -> None:
+    def _measure(self, first: int, last: int) -> Facts:
         """The distances of a block."""
         starts, indices, data = self._matrix(self._weights)
         count = self._count
@@ -205,6 +214,7 @@ class ShardedJaccard:
         columns = Rows(*self._matrix("column"), (count, count))
         found = distances_of_rows(some, columns, count, self._max_distance)
         self._folder.write_piece("distances", first, found.indptr, found.indices, found.data)
+        return {"entries": len(found.data)}
 
 
 def _parts(name: str) -> list[str]:

@@ -8,6 +8,7 @@ after a round is a file; a comparison that was killed is done again from the fil
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -20,7 +21,6 @@ from reid import distributed
 from reid.neighbors.candidates import Candidates
 from reid.neighbors.exact import (
     BLOCK_SIZE,
-    HALF_MARGIN,
     Compared,
     SearchTask,
     choose_plan,
@@ -35,6 +35,7 @@ from reid.neighbors.plan import Plan
 from reid.neighbors.projection import Lengths, project
 from reid.neighbors.rescoring import rescore
 from reid.neighbors.shards.folder import Facts
+from reid.neighbors.shards.law import bytes_of_candidates, bytes_on_disk
 from reid.neighbors.shards.steps import Shards, Step, blocks_of
 from reid.neighbors.tiles import search_between, search_rows
 from reid.structures import ProgressBar
@@ -108,7 +109,7 @@ class ShardedSearch:
             "lengths", "Reading", blocks, self._measure,
             lambda: {name: ((self._count,), kind) for name, kind in zip(names, kinds, strict=True)},
         ))  # fmt: skip
-        self._shards.run(Step("plan", "Planning", 1, self._choose))
+        self._shards.run(Step("plan", "Planning", 1, self._choose, then=self._tell))
         self._shards.run(Step("project", "Projecting", blocks, self._project, self._projected))
         self._shards.run(Step("within", "Searching in blocks", self.blocks, self._search_within))
         self._compare()
@@ -184,6 +185,27 @@ class ShardedSearch:
             least = max(least, min(wanted, self._count // _FEWEST_ROWS // 2 * 2), 2)
         blocks = max(1, min(least, self._count // 2 * 2))
         return {"dims": plan.dims, "room": plan.room, "half": plan.half, "blocks": blocks}
+
+    def _tell(self) -> None:
+        """Logs what the work will take."""
+        count, plan, lengths = self._count, self.plan, self._lengths
+        self._folder.refresh()
+        first, last = self._edges(0)
+        memory = 2 * (last - first) * bytes_of_candidates(plan.room)
+        disk = count * max(bytes_on_disk(
+            self._dim, lengths.full, lengths.half, lengths.nearest, plan
+        ).values())  # fmt: skip
+        free = shutil.disk_usage(self._folder.path).free
+        logger.info(
+            "%s rows of %s numbers in %s blocks, %s pairs of which are compared. A process takes "
+            "about %.1f GB for candidates, and half a GB for the program. The folder takes up to "
+            "about %.1f GB; %.1f GB are free",
+            f"{count:,}", f"{self._dim:,}", f"{self.blocks:,}",
+            f"{self.blocks * self._rounds // 2:,}", memory / 1e9, disk / 1e9, free / 1e9,
+        )  # fmt: skip
+        if disk > free:
+            logger.warning("The disk may be too small. The run would stop with an error, and go on "
+                           "once there is room")  # fmt: skip
 
     def _projected(self) -> Mapping[str, tuple[tuple[int, ...], type]]:
         """The arrays of what is multiplied."""
@@ -333,11 +355,6 @@ def pairs_of_round(blocks: int, number: int) -> list[tuple[int, int]]:
 
 def _show_part(bar: ProgressBar, before: int, total: int, done: int, _: int) -> None:
     bar(before + done, total)
-
-
-def bytes_of_candidates(room: int) -> int:
-    """What the candidates of a row take."""
-    return 8 * room + 12
 
 
 def _stored(found: Candidates, part: slice = slice(None)) -> tuple[Floats | Indices, ...]:

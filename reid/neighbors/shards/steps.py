@@ -138,4 +138,3 @@ def run_rows(
         lambda start, stop, *others: kernel(first + start, first + stop, *others),
         last - first, operations, *arguments,
     )  # fmt: skip
-
