@@ -28,7 +28,7 @@ from reid.neighbors.shards import BlocksDone, Shards, ShardSettings, WorkFolder,
 from reid.neighbors.shards.steps import Step
 from reid.registry import ConfigError
 from reid.structures import OUTLIER, DataError, PseudoLabels
-from reid.workflows.session import alone_in
+from reid.workflows.session import alone_in, end_with_launcher
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +98,7 @@ def cluster_file(
         raise ConfigError(f"{output}: expected a file name that ends in {' or '.join(SUFFIXES)}")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; choose another name, or pass --overwrite")
+    end_with_launcher()
     with StopSignals(), alone_in(work_dir), _processes():
         folder = distributed.run_on_main(lambda: _begin(features, work_dir, settings))
         shards = Shards(WorkFolder(folder, distributed.rank()), progress_bar, stop_after)

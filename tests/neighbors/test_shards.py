@@ -37,6 +37,13 @@ from reid.neighbors.sparse import Rows
 from reid.structures import ProgressBar
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _no_waiting_for_the_disk() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
+
+
 @contextmanager
 def quiet(title: str) -> Iterator[ProgressBar]:
     assert title
@@ -67,7 +74,7 @@ def persons(count: int, dim: int = 16, noise: float = 0.6) -> Floats:
 @st.composite
 def unit_rows(draw: st.DrawFn) -> Floats:
     """Unit vectors: random, many equal, all equal, nearly equal, or on a coarse grid."""
-    count, dim = draw(st.integers(1, 60)), draw(st.sampled_from((1, 2, 7, 16)))
+    count, dim = draw(st.integers(1, 45)), draw(st.sampled_from((1, 2, 7, 16)))
     rng = np.random.default_rng(draw(st.integers(0, 10**6)))
     rows = rng.normal(size=(count, dim))
     kind = draw(st.sampled_from(("random", "groups", "equal", "constant", "close", "coarse")))
@@ -84,13 +91,13 @@ def unit_rows(draw: st.DrawFn) -> Floats:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(unit_rows(), st.data())
 def test_labels_are_those_in_memory(rows: Floats, data: st.DataObject) -> None:
     options = ShardSettings(
         data.draw(st.integers(1, 25)), data.draw(st.integers(1, 7)),
         data.draw(st.sampled_from((0.3, 0.5, 0.8))), data.draw(st.integers(1, 5)),
-        block_rows=data.draw(st.sampled_from((None, 1, 4, 13, 40))),
+        block_rows=data.draw(st.sampled_from((None, 4, 13, 40))),
         half_precision=data.draw(st.booleans()),
         dims=data.draw(st.integers(0, rows.shape[1])),
     )  # fmt: skip

@@ -135,7 +135,7 @@ class WorkFolder:
                 np.lib.format.read_magic(file)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                 assert (shape, dtype) == (target.shape, target.dtype)
-                view, done = memoryview(target).cast("B"), 0
+                view, done = target.data.cast("B"), 0
                 while done < len(view):
                     done += file.readinto(view[done:])
 

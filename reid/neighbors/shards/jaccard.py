@@ -28,6 +28,9 @@ from reid.neighbors.shards.search import ListLengths
 from reid.neighbors.shards.steps import ROWS, Shapes, Shards, Step, blocks_of, run_rows
 from reid.neighbors.sparse import Rows
 
+_RECIPROCAL = ("full_sizes", "full_members", "half_sizes", "half_members")
+_Work = Callable[[int, int], Facts | None]
+
 
 class ShardedJaccard:
     """Distances of all rows from the lists of `ShardedSearch`, left in pieces of the folder.
@@ -74,7 +77,7 @@ class ShardedJaccard:
         }, drops=["lists", "half_lists"])  # fmt: skip
         self._sizes("set", "Sizes of expanded sets", self._count_members)
         self._step("sets", "Expanded sets", self._list_members, lambda: self._entries("set"),
-                   drops=["full_sizes", "full_members", "half_sizes", "half_members", "half_norms"])  # fmt: skip
+                   drops=[*_RECIPROCAL, "half_norms"])  # fmt: skip
         if lengths.nearest > 1:
             self._sizes("mean", "Sizes of averaged rows", self._count_columns)
             self._step("means", "Averaged rows", self._average, lambda: self._entries("mean"),
@@ -97,7 +100,7 @@ class ShardedJaccard:
         self,
         name: str,
         title: str,
-        work: Callable[[int, int], Facts | None],
+        work: _Work,
         makes: Callable[[], Shapes] = dict,
         blocks: int | None = None,
         then: Callable[[], None] | None = None,
@@ -115,7 +118,7 @@ class ShardedJaccard:
         self,
         name: str,
         title: str,
-        work: Callable[[int, int], Facts | None],
+        work: _Work,
         blocks: int | None = None,
     ) -> None:
         """A step that counts entries, of which the places of a sparse matrix follow."""
@@ -150,8 +153,7 @@ class ShardedJaccard:
 
     @property
     def _reciprocal(self) -> tuple[Indices, ...]:
-        names = ("full_sizes", "full_members", "half_sizes", "half_members")
-        return tuple(self._folder.array(name) for name in names)
+        return tuple(self._folder.array(name) for name in _RECIPROCAL)
 
     def _count_members(self, first: int, last: int) -> None:
         operations = self._lengths.full**2 * self._lengths.half

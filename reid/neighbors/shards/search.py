@@ -8,6 +8,7 @@ after a round is a file; a comparison that was killed is done again from the fil
 from __future__ import annotations
 
 import logging
+import math
 import shutil
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass
@@ -115,7 +116,7 @@ class ShardedSearch:
         self._compare()
         self._shards.run(Step(
             "lists", "Choosing neighbours", self.blocks, self._choose_lists,
-            lambda: {name: ((self._count, length), np.int32) for name, length in self._kept.items()},
+            lambda: {name: ((self._count, k), np.int32) for name, k in self._kept.items()},
             after=lambda block: self._folder.remove_piece(self._candidates(self._rounds), block),
             drops=["compared", "rest", "norms", "plan", self._candidates(self._rounds)],
         ))  # fmt: skip
@@ -137,7 +138,7 @@ class ShardedSearch:
 
     @property
     def _rounds(self) -> int:
-        return self.blocks - 1
+        return math.ceil(self._shards.share * (self.blocks - 1))
 
     @property
     def _kept(self) -> Mapping[str, int]:
@@ -201,7 +202,7 @@ class ShardedSearch:
             "about %.1f GB for candidates, and half a GB for the program. The folder takes up to "
             "about %.1f GB; %.1f GB are free",
             f"{count:,}", f"{self._dim:,}", f"{self.blocks:,}",
-            f"{self.blocks * self._rounds // 2:,}", memory / 1e9, disk / 1e9, free / 1e9,
+            f"{self.blocks * (self.blocks - 1) // 2:,}", memory / 1e9, disk / 1e9, free / 1e9,
         )  # fmt: skip
         if disk > free:
             logger.warning("The disk may be too small. The run would stop with an error, and go on "
@@ -280,7 +281,7 @@ class ShardedSearch:
 
     def _compare(self) -> None:
         """Compares each pair of blocks, round by round."""
-        rounds = [number for number in range(1, self.blocks) if not self._finished(number)]
+        rounds = [number for number in range(1, self._rounds + 1) if not self._finished(number)]
         left = {number: self.blocks // 2 - len(self._folder.done(f"round-{number}"))
                 for number in rounds}  # fmt: skip
         if not rounds:

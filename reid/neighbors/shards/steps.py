@@ -60,12 +60,15 @@ class Shards:
         folder: Theirs.
         bar: Shows the progress of a step, given its title.
         left: Blocks that may still be done; None: all.
+        share: Of the rounds in which blocks are compared. Below 1 only to measure times: neighbours
+            are then missed.
         seconds: What each step took in this run.
     """
 
     folder: WorkFolder
     bar: Bar
     left: int | None = None
+    share: float = 1.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def finished(self, name: str) -> bool:
