@@ -179,12 +179,12 @@ def test_real_processes_are_killed_and_go_on(tmp_path: Path) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         command = [sys.executable, *launcher, str(processes), str(ROOT / "tools" / "cluster.py"),
                    "features.npy", "--work-dir", "work", "--output", "labels.npy", "--k1", "8",
-                   "--k2", "3", "--memory-gb", "0.0006"]  # fmt: skip
+                   "--k2", "3", "--memory-gb", "0.0002"]  # fmt: skip
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE,
                               text=True, start_new_session=True) as child:  # fmt: skip
             done = tmp_path / "work" / "done"
             begun = size_of(done)
-            wait = random.uniform(0.0, 3.0)
+            wait = random.uniform(0.0, 0.8)
             while child.poll() is None and size_of(done) == begun:
                 time.sleep(0.05)
             until = time.monotonic() + wait
@@ -193,8 +193,8 @@ def test_real_processes_are_killed_and_go_on(tmp_path: Path) -> None:
             if child.poll() is None:
                 os.killpg(child.pid, signal.SIGKILL)
             _, told = child.communicate(timeout=300)
-        if child.returncode == 0:
-            break
+        if child.returncode == 0 or (tmp_path / "labels.npy").exists():
+            break  # it may have been killed after its last act
         assert child.returncode == -signal.SIGKILL or "is in use by" in told, told
     assert attempt > 1
     assert np.array_equal(np.load(tmp_path / "labels.npy"), expected(features(6000, 0.9)))
