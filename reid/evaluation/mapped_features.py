@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import safe_open
 
-from reid.evaluation.npz_files import check_numbers, read_arrays
+from reid.evaluation.npz_files import check_numbers, check_unpacked, read_arrays
 from reid.file_kinds import read_head
 from reid.files import InputError, OutputError, open_regular
 from reid.modeling.screening import check_directory, check_safetensors_file, is_safetensors
@@ -96,12 +96,12 @@ def read_camids(path: Path) -> npt.NDArray[np.int64] | None:
             found = read_arrays(path, ["camids"])["camids"] if there else None
         else:
             found = None
-    if found is None or not (found >= 0).any():
+    if found is None:
         return None
     if found.ndim != 1 or found.dtype.kind not in "iu":
         raise DataError(f"{path}: camids must be whole numbers (N,), got {found.dtype}")
     camids: npt.NDArray[np.int64] = found.astype(np.int64, copy=False)
-    return camids
+    return camids if (camids >= 0).any() else None
 
 
 def _copy_of_archive(path: Path, room: Room) -> None:
@@ -111,6 +111,7 @@ def _copy_of_archive(path: Path, room: Room) -> None:
         io.BufferedReader(raw) as file,  # type: ignore[type-var]
         zipfile.ZipFile(file) as archive,
     ):
+        check_unpacked(archive, path)
         name = f"{_NAME}.npy"
         if name not in archive.namelist():
             raise DataError(

@@ -27,7 +27,7 @@ from reid.neighbors.kernels import Floats, Labels
 from reid.neighbors.shards import BlocksDone, Shards, ShardSettings, WorkFolder, cluster_in_shards
 from reid.neighbors.shards.steps import Step
 from reid.registry import ConfigError
-from reid.structures import OUTLIER, DataError, PseudoLabels
+from reid.structures import OUTLIER, UNKNOWN_CAMERA, DataError, PseudoLabels
 from reid.workflows.session import alone_in, end_with_launcher
 
 logger = logging.getLogger(__name__)
@@ -104,6 +104,8 @@ def cluster_file(
         shards = Shards(WorkFolder(folder, distributed.rank()), progress_bar, stop_after)
         try:
             rows = _rows(features, shards)
+            if distributed.is_main():
+                _check_cameras(features, len(rows))
             labels = cluster_in_shards(shards, rows, settings)
         except BlocksDone:
             raise TimeIsUp("as many blocks as --stop-after-blocks wants are done") from None
@@ -193,6 +195,20 @@ def _rows(features: Path, shards: Shards) -> Floats:
         shards.run(step)
         rows = folder.array("features")
     return rows
+
+
+def _check_cameras(features: Path, count: int) -> None:
+    """Looks at the cameras before hours of work.
+
+    Raises:
+        DataError: They do not fit.
+    """
+    camids = read_camids(features)
+    if camids is not None and (len(camids) != count or camids.min() < UNKNOWN_CAMERA):
+        raise DataError(
+            f"{features}: camids: expected {count:,} numbers from {UNKNOWN_CAMERA}, one for each "
+            f"row, got {len(camids):,} from {camids.min()}"
+        )
 
 
 def _write(output: Path, labels: Labels, camids: npt.NDArray[np.int64] | None) -> None:

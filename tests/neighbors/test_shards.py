@@ -266,6 +266,17 @@ def test_labels_of_the_authors(oracle_dir: Path, tmp_path: Path) -> None:
     assert checked
 
 
+def test_a_share_of_the_rounds_is_enough_to_measure(tmp_path: Path) -> None:
+    rows, options = persons(300), ShardSettings(10, 3, block_rows=50)
+    shards = Shards(WorkFolder(tmp_path), quiet, share=0.5)
+    labels = cluster_in_shards(shards, rows, options)
+    assert [name for name in shards.seconds if name.startswith("round")] == [
+        "round-1", "round-2", "round-3",
+    ]  # fmt: skip
+    assert shards.seconds.keys() >= {"lists", "distances", "labels"}
+    assert len(labels) == 300
+
+
 def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = persons(40)
     rows[7] *= 2

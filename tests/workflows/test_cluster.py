@@ -71,6 +71,13 @@ def test_features_of_extract_give_clusters_and_proxies(suffix: str, tmp_path: Pa
     assert not list((tmp_path / "work").iterdir())
 
 
+def test_cameras_that_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "features.npz"
+    np.savez(path, features=features(), camids=np.arange(239))
+    with pytest.raises(DataError, match="camids: expected 240 numbers from -1.* got 239 from 0"):
+        cluster_file(path, tmp_path / "work", tmp_path / "labels.csv", OPTIONS)
+
+
 @pytest.mark.parametrize("kind", ["single", "half", "double", "columns"])
 def test_arrays_of_any_precision(kind: str, tmp_path: Path) -> None:
     rows = features()
@@ -179,12 +186,12 @@ def test_real_processes_are_killed_and_go_on(tmp_path: Path) -> None:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
         command = [sys.executable, *launcher, str(processes), str(ROOT / "tools" / "cluster.py"),
                    "features.npy", "--work-dir", "work", "--output", "labels.npy", "--k1", "8",
-                   "--k2", "3", "--memory-gb", "0.0002"]  # fmt: skip
+                   "--k2", "3", "--memory-gb", "0.0004"]  # fmt: skip
         with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE,
                               text=True, start_new_session=True) as child:  # fmt: skip
             done = tmp_path / "work" / "done"
             begun = size_of(done)
-            wait = random.uniform(0.0, 0.8)
+            wait = random.uniform(0.0, 0.3 * attempt)
             while child.poll() is None and size_of(done) == begun:
                 time.sleep(0.05)
             until = time.monotonic() + wait

@@ -67,8 +67,6 @@ class ShardedJaccard:
         Raises:
             BlocksDone: See `Shards.run`.
         """
-        if self._shards.finished("distances"):
-            return
         lengths, count = self._lengths, self._count
         self._step("reciprocal", "Reciprocal neighbours", self._find_reciprocal, lambda: {
             "full_sizes": ((count,), np.int32), "half_sizes": ((count,), np.int32),

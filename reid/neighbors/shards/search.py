@@ -102,8 +102,6 @@ class ShardedSearch:
             BlocksDone: See `Shards.run`.
             ValueError: A row is not finite or not of unit length.
         """
-        if self._shards.finished("lists"):
-            return
         blocks, names = blocks_of(self._count), ("half_norms", "norms")
         kinds = np.float64, np.float32
         self._shards.run(Step(
