@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numba
@@ -36,7 +37,6 @@ SUFFIXES = (".csv", ".npy")
 _JOB = "clustering.json"
 _LONGEST_WAIT = timedelta(days=30)
 _ROWS = 65_536
-_BASE_MB = 500
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,9 @@ def cluster_file(
     end_with_launcher()
     with StopSignals(), alone_in(work_dir), _processes():
         folder = distributed.run_on_main(lambda: _begin(features, work_dir, settings))
-        shards = Shards(WorkFolder(folder, distributed.rank()), progress_bar, stop_after)
+        shards = Shards(
+            WorkFolder(folder, distributed.rank()), partial(progress_bar, unit="block"), stop_after
+        )
         try:
             rows = _rows(features, shards)
             if distributed.is_main():

@@ -41,6 +41,7 @@ from reid.structures import ProgressBar
 def _no_waiting_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
+        patch.setattr(np.memmap, "flush", lambda array: None)
         yield
 
 

@@ -74,7 +74,7 @@ def test_features_of_extract_give_clusters_and_proxies(suffix: str, tmp_path: Pa
 def test_cameras_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "features.npz"
     np.savez(path, features=features(), camids=np.arange(239))
-    with pytest.raises(DataError, match="camids: expected 240 numbers from -1.* got 239 from 0"):
+    with pytest.raises(DataError, match=r"camids: expected 240 numbers from -1.* got 239 from 0"):
         cluster_file(path, tmp_path / "work", tmp_path / "labels.csv", OPTIONS)
 
 
