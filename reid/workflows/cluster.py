@@ -99,7 +99,7 @@ def cluster_file(
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; choose another name, or pass --overwrite")
     end_with_launcher()
-    with StopSignals(), alone_in(work_dir), _processes():
+    with StopSignals(), alone_in(work_dir, "--work-dir"), _processes():
         folder = distributed.run_on_main(lambda: _begin(features, work_dir, settings))
         shards = Shards(
             WorkFolder(folder, distributed.rank()), partial(progress_bar, unit="block"), stop_after

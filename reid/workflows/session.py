@@ -31,8 +31,12 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @contextmanager
-def alone_in(output_dir: Path) -> Iterator[None]:
+def alone_in(output_dir: Path, key: str = "output_dir") -> Iterator[None]:
     """Locks the output folder for this run; only the main process takes the lock.
+
+    Args:
+        output_dir: The folder.
+        key: The setting that gave it, for messages.
 
     Raises:
         ConfigError: Another run writes to the folder.
@@ -45,7 +49,7 @@ def alone_in(output_dir: Path) -> Iterator[None]:
         with locked(output_dir):
             yield
     except FolderInUse as error:
-        raise ConfigError(f"output_dir: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from reid.engine.stopping import TimeIsUp
 from reid.evaluation.feature_rows import FeatureRows, write_feature_rows
 from reid.files import OutputError
 from reid.labelling import JaccardDBSCAN
+from reid.locks import locked
 from reid.neighbors.kernels import Floats
 from reid.neighbors.shards import ShardSettings
 from reid.registry import ConfigError
@@ -122,6 +123,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (work / "mine").rmdir()
     with pytest.raises(TimeIsUp):
         cluster_file(path, work, output, OPTIONS, stop_after=2)
+    with (
+        locked(work),
+        pytest.raises(ConfigError, match=r"--work-dir: .*work is in use by process"),
+    ):
+        cluster_file(path, work, output, OPTIONS)
     np.save(path, features(noise=0.6))
     with pytest.raises(ConfigError, match="another file of features"):
         cluster_file(path, work, output, OPTIONS)

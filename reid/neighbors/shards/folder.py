@@ -93,9 +93,10 @@ class WorkFolder:
                 np.save(path, np.empty(shape, dtype))
                 return
             open_memmap(path, "w+", dtype, shape)
-            with path.open("r+b") as file:
-                # A write to a mapped page that finds no place would kill the process.
-                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            # A write to a mapped page that finds no place would kill the process.
+            if hasattr(os, "posix_fallocate"):  # macOS has none
+                with path.open("r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def array(self, name: str) -> _Array:
         """An array, mapped into memory; what is written to it is seen by all processes."""
