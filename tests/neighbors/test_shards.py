@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from reid.files import OutputError
 from reid.neighbors import dbscan, jaccard_distance, nearest_neighbors
 from reid.neighbors.density import dbscan_of_blocks
+from reid.neighbors.exact import MARGIN
 from reid.neighbors.kernels import Floats, Labels
+from reid.neighbors.plan import Plan
 from reid.neighbors.shards import (
     BlocksDone,
     Shards,
@@ -32,6 +34,7 @@ from reid.neighbors.shards import (
     search,
 )
 from reid.neighbors.shards.folder import Facts
+from reid.neighbors.shards.law import bytes_on_disk
 from reid.neighbors.shards.search import pairs_of_round
 from reid.neighbors.sparse import Rows
 from reid.structures import ProgressBar
@@ -141,6 +144,26 @@ def test_no_process_holds_more_than_two_blocks(
     assert 2 * max(sizes) * (8 * 22 + 12) > memory / 2
     assert max(sizes) * (8 * 22 + 12) <= memory
     assert np.array_equal(found, in_memory(rows, options))
+
+
+def test_the_folder_takes_what_the_law_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, options = persons(2000), ShardSettings(20, 4, block_rows=100, half_precision=False)
+    note, taken = WorkFolder.note, dict[str, int]()
+
+    def watched(self: WorkFolder, step: str, block: int, facts: Facts | None = None) -> None:
+        size = sum(path.stat().st_size for path in tmp_path.rglob("*.npy"))
+        taken[step] = max(size, taken.get(step, 0))
+        note(self, step, block, facts)
+
+    monkeypatch.setattr(WorkFolder, "note", watched)
+    in_shards(tmp_path, rows, options)
+    law = bytes_on_disk(16, 20, 11, 4, Plan(0, 20 + MARGIN, False))
+    last = {"search": "lists", "sets": "sets", "means": "means", "distances": "distances"}
+    shares = {stage: taken[last[stage]] / len(rows) / law[stage] for stage in law}
+    assert 0.9 < shares.pop("search") < 1.05
+    assert all(0.4 < share < 1.05 for share in shares.values()), shares
 
 
 def test_each_pair_of_blocks_meets_once() -> None:
