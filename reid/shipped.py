@@ -13,6 +13,7 @@ COMMANDS = {
     "train": "train_net",
     "evaluate": "evaluate",
     "extract": "extract",
+    "cluster": "cluster",
     "search": "search",
     "thresholds": "thresholds",
     "export": "export",

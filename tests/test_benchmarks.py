@@ -99,6 +99,8 @@ ARGUMENTS = {
     "review": ["--images", "60", "--persons", "6", "--dim", "8", "--answers", "2"],
     "export": ["--batches", "2", "--rounds", "1"],
     "neighbors": ["--images", "400", "--dim", "16", "--kind", "isotropic"],
+    "approximate": ["--images", "400", "--dim", "16", "--k1", "9"],
+    "shards": ["--images", "400", "--dim", "16", "--block-rows", "90", "--compare"],
 }
 SLOW = {"review", "export", "pseudo_labels", "reranking"}
 

@@ -38,13 +38,7 @@ def read_arrays(
         check_directory(path)
         with open_regular(path) as raw, io.BufferedReader(raw) as file:  # type: ignore[type-var]
             with zipfile.ZipFile(file) as archive:
-                unpacked = sum(record.file_size for record in archive.infolist())
-            size = path.stat().st_size
-            if unpacked > _MOST_TIMES * size + _ALLOWANCE:
-                raise ValueError(
-                    f"its {size:,} bytes unpack to {unpacked:,}; if that is intended, save it with "
-                    "numpy.savez, which does not compress"
-                )
+                check_unpacked(archive, path)
             file.seek(0)
             with np.load(file, allow_pickle=False) as arrays:
                 there = list(arrays.files)
@@ -70,6 +64,20 @@ def read_arrays(
         if not isinstance(found[name], np.ndarray):
             raise DataError(f"{path}: {name} is not an array; expected what numpy.savez writes")
     return found
+
+
+def check_unpacked(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuses an .npz file that unpacks to far more than its size.
+
+    Raises:
+        ValueError: It does.
+    """
+    unpacked, size = sum(record.file_size for record in archive.infolist()), path.stat().st_size
+    if unpacked > _MOST_TIMES * size + _ALLOWANCE:
+        raise ValueError(
+            f"its {size:,} bytes unpack to {unpacked:,}; if that is intended, save it with "
+            "numpy.savez, which does not compress"
+        )
 
 
 def check_numbers(values: npt.NDArray[Any], name: str, path: Path) -> None:

@@ -13,6 +13,8 @@ time. A sample decides in how many dimensions, or that it does not pay (`plan`).
 bound leaves more candidates than there is room for are searched again without a projection, so
 that the lists are the same. On a GPU all dimensions are multiplied.
 
+`reid.neighbors.shards` does this and what follows for more rows than memory holds, on disk.
+
 k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person
 Re-identification with k-reciprocal Encoding* (CVPR 2017), in the form that unsupervised
 re-identification has used since Ge et al., *Self-paced Contrastive Learning* (NeurIPS 2020).

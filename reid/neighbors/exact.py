@@ -5,24 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reid.instructions import fast_bfloat16
-from reid.neighbors.candidates import (
-    Candidates,
-    Tile,
-    chunks_of,
-    offer_to_columns,
-    offer_to_rows,
-    take_first,
-)
+from reid.neighbors.candidates import Candidates
 from reid.neighbors.kernels import (
-    Bytes,
     Doubles,
     Floats,
     Indices,
@@ -32,6 +25,7 @@ from reid.neighbors.kernels import (
 from reid.neighbors.plan import Plan, plan_search
 from reid.neighbors.projection import bfloat16_error, project
 from reid.neighbors.rescoring import rescore
+from reid.neighbors.tiles import search_rows, search_some
 from reid.structures import ProgressBar
 
 logger = logging.getLogger(__name__)
@@ -55,6 +49,24 @@ class SearchTask:
     dims: int | None = None
 
 
+@dataclass(frozen=True)
+class Compared:
+    """What candidates are looked for in.
+
+    Attributes:
+        half_norms: (N,) half the squared lengths of the vectors.
+        norms: (N,) those of the rows that are multiplied.
+        unit: The second divided by the first, a power of two.
+        bounded: For a plan and some rows: what is multiplied, by how much its scores may be too
+            low, and the slack (n,) of these rows.
+    """
+
+    half_norms: Doubles
+    norms: Floats
+    unit: float
+    bounded: Callable[[Plan, Indices], tuple[Tensor, float, Floats]]
+
+
 def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar | None) -> Indices:
     """The neighbour lists (last - first, k) of the rows from `first` to `last`, among all rows.
 
@@ -65,42 +77,76 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     power = _power_to_one(half_norms)
     scaled = np.ldexp(task.rows, power) if power else task.rows
     scaled_norms, unit = np.ldexp(half_norms, 2 * power), 2.0 ** (2 * power)
+    plan = choose_plan(task, scaled, scaled_norms, last - first)
+    if first == last:
+        return np.empty((0, task.k), np.int32)
+    which = np.arange(first, last, dtype=np.int32)
+    compared = Compared(
+        half_norms, scaled_norms.astype(np.float32), unit, partial(_bounded, scaled, scaled_norms)
+    )
+    bound, candidates = _candidates(task, plan, compared, which, progress, some=False)
+    found, doubtful = rescore(task.rows, half_norms, which, candidates, bound, unit)
+    del candidates
+    search_again(task, plan, compared, which[doubtful], found, first)
+    return found
+
+
+def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -> Plan:
+    """How candidates of `own` rows are found: the way that takes the least time.
+
+    Args:
+        task: The search.
+        rows: (N, D) its vectors, the longest of about length 1.
+        half_norms: (N,).
+        own: How many rows.
+    """
     half = task.half_precision
     if half is None:
         half = fast_bfloat16(task.device)
-    plain = Plan(0, task.k + (HALF_MARGIN if half else MARGIN), half)
-    plan = plain
+    plan = _plain(task.k, half)
     if task.device != "cuda" and task.dims != 0:
-        spare = 2 * task.rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
-        plan = plan_search(scaled, scaled_norms, task.k, last - first, plain, task.dims, spare)
+        spare = 2 * rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
+        plan = plan_search(rows, half_norms, task.k, own, plan, task.dims, spare)
     if plan.dims:
         logger.info("The search for neighbours compares %d of %d dimensions first, then "
-                    "the nearest in all", plan.dims, task.rows.shape[1])  # fmt: skip
-    plans = [plan] + [plain] * (plan.dims > 0) + [Plan(0, task.k + MARGIN, False)] * half
-    found = np.empty((last - first, task.k), np.int32)
-    if first == last:
-        return found
-    which = np.arange(first, last, dtype=np.int32)
-    for number, plan in enumerate(plans):
-        bound, candidates = _candidates(
-            task, plan, scaled, scaled_norms, which, progress, some=number > 0
-        )
-        found[which - first], doubtful = rescore(
-            task.rows, half_norms, which, candidates, bound, unit
-        )
-        del candidates
-        which = which[doubtful]
+                    "the nearest in all", plan.dims, rows.shape[1])  # fmt: skip
+    return plan
+
+
+def search_again(
+    task: SearchTask, plan: Plan, compared: Compared, which: Indices, found: Indices, first: int
+) -> None:
+    """Searches rows in doubt again, each time more exactly, and at last one by one.
+
+    Args:
+        task: The search.
+        plan: After which they were in doubt.
+        compared: What is searched.
+        which: The rows.
+        found: Lists of the rows from `first` on, of which those are replaced.
+        first: See `found`.
+    """
+    plans = [_plain(task.k, plan.half)] * (plan.dims > 0) + [_plain(task.k, False)] * plan.half
+    for again in plans:
         if not len(which):
-            return found
-    found[which - first] = search_exactly(task.rows, half_norms, which, task.k)
-    return found
+            return
+        bound, candidates = _candidates(task, again, compared, which, None, some=True)
+        found[which - first], doubtful = rescore(
+            task.rows, compared.half_norms, which, candidates, bound, compared.unit
+        )
+        which = which[doubtful]
+    found[which - first] = search_exactly(task.rows, compared.half_norms, which, task.k)
+
+
+def _plain(k: int, half: bool) -> Plan:
+    """The search without a projection."""
+    return Plan(0, k + (HALF_MARGIN if half else MARGIN), half)
 
 
 def _candidates(
     task: SearchTask,
     plan: Plan,
-    rows: Floats,
-    half_norms: Doubles,
+    compared: Compared,
     which: Indices,
     progress: ProgressBar | None,
     some: bool,
@@ -109,37 +155,48 @@ def _candidates(
 
     Without `some`, `which` are rows that follow each other.
     """
-    tensor, bound, slack = _bounded(plan, rows, half_norms, which)
-    norms = half_norms.astype(np.float32)
-    found = Candidates.empty(plan.room, len(rows), slack, float(norms.max()), task.k)
+    tensor, bound, slack = compared.bounded(plan, which)
+    norms = compared.norms
+    found = Candidates.empty(plan.room, len(norms), slack, float(norms.max()), task.k)
     if some:
-        _search_some(tensor, norms, which, task.block_size, found)
+        search_some(tensor, norms, which, task.block_size, found, plan.kind)
     elif task.device == "cuda":
         on_gpu = tensor.cuda(), torch.from_numpy(norms).cuda()
         _search_on_gpu(*on_gpu, int(which[0]), task.block_size, found, progress)
     else:
-        _search(tensor, norms, int(which[0]), task.block_size, found, progress)
+        search_rows(tensor, norms, int(which[0]), task.block_size, found, progress)
     return bound, found
 
 
 def _bounded(
-    plan: Plan, rows: Floats, half_norms: Doubles, which: Indices
+    rows: Floats, half_norms: Doubles, plan: Plan, which: Indices
 ) -> tuple[Tensor, float, Floats]:
-    """What is multiplied, by how much scores may be too low, and the slack of the rows `which`."""
+    """See `Compared`."""
+    largest = float(half_norms.max())
     if plan.dims:
         assert plan.axes is not None
         projected = project(rows, plan.axes, plan.kind)
-        bound = projected.bound + _rounding_bound(4, half_norms)
-        rest = projected.rest
-        slack = np.float32(2) * rest[which] * rest.max() + np.float32(_SLACK * bound)
-        return projected.rows, bound, slack
+        bound = projected.bound + rounding_bound(4, largest)
+        return projected.rows, bound, slack_of(bound, projected.rest[which], projected.rest.max())
     tensor = torch.from_numpy(rows)
     if plan.half:
         tensor = tensor.bfloat16()
-        bound = _half_rounding_bound(rows, tensor, half_norms)
+        bound = half_rounding_bound(rows.shape[1], largest, largest_rounding(rows, tensor))
     else:
-        bound = _rounding_bound(rows.shape[1], half_norms)
-    return tensor, bound, np.full(len(which), _SLACK * bound, np.float32)
+        bound = rounding_bound(rows.shape[1], largest)
+    return tensor, bound, slack_of(bound, np.zeros(len(which), np.float32), 0.0)
+
+
+def slack_of(bound: float, rest: Floats, largest_rest: float) -> Floats:
+    """By how much a score may lie below that of the k-th best, and its row still be as near (n,).
+
+    Args:
+        bound: By how much scores may be too low.
+        rest: (n,) what a projection leaves of the rows, or zeros.
+        largest_rest: The most that it leaves of any row.
+    """
+    slack: Floats = np.float32(2) * rest * np.float32(largest_rest) + np.float32(_SLACK * bound)
+    return slack
 
 
 def _power_to_one(half_norms: Doubles) -> int:
@@ -152,116 +209,39 @@ def _power_to_one(half_norms: Doubles) -> int:
     return -exponent if abs(exponent) > _SAFE_EXPONENT else 0
 
 
-def _rounding_bound(dim: int, half_norms: Doubles) -> float:
-    """Largest error of a single-precision score x.y - y.y / 2."""
+def rounding_bound(dim: int, largest: float) -> float:
+    """Largest error of a single-precision score x.y - y.y / 2; `largest` is the largest y.y / 2."""
     unit = 2.0**-24
-    return (dim + 4) * unit / (1 - (dim + 4) * unit) * 4 * float(half_norms.max())
+    return (dim + 4) * unit / (1 - (dim + 4) * unit) * 4 * largest
 
 
-def _half_rounding_bound(rows: Floats, halves: Tensor, half_norms: Doubles) -> float:
-    """Largest error of a score with products in bfloat16 and sums in float32.
-
-    By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
-    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 too.
-    """
-    largest = float(np.sqrt(2 * half_norms.max()))
+def largest_rounding(rows: Floats, halves: Tensor) -> float:
+    """The largest distance by which rounding has moved one of the rows (N, D)."""
     residual = 0.0
     for start in range(0, len(rows), BLOCK_SIZE):
         part = torch.from_numpy(rows[start : start + BLOCK_SIZE])
         error = (part - halves[start : start + BLOCK_SIZE].float()).square().sum(1).sqrt().max()
         residual = max(residual, float(error))
-    rounded = largest + residual
-    product = bfloat16_error(largest * largest)
-    inputs = 1.0001 * residual * (largest + rounded)
-    sums = rows.shape[1] * 2.0**-22 * rounded * rounded
-    return float(inputs + sums + product + _rounding_bound(4, half_norms))
+    return residual
 
 
-class _Tiles:
-    """Products of blocks of rows, offered to candidates tile by tile, while these are cached."""
+def half_rounding_bound(dim: int, largest: float, residual: float) -> float:
+    """Largest error of a score with products in bfloat16 and sums in float32.
 
-    def __init__(
-        self, tensor: Tensor, half_norms: Floats, block_size: int, found: Candidates
-    ) -> None:
-        self._tensor, self._norms, self._found = tensor, half_norms, found
-        self.height = min(block_size, len(tensor))
-        # A quarter of the rows, so that a tile of a usual block takes 2 MB
-        self.width = max(1, self.height // 4)
-        self._products = torch.empty(self.height**2, dtype=tensor.dtype)
-        self._marks = np.empty(self.height * chunks_of(self.width), np.uint8)
-        self._nothing = np.full(self.width, np.inf, np.float32)
+    By the Cauchy-Schwarz inequality, rounding x and y moves their product by no more than
+    |x - x'| |y'| + |x| |y - y'|; the product itself is rounded to bfloat16 too.
 
-    def first(self, one: Tensor, right: int, place: int) -> int:
-        """Takes the first candidates of `one`, which begin at `place`, from the rows at `right`."""
-        stop = min(right + self.height, len(self._tensor))
-        take_first(
-            self._multiply(one, right, stop), self._norms[right:stop], place, right,
-            *self._found.arrays,
-        )  # fmt: skip
-        return stop
-
-    def offer(self, one: Tensor, norms: Floats, right: int, stop: int, place: int) -> None:
-        """Offers the rows from `right` to `stop` to `one`, whose candidates begin at `place`."""
-        for start in range(right, stop, self.width):
-            end = min(start + self.width, stop)
-            self._offer(one, norms, start, end, place, self._nothing[: end - start])
-
-    def offer_to_all(self, left: int, end: int, right: int, stop: int, first: int) -> None:
-        """Offers the rows left:end and right:stop to each other; candidates begin at `first`."""
-        one, norms = self._tensor[left:end], self._norms[left:end]
-        for start in range(right, stop, self.width):
-            columns = slice(start - first, min(start + self.width, stop) - first)
-            limits = self._found.lost[columns].copy()
-            tile, marks = self._offer(one, norms, start, columns.stop + first, left - first, limits)
-            offer_to_columns(tile, norms, left, columns.start, marks, *self._found.arrays)
-
-    def _offer(
-        self, one: Tensor, norms: Floats, right: int, stop: int, place: int, limits: Floats
-    ) -> tuple[Tile, Bytes]:
-        tile = self._multiply(one, right, stop)
-        shape = len(one), chunks_of(stop - right)
-        marks = self._marks[: shape[0] * shape[1]].reshape(shape)
-        offer_to_rows(
-            tile, norms, self._norms[right:stop], limits, place, right, marks, *self._found.arrays
-        )
-        return tile, marks
-
-    def _multiply(self, one: Tensor, right: int, stop: int) -> Tile:
-        shape = len(one), stop - right
-        products = self._products[: shape[0] * shape[1]].view(shape)
-        torch.mm(one, self._tensor[right:stop].T, out=products)
-        bits = products.view(torch.uint16) if products.dtype == torch.bfloat16 else products
-        tile: Tile = bits.numpy()
-        return tile
-
-
-def _search(
-    tensor: Tensor,
-    half_norms: Floats,
-    first: int,
-    block_size: int,
-    found: Candidates,
-    progress: ProgressBar | None,
-) -> None:
-    """Fills `found`: candidates of its rows, which start at row `first`, among all rows.
-
-    Each pair of blocks of these rows is multiplied only once.
+    Args:
+        dim: D.
+        largest: Half the largest squared length.
+        residual: See `largest_rounding`.
     """
-    count, last = len(tensor), first + len(found.scores)
-    tiles = _Tiles(tensor, half_norms, block_size, found)
-    blocks = [(left, min(left + block_size, last)) for left in range(first, last, block_size)]
-    pairs = 0
-    for left, end in blocks:
-        tiles.first(tensor[left:end], left, left - first)
-    for left, end in blocks:
-        one, norms = tensor[left:end], half_norms[left:end]
-        done = min(left + tiles.height, count)
-        tiles.offer(one, norms, 0, first, left - first)
-        tiles.offer_to_all(left, end, end, last, first)
-        tiles.offer(one, norms, max(last, done), count, left - first)
-        pairs += len(one) * (first + (end - left) + 2 * (last - end) + count - last)
-        if progress is not None:
-            progress(pairs // (last - first), count)
+    length = math.sqrt(2 * largest)
+    rounded = length + residual
+    product = bfloat16_error(length * length)
+    inputs = 1.0001 * residual * (length + rounded)
+    sums = dim * 2.0**-22 * rounded * rounded
+    return inputs + sums + product + rounding_bound(4, largest)
 
 
 @contextlib.contextmanager
@@ -284,7 +264,7 @@ def _search_on_gpu(
     found: Candidates,
     progress: ProgressBar | None,
 ) -> None:
-    """`_search` with torch on the device of `tensor`: merges the best scores of each block."""
+    """`search_rows` with torch on the device of `tensor`: merges the best scores of each block."""
     kept = found.scores.shape[1]
     with _exact_sums():
         for left in range(0, len(found.scores), block_size):
@@ -307,15 +287,3 @@ def _search_on_gpu(
                 found.lost[own] = found.scores[own, -1]
             if progress is not None:
                 progress(len(tensor) * own.stop // len(found.scores), len(tensor))
-
-
-def _search_some(
-    tensor: Tensor, half_norms: Floats, which: Indices, block_size: int, found: Candidates
-) -> None:
-    """Finds candidates of some rows among all."""
-    tiles = _Tiles(tensor, half_norms, block_size, found)
-    for left in range(0, len(which), block_size):
-        part = which[left : left + block_size]
-        one, norms = tensor[torch.from_numpy(part.astype(np.int64))], half_norms[part]
-        done = tiles.first(one, 0, left)
-        tiles.offer(one, norms, done, len(tensor), left)

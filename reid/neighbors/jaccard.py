@@ -120,7 +120,7 @@ def jaccard_rows(
         on_device = features.detach(), torch.from_numpy(neighbors).to(features.device)
         return jaccard_on_device(*on_device, *lengths, max_distance)
     encoding = _encode(rows, neighbors, *lengths)
-    return _distances(encoding, _by_columns(encoding), count, max_distance)
+    return distances_of_rows(encoding, _by_columns(encoding), count, max_distance)
 
 
 def half_length(k1: int, count: int) -> int:
@@ -209,16 +209,18 @@ def jaccard_of_rows(
         (Q, G) CSR with sorted columns and stored zeros, in the precision of the queries.
     """
     columns = gallery if gallery.format == "csc" else by_columns(gallery)
-    return _distances(queries, columns, gallery.shape[0], max_distance).csr()
+    return distances_of_rows(queries, columns, gallery.shape[0], max_distance).csr()
 
 
-def _distances(queries: Compressed, columns: Compressed, gallery: int, max_distance: float) -> Rows:
+def distances_of_rows(
+    queries: Compressed, columns: Compressed, gallery: int, max_distance: float
+) -> Rows:
     """`jaccard_of_rows` for queries (Q, N) by rows and a gallery (`gallery`, N) by columns."""
     arrays: tuple[Any, Any, Any, Any, Any, Any] = (
-        queries.indptr.astype(np.int64),
+        queries.indptr.astype(np.int64, copy=False),
         queries.indices,
         queries.data,
-        columns.indptr.astype(np.int64),
+        columns.indptr.astype(np.int64, copy=False),
         columns.indices,
         columns.data,
     )
@@ -231,7 +233,7 @@ def _distances(queries: Compressed, columns: Compressed, gallery: int, max_dista
         return found
 
     pairs = np.empty(queries.shape[0], np.int64)
-    operations = float(queries.indptr[-1]) / max(queries.shape[0], 1)
+    operations = float(queries.indptr[-1] - queries.indptr[0]) / max(queries.shape[0], 1)
     run_in_pieces(count_pairs, len(pairs), operations, *arrays[:2], arrays[3], pairs)
     with ThreadPoolExecutor(numba.get_num_threads()) as pool:
         try:
@@ -265,11 +267,13 @@ def _by_columns(rows: Compressed) -> Rows:
     operations = 4 * float(rows.indptr[-1]) / max(count, 1) * numba.get_num_threads()
     old = rows.indptr.astype(np.int64, copy=False), rows.indices
     heads = np.zeros(width + 1, np.int64)
-    run_in_pieces(count_in_columns, count, operations, *old, heads[1:])
+    run_in_pieces(count_in_columns, count, operations, *old, 0, width, heads[1:])
     np.cumsum(heads, out=heads)
     indptr = heads.copy()
     indices, data = np.empty_like(rows.indices), np.empty_like(rows.data)
-    run_in_pieces(take_by_column, count, operations, *old, rows.data, heads, indices, data)
+    run_in_pieces(
+        take_by_column, count, operations, *old, rows.data, 0, width, heads, indices, data
+    )
     return Rows(indptr, indices, data, (width, count))
 
 

@@ -199,11 +199,19 @@ def average_rows(
 
 @njit(cache=True)
 def count_in_columns(
-    start: int, stop: int, indptr: Offsets, indices: Indices, counts: Offsets
+    start: int,
+    stop: int,
+    indptr: Offsets,
+    indices: Indices,
+    first: int,
+    last: int,
+    counts: Offsets,
 ) -> None:
-    """Adds to the number of entries of each column."""
+    """Adds to the number of entries of each column from `first` to `last`."""
     for place in range(indptr[start], indptr[stop]):
-        counts[indices[place]] += 1
+        column = indices[place]
+        if first <= column < last:
+            counts[column - first] += 1
 
 
 @njit(cache=True)
@@ -213,17 +221,23 @@ def take_by_column(
     indptr: Offsets,
     indices: Indices,
     data: AnyFloats,
+    first: int,
+    last: int,
     heads: Offsets,
     column_indices: Indices,
     column_data: AnyFloats,
 ) -> None:
-    """Puts each entry into the next free place of its column, which `heads` gives."""
+    """Puts each entry of the columns from `first` to `last` into the next free place of its column.
+
+    `heads` gives these places.
+    """
     for i in range(start, stop):
         for place in range(indptr[i], indptr[i + 1]):
-            column = indices[place]
-            column_indices[heads[column]] = i
-            column_data[heads[column]] = data[place]
-            heads[column] += 1
+            column = indices[place] - first
+            if 0 <= column < last - first:
+                column_indices[heads[column]] = i
+                column_data[heads[column]] = data[place]
+                heads[column] += 1
 
 
 @njit(parallel=True, cache=True)

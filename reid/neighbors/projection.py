@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
@@ -13,6 +13,36 @@ from reid.neighbors.kernels import Doubles, Floats
 
 _ROWS = 4096
 _SAMPLE = 2048
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """What the bound of products of projected rows depends on.
+
+    Attributes:
+        longest: The largest squared length of a vector.
+        whole: That of a projected row, as it is stored.
+        moved: The largest squared distance by which rounding has moved one.
+    """
+
+    longest: float = 0.0
+    whole: float = 0.0
+    moved: float = 0.0
+
+    def joined(self, other: Lengths) -> Lengths:
+        """Those of both parts of some rows."""
+        return Lengths(*(max(pair) for pair in zip(astuple(self), astuple(other), strict=True)))
+
+    def bound(self, width: int, kind: torch.dtype) -> float:
+        """By how much a product of rows of this width and type may be below that of the vectors.
+
+        It holds the rounding of the rows and of the sum and, for bfloat16, of the product.
+        """
+        largest, moved = math.sqrt(self.whole), math.sqrt(self.moved)
+        inputs = moved * (2 * largest + moved)
+        sums = (width + 4) * 2.0**-22 * self.whole
+        product = bfloat16_error(self.longest) if kind == torch.bfloat16 else 0.0
+        return 1.0001 * (inputs + sums + product) + 1e-12 * self.whole
 
 
 @dataclass(frozen=True)
@@ -26,13 +56,17 @@ class Projected:
     Attributes:
         rows: (N, width) float32 or bfloat16.
         rest: (N,) float32, r.
-        bound: x.y is never above the product of two rows, as the machine computes it, by more
-            than this.
+        lengths: Of vectors and rows.
     """
 
     rows: Tensor
     rest: Floats
-    bound: float
+    lengths: Lengths
+
+    @property
+    def bound(self) -> float:
+        """x.y is never above the product of two rows, as computed, by more than this."""
+        return self.lengths.bound(self.rows.shape[1], self.rows.dtype)
 
 
 def principal_axes(rows: Floats) -> tuple[Doubles, Doubles]:
@@ -62,8 +96,7 @@ def bfloat16_error(largest: float) -> float:
 def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
     """The rows (N, D) on the axes (D, width - 1), computed in double precision, then rounded.
 
-    Lengths of rests are rounded up. For bfloat16, `bound` holds the rounding of the rows, and of
-    their product to bfloat16; for both kinds, the rounding of its sum in single precision.
+    Lengths of rests are rounded up.
     """
     count, width = len(rows), axes.shape[1] + 1
     up = 1 + (2.0**-7 if kind == torch.bfloat16 else 2.0**-22)
@@ -86,8 +119,4 @@ def project(rows: Floats, axes: Doubles, kind: torch.dtype) -> Projected:
         onto -= stored
         moved = max(moved, float(np.einsum("nd,nd->n", onto[:, :-1], onto[:, :-1]).max()))
         whole = max(whole, float(np.einsum("nd,nd->n", stored, stored).max()))
-    largest, moved = math.sqrt(whole), math.sqrt(moved)
-    inputs = moved * (2 * largest + moved)
-    sums = (width + 4) * 2.0**-22 * whole
-    product = bfloat16_error(longest) if kind == torch.bfloat16 else 0.0
-    return Projected(short, rest, 1.0001 * (inputs + sums + product) + 1e-12 * whole)
+    return Projected(short, rest, Lengths(longest, whole, moved))

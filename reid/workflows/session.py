@@ -31,8 +31,12 @@ _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @contextmanager
-def alone_in(output_dir: Path) -> Iterator[None]:
+def alone_in(output_dir: Path, key: str = "output_dir") -> Iterator[None]:
     """Locks the output folder for this run; only the main process takes the lock.
+
+    Args:
+        output_dir: The folder.
+        key: The setting that gave it, for messages.
 
     Raises:
         ConfigError: Another run writes to the folder.
@@ -45,13 +49,13 @@ def alone_in(output_dir: Path) -> Iterator[None]:
         with locked(output_dir):
             yield
     except FolderInUse as error:
-        raise ConfigError(f"output_dir: {error}") from None
+        raise ConfigError(f"{key}: {error}") from None
 
 
 @contextmanager
 def started(config: Config, log: str = "log.txt") -> Iterator[tuple[torch.device, StopSignals]]:
     """Sets up device, processes, logs and signal handlers, and ends them after the block."""
-    _end_with_launcher()
+    end_with_launcher()
     device = pick_device(config.device)
     # Entered twice: a second worker may die while we report the first.
     with StopSignals() as signals, explained(signals):
@@ -64,7 +68,7 @@ def started(config: Config, log: str = "log.txt") -> Iterator[tuple[torch.device
             distributed.destroy_process_group()
 
 
-def _end_with_launcher() -> None:
+def end_with_launcher() -> None:
     """Asks Linux to send this process SIGTERM when its launcher, torchrun, dies."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -10,12 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import safetensors.numpy
 import torch
 from PIL import Image
 
 from reid.data.datasets.csv_dataset import read_csv
 from reid.data.images import read_image
 from reid.evaluation.feature_files import load_features
+from reid.evaluation.mapped_features import copy_features, map_features, read_camids
 from reid.structures import DataError
 
 LISTS = (
@@ -88,13 +90,13 @@ def features(save: Callable[..., None] = np.savez, **changes: object) -> bytes:
     return stream.getvalue()
 
 
-def array_of(header: str) -> bytes:
+def array_of(header: str, name: str = "query_feat") -> bytes:
     """An .npz file whose first array has this header and no numbers."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
         text = f"{header}\n".encode()
         content = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
-        archive.writestr("query_feat.npy", content)
+        archive.writestr(f"{name}.npy", content)
     return stream.getvalue()
 
 
@@ -173,6 +175,82 @@ def test_changed_features(
         return "accepted"
 
     assert "refused" in fuzz(case, seeds, DataError)
+
+
+def rows_of(save: Callable[..., None], **arrays: object) -> bytes:
+    """A file of three rows of features; NumPy's `save` takes an array without a name."""
+    stream = io.BytesIO()
+    rows = np.eye(3, 4, dtype=np.float32)
+    if save is np.save:
+        np.save(stream, arrays.get("features", rows))
+    else:
+        save(stream, **{"features": rows, "camids": np.arange(3), **arrays})
+    return stream.getvalue()
+
+
+def take_rows(path: Path) -> None:
+    """Reads features as clustering on disk does; room is given for small ones only."""
+
+    def room(shape: tuple[int, int]) -> np.ndarray:
+        assert shape[0] * shape[1] < 2**24
+        return np.empty(shape, np.float32)
+
+    rows = map_features(path)
+    if rows is None:
+        copy_features(path, room)
+    else:
+        assert rows.dtype == np.float32
+        assert rows.ndim == 2
+    camids = read_camids(path)
+    assert camids is None or camids.dtype == np.int64
+
+
+def test_made_up_rows(fuzz: Callable[..., Counter[str]]) -> None:
+    rows = np.eye(3, 4)
+    right = (
+        rows_of(np.savez), rows_of(np.savez_compressed), rows_of(np.save),
+        rows_of(np.save, features=rows.astype(np.float16)), rows_of(np.savez, features=rows),
+        safetensors.numpy.save({"features": rows, "camids": np.arange(3)}),
+    )  # fmt: skip
+    wrong = (
+        b"", b"PK\x03\x04", b"\x93NUMPY", rows_of(np.savez, features=rows[0]),
+        rows_of(np.savez, features=np.asfortranarray(rows)), rows_of(np.save, features=rows[:0]),
+        rows_of(np.savez, camids=np.array(["a"] * 3)), rows_of(np.save, features=rows > 0),
+        rows_of(np.savez, features=np.array([Runs(), Runs()])), packed(2**28),
+        safetensors.numpy.save({"other": rows}), safetensors.numpy.save({"features": rows[0]}),
+        rows_of(np.save)[:-4], rows_of(np.save).replace(b"(3, 4)", b"(9, 4)"),
+        rows_of(np.save).replace(b"(3, 4)", b"(-3,4)"),
+        *(array_of(header, "features") for header in (
+            "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4), }",
+            "{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", "(" * 5000,
+        )),
+    )  # fmt: skip
+
+    def case(number: int, folder: Path) -> str:
+        path = folder / "features.npz"
+        path.write_bytes((*right, *wrong)[number])
+        take_rows(path)
+        return "accepted"
+
+    outcomes = fuzz(case, range(len(right) + len(wrong)), DataError)
+    assert outcomes == {"accepted": len(right), "refused": len(wrong)}
+
+
+def test_changed_rows(
+    fuzz: Callable[..., Counter[str]], seeds: range, mutated: Callable[..., bytes]
+) -> None:
+    tensors = {"features": np.eye(3, 4, dtype=np.float32), "camids": np.arange(3)}
+    whole = (*map(rows_of, (np.savez, np.savez_compressed, np.save)),
+             safetensors.numpy.save(tensors))  # fmt: skip
+
+    def case(seed: int, folder: Path) -> str:
+        rng = random.Random(seed)
+        path = folder / "features.npz"
+        path.write_bytes(mutated(rng.choice(whole), rng, whole))
+        take_rows(path)
+        return "accepted"
+
+    assert set(fuzz(case, seeds, DataError)) == {"accepted", "refused"}
 
 
 def picture(kind: str, mode: str = "RGB", **options: object) -> bytes:

@@ -199,4 +199,5 @@ def test_scores_in_half_precision_are_within_their_bound() -> None:
         halves, norms = torch.from_numpy(rows).bfloat16(), half_squared_norms(rows)
         score = float((halves @ halves.T)[0, 1]) - norms[0]
         error = abs(score - (float(rows[0, 0]) ** 2 - norms[0]))
-        assert error <= exact._half_rounding_bound(rows, halves, norms)
+        rounding = exact.largest_rounding(rows, halves)
+        assert error <= exact.half_rounding_bound(1, float(norms.max()), rounding)

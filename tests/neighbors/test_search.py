@@ -200,7 +200,8 @@ def test_compiled_code_is_called_for_few_rows_at_a_time(monkeypatch: pytest.Monk
         jaccard: ("find_reciprocal", "count_members", "list_members", "soft_weights",
                   "count_columns", "average_rows", "count_in_columns", "take_by_column",
                   "count_pairs", "jaccard_part"),
-        importlib.import_module("reid.neighbors.density"): ("_find_core", "_grow_clusters"),
+        importlib.import_module("reid.neighbors.density"): (
+            "_find_core", "_join_core", "_number_clusters", "_label_borders"),
     }  # fmt: skip
     for module, kernel_names in names.items():
         for name in kernel_names:
@@ -338,7 +339,7 @@ def test_candidates_of_torch_give_the_exact_lists(
         calls.append(tensor.dtype)
         exact._search_on_gpu(tensor, torch.from_numpy(norms), *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(exact, "_search", search)
+    monkeypatch.setattr(exact, "search_rows", search)
     monkeypatch.setattr(exact, "_GPU_COLUMNS", 70)
     task = exact.SearchTask(features.numpy(), 12, 64, half, "cpu")
     found = exact.neighbors_of(task, first, last, None)

@@ -79,7 +79,7 @@ def measure(
     try:
         private = before = ours.recv()
         while not ours.poll(_INTERVAL):
-            private = max(private, _memory("RssAnon", process.pid))
+            private = max(private, memory_of("RssAnon", process.pid))
         ours.recv()  # the work has ended
         measured: Measured = ours.recv()
     except (EOFError, RuntimeError):
@@ -108,17 +108,17 @@ def _child(
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         gpu_before = torch.cuda.memory_allocated()
-    before = _memory("VmRSS")
+    before = memory_of("VmRSS")
     # resets the peak (Linux 4.0 and newer)
     Path("/proc/self/clear_refs").write_text("5")
-    pipe.send(_memory("RssAnon"))
+    pipe.send(memory_of("RssAnon"))
     start, start_cpu, since = time.perf_counter(), time.process_time(), clock("cpu")
     result = work(data)
     if device == "cuda":
         torch.cuda.synchronize()
         gpu_mb = (torch.cuda.max_memory_allocated() - gpu_before) / 2**20
     seconds, taken = time.perf_counter() - start, clock("cpu") - since
-    cpu, extra = time.process_time() - start_cpu, _memory("VmHWM") - before
+    cpu, extra = time.process_time() - start_cpu, memory_of("VmHWM") - before
     pipe.send("the work has ended")
     if floor:
         again = floor(*args)
@@ -135,7 +135,7 @@ def _put(data: Any, device: str) -> Any:
     return data.to(device)
 
 
-def _memory(field: str, process: int | str | None = "self") -> float:
+def memory_of(field: str, process: int | str | None = "self") -> float:
     """MB, from the status of a process."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith(field):
