@@ -48,7 +48,7 @@ def odd_features(draw: st.DrawFn) -> torch.Tensor:
     return torch.from_numpy(rows.astype(np.float32))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(odd_features(), st.integers(1, 60), st.booleans(), st.data())
 def test_lists_do_not_depend_on_the_projection(
     features: torch.Tensor, k: int, half: bool, data: st.DataObject

@@ -95,7 +95,7 @@ def unit_rows(draw: st.DrawFn) -> Floats:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(unit_rows(), st.data())
 def test_labels_are_those_in_memory(rows: Floats, data: st.DataObject) -> None:
     options = ShardSettings(
