@@ -34,7 +34,7 @@ demo: $(VENV)/installed  ## draw a small data set, train TMGF on it without labe
 	@echo "  another setting, side by side    $(BIN)/python tools/train_net.py --config-file projects/TMGF/configs/demo.yaml OUTPUT_DIR $(DEMO_DIR)_eps CLUSTERER.EPS 0.4 && $(BIN)/python tools/report.py $(DEMO_DIR) $(DEMO_DIR)_eps --output $(DEMO_DIR)_eps/beside.html"
 	@echo "More: the paper's data sets (projects/TMGF/README.md), your own images (docs/own_cameras.md), the report (docs/report.md)"
 
-test: $(VENV)/installed lint  ## check style, types and floors, then run the tests (about 12 minutes)
+test: $(VENV)/installed lint  ## check style, types and floors, then run the tests (about 7 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-slow: $(VENV)/installed  ## run the tests that take minutes

@@ -125,7 +125,7 @@ class TimmBackbone(nn.Module):
         """
         net: Any = self.net
         stage = getattr(net, "layer4", None)
-        if not isinstance(stage, nn.Sequential) or not hasattr(stage[0], "conv1"):
+        if not (isinstance(stage, nn.Sequential) and stage and hasattr(stage[0], "conv1")):
             raise ValueError(f"expected a ResNet of timm, got {type(net).__name__}")
         if self._pool == "gem":
             raise ValueError("pool: expected avg or max, as the map is not pooled; got gem")

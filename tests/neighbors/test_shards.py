@@ -240,7 +240,9 @@ def several(rank: int, world_size: int, folder: str) -> None:
 @pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_processes_share_the_blocks(world_size: int, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
-    start_processes(several, (world_size, str(tmp_path)), nprocs=world_size, start_method="forkserver")
+    start_processes(
+        several, (world_size, str(tmp_path)), nprocs=world_size, start_method="forkserver"
+    )
     expected = in_memory(persons(400), ShardSettings(10, 3))
     for rank in range(world_size):
         assert np.array_equal(np.load(tmp_path / f"{rank}.npy"), expected)

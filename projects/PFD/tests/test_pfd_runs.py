@@ -135,7 +135,7 @@ def test_images_that_are_all_alike_and_persons_alone(
     sampler = "{NAME: RandomIdentitySampler, BATCH_SIZE: 4, IMAGES_PER_IDENTITY: 4}"
     small = (*TINY, "DATALOADER.SAMPLER", sampler, "SOLVER.MAX_EPOCHS", "1", "LOG_PERIOD", "1")
     grey = np.full((48, 32, 3), 99, np.uint8)
-    monkeypatch.setattr("reid.data.loaders.read_image", lambda path: grey)
+    monkeypatch.setattr("reid.data.transforms.read_image", lambda *_: grey)
     plain = ("INPUT.TRANSFORMS", "[]", "INPUT.MAPS", "[{NAME: DrawnHeatmaps}]")
     steps = steps_of(train_tiny(CONFIGS / "market.yaml", "alike", *small, *plain))
     assert steps
