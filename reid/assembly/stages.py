@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -39,6 +40,8 @@ from reid.stage_settings import plan_stages
 from reid.structures import ImageRecord
 
 Domains: TypeAlias = Literal["all", "source", "target"]
+
+logger = logging.getLogger(__name__)
 
 
 def stage_configs(config: Config) -> list[Config]:
@@ -127,6 +130,8 @@ class StageBuilder:
             later = [self._losses_and_sampler(n)[0] for n in range(1, len(self._configs))]
         criterion, sampler = self._losses_and_sampler(0)
         self._try_carrying([criterion, *later])
+        for losses, stage in zip([criterion, *later], self._configs, strict=True):
+            _warn_of_idle(losses, stage.solver.max_epochs)
         self._sampler = sampler
         training = build_training_set(self._configs[0], records, sampler, device, _views(criterion))
         self._cache = training.cache
@@ -327,3 +332,16 @@ def _domain_sizes(loader: BatchLoader) -> tuple[int, int] | None:
         return None
     processes = distributed.world_size()
     return sampler.source.batch_size // processes, sampler.target.batch_size // processes
+
+
+def _warn_of_idle(criterion: Criterion, epochs: int) -> None:
+    """Warns of losses that begin only after the last epoch."""
+    criterion.set_epoch(epochs - 1)
+    for loss in criterion:
+        if not loss.is_active:
+            logger.warning(
+                "%s takes no part in the training: it begins later than in epoch %d, the last one",
+                type(loss).__name__,
+                epochs - 1,
+            )
+    criterion.set_epoch(0)

@@ -541,6 +541,15 @@ def test_a_run_and_its_resumption_anywhere(tmp_path: Path, train_tiny: Callable[
         assert lines(part) == seen, epoch
 
 
+def test_a_loss_that_would_begin_after_the_end_is_named(
+    train_tiny: Callable[..., Path],
+) -> None:
+    folder = train_tiny(CONFIGS / "synthetic.yaml", "late", *TINY, "CRITERION.2.START_EPOCH", "3")
+    warning = "FeatureOrthogonality takes no part in the training: it begins later than in epoch 2"
+    assert (folder / "log.txt").read_text().count(warning) == 1
+    assert not any("feature_orthogonality" in line for line in lines(folder))
+
+
 @pytest.mark.parametrize(
     ("pairs", "problem"),
     [

@@ -23,6 +23,7 @@ from reid.registry import MAP, Range
 from reid.structures import DataError, ImageRecord, ProgressBar
 
 _MOST_BYTES = 2**28
+_LARGEST = 2.0  # of a confidence; networks trained on heatmaps put out a little more than 1
 _MADE = "projects/PFD/README.md says how they are made"
 _SIGMA = 1 / 32  # of a joint's blob in heights of the map, as HRNet was trained
 
@@ -126,6 +127,11 @@ def _checked(values: npt.NDArray[np.generic], where: str) -> FloatMap:
         numbers = values.astype(np.float32)
     if not np.isfinite(numbers).all():
         raise DataError(f"{where}: some of its numbers are not finite")
+    if numbers.max() > _LARGEST:
+        raise DataError(
+            f"{where}: its largest number is {numbers.max():.4g}; expected confidences, with peaks "
+            "of about 1 (divide levels by 255, take the sigmoid of logits)"
+        )
     return numbers
 
 

@@ -58,7 +58,7 @@ def test_files_are_written_and_read(image: Path, tmp_path: Path) -> None:
     transform = ImageTransform((64, 32), MEAN, STD, maps=[PoseHeatmaps()])
     (batch,) = eval_loader([record], transform, batch_size=1)
     assert batch.side[HEATMAP].shape == (1, 17, 16, 8)
-    too_large = np.full((17, 4, 4), 1e6, np.float32)
+    too_large = np.full((17, 4, 4), -1e6, np.float32)
     other = image.with_name("other.jpg")
     other.write_bytes(image.read_bytes())
     with pytest.raises(DataError, match=rf"{other}: estimate in float16: .* not finite"):
@@ -87,6 +87,7 @@ def test_images_without_heatmaps_are_named(image: Path, tmp_path: Path) -> None:
         (np.zeros((16, 4, 4), np.float32), r"expected floats \(17, h, w\).*float32 \(16, 4, 4\)"),
         (np.zeros((17, 4, 4), np.uint8), "expected floats.*uint8"),
         (np.full((17, 4, 4), np.nan), "not finite"),
+        (np.full((17, 4, 4), 255.0), "largest number is 255; expected confidences.*divide levels"),
         (np.full((17, 4, 4), 1e300), "not finite"),  # too large for float32
         (np.array([{"a": 1}]), r"is no \.npy file"),
         (None, r"is no \.npy file"),
