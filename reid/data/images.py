@@ -192,7 +192,7 @@ def _read_with_pillow(data: bytearray, path: str, least: tuple[int, int] | None)
         # Pillow itself refuses pictures only from twice its limit on.
         if image.width * image.height > _largest():
             raise ValueError(f"{image.width} x {image.height} pixels are too many for a picture")
-        if least and image.format == "JPEG":
+        if least and image.format in ("JPEG", "MPO"):  # MPO: with further pictures, as of phones
             turned = image.getexif().get(_ORIENTATION, 1) in _ON_THE_SIDE
             height, width = least[::-1] if turned else least
             image.draft(image.mode, (width, height))  # the smallest size that is not below

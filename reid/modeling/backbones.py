@@ -16,7 +16,9 @@ from reid.modeling.ibn import put_ibn
 from reid.registry import BACKBONE, nearest
 from reid.structures import Batch, FeatureTokens
 
-_NO_OPTIONS = {"features_only", *inspect.signature(timm.create_model).parameters}  # paths of files
+_NO_OPTIONS = {
+    "features_only", "in_chans", *inspect.signature(timm.create_model).parameters,  # paths of files
+}  # fmt: skip
 
 
 @BACKBONE.register()
@@ -88,17 +90,7 @@ class TimmBackbone(nn.Module):
             if option in _NO_OPTIONS or option in arguments:
                 raise ValueError(f"options: {option} is not the model's, or set by this backbone")
             arguments[option] = value
-        try:
-            net: Any = timm.create_model(model, pretrained=pretrained, **arguments)
-        except (OSError, RuntimeError) as error:
-            if not pretrained:
-                raise
-            raise ValueError(
-                f"pretrained: timm's weights of {model!r} cannot be downloaded ({error}); get them "
-                "elsewhere and set MODEL.BACKBONE_WEIGHTS to the file"
-            ) from error
-        except TypeError as error:
-            raise ValueError(f"model: {model!r} does not take an option: {error}") from error
+        net: Any = _create(model, pretrained, arguments, options or {})
         if last_stride == 1:
             _undo_dilation(net)
         if norm == "ibn":
@@ -176,6 +168,38 @@ class TimmBackbone(nn.Module):
         if rows == 0 or count % rows:
             raise ValueError(f"{count} tokens of a {height} x {width} image make no grid")
         return rows, count // rows
+
+
+def _create(
+    model: str, pretrained: bool, arguments: Mapping[str, Any], options: Mapping[str, Any]
+) -> nn.Module:
+    """Timm's network.
+
+    Raises:
+        ValueError: See `TimmBackbone`.
+    """
+    try:
+        return timm.create_model(model, pretrained=pretrained, **arguments)
+    except TypeError as error:
+        raise ValueError(f"model: {model!r} does not take an option: {error}") from error
+    except Exception as error:  # timm checks few options, and each in another way
+        if pretrained and str(error).startswith("Error(s) in loading state_dict"):
+            raise ValueError(
+                f"pretrained: timm's weights of {model!r} do not fit a network with the options "
+                f"{dict(options)}; set PRETRAINED false, or leave out options that change its size"
+            ) from error
+        if pretrained and isinstance(error, (OSError, RuntimeError)):
+            raise ValueError(
+                f"pretrained: timm's weights of {model!r} cannot be downloaded ({error}); get them "
+                "elsewhere and set MODEL.BACKBONE_WEIGHTS to the file"
+            ) from error
+        if not options:
+            raise
+        reason = " ".join(str(error).split()) or "timm does not say why"
+        raise ValueError(
+            f"options: {model!r} cannot be made with {dict(options)} "
+            f"({type(error).__name__}: {reason:.200})"
+        ) from error
 
 
 def _undo_dilation(net: nn.Module) -> None:

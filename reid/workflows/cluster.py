@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -22,7 +24,7 @@ from reid import distributed
 from reid.engine.logs import progress_bar
 from reid.engine.stopping import StopSignals, TimeIsUp
 from reid.evaluation.mapped_features import copy_features, map_features, read_camids
-from reid.files import InputError, read_text, replacing, write_text, writing
+from reid.files import InputError, read_json, replacing, write_text, writing
 from reid.locks import LOCK
 from reid.neighbors.kernels import Floats, Labels
 from reid.neighbors.shards import BlocksDone, Shards, ShardSettings, WorkFolder, cluster_in_shards
@@ -87,8 +89,9 @@ def cluster_file(
         What was written; None on other processes than the main one.
 
     Raises:
-        ConfigError: The output is there already or has another suffix; the folder is in use, or
-            holds something else; or processes are on several machines.
+        ConfigError: The output is there already, has another suffix, or lies in the folder, as the
+            features must not either; the folder is in use, or holds something else; `stop_after` is
+            below 1; or processes are on several machines.
         DataError: The file is missing or broken, or its rows are no unit vectors.
         OutputError: A file cannot be written.
         Interrupted: A signal came; finished blocks are kept.
@@ -98,9 +101,16 @@ def cluster_file(
         raise ConfigError(f"{output}: expected a file name that ends in {' or '.join(SUFFIXES)}")
     if output.exists() and not overwrite:
         raise ConfigError(f"{output}: is there already; choose another name, or pass --overwrite")
+    for path, what in ((features, "features"), (output, "the labels")):
+        if work_dir.resolve() in path.resolve().parents:
+            raise ConfigError(
+                f"{path}: expected {what} outside {work_dir}, which is emptied at the end"
+            )
+    if stop_after is not None and stop_after < 1:
+        raise ConfigError(f"stop_after: expected 1 block or more, got {stop_after}")
     end_with_launcher()
     with StopSignals(), alone_in(work_dir, "--work-dir"), _processes():
-        folder = distributed.run_on_main(lambda: _begin(features, work_dir, settings))
+        folder = distributed.run_on_main(lambda: _begin(features, work_dir, output, settings))
         shards = Shards(
             WorkFolder(folder, distributed.rank()), partial(progress_bar, unit="block"), stop_after
         )
@@ -143,13 +153,15 @@ def _processes() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def _begin(features: Path, work_dir: Path, settings: ShardSettings) -> Path:
+def _begin(features: Path, work_dir: Path, output: Path, settings: ShardSettings) -> Path:
     """Checks that the folder is empty, or of a stopped run of the same job.
 
     Raises:
         ConfigError: It is not.
         DataError: There are no such features.
+        OutputError: The output cannot be written.
     """
+    _check_output(output)
     try:
         status = features.stat()
     except OSError as error:
@@ -169,9 +181,11 @@ def _begin(features: Path, work_dir: Path, settings: ShardSettings) -> Path:
         write_text(path, json.dumps(job, indent=2) + "\n")
         return work_dir
     try:
-        before = json.loads(read_text(path))
+        before = read_json(path)
     except (InputError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}); choose another folder") from error
+    if not isinstance(before, dict):
+        raise ConfigError(f"{path}: is not the beginning of a run; choose another folder")
     for name, what in (("features", "another file of features"), ("settings", "other settings")):
         if before.get(name) != job[name]:
             raise ConfigError(
@@ -180,6 +194,21 @@ def _begin(features: Path, work_dir: Path, settings: ShardSettings) -> Path:
             )
     logger.info("Going on with the finished blocks in %s", work_dir)
     return work_dir
+
+
+def _check_output(output: Path) -> None:
+    """Writes next to the output, so that hours of work do not end at a folder of others.
+
+    Raises:
+        OutputError: The output cannot be written.
+    """
+    with writing(output):
+        if output.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        folder = Path(os.path.realpath(output)).parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 def _rows(features: Path, shards: Shards) -> Floats:

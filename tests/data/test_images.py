@@ -104,6 +104,8 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(
         assert np.abs(found.astype(int) - np.asarray(other)).mean() < 3
     for least in ((upright[0] // 2 + 1, 8), (8, upright[1] // 2 + 1), upright, (999, 999)):
         assert np.array_equal(read_image(path, least=least), whole)
+    picture.save(path, "MPO", save_all=True, append_images=[picture], quality=95, exif=exif)
+    assert read_image(path, least=(8, 8)).shape == (*(side // 8 for side in upright), 3)
     picture.save(tmp_path / "large.png")
     assert read_image(str(tmp_path / "large.png"), least=(8, 8)).shape == (200, 96, 3)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -133,11 +134,26 @@ def test_options_reach_the_model() -> None:
         ({"checkpoint_path": "evil.pth"}, "options: checkpoint_path is not the model's"),
         ({"pretrained": True}, "options: pretrained is not the model's"),
         ({"output_stride": 8}, "options: output_stride is not the model's, or set by"),
+        ({"in_chans": 1}, "options: in_chans is not the model's"),
+        (
+            {"norm_layer": "no"},
+            r"options: 'resnet18' cannot be made with .*no.* \(KeyError: 'no'\)",
+        ),
+        ({"channels": [8, 8, 8, -4]}, "cannot be made with .*negative dimension"),
     ],
 )
 def test_wrong_options(options: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TimmBackbone("resnet18", (64, 32), last_stride=1, options=options)
+
+
+def test_weights_of_timm_that_do_not_fit_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Error(s) in loading state_dict for ResNet:\n\tsize mismatch")
+
+    monkeypatch.setattr(timm, "create_model", refuse)
+    with pytest.raises(ValueError, match=r"do not fit a network with the options .*set PRETRAINED"):
+        TimmBackbone("resnet18", (64, 32), pretrained=True, options={"channels": [8, 8, 8, 8]})
 
 
 def test_unknown_model_suggests_one() -> None:

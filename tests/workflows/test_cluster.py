@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from reid.engine.stopping import TimeIsUp
 from reid.evaluation.feature_rows import FeatureRows, write_feature_rows
-from reid.files import OutputError
+from reid.files import InputError, OutputError
 from reid.labelling import JaccardDBSCAN
 from reid.locks import locked
 from reid.neighbors.kernels import Floats
@@ -133,6 +133,62 @@ def test_what_is_refused(tmp_path: Path) -> None:
         cluster_file(path, work, output, OPTIONS)
     with pytest.raises(OutputError, match="cannot be written"):
         cluster_file(path, path / "work", output, OPTIONS)
+
+
+def test_what_would_be_lost_at_the_end_is_refused_at_the_start(tmp_path: Path) -> None:
+    path, work = tmp_path / "features.npy", tmp_path / "work"
+    np.save(path, features())
+    (tmp_path / "link").symlink_to(work)
+    work.mkdir()
+    for output in (work / "labels.npy", tmp_path / "link" / "labels.npy"):
+        with pytest.raises(ConfigError, match=r"labels.npy: expected the labels outside .*emptied"):
+            cluster_file(path, work, output, OPTIONS)
+    with pytest.raises(ConfigError, match=r"features.npy: expected features outside"):
+        cluster_file(work / "features.npy", work, tmp_path / "labels.npy", OPTIONS)
+    with pytest.raises(OutputError, match=r"labels.npy: cannot be written"):
+        cluster_file(path, work, path / "labels.npy", OPTIONS)
+    (tmp_path / "labels.npy").mkdir()
+    with pytest.raises(OutputError, match=r"labels.npy: cannot be written \(it is a folder"):
+        cluster_file(path, work, tmp_path / "labels.npy", OPTIONS, overwrite=True)
+    assert not list(work.iterdir())
+
+
+def test_numbers_that_mean_nothing(tmp_path: Path) -> None:
+    for memory in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match="memory: expected more than 0 bytes"):
+            ShardSettings(memory=memory)
+    for stop_after in (0, -3):
+        with pytest.raises(ConfigError, match="stop_after: expected 1 block or more"):
+            cluster_file(tmp_path / "features.npy", tmp_path / "work", tmp_path / "labels.npy",
+                         OPTIONS, stop_after=stop_after)  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{"])
+def test_a_folder_whose_note_is_broken(content: str, tmp_path: Path) -> None:
+    path, work = tmp_path / "features.npy", tmp_path / "work"
+    np.save(path, features())
+    work.mkdir()
+    (work / "clustering.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"clustering.json: .*choose another folder"):
+        cluster_file(path, work, tmp_path / "labels.npy", OPTIONS)
+
+
+@pytest.mark.parametrize("name", ["norms.npy", "candidates-000000/000000.npy"])
+def test_a_folder_that_somebody_has_changed(name: str, tmp_path: Path) -> None:
+    path, work, output = tmp_path / "features.npy", tmp_path / "work", tmp_path / "labels.npy"
+    np.save(path, features())
+    with pytest.raises(TimeIsUp):
+        cluster_file(path, work, output, OPTIONS, stop_after=4)
+    journal = work / "done" / "0.jsonl"
+    journal.write_text(f"3\n{journal.read_text()}")  # not a note: passed over
+    changed = work / name
+    whole = changed.read_bytes()
+    changed.write_bytes(whole[:-20])
+    with pytest.raises(InputError, match=rf"{name}: cannot be read .*; remove the folder"):
+        cluster_file(path, work, output, OPTIONS)
+    changed.write_bytes(whole)
+    cluster_file(path, work, output, OPTIONS)
+    assert np.array_equal(np.load(output), expected(features()))
 
 
 @pytest.mark.parametrize(

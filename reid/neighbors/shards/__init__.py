@@ -10,6 +10,7 @@ Labels are those of `jaccard_distance` and `dbscan` in memory, to the bit.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -62,6 +63,8 @@ class ShardSettings:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps: expected 0 < eps < 1, got {self.eps}")
+        if not 0 < self.memory < math.inf:
+            raise ValueError(f"memory: expected more than 0 bytes, got {self.memory:g}")
 
     def lengths(self, count: int) -> ListLengths:
         """Of the lists of `count` rows."""

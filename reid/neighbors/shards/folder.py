@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.lib.format import open_memmap
 
-from reid.files import read_text, replacing, writing
+from reid.files import InputError, read_text, replacing, writing
 
 Facts = Mapping[str, float]
 _Array = npt.NDArray[Any]
@@ -49,7 +50,7 @@ class WorkFolder:
             for line in read_text(path).splitlines():
                 try:
                     step, block, facts = json.loads(line)
-                except ValueError:  # half a line of a killed process
+                except (ValueError, TypeError):  # half a line of a killed process
                     continue
                 self._done.setdefault(step, {})[block] = facts
 
@@ -99,10 +100,15 @@ class WorkFolder:
                     os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
     def array(self, name: str) -> _Array:
-        """An array, mapped into memory; what is written to it is seen by all processes."""
+        """An array, mapped into memory; what is written to it is seen by all processes.
+
+        Raises:
+            InputError: Somebody else has removed or changed its file.
+        """
         if name not in self._mapped:
             path = self._file(name)
-            found = np.load(path, mmap_mode="r+", allow_pickle=False)
+            with _reading(path):
+                found = np.load(path, mmap_mode="r+", allow_pickle=False)
             if not found.size:
                 return np.asarray(found)
             self._mapped[name] = found
@@ -123,22 +129,38 @@ class WorkFolder:
                 np.save(file, array)
 
     def read_piece(self, name: str, block: int) -> Iterator[_Array]:
-        """The arrays of such a file."""
-        with self._piece(name, block).open("rb") as file:
+        """The arrays of such a file.
+
+        Raises:
+            InputError: Somebody else has removed or changed the file.
+        """
+        path = self._piece(name, block)
+        with _reading(path), path.open("rb") as file:
             end = os.fstat(file.fileno()).st_size
             while file.tell() < end:
                 yield np.load(file, allow_pickle=False)
 
     def read_into(self, name: str, block: int, *targets: _Array) -> None:
-        """Reads such a file into contiguous arrays of the same shapes and types."""
-        with self._piece(name, block).open("rb") as file:
+        """Reads such a file into contiguous arrays of the same shapes and types.
+
+        Raises:
+            InputError: Somebody else has removed or changed the file.
+        """
+        path = self._piece(name, block)
+        with _reading(path), path.open("rb") as file:
             for target in targets:
                 np.lib.format.read_magic(file)
                 shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                assert (shape, dtype) == (target.shape, target.dtype)
+                if (shape, dtype) != (target.shape, target.dtype):
+                    raise ValueError(
+                        f"holds {dtype} {shape}, expected {target.dtype} {target.shape}"
+                    )
                 view, done = target.data.cast("B"), 0
                 while done < len(view):
-                    done += file.readinto(view[done:])
+                    part = file.readinto(view[done:])
+                    if not part:
+                        raise EOFError("it is cut off")
+                    done += part
 
     def remove_piece(self, name: str, block: int) -> None:
         """Removes a piece, if it is there."""
@@ -153,3 +175,16 @@ class WorkFolder:
 
     def _forget(self, name: str) -> None:
         self._mapped.pop(name, None)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turns errors about a file that was noted as whole into an `InputError`."""
+    try:
+        yield
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{path}: cannot be read ({reason}), but the folder's notes count on it; remove "
+            "the folder to start anew"
+        ) from error
