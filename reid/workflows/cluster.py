@@ -107,7 +107,7 @@ def cluster_file(
                 f"{path}: expected {what} outside {work_dir}, which is emptied at the end"
             )
     if stop_after is not None and stop_after < 1:
-        raise ConfigError(f"stop_after: expected 1 block or more, got {stop_after}")
+        raise ConfigError(f"--stop-after-blocks: expected 1 or more, got {stop_after}")
     end_with_launcher()
     with StopSignals(), alone_in(work_dir, "--work-dir"), _processes():
         folder = distributed.run_on_main(lambda: _begin(features, work_dir, output, settings))

@@ -158,7 +158,7 @@ def test_numbers_that_mean_nothing(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="memory: expected more than 0 bytes"):
             ShardSettings(memory=memory)
     for stop_after in (0, -3):
-        with pytest.raises(ConfigError, match="stop_after: expected 1 block or more"):
+        with pytest.raises(ConfigError, match="--stop-after-blocks: expected 1 or more"):
             cluster_file(tmp_path / "features.npy", tmp_path / "work", tmp_path / "labels.npy",
                          OPTIONS, stop_after=stop_after)  # fmt: skip
 

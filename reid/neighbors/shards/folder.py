@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -108,6 +109,7 @@ class WorkFolder:
         if name not in self._mapped:
             path = self._file(name)
             with _reading(path):
+                _check_length(path)
                 found = np.load(path, mmap_mode="r+", allow_pickle=False)
             if not found.size:
                 return np.asarray(found)
@@ -175,6 +177,19 @@ class WorkFolder:
 
     def _forget(self, name: str) -> None:
         self._mapped.pop(name, None)
+
+
+def _check_length(path: Path) -> None:
+    """Refuses an array that was cut off, to which `np.load` would add zeros.
+
+    Raises:
+        ValueError: It is.
+    """
+    with path.open("rb") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if os.fstat(file.fileno()).st_size < file.tell() + dtype.itemsize * math.prod(shape):
+            raise ValueError("it is cut off")
 
 
 @contextmanager
