@@ -24,7 +24,7 @@ from reid.registry import CLUSTERER, MAP, SAMPLER, ConfigError
 from reid.registry import build as build_part
 from reid.structures import Batch, DataError
 from reid.workflows.comparison import load_paper
-from reid.workflows.reproduce import plan_runs
+from reid.workflows.reproduce import Run, plan_runs
 from reid.workflows.train import train
 
 ROOT = Path(__file__).parents[1]
@@ -215,13 +215,18 @@ def test_missing_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         train(config)
 
 
+def planned(tables: Path, folder: Path, rows: int) -> list[Run]:
+    paper = load_paper(tables)
+    runs, notes = plan_runs(paper, [*paper.table(1).rows], "synthetic", folder, seeds=3)
+    assert (len(runs), notes) == (rows * 3, {})
+    return runs
+
+
 def test_compared_methods_differ_in_what_is_theirs_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    paper = load_paper(COMPARISON)
-    runs, notes = plan_runs(paper, [*paper.table(1).rows], "synthetic", tmp_path, seeds=3)
-    assert (len(runs), notes) == (4 * 3, {})
+    runs = planned(COMPARISON, tmp_path, rows=4)
     reference = next(run for run in runs if run.row == "tmgf").config
     own = ("plugins", "output_dir", "seed", "model.head", "criterion", "dataloader.sampler")
     own += ("solver.optimizer", "solver.base_lr", "solver.weight_decay")
@@ -234,10 +239,7 @@ def test_adaptation_is_compared_on_the_same_two_domains(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    paper = load_paper(ADAPTATION)
-    runs, notes = plan_runs(paper, [*paper.table(1).rows], "synthetic", tmp_path, seeds=3)
-    assert (len(runs), notes) == (7 * 3, {})
-    configs = {run.row: run.config for run in runs}
+    configs = {run.row: run.config for run in planned(ADAPTATION, tmp_path, rows=7)}
     assert configs.pop("supervised").datasets.source is None
     reference = configs["source"].datasets
     for row, config in configs.items():

@@ -28,7 +28,7 @@ from reid.files import InputError, read_json, replacing, write_text, writing
 from reid.locks import LOCK
 from reid.neighbors.kernels import Floats, Labels
 from reid.neighbors.shards import BlocksDone, Shards, ShardSettings, WorkFolder, cluster_in_shards
-from reid.neighbors.shards.steps import Step
+from reid.neighbors.shards.steps import ROWS, Step
 from reid.registry import ConfigError
 from reid.structures import OUTLIER, UNKNOWN_CAMERA, DataError, PseudoLabels
 from reid.workflows.session import alone_in, end_with_launcher
@@ -38,7 +38,6 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".csv", ".npy")
 _JOB = "clustering.json"
 _LONGEST_WAIT = timedelta(days=30)
-_ROWS = 65_536
 
 
 @dataclass(frozen=True)
@@ -258,8 +257,8 @@ def _write(output: Path, labels: Labels, camids: npt.NDArray[np.int64] | None) -
             np.save(file, labels)
             return
         file.write(f"{header}\n".encode())
-        for first in range(0, len(labels), _ROWS):
-            part = [column[first : first + _ROWS] for column in columns]
+        for first in range(0, len(labels), ROWS):
+            part = [column[first : first + ROWS] for column in columns]
             numbers = np.arange(first, first + len(part[0]))
             np.savetxt(file, np.stack([numbers, *part], 1), "%d", ",")
 
