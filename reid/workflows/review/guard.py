@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -27,6 +29,8 @@ HEADERS: Mapping[str, str] = {
     "x-frame-options": "DENY",
 }
 _MOST_PATH = 256
+_MOST_REST, _REST_SECONDS = 2**22, 1.0
+"""Bytes of a refused request that are read, and for how long."""
 _METHODS = ("GET", "HEAD", "POST")
 _OWN_SITE = ("same-origin", "none")
 
@@ -57,14 +61,14 @@ class Guard:
         headers = _Headers(scope["headers"])
         refusal = self._refusal(scope, headers)
         if refusal is not None:
-            await _refuse(send, *refusal)
+            await _refuse(receive, send, *refusal)
             return
         inner = dict(scope)
         inner["path"] = "/" + scope["path"].split("/", 2)[2]
         inner["raw_path"] = inner["path"].encode("utf-8", "surrogateescape")
         body = await _whole_body(receive) if scope["method"] == "POST" else b""
         if body is None:
-            await _refuse(send, 413, f"More than {MOST_BODY:,} bytes")
+            await _refuse(receive, send, 413, f"More than {MOST_BODY:,} bytes")
             return
         await self._app(inner, _Once(body, receive), _with_headers(send))
 
@@ -163,7 +167,25 @@ def _with_headers(send: Send) -> Send:
     return sending
 
 
-async def _refuse(send: Send, status: int, reason: str) -> None:
-    headers = [*_raw_headers("text/plain; charset=utf-8"), (b"connection", b"close")]
+async def _refuse(receive: Receive, send: Send, status: int, reason: str) -> None:
+    """Answers at once, then reads what the client still sends, and closes the connection.
+
+    A connection that is closed while bytes are under way is reset, and a reset can take the answer
+    from the client before it has read it.
+    """
+    body = f"{reason}\n".encode()
+    closing = [(b"content-length", str(len(body)).encode()), (b"connection", b"close")]
+    headers = _raw_headers("text/plain; charset=utf-8") + closing
     await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": f"{reason}\n".encode()})
+    await send({"type": "http.response.body", "body": body, "more_body": True})
+    with contextlib.suppress(asyncio.TimeoutError):
+        await asyncio.wait_for(_read_rest(receive), _REST_SECONDS)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def _read_rest(receive: Receive) -> None:
+    left, more = _MOST_REST, True
+    while more and left > 0:
+        message = await receive()
+        more = message["type"] == "http.request" and bool(message.get("more_body"))
+        left -= len(message.get("body", b""))

@@ -167,6 +167,21 @@ def test_a_post_needs_origin_kind_and_size(served: Any) -> None:
     assert served.call("api/answer", body)["counts"]["answers"] == 1
 
 
+def test_a_refusal_reaches_a_client_that_is_still_sending(served: Any) -> None:
+    good = f"Host: 127.0.0.1:{served.port}\r\nOrigin: http://127.0.0.1:{served.port}\r\n"
+    for kind, size, status in (("text/plain", 60_000, 415), ("application/json", 10**6, 413)):
+        text = f"POST /{served.token}/api/answer HTTP/1.1\r\n{good}Content-Type: {kind}\r\n"
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as connection:
+            connection.sendall(f"{text}Content-Length: {size}\r\n\r\n".encode())
+            answer = connection.recv(65536)  # before the body
+            for _ in range(10):
+                connection.sendall(b" " * (size // 10))
+            while part := connection.recv(65536):
+                answer += part
+        assert status_of(answer) == status
+        assert b"connection: close" in answer.lower()
+
+
 def test_hostile_bodies(served: Any) -> None:
     for body in BODIES:
         status, headers, content = served.ask(f"/{served.token}/api/answer", body)
