@@ -240,27 +240,24 @@ def _normalize(
 ) -> None:
     """Moves pixels, and looks each grey level up in the table (3, 256) of normalised values."""
     height, width, _ = pixels.shape
+    rows = pixels.reshape(height, width * 3)
     for y in range(height):
-        red, green, blue = out[0, y], out[1, y], out[2, y]
         inside = 0 <= y - down < height
         first = min(max(right, 0), width) if inside else width
         last = max(min(width + right, width), first) if inside else width
-        for x in range(first):
-            red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
-        for x in range(last, width):
-            red[x], green[x], blue[x] = table[0, 0], table[1, 0], table[2, 0]
-        if first >= last:
-            continue
-        if mirror:  # one loop for both, with a step of 1 or -1, would take a tenth longer
-            row = pixels[y - down, width - (last - right) : width - (first - right)]
-            for i in range(last - first):
-                x = last - 1 - i
-                red[x] = table[0, row[i, 0]]
-                green[x] = table[1, row[i, 1]]
-                blue[x] = table[2, row[i, 2]]
-        else:
-            row = pixels[y - down, first - right : last - right]
-            for i in range(last - first):
-                red[first + i] = table[0, row[i, 0]]
-                green[first + i] = table[1, row[i, 1]]
-                blue[first + i] = table[2, row[i, 2]]
+        for channel in range(3):  # one loop for three channels would take a third longer
+            levels, line = table[channel], out[channel, y]
+            line[:first] = levels[0]
+            line[last:] = levels[0]
+            if first >= last:
+                continue
+            count, shown = last - first, line[first:last]
+            # Nor one loop for both directions, with a step of 1 or -1.
+            if mirror:
+                row = rows[y - down, 3 * (width + right - last) : 3 * (width + right - first)]
+                for i in range(count):
+                    shown[count - 1 - i] = levels[row[3 * i + channel]]
+            else:
+                row = rows[y - down, 3 * (first - right) : 3 * (last - right)]
+                for i in range(count):
+                    shown[i] = levels[row[3 * i + channel]]

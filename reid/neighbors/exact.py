@@ -22,6 +22,7 @@ from reid.neighbors.kernels import (
     half_squared_norms,
     search_exactly,
 )
+from reid.neighbors.order import FEWEST, near_order, rename, reorder
 from reid.neighbors.plan import Plan, plan_search
 from reid.neighbors.projection import bfloat16_error, project
 from reid.neighbors.rescoring import rescore
@@ -84,9 +85,11 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     compared = Compared(
         half_norms, scaled_norms.astype(np.float32), unit, partial(_bounded, scaled, scaled_norms)
     )
-    bound, candidates = _candidates(task, plan, compared, which, progress, some=False)
-    found, doubtful = rescore(task.rows, half_norms, which, candidates, bound, unit)
+    bound, candidates, which = _candidates(task, plan, compared, which, progress, some=False)
+    lists, doubtful = rescore(task.rows, half_norms, which, candidates, bound, unit)
     del candidates
+    found = np.empty_like(lists)
+    found[which - first] = lists
     search_again(task, plan, compared, which[doubtful], found, first)
     return found
 
@@ -130,7 +133,7 @@ def search_again(
     for again in plans:
         if not len(which):
             return
-        bound, candidates = _candidates(task, again, compared, which, None, some=True)
+        bound, candidates, _ = _candidates(task, again, compared, which, None, some=True)
         found[which - first], doubtful = rescore(
             task.rows, compared.half_norms, which, candidates, bound, compared.unit
         )
@@ -150,22 +153,29 @@ def _candidates(
     which: Indices,
     progress: ProgressBar | None,
     some: bool,
-) -> tuple[float, Candidates]:
-    """By how much their scores may be too low, and candidates of the rows `which` among all rows.
+) -> tuple[float, Candidates, Indices]:
+    """By how much scores may be too low, candidates among all rows, and of which rows they are.
 
-    Without `some`, `which` are rows that follow each other.
+    These are the rows `which`. Without `some`, these follow each other, and come back in any order.
     """
     tensor, bound, slack = compared.bounded(plan, which)
-    norms = compared.norms
+    norms, first, order = compared.norms, int(which[0]), None
+    if not some and plan.copies and task.device != "cuda" and len(norms) >= FEWEST:
+        order = near_order(tensor, norms, first, first + len(which))
+        reorder(tensor, order)
+        norms, which = norms[order], order[first : first + len(which)]
+        slack = slack[which - first]
     found = Candidates.empty(plan.room, len(norms), slack, float(norms.max()), task.k)
     if some:
         search_some(tensor, norms, which, task.block_size, found, plan.kind)
     elif task.device == "cuda":
         on_gpu = tensor.cuda(), torch.from_numpy(norms).cuda()
-        _search_on_gpu(*on_gpu, int(which[0]), task.block_size, found, progress)
+        _search_on_gpu(*on_gpu, first, task.block_size, found, progress)
     else:
-        search_rows(tensor, norms, int(which[0]), task.block_size, found, progress)
-    return bound, found
+        search_rows(tensor, norms, first, task.block_size, found, progress)
+    if order is not None:
+        rename(found.index, found.filled, order)
+    return bound, found, which
 
 
 def _bounded(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -24,10 +23,10 @@ _WORTH = 5
 _COLUMNS = 8192
 _GAIN = 0.9
 # Seconds, measured on Sapphire Rapids and rounded; ratios matter, and differ little elsewhere.
-_SCAN = 2e-10
-_OFFER = 1e-7
-_RESCORE = 3e-10
-_PROJECT = 5e-11
+_SCAN = 4e-10
+_OFFER = 4e-8
+_RESCORE = 5e-10
+_PROJECT = 1e-10
 _PLAN = 5e-6
 
 
@@ -51,6 +50,11 @@ class Plan:
     def kind(self) -> torch.dtype:
         """The type of the rows that are multiplied."""
         return torch.bfloat16 if self.half else torch.float32
+
+    @property
+    def copies(self) -> bool:
+        """Whether what is multiplied is a copy of the rows."""
+        return self.half or self.dims > 0
 
 
 def plan_search(
@@ -107,8 +111,7 @@ def _cost(
 ) -> float:
     """About how many seconds a row takes, of which `needed` candidates are to be scored again."""
     whole = seconds[dim] + _SCAN
-    pairs, rounds = count - own / 2, math.log(max(math.e, count / 2048))
-    cost = plan.room * _OFFER * rounds / 2
+    pairs, cost = count - own / 2, plan.room * _OFFER
     if not plan.dims:
         return cost + pairs * whole + plan.room / 2 * _RESCORE * dim
     width = plan.dims + 1

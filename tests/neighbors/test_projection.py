@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from reid.neighbors import exact, nearest_neighbors, plan
+from reid.neighbors import exact, nearest_neighbors, order, plan
 from reid.neighbors.kernels import Floats, half_squared_norms
 from reid.neighbors.plan import Plan, plan_search
 from reid.neighbors.projection import principal_axes, project
@@ -50,14 +52,16 @@ def odd_features(draw: st.DrawFn) -> torch.Tensor:
 
 @settings(max_examples=80, deadline=None)
 @given(odd_features(), st.integers(1, 60), st.booleans(), st.data())
-def test_lists_do_not_depend_on_the_projection(
+def test_lists_do_not_depend_on_projection_and_order(
     features: torch.Tensor, k: int, half: bool, data: st.DataObject
 ) -> None:
     k, dims = min(k, len(features)), data.draw(st.integers(1, features.shape[1]))
     sizes = st.sampled_from((7, 16, 64))
-    found = nearest_neighbors(
-        features, k, block_size=data.draw(sizes), half_precision=half, dims=dims
-    )
+    fewest = data.draw(st.sampled_from((1, exact.FEWEST)))  # with an order of the rows, and without
+    with mock.patch.object(exact, "FEWEST", fewest), mock.patch.object(order, "_GROUP", 8):
+        found = nearest_neighbors(
+            features, k, block_size=data.draw(sizes), half_precision=half, dims=dims
+        )
     plain = nearest_neighbors(
         features, k, block_size=data.draw(sizes), half_precision=not half, dims=0
     )

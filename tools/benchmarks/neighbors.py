@@ -29,13 +29,14 @@ def make_rows(kind: str, count: int, dim: int, dims: int | None) -> tuple[Tensor
     if kind == "directions":
         return torch.from_numpy(make_features(count, dim)), dims
     generator = np.random.default_rng(0)
-    rows = np.empty((count, dim), np.float32)
     if kind != "isotropic":
         real = np.load(kind)["features"].astype(np.float32)
+        dim = real.shape[1]
         real /= np.linalg.norm(real, axis=1, keepdims=True)
         if count <= len(real):
             return torch.from_numpy(real[generator.permutation(len(real))[:count]]), dims
         near = nearest_neighbors(torch.from_numpy(real), 21)[:, 1:]
+    rows = np.empty((count, dim), np.float32)
     for start in range(0, count, BLOCK):
         part = rows[start : start + BLOCK]
         if kind == "isotropic":
@@ -44,6 +45,11 @@ def make_rows(kind: str, count: int, dim: int, dims: int | None) -> tuple[Tensor
             part[:] = mixtures(real, near, len(part), generator)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return torch.from_numpy(rows), dims
+
+
+def width_of(kind: str, dim: int) -> int:
+    """Numbers of a row: `dim` where rows are drawn, or else those of the file."""
+    return dim if kind in ("directions", "isotropic") else int(np.load(kind)["features"].shape[1])
 
 
 def mixtures(real: Any, near: Any, count: int, generator: np.random.Generator) -> Any:
@@ -102,7 +108,7 @@ def main() -> None:
         "--dims", nargs="+", default=["0", "auto"], help="dimensions to project to; 0: all of them"
     )
     arguments = parser.parse_args()
-    size = arguments.images, arguments.dim
+    size = arguments.images, width_of(arguments.kind, arguments.dim)
     lists, table = None, []
     for dims in arguments.dims:
         number = None if dims == "auto" else int(dims)

@@ -1,0 +1,71 @@
+"""An order of rows in which near ones mostly follow each other.
+
+A search then meets the nearest of a row at once, and later tiles hold few that it needs. With rows
+in a random order it would take a fourth to a half longer.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from reid.neighbors.candidates import Tile
+from reid.neighbors.kernels import Floats, Indices
+
+FEWEST = 32768
+_GROUP = 1024
+_COLUMNS = 8192
+
+
+def near_order(tensor: Tensor, half_norms: Floats, first: int, last: int) -> Indices:
+    """The order (N,): the rows before `first`, from `first` to `last` and behind, each by groups.
+
+    A group are the rows that are nearest to one of some picked rows.
+
+    Args:
+        tensor: (N, width) rows that are multiplied.
+        half_norms: (N,).
+        first: First of some rows that stay together.
+        last: Behind the last of them.
+    """
+    count = len(tensor)
+    picked = np.random.default_rng(0).choice(count, -(-count // _GROUP), replace=False)
+    some, norms = tensor[torch.from_numpy(picked)], torch.from_numpy(half_norms[picked])
+    group = np.empty(count, np.int64)
+    for start in range(0, count, _COLUMNS):
+        scores = (tensor[start : start + _COLUMNS] @ some.T).float() - norms
+        group[start : start + _COLUMNS] = scores.argmax(1).numpy()
+    group[first:last] += len(some)
+    group[last:] += 2 * len(some)
+    return np.argsort(group, kind="stable").astype(np.int32)
+
+
+def reorder(tensor: Tensor, order: Indices) -> None:
+    """Moves the rows (N, width) into an order, in place."""
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    _reorder(bits.numpy(), order)
+
+
+@njit(cache=True)
+def _reorder(rows: Tile, order: Indices) -> None:
+    moved = np.zeros(len(rows), np.bool_)
+    for start in range(len(rows)):
+        if moved[start]:
+            continue
+        kept, to = rows[start].copy(), start
+        while order[to] != start:
+            rows[to] = rows[order[to]]
+            moved[to] = True
+            to = order[to]
+        rows[to] = kept
+        moved[to] = True
+
+
+@njit(parallel=True, cache=True)
+def rename(index: Indices, filled: Indices, order: Indices) -> None:
+    """Gives candidates (n, room), of which `filled` (n,) are there, their rows' old numbers."""
+    for i in prange(len(index)):
+        for place in range(filled[i]):
+            index[i, place] = order[index[i, place]]
