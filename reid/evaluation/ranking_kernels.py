@@ -179,7 +179,8 @@ def rank_rows(
         while padded <= num_hits:
             padded <<= 1
         values = np.full(padded, np.inf, np.float32)
-        values[:num_hits] = np.sort(distance[hits])
+        for place, value in enumerate(np.sort(distance[hits])):
+            values[place] = value
 
         # counts[i]: images farther than hit i - 1, and not farther than hit i.
         counts = np.zeros(num_hits + 1, np.int64)

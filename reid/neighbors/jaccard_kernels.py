@@ -104,7 +104,8 @@ def list_members(
     """Members of the expanded sets, sorted."""
     for i in prange(start, stop):
         size, union = _expanded_set(i, sizes, members, half_sizes, half_members)
-        indices[indptr[i] : indptr[i + 1]] = union[:size]
+        for place in range(size):
+            indices[indptr[i] + place] = union[place]
 
 
 @njit(parallel=True, cache=True)
@@ -311,5 +312,6 @@ def jaccard_part(
 @njit(nogil=True, cache=True)
 def _grown(values: npt.NDArray[Any], room: int) -> npt.NDArray[Any]:
     larger = np.empty(room, values.dtype)
-    larger[: len(values)] = values
+    for place in range(len(values)):
+        larger[place] = values[place]
     return larger

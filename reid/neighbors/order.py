@@ -55,12 +55,12 @@ def _reorder(rows: Tile, order: Indices) -> None:
         if moved[start]:
             continue
         kept, to = rows[start].copy(), start
-        while order[to] != start:
-            rows[to] = rows[order[to]]
+        while not moved[to]:
+            source = kept if order[to] == start else rows[order[to]]
+            for place in range(len(kept)):
+                rows[to, place] = source[place]
             moved[to] = True
             to = order[to]
-        rows[to] = kept
-        moved[to] = True
 
 
 @njit(parallel=True, cache=True)

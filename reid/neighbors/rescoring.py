@@ -80,6 +80,7 @@ def _rescore(
             score = np.inf if j == i else dot(rows[i], rows[j]) - half_norms[j]
             if score > best[k - 1] or (score == best[k - 1] and j < best_index[k - 1]):
                 insert(score, j, best, best_index)
-        lists[number] = best_index
+        for place in range(k):
+            lists[number, place] = best_index[place]
         missed = best[0] != np.inf or best[k - 1] * unit <= lost[number] + bound
         doubtful[number] = missed and lost[number] > -np.inf
