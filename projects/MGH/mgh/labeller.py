@@ -155,7 +155,20 @@ class HypergraphLabels(Labeller):
             self._side[NEAREST], self._side[RELEVANT] = nearest_lists(
                 rows, len(labels), self._list_length, self._relevance_threshold
             )
+            self._tell_idle(self._side[RELEVANT])
         return labels
+
+    def _tell_idle(self, relevant: Tensor) -> None:
+        """Warns if most lists rank nothing, since all of their images are relevant."""
+        idle = int(relevant.all(1).sum())
+        if 2 * idle > len(relevant):
+            logger.warning(
+                "labeller.relevance_threshold: for %s of %s images all of their %s nearest are "
+                "relevant (1 - distance above %s), so their instance loss is 0. Raise it if the "
+                "loss is to do anything",
+                f"{idle:,}", f"{len(relevant):,}", f"{relevant.shape[1]:,}",
+                self._relevance_threshold,
+            )  # fmt: skip
 
     def _joint_rows(self, features: FeatureSet, cluster: Labels, camids: Labels) -> Rows:
         frames = features.frames.cpu().numpy()

@@ -364,6 +364,15 @@ def test_long_lists_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     assert "the longest list, 12, is long for 72 images" in caplog.text
 
 
+@pytest.mark.parametrize(("threshold", "idle"), [(-1.0, True), (0.5, False)])
+def test_lists_that_rank_nothing_are_warned_of(
+    threshold: float, idle: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    labels = labeller(from_epoch=0, relevance_threshold=threshold)(persons(), [])
+    assert bool(labels.side["relevant"].all(1).all()) == idle
+    assert ("for 72 of 72 images all of their 72 nearest are relevant" in caplog.text) == idle
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(ValueError, match="expected JaccardDBSCAN, got KMeans"):
         HypergraphLabels(KMeans(3))
