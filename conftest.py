@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from reid.config import load_config
@@ -113,6 +114,28 @@ def train_tiny(
         small = [str(item) for pair in tiny.items() for item in pair]
         train(load_config(file, ["OUTPUT_DIR", str(folder), *small, *pairs]), **options)
         return folder
+
+    return run
+
+
+def work_as_rank(rank: int, folder: str, work: Callable[[int, int], Any]) -> None:
+    """One of two processes; stores what `work` returns."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    torch.save(work(rank, 2), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture
+def in_two_processes(tmp_path: Path) -> Callable[[Callable[[int, int], Any]], list[Any]]:
+    """Calls a function of a test file with (rank, 2) in each of two processes of a group.
+
+    Gives what both returned: tensors, or lists and dicts of them.
+    """
+
+    def run(work: Callable[[int, int], Any]) -> list[Any]:
+        start_processes(work_as_rank, (str(tmp_path), work), nprocs=2, start_method="forkserver")
+        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     return run
 

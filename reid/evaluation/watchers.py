@@ -72,8 +72,8 @@ class QueryRanks:
     """Average precision, inverse negative penalty and rank of the first match of each query.
 
     The rank of a match is the number of images before it. So only the distances of a query's few
-    matches are sorted; one pass over its row of distances then counts, by binary search, how many
-    images lie between them. The gallery is never sorted.
+    matches are sorted; one pass over its row of distances then counts how many images lie between
+    them. The gallery is never sorted.
 
     A wrong answer exactly as far as a match counts as nearer. So the figures do not depend on the
     order of the gallery, and features that are all equal get the lowest possible figures.

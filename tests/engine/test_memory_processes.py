@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.engine.optimization import Optimization
@@ -64,19 +62,12 @@ def trained(kind: type[MemoryLoss], rank: int, world_size: int) -> dict[str, Ten
     return result | {"rows": loss.memory.rows, "weight": model.layer.weight.detach()}
 
 
-def process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
-    found = [trained(kind, rank, world_size) for kind in LOSSES]
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def process(rank: int, world_size: int) -> Any:
+    return [trained(kind, rank, world_size) for kind in LOSSES]
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
-    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def test_two_processes_train_like_one(in_two_processes: Callable[..., list[Any]]) -> None:
+    shares = in_two_processes(process)
     for number, kind in enumerate(LOSSES):
         one, other = shares[0][number], shares[1][number]
         assert torch.equal(one["rows"], other["rows"])

@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from reid.engine.optimization import Optimization
 from reid.engine.trainer import Trainer
@@ -157,21 +156,12 @@ def stepped(rank: int, world_size: int) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
-    torch.save(stepped(rank, world_size), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_several_processes_do_not_change_parameters_without_a_loss(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+def test_several_processes_do_not_change_parameters_without_a_loss(
+    in_two_processes: Callable[..., list[Any]],
+) -> None:
     expected = stepped(0, 1)
     assert bool((expected["head.neck.weight"] == 1).all())  # no weight decay either
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in in_two_processes(stepped):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from reid.engine.optimization import Optimization
 from reid.engine.trainer import Trainer
@@ -159,23 +157,17 @@ def test_checkpoints_that_do_not_fit() -> None:
             trainer_of("keep").load_state_dict(state)
 
 
-def process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
+def process(rank: int, world_size: int) -> Any:
     trainer = trainer_of("keep", rank=rank, world_size=world_size)
     trainer.train()
-    torch.save(numbers(trainer), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return numbers(trainer)
 
 
-def test_several_processes_train_as_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
+def test_several_processes_train_as_one(in_two_processes: Callable[..., list[Any]]) -> None:
     one = trainer_of("keep")
     one.train()
     expected = numbers(one)
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
+    first, second = in_two_processes(process)
     assert first.keys() == second.keys() == expected.keys()
     for name, value in expected.items():
         assert torch.equal(first[name], second[name]), name

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.engine.hooks.refresh_labels import RefreshPseudoLabels
@@ -295,19 +293,14 @@ def trained(batches: list[Batch]) -> dict[str, Any]:
     }  # type: ignore[union-attr]
 
 
-def process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(trained(images(slice(2 * rank, 2 * rank + 2))), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def process(rank: int, world_size: int) -> Any:
+    return trained(images(slice(2 * rank, 2 * rank + 2)))
 
 
-def test_two_processes_train_stages_as_one(tmp_path: Path) -> None:
+def test_two_processes_train_stages_as_one(in_two_processes: Callable[..., list[Any]]) -> None:
     # Each stage wraps the model anew; the old wrapper must not average its gradients once more.
-    start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
     alone = trained(images())
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in in_two_processes(process):
         torch.testing.assert_close(found["weight"], alone["weight"], atol=1e-6, rtol=1e-5)
         for step, expected in zip(found["steps"], alone["steps"], strict=True):
             assert step == pytest.approx(expected, rel=1e-5, abs=1e-6)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
 import torch
 from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 
 from reid.modeling.batchnorm import GroupedBatchNorm, group_batch_norms
 from reid.modeling.heads import Neck
@@ -139,11 +138,7 @@ def test_groups_in_a_random_order_are_those_of_a_permuted_batch() -> None:
     assert not torch.allclose(permuted[place], GroupedBatchNorm(problem()[0], 4)(image))
 
 
-def process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
+def process(rank: int, world_size: int) -> Any:
     found = {}
     for group_size in GROUPS:
         plain, image = problem()
@@ -151,14 +146,12 @@ def process(rank: int, world_size: int, folder: str) -> None:
         found[group_size] = results(GroupedBatchNorm(plain, group_size), share, first)
     plain, image = problem()
     found[-1] = results(shuffled(plain), image.split([8, 7])[rank], 8 * rank)
-    torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return found
 
 
-def test_processes_with_unequal_shares(tmp_path: Path) -> None:
+def test_processes_with_unequal_shares(in_two_processes: Callable[..., list[Any]]) -> None:
     """As if one process could not read an image."""
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
-    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    shares = in_two_processes(process)
     for group_size, sizes in GROUPS.items():
         first, second = (share[group_size] for share in shares)
         found = {name: torch.cat((first[name], second[name])) for name in ("output", "gradient")}

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.modeling.batchnorm import group_batch_norms
@@ -167,13 +167,6 @@ def test_groups_are_of_one_domain() -> None:
     torch.testing.assert_close(found[8:], half.train()(value[8:]))
 
 
-def share_of(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(trained(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 def trained(rank: int, processes: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
     model = Small()
@@ -186,10 +179,10 @@ def trained(rank: int, processes: int) -> dict[str, Tensor]:
     return dict(model.state_dict())
 
 
-def test_two_processes_have_the_statistics_of_one(tmp_path: Path) -> None:
-    start_processes(share_of, (str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
+def test_two_processes_have_the_statistics_of_one(
+    in_two_processes: Callable[..., list[Any]],
+) -> None:
     expected = trained(0, 1)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in in_two_processes(trained):
         for name, value in expected.items():
             torch.testing.assert_close(found[name], value, msg=name)

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.config import load_config
@@ -249,18 +247,13 @@ def three_steps(share: slice) -> dict[str, Tensor]:
     return {"weight": model.layer.weight.detach(), "rows": loss.memory.rows}
 
 
-def process(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(three_steps(slice(8 * rank, 8 * rank + 8)), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+def process(rank: int, world_size: int) -> Any:
+    return three_steps(slice(8 * rank, 8 * rank + 8))
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    start_processes(process, (str(tmp_path),), nprocs=2, start_method="forkserver")  # type: ignore[no-untyped-call]
+def test_two_processes_train_like_one(in_two_processes: Callable[..., list[Any]]) -> None:
     alone = three_steps(slice(None))
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in in_two_processes(process):
         for name, value in alone.items():
             torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5)
 

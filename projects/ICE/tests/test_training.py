@@ -10,8 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.assembly.images import build_transform
@@ -133,20 +131,9 @@ def stepped(rank: int, world_size: int) -> dict[str, Tensor]:
     }
 
 
-def process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
-    torch.save(stepped(rank, world_size), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_processes_train_as_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
+def test_two_processes_train_as_one(in_two_processes: Callable[..., list[Any]]) -> None:
     expected = stepped(0, 1)
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+    for found in in_two_processes(stepped):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.config import load_config
@@ -132,21 +131,15 @@ def one_step(batch: Batch, model: nn.Module, criterion: Criterion) -> dict[str, 
     return {"weight": model.layer.weight.detach(), "bank": loss.memory.rows, **trainer.losses}
 
 
-def process(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
-    )
+def process(rank: int, world_size: int) -> Any:
     model, criterion, batch = small_problem()
     share = len(batch.index) // world_size
     part = batch.map(lambda column: column[rank * share : (rank + 1) * share])
-    torch.save(one_step(part, model, criterion), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    return one_step(part, model, criterion)
 
 
-def test_two_processes_train_like_one(tmp_path: Path) -> None:
-    start_processes(process, (2, str(tmp_path)), nprocs=2, start_method="forkserver")
-    shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def test_two_processes_train_like_one(in_two_processes: Callable[..., list[Any]]) -> None:
+    shares = in_two_processes(process)
     model, criterion, batch = small_problem()
     whole = one_step(batch, model, criterion)
     assert torch.equal(shares[0]["bank"], shares[1]["bank"])
