@@ -13,6 +13,9 @@ time. A sample decides in how many dimensions, or that it does not pay (`plan`).
 bound leaves more candidates than there is room for are searched again without a projection, so
 that the lists are the same. On a GPU all dimensions are multiplied.
 
+Many rows are first put into an order in which near ones follow each other (`order`), so files in a
+random order take hardly longer.
+
 `reid.neighbors.shards` does this and what follows for more rows than memory holds, on disk.
 
 k-reciprocal sets and the Jaccard distance are those of Zhong et al., *Re-ranking Person

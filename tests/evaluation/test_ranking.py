@@ -111,6 +111,26 @@ def by_hand(pids: list[int], camids: list[int], ap: AP = "step") -> RankingResul
     return rank_distances([(0, distance)], ids([1], [0]), ids(pids, camids), ap=ap)
 
 
+@pytest.mark.parametrize("levels", [0, 40])
+@pytest.mark.parametrize("matches", [30, 300])
+@pytest.mark.parametrize("in_front", [True, False])
+def test_matches_in_front_and_behind(in_front: bool, matches: int, levels: int) -> None:
+    # Images are looked up among matches that lie in front, and else rows compared with each match.
+    rng = np.random.default_rng(matches)
+    rows = rng.random((2, 9000)).astype(np.float32)
+    gallery = ids([0] * matches + [1] * (9000 - matches), [1] * 9000)
+    query = ids([0, 0], [0, 0])
+    if in_front:
+        rows[:, :matches] /= 200
+    if levels:
+        rows = np.round(rows * levels)
+    found = rank_distances([(0, rows)], query, gallery)
+    aps, inps, firsts = plain(rows.astype(np.float64), query, gallery, "step")
+    assert found.mAP == pytest.approx(np.mean(aps), abs=1e-9)
+    assert found.mINP == pytest.approx(np.mean(inps), abs=1e-9)
+    np.testing.assert_allclose(found.average_precision, aps, atol=1e-9)
+
+
 def test_by_hand() -> None:
     # removed, junk, distractor, hit, wrong, hit  ->  wrong, hit, wrong, hit
     result = by_hand([1, -1, 0, 1, 2, 1], [0, 3, 0, 1, 0, 2])
