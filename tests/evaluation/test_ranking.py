@@ -125,7 +125,7 @@ def test_matches_in_front_and_behind(in_front: bool, matches: int, levels: int) 
     if levels:
         rows = np.round(rows * levels)
     found = rank_distances([(0, rows)], query, gallery)
-    aps, inps, firsts = plain(rows.astype(np.float64), query, gallery, "step")
+    aps, inps, _ = plain(rows.astype(np.float64), query, gallery, "step")
     assert found.mAP == pytest.approx(np.mean(aps), abs=1e-9)
     assert found.mINP == pytest.approx(np.mean(inps), abs=1e-9)
     np.testing.assert_allclose(found.average_precision, aps, atol=1e-9)
