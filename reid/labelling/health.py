@@ -32,12 +32,13 @@ def cluster_statistics(
 
     Returns:
         `clusters`, `proxies`, `outliers`, `images/cluster`, `largest` (images in the largest
-        cluster) and `cross-camera` (share of the clusters that have several cameras; 0 if
-        clusters are not split by camera). With features, `silhouette` of a sample of at most 2,000
-        clustered images (Rousseeuw 1987). With the last clusters, `agreement`: the adjusted Rand
-        index over the images clustered in both. Over the clustered images whose identity is known,
-        if there are any, `purity`: the share that has its cluster's most frequent identity, `ARI`:
-        the adjusted Rand index (Hubert & Arabie 1985), and `NMI`: normalised mutual information.
+        cluster) and `cross-camera` (share of the clusters that have several cameras; without
+        features, 0 if clusters are not split by camera). With features, `silhouette` of a sample of
+        at most 2,000 clustered images (Rousseeuw 1987). With the last clusters, `agreement`: the
+        adjusted Rand index over the images clustered in both. Over the clustered images whose
+        identity is known, if there are any, `purity`: the share that has its cluster's most
+        frequent identity, `ARI`: the adjusted Rand index (Hubert & Arabie 1985), and `NMI`:
+        normalised mutual information.
 
     Raises:
         ValueError: An argument has another number of images than the labels.
@@ -48,7 +49,7 @@ def cluster_statistics(
     cluster, pids = labels.cluster.cpu(), pids.cpu()
     kept = cluster != OUTLIER
     sizes = torch.bincount(cluster[kept], minlength=1)
-    cameras = torch.bincount(labels.proxy_to_cluster.cpu(), minlength=1)
+    cameras = _cameras_of_clusters(labels, features)
     numbers: dict[str, float] = {
         "clusters": labels.num_clusters,
         "proxies": labels.num_proxies,
@@ -70,6 +71,15 @@ def cluster_statistics(
     if bool(known.any()):
         numbers |= _against_identities(cluster[known], pids[known])
     return numbers
+
+
+def _cameras_of_clusters(labels: PseudoLabels, features: FeatureSet | None) -> Tensor:
+    """The number of cameras of each cluster, which not all labels tell; those of images do."""
+    if features is None:
+        return torch.bincount(labels.proxy_to_cluster.cpu(), minlength=1)
+    pairs = torch.stack((labels.cluster.cpu(), features.camids.cpu()))
+    clustered = torch.unique(pairs[:, pairs[0] != OUTLIER], dim=1)
+    return torch.bincount(clustered[0], minlength=1)
 
 
 def _against_identities(cluster: Tensor, pids: Tensor) -> dict[str, float]:

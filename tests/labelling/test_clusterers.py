@@ -69,6 +69,19 @@ def test_ranges(options: dict[str, float]) -> None:
         JaccardDBSCAN(**options)  # type: ignore[arg-type]
 
 
+def test_clusters_of_several_cameras_count_without_a_split_by_camera() -> None:
+    # 0 and 1 join cameras, 2 does not, and the outlier is in none.
+    cluster = torch.tensor([0, 0, 0, 1, 1, 2, 2, -1])
+    camids = torch.tensor([0, 0, 1, 2, 0, 1, 1, 0])
+    features = FeatureSet.of(torch.randn(8, 4), camids=camids)
+    unknown = torch.full((8,), -1)
+    for labels in (
+        PseudoLabels.from_clusters(cluster), PseudoLabels.from_clusters(cluster, camids),
+    ):  # fmt: skip
+        found = cluster_statistics(labels, unknown, features)
+        assert found["cross-camera"] == pytest.approx(2 / 3)
+
+
 def test_statistics() -> None:
     cluster = torch.tensor([0, 0, 0, 1, 1, -1, 1])
     camids = torch.tensor([0, 1, 1, 0, 0, 0, 2])
