@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import multiprocessing
 import os
-import runpy
 import socket
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rank_processes import train_as_rank, work_as_rank
 from torch import Tensor
-from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
 from reid.config import load_config
@@ -118,14 +115,6 @@ def train_tiny(
     return run
 
 
-def work_as_rank(rank: int, folder: str, work: Callable[[int, int], Any]) -> None:
-    """One of two processes; stores what `work` returns."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    torch.save(work(rank, 2), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
 @pytest.fixture
 def in_two_processes(tmp_path: Path) -> Callable[[Callable[[int, int], Any]], list[Any]]:
     """Calls a function of a test file with (rank, 2) in each of two processes of a group.
@@ -138,23 +127,6 @@ def in_two_processes(tmp_path: Path) -> Callable[[Callable[[int, int], Any]], li
         return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
     return run
-
-
-def train_as_rank(rank: int, world: dict[str, str], arguments: list[str], log: str) -> None:
-    """One process of a run, with the environment that torchrun would give it."""
-    descriptor = os.open(f"{log}.{rank}.txt", os.O_WRONLY | os.O_CREAT)
-    for stream in (1, 2):
-        os.dup2(descriptor, stream)
-    os.environ.update(world)
-    if int(world["WORLD_SIZE"]) > 1:
-        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    else:
-        del os.environ["WORLD_SIZE"]
-    torch.set_num_threads(1)
-    os.chdir(Path(__file__).parent)
-    sys.argv = ["tools/train_net.py", *arguments]
-    with contextlib.suppress(SystemExit):
-        runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 @pytest.fixture
