@@ -252,7 +252,7 @@ def _normalize(
             if first >= last:
                 continue
             count, shown = last - first, line[first:last]
-            # Nor one loop for both directions, with a step of 1 or -1.
+            # One loop for both directions, with a step of 1 or -1, is slower too.
             if mirror:
                 row = rows[y - down, 3 * (width + right - last) : 3 * (width + right - first)]
                 for i in range(count):

@@ -211,7 +211,7 @@ def rank_rows(
 ) -> None:
     """Fills in the last four for the queries from start to stop of a block of distances."""
     for row in prange(start, stop):
-        distance = distances[row, : len(gallery_pids)]  # behind these, whatever was there
+        distance = distances[row, : len(gallery_pids)]  # the columns behind are padding
         pid = query_pids[row]
         group = by_pid[starts[row] : ends[row]]
         same_image = itself[itself_starts[row] : itself_starts[row + 1]]

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from numba import njit, prange, types
 from numba.extending import intrinsic, overload
+from torch import Tensor
 
 from reid.neighbors.kernels import (
     Bytes,
@@ -17,6 +19,7 @@ from reid.neighbors.kernels import (
 )
 
 Tile = npt.NDArray[Any]
+"""Products or rows in float32, or as bits of bfloat16, which numpy lacks, in uint16."""
 _CHUNK = 128
 _STRIP = 64
 _HALVINGS = 24
@@ -71,6 +74,13 @@ class Candidates:
         return self.scores, self.index, self.filled, self.lost, self.slack, self.largest, self.k
 
 
+def tile_of(tensor: Tensor) -> Tile:
+    """A tensor in float32 or bfloat16 for the compiled code; it shares the memory."""
+    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
+    tile: Tile = bits.numpy()
+    return tile
+
+
 def _widen(typing_context: Any, bits: Any) -> Any:
     """The float32 of the same value as a bfloat16, whose bits come as uint16."""
     from llvmlite import ir
@@ -88,7 +98,9 @@ _widen_bits: Any = intrinsic(_widen)
 
 def _value(product: Any) -> Any:
     """A product as float32, be it float32 or the bits of a bfloat16."""
-    raise NotImplementedError("only in compiled code")
+    if isinstance(product, np.uint16):
+        return (np.uint32(product) << np.uint32(16)).view(np.float32)
+    return product
 
 
 @overload(_value)

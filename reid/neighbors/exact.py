@@ -154,9 +154,9 @@ def _candidates(
     progress: ProgressBar | None,
     some: bool,
 ) -> tuple[float, Candidates, Indices]:
-    """By how much scores may be too low, candidates among all rows, and of which rows they are.
+    """By how much scores may be too low, candidates among all rows, and the rows that they are for.
 
-    These are the rows `which`. Without `some`, these follow each other, and come back in any order.
+    Without `some`, the rows `which` must follow each other; they may come back in another order.
     """
     tensor, bound, slack = compared.bounded(plan, which)
     norms, first, order = compared.norms, int(which[0]), None

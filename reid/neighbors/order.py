@@ -11,7 +11,7 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
-from reid.neighbors.candidates import Tile
+from reid.neighbors.candidates import Tile, tile_of
 from reid.neighbors.kernels import Floats, Indices
 
 FEWEST = 32768
@@ -22,7 +22,7 @@ _COLUMNS = 8192
 def near_order(tensor: Tensor, half_norms: Floats, first: int, last: int) -> Indices:
     """The order (N,): the rows before `first`, from `first` to `last` and behind, each by groups.
 
-    A group are the rows that are nearest to one of some picked rows.
+    A group is the rows whose nearest picked row is the same.
 
     Args:
         tensor: (N, width) rows that are multiplied.
@@ -44,8 +44,7 @@ def near_order(tensor: Tensor, half_norms: Floats, first: int, last: int) -> Ind
 
 def reorder(tensor: Tensor, order: Indices) -> None:
     """Moves the rows (N, width) into an order, in place."""
-    bits = tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor
-    _reorder(bits.numpy(), order)
+    _reorder(tile_of(tensor), order)
 
 
 @njit(cache=True)

@@ -13,6 +13,7 @@ from reid.neighbors.candidates import (
     offer_to_columns,
     offer_to_rows,
     take_first,
+    tile_of,
 )
 from reid.neighbors.kernels import Bytes, Floats, Indices
 from reid.structures import ProgressBar
@@ -105,9 +106,7 @@ class Tiles:
         shape = len(one), stop - right
         products = self._products[: shape[0] * shape[1]].view(shape)
         torch.mm(one, self.rows(right, stop).T, out=products)
-        bits = products.view(torch.uint16) if products.dtype == torch.bfloat16 else products
-        tile: Tile = bits.numpy()
-        return tile
+        return tile_of(products)
 
 
 def search_rows(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-from reid.neighbors import exact, order
+from reid.neighbors import candidates, exact, order
 
 
 def in_turns(persons: int, each: int, dim: int) -> torch.Tensor:
@@ -15,6 +16,15 @@ def in_turns(persons: int, each: int, dim: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(persons)
     centres = torch.randn(persons, dim, generator=generator).repeat(each, 1)
     return F.normalize(centres + 0.1 * torch.randn(centres.shape, generator=generator), dim=1)
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_products_are_read_alike_by_python_and_compiled_code(kind: torch.dtype) -> None:
+    tensor = torch.tensor([0.0, -0.0, 1.5, -3.25, 1e30, 1e-30, torch.inf]).to(kind)
+    compiled = numba.njit(lambda product: candidates._value(product))
+    for product, expected in zip(candidates.tile_of(tensor), tensor.float().numpy(), strict=True):
+        for found in (candidates._value(product), compiled(product)):
+            assert np.float32(found).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
