@@ -178,7 +178,7 @@ def _make_room(
 def take_first(
     products: Tile,
     norms: Floats,
-    left: int,
+    places: Indices,
     right: int,
     scores: Floats,
     index: Indices,
@@ -193,9 +193,10 @@ def take_first(
     One new limit for a whole row of a block saves offering hundreds of its columns one by one.
 
     Args:
-        products: (h, w) x.y, in float32 or as bits of bfloat16.
-        norms: (w,) y.y / 2.
-        left: Number of the first row among the candidates.
+        products: (h, w) x.y, in float32 or as bits of bfloat16. Rows behind the n-th and columns
+            behind the m-th do not count.
+        norms: (m,) y.y / 2.
+        places: (n,) numbers of the rows among the candidates.
         right: Number of the first column among all vectors.
         scores: As in `Candidates`, and so are the others.
         index: (n, room).
@@ -205,10 +206,9 @@ def take_first(
         largest: Largest y.y / 2.
         k: Neighbours that are looked for.
     """
-    height, width = products.shape
-    room = scores.shape[1]
-    for r in prange(height):
-        i = left + r
+    width, room = len(norms), scores.shape[1]
+    for r in prange(len(places)):
+        i = places[r]
         line = np.empty(width, np.float32)
         for c in range(width):
             line[c] = _value(products[r, c]) - norms[c]
@@ -232,7 +232,7 @@ def offer_to_rows(
     row_norms: Floats,
     norms: Floats,
     limits: Floats,
-    left: int,
+    places: Indices,
     right: int,
     marks: Bytes,
     scores: Floats,
@@ -246,13 +246,13 @@ def offer_to_rows(
     """Offers the columns of a tile to the candidates of its rows; marks what its columns need.
 
     Args:
-        products: (h, w) x.y, in float32 or as bits of bfloat16.
-        row_norms: (h,) x.x / 2.
-        norms: (w,) y.y / 2.
-        limits: (w,) columns need scores x.y - x.x / 2 above this; infinity: none.
-        left: Number of the first row among the candidates.
+        products: (h, w) x.y, as in `take_first`.
+        row_norms: (n,) x.x / 2.
+        norms: (m,) y.y / 2.
+        limits: (m,) columns need scores x.y - x.x / 2 above this; infinity: none.
+        places: (n,) numbers of the rows among the candidates.
         right: Number of the first column among all vectors.
-        marks: (h, chunks) becomes 1 where a chunk of a row holds scores that its columns need.
+        marks: (n, chunks) becomes 1 where a chunk of a row holds scores that its columns need.
         scores: As in `Candidates`, and so are the others.
         index: (n, room).
         filled: (n,).
@@ -261,17 +261,17 @@ def offer_to_rows(
         largest: Largest y.y / 2.
         k: Neighbours that are looked for.
     """
-    height = len(products)
+    height = len(places)
     room = scores.shape[1]
     for strip in prange((height + _STRIP - 1) // _STRIP):
         hits = np.empty(_CHUNK, np.uint8)
         words = hits.view(np.uint64)
         for r in range(strip * _STRIP, min((strip + 1) * _STRIP, height)):
-            i, mine = left + r, row_norms[r]
+            i, mine = places[r], row_norms[r]
             for chunk in range(marks.shape[1]):
                 start = chunk * _CHUNK
-                product = products[r, start : start + _CHUNK]
                 norm, limit = norms[start : start + _CHUNK], limits[start : start + _CHUNK]
+                product = products[r, start : start + len(norm)]
                 least, wanted = lost[i], False
                 for c in range(len(product)):  # without branches: 8 or 16 at a time
                     wanted |= _value(product[c]) > min(norm[c] + least, limit[c] + mine)
@@ -321,11 +321,11 @@ def offer_to_columns(
     """Offers the rows of a tile to the candidates of its columns, where `marks` is 1.
 
     Args:
-        products: (h, w), as in `offer_to_rows`.
-        row_norms: (h,) x.x / 2.
+        products: (h, w), as in `take_first`.
+        row_norms: (n,) x.x / 2.
         left: Number of the first row among all vectors.
         right: Number of the first column among the candidates.
-        marks: (h, chunks).
+        marks: (n, chunks).
         scores: As in `Candidates`, and so are the others.
         index: (n, room).
         filled: (n,).

@@ -74,24 +74,35 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     The first search is the cheapest one that pays: with projected rows, with all of them in half
     precision, or in single precision. Rows in doubt are searched again, each time more exactly.
     """
-    half_norms = half_squared_norms(task.rows)
-    power = _power_to_one(half_norms)
-    scaled = np.ldexp(task.rows, power) if power else task.rows
-    scaled_norms, unit = np.ldexp(half_norms, 2 * power), 2.0 ** (2 * power)
+    scaled, scaled_norms, compared = prepare(task.rows)
     plan = choose_plan(task, scaled, scaled_norms, last - first)
     if first == last:
         return np.empty((0, task.k), np.int32)
     which = np.arange(first, last, dtype=np.int32)
-    compared = Compared(
-        half_norms, scaled_norms.astype(np.float32), unit, partial(_bounded, scaled, scaled_norms)
-    )
     bound, candidates, which = _candidates(task, plan, compared, which, progress, some=False)
-    lists, doubtful = rescore(task.rows, half_norms, which, candidates, bound, unit)
+    lists, doubtful = rescore(
+        task.rows, compared.half_norms, which, candidates, bound, compared.unit
+    )
     del candidates
     found = np.empty_like(lists)
     found[which - first] = lists
-    search_again(task, plan, compared, which[doubtful], found, first)
+    search_again(task, plans_after(plan, task.k), compared, which[doubtful], found, first)
     return found
+
+
+def prepare(rows: Floats) -> tuple[Floats, Doubles, Compared]:
+    """The rows scaled to a length near 1, half their squared lengths, and what is compared.
+
+    They are scaled only where squares could overflow or underflow; or else they are `rows`.
+    """
+    half_norms = half_squared_norms(rows)
+    power = _power_to_one(half_norms)
+    scaled = np.ldexp(rows, power) if power else rows
+    norms, unit = np.ldexp(half_norms, 2 * power), 2.0 ** (2 * power)
+    compared = Compared(
+        half_norms, norms.astype(np.float32), unit, partial(_bounded, scaled, norms)
+    )
+    return scaled, norms, compared
 
 
 def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -> Plan:
@@ -106,7 +117,7 @@ def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -
     half = task.half_precision
     if half is None:
         half = fast_bfloat16(task.device)
-    plan = _plain(task.k, half)
+    plan = plain_plan(task.k, half)
     if task.device != "cuda" and task.dims != 0:
         spare = 2 * rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
         plan = plan_search(rows, half_norms, task.k, own, plan, task.dims, spare)
@@ -117,19 +128,23 @@ def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -
 
 
 def search_again(
-    task: SearchTask, plan: Plan, compared: Compared, which: Indices, found: Indices, first: int
+    task: SearchTask,
+    plans: list[Plan],
+    compared: Compared,
+    which: Indices,
+    found: Indices,
+    first: int,
 ) -> None:
     """Searches rows in doubt again, each time more exactly, and at last one by one.
 
     Args:
         task: The search.
-        plan: After which they were in doubt.
+        plans: How, one after the other.
         compared: What is searched.
         which: The rows.
         found: Lists of the rows from `first` on, of which those are replaced.
         first: See `found`.
     """
-    plans = [_plain(task.k, plan.half)] * (plan.dims > 0) + [_plain(task.k, False)] * plan.half
     for again in plans:
         if not len(which):
             return
@@ -141,7 +156,12 @@ def search_again(
     found[which - first] = search_exactly(task.rows, compared.half_norms, which, task.k)
 
 
-def _plain(k: int, half: bool) -> Plan:
+def plans_after(plan: Plan, k: int) -> list[Plan]:
+    """How rows are searched again that are in doubt after a plan: each time more exactly."""
+    return [plain_plan(k, plan.half)] * (plan.dims > 0) + [plain_plan(k, False)] * plan.half
+
+
+def plain_plan(k: int, half: bool) -> Plan:
     """The search without a projection."""
     return Plan(0, k + (HALF_MARGIN if half else MARGIN), half)
 

@@ -18,6 +18,9 @@ from reid.neighbors.candidates import (
 from reid.neighbors.kernels import Bytes, Floats, Indices
 from reid.structures import ProgressBar
 
+PADDING = 64
+"""Sizes of products are rounded up to this, where sizes are many."""
+
 
 class Tiles:
     """Products of blocks of rows, offered to candidates tile by tile, while these are cached.
@@ -48,24 +51,42 @@ class Tiles:
         self.height = min(block_size, len(tensor))
         # A quarter of the rows, so that a tile of a usual block takes 2 MB
         self.width = max(1, self.height // 4)
-        self._products = torch.empty(self.height**2, dtype=self._kind)
+        rows = -(-self.height // PADDING) * PADDING
+        self._products = torch.empty(rows * self.height, dtype=self._kind)
         self._marks = np.empty(self.height * chunks_of(self.width), np.uint8)
         self._nothing = np.full(self.width, np.inf, np.float32)
 
-    def first(self, one: Tensor, right: int, place: int) -> int:
-        """Takes the first candidates of `one`, which begin at `place`, from the rows at `right`."""
-        stop = min(right + self.height, len(self._tensor))
-        take_first(
-            self._multiply(one, right, stop), self._norms[right:stop], place, right,
-            *self._found.arrays,
-        )  # fmt: skip
+    def first(self, one: Tensor, right: int, stop: int, places: Indices) -> int:
+        """Takes the first candidates of rows that have none from a block at `right`.
+
+        Args:
+            one: (h, width) rows, with as many behind them as one likes.
+            right: First of the other rows.
+            stop: Behind the last that may be taken.
+            places: (n,) where their candidates are.
+
+        Returns:
+            Behind the last row that was taken.
+        """
+        stop = min(right + self.height, stop)
+        products = self._multiply(one, right, self._padded(right, stop, self.height))
+        take_first(products, self._norms[right:stop], places, right, *self._found.arrays)
         return stop
 
-    def offer(self, one: Tensor, norms: Floats, right: int, stop: int, place: int) -> None:
-        """Offers the rows from `right` to `stop` to `one`, whose candidates begin at `place`."""
+    def offer(self, one: Tensor, norms: Floats, right: int, stop: int, places: Indices) -> None:
+        """Offers the rows from `right` to `stop` to others.
+
+        Args:
+            one: (h, width) the others, with as many behind them as one likes.
+            norms: (n,) half their squared lengths.
+            right: First row that is offered.
+            stop: Behind the last one.
+            places: (n,) where the candidates of the others are.
+        """
         for start in range(right, stop, self.width):
             end = min(start + self.width, stop)
-            self._offer(one, norms, start, end, place, self._nothing[: end - start])
+            tile = self._multiply(one, start, self._padded(start, end, self.width))
+            self._offer(tile, norms, start, end, places, self._nothing[: end - start])
 
     def offer_to_all(
         self, left: int, end: int, right: int, stop: int, places: tuple[int, int]
@@ -80,11 +101,13 @@ class Tiles:
             places: Where their candidates begin.
         """
         one, norms = self.rows(left, end), self._norms[left:end]
+        own = following(places[0], end - left)
         for start in range(right, stop, self.width):
             last = min(start + self.width, stop)
             place = places[1] + start - right
             limits = self._found.lost[place : place + last - start].copy()
-            tile, marks = self._offer(one, norms, start, last, places[0], limits)
+            tile = self._multiply(one, start, last)
+            marks = self._offer(tile, norms, start, last, own, limits)
             offer_to_columns(tile, norms, left, place, marks, *self._found.arrays)
 
     def rows(self, left: int, end: int) -> Tensor:
@@ -92,21 +115,36 @@ class Tiles:
         return self._tensor[left:end].to(self._kind)
 
     def _offer(
-        self, one: Tensor, norms: Floats, right: int, stop: int, place: int, limits: Floats
-    ) -> tuple[Tile, Bytes]:
-        tile = self._multiply(one, right, stop)
-        shape = len(one), chunks_of(stop - right)
+        self, tile: Tile, norms: Floats, right: int, stop: int, places: Indices, limits: Floats
+    ) -> Bytes:
+        shape = len(places), chunks_of(stop - right)
         marks = self._marks[: shape[0] * shape[1]].reshape(shape)
         offer_to_rows(
-            tile, norms, self._norms[right:stop], limits, place, right, marks, *self._found.arrays
+            tile, norms, self._norms[right:stop], limits, places, right, marks, *self._found.arrays
         )
-        return tile, marks
+        return marks
+
+    def _padded(self, right: int, stop: int, most: int) -> int:
+        """Behind the last row of a product of one of few widths; a new one takes milliseconds."""
+        wide = right + min(-(-(stop - right) // PADDING) * PADDING, most)
+        return wide if wide <= len(self._tensor) else stop
 
     def _multiply(self, one: Tensor, right: int, stop: int) -> Tile:
         shape = len(one), stop - right
         products = self._products[: shape[0] * shape[1]].view(shape)
         torch.mm(one, self.rows(right, stop).T, out=products)
         return tile_of(products)
+
+
+def following(place: int, count: int) -> Indices:
+    """The numbers (count,) from `place` on."""
+    return np.arange(place, place + count, dtype=np.int32)
+
+
+def padded_rows(tensor: Tensor, places: Indices) -> Tensor:
+    """The rows at some places, and copies of the last one up to a multiple of `PADDING`."""
+    padded = np.pad(places, (0, -len(places) % PADDING), "edge")
+    return tensor.index_select(0, torch.from_numpy(padded))
 
 
 def search_rows(
@@ -126,13 +164,14 @@ def search_rows(
     blocks = [(left, min(left + block_size, last)) for left in range(first, last, block_size)]
     pairs = 0
     for left, end in blocks:
-        tiles.first(tensor[left:end], left, left - first)
+        tiles.first(tensor[left:end], left, count, following(left - first, end - left))
     for left, end in blocks:
         one, norms = tensor[left:end], half_norms[left:end]
         done = min(left + tiles.height, count)
-        tiles.offer(one, norms, 0, first, left - first)
+        own = following(left - first, end - left)
+        tiles.offer(one, norms, 0, first, own)
         tiles.offer_to_all(left, end, end, last, (left - first, end - first))
-        tiles.offer(one, norms, max(last, done), count, left - first)
+        tiles.offer(one, norms, max(last, done), count, own)
         pairs += len(one) * (first + (end - left) + 2 * (last - end) + count - last)
         if progress is not None:
             progress(pairs // (last - first), count)
@@ -177,5 +216,6 @@ def search_some(
         part = which[left : left + block_size]
         one = tensor[torch.from_numpy(part.astype(np.int64))].to(kind or tensor.dtype)
         norms = half_norms[part]
-        done = tiles.first(one, 0, left)
-        tiles.offer(one, norms, done, len(tensor), left)
+        places = following(left, len(part))
+        done = tiles.first(one, 0, len(tensor), places)
+        tiles.offer(one, norms, done, len(tensor), places)

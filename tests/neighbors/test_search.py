@@ -4,7 +4,6 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-import faiss
 import numba
 import numpy as np
 import pytest
@@ -250,38 +249,15 @@ def test_shared_rows_lie_at_exactly_one_half() -> None:
     assert (np.abs(data - 0.5) < 1e-6).sum() > 10
 
 
-@pytest.mark.parametrize("search", ["ivf", "hnsw"])
-def test_progress_of_an_approximate_search(search: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search_module, "_FAISS_ROWS", 70)
     done: list[tuple[int, int]] = []
     features = clustered_features(300, 10)
     found = approximate_neighbors(
-        features, 12, search,  # type: ignore[arg-type]
-        progress=lambda *counts: done.append(counts),
-    )  # fmt: skip
+        features, 12, "hnsw", progress=lambda *counts: done.append(counts)
+    )
     assert (found == plain_neighbors(features, 12)).mean() > 0.5
     assert [count for count, _ in done] == [35, 70, 105, 140, 150, 185, 220, 255, 290, 300]
-
-
-@pytest.mark.parametrize(("gpus", "moved"), [(0, []), (2, [0])])
-def test_an_inverted_file_moves_to_a_gpu_of_faiss(
-    gpus: int, moved: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # a stand-in: the index stays where it is
-    devices: list[int] = []
-
-    def move(resources: object, device: int, index: faiss.Index) -> faiss.Index:
-        assert not index.is_trained
-        devices.append(device)
-        return index
-
-    monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: gpus)
-    monkeypatch.setattr(faiss, "index_cpu_to_gpu", move, raising=False)
-    features = clustered_features(300, 10)
-    for search in ("ivf", "hnsw"):
-        approximate_neighbors(features, 12, search)  # type: ignore[arg-type]
-    assert devices == moved
 
 
 @pytest.mark.parametrize(("k1", "half"), [(20, 11), (30, 16), (5, 3), (7, 5), (1, 1)])

@@ -27,6 +27,7 @@ from reid.neighbors.exact import (
     choose_plan,
     half_rounding_bound,
     largest_rounding,
+    plans_after,
     rounding_bound,
     search_again,
     slack_of,
@@ -329,7 +330,8 @@ class ShardedSearch:
         lists, doubtful = rescore(self._task.rows, half_norms, which, found, bound, 1.0)
         del found
         compared = Compared(half_norms, self._folder.array("norms"), 1.0, self._bounded)
-        search_again(self._task, self.plan, compared, which[doubtful], lists, first)
+        again = plans_after(self.plan, self._task.k)
+        search_again(self._task, again, compared, which[doubtful], lists, first)
         for name, length in self._kept.items():
             self._folder.array(name)[first:last] = lists[:, :length]
         return {"again": int(doubtful.sum())}
