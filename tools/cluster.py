@@ -20,8 +20,8 @@ EPILOG = """\
 
 FEATURES are unit vectors: an .npy file of (N, D) numbers, or a file of tools/extract.py. Labels are
 in the order of the rows, -1 = outlier; where the file knows cameras, a .csv also has proxies:
-clusters split by camera. They are those of JaccardDBSCAN, to the bit. After Ctrl-C or a kill the
-same command goes on where it stopped. docs/scale.md says what it takes.
+clusters split by camera. They are those of JaccardDBSCAN, to the bit, if the search is exact. After
+Ctrl-C or a kill the same command goes on where it stopped. docs/scale.md says what it takes.
 """
 
 
@@ -48,6 +48,11 @@ def parse() -> argparse.Namespace:
         help="neighbours that make a core point (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--search", choices=("exact", "ivf"), default="exact",
+        help="ivf: an inverted file, for millions of rows; it takes a fraction of the time, and "
+        "finds 99 %% of the neighbours, as the log says (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--memory-gb", type=float, default=1.0, metavar="GB",
         help="for the candidates of a process, beside half a GB for the program and the files that "
         "the system keeps in memory while it has room (default: %(default)s)",
@@ -66,7 +71,7 @@ def main() -> int:
     arguments = parse()
     settings = ShardSettings(
         arguments.k1, arguments.k2, arguments.eps, arguments.min_samples,
-        memory=1e9 * arguments.memory_gb,
+        memory=1e9 * arguments.memory_gb, search=arguments.search,
     )  # fmt: skip
     try:
         found = cluster_file(

@@ -86,7 +86,8 @@ def neighbors_of(task: SearchTask, first: int, last: int, progress: ProgressBar 
     del candidates
     found = np.empty_like(lists)
     found[which - first] = lists
-    search_again(task, plans_after(plan, task.k), compared, which[doubtful], found, first)
+    again = which[doubtful]
+    found[again - first] = search_again(task, plans_after(plan, task.k), compared, again)
     return found
 
 
@@ -128,32 +129,28 @@ def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -
 
 
 def search_again(
-    task: SearchTask,
-    plans: list[Plan],
-    compared: Compared,
-    which: Indices,
-    found: Indices,
-    first: int,
-) -> None:
-    """Searches rows in doubt again, each time more exactly, and at last one by one.
+    task: SearchTask, plans: list[Plan], compared: Compared, which: Indices
+) -> Indices:
+    """The lists (n, k) of rows in doubt, searched more exactly each time, at last one by one.
 
     Args:
         task: The search.
-        plans: How, one after the other.
+        plans: How they are searched, one after the other.
         compared: What is searched.
-        which: The rows.
-        found: Lists of the rows from `first` on, of which those are replaced.
-        first: See `found`.
+        which: (n,) the rows.
     """
-    for again in plans:
-        if not len(which):
-            return
-        bound, candidates, _ = _candidates(task, again, compared, which, None, some=True)
-        found[which - first], doubtful = rescore(
-            task.rows, compared.half_norms, which, candidates, bound, compared.unit
+    found, left = np.empty((len(which), task.k), np.int32), np.arange(len(which))
+    for plan in plans:
+        if not len(left):
+            return found
+        part = which[left]
+        bound, candidates, _ = _candidates(task, plan, compared, part, None, some=True)
+        found[left], doubtful = rescore(
+            task.rows, compared.half_norms, part, candidates, bound, compared.unit
         )
-        which = which[doubtful]
-    found[which - first] = search_exactly(task.rows, compared.half_norms, which, task.k)
+        left = left[doubtful]
+    found[left] = search_exactly(task.rows, compared.half_norms, which[left], task.k)
+    return found
 
 
 def plans_after(plan: Plan, k: int) -> list[Plan]:

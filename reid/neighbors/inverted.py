@@ -29,6 +29,7 @@ from reid.neighbors.exact import (
     plans_after,
     prepare,
     search_again,
+    slack_of,
 )
 from reid.neighbors.kernels import Floats, Indices, Offsets
 from reid.neighbors.order import rename, reorder
@@ -53,52 +54,47 @@ _MOST_VISITED = 1 / 3
 
 @dataclass(frozen=True)
 class Searched:
-    """What is searched.
+    """What is searched, without a projection.
 
     Attributes:
-        rows: (N, D) vectors.
-        tensor: (N, D) what is multiplied.
-        compared: Lengths, and bounds.
-        bound: By how much scores may be too low.
-        slack: (N,) see `Candidates`.
+        task: The search.
         plan: Of the products.
-        k: Neighbours that are looked for.
+        compared: Lengths, and bounds.
+        tensor: (N, D) rows in any type; they are multiplied in that of the plan.
+        bound: By how much scores may be too low.
     """
 
-    rows: Floats
-    tensor: Tensor
-    compared: Compared
-    bound: float
-    slack: Floats
+    task: SearchTask
     plan: Plan
-    k: int
-
-    @classmethod
-    def of(cls, rows: Floats, k: int) -> Searched:
-        """The search of all rows."""
-        plan, compared = plain_plan(k, fast_bfloat16()), prepare(rows)[2]
-        tensor, bound, slack = compared.bounded(plan, following(0, len(rows)))
-        return cls(rows, tensor, compared, bound, slack, plan, k)
+    compared: Compared
+    tensor: Tensor
+    bound: float
 
     @property
     def largest(self) -> float:
         """Half the squared length of the longest row."""
         return float(self.compared.norms.max())
 
-    def empty(self, which: Indices) -> Candidates:
-        """Room for the candidates of some rows."""
-        slack = self.slack[which]
-        return Candidates.empty(self.plan.room, len(self.rows), slack, self.largest, self.k)
+    def empty(self, rows: int) -> Candidates:
+        """Room for the candidates of so many rows."""
+        slack = slack_of(self.bound, np.zeros(rows, np.float32), 0.0)
+        count = len(self.tensor)
+        return Candidates.empty(self.plan.room, count, slack, self.largest, self.task.k)
 
     def lists(self, which: Indices, found: Candidates) -> Indices:
-        """The k nearest of the candidates of some rows."""
-        compared = self.compared
-        return rescore(self.rows, compared.half_norms, which, found, self.bound, compared.unit)[0]
+        """The lists (n, k) of some rows from their candidates; where these are few, from all."""
+        rows, compared = self.task.rows, self.compared
+        lists, _ = rescore(rows, compared.half_norms, which, found, self.bound, compared.unit)
+        few = found.filled < self.task.k
+        plans = [self.plan, *plans_after(self.plan, self.task.k)]
+        lists[few] = search_again(self.task, plans, compared, which[few])
+        return lists
 
     def true_lists(self, which: Indices) -> Indices:
         """The lists of some rows, compared with all."""
-        found = self.empty(which)
-        search_some(self.tensor, self.compared.norms, which, BLOCK_SIZE, found)
+        found = self.empty(len(which))
+        norms, kind = self.compared.norms, self.plan.kind
+        search_some(self.tensor, norms, which, BLOCK_SIZE, found, kind)
         return self.lists(which, found)
 
 
@@ -121,13 +117,13 @@ class Centres:
         return cls(rows, 0.5 * rows.float().square().sum(1))
 
     @classmethod
-    def train(cls, tensor: Tensor, count: int) -> Centres:
+    def train(cls, tensor: Tensor, count: int, kind: torch.dtype) -> Centres:
         """K-means of some of the rows (N, D), which begins with `count` of them."""
         order = torch.from_numpy(np.random.default_rng(1).permutation(len(tensor)))
         means = tensor[order[:count]].float()
         parts = torch.split(order[: _TRAINED_PER_LIST * count], _ROWS)
         for _ in range(_STEPS):
-            centres, sums = cls.of(means, tensor.dtype), torch.zeros_like(means)
+            centres, sums = cls.of(means, kind), torch.zeros_like(means)
             sizes = torch.zeros(count)
             for part in parts:
                 rows = tensor[part]
@@ -136,11 +132,11 @@ class Centres:
                 sizes += nearest.bincount(minlength=count)
             used = sizes > 0
             means[used] = sums[used] / sizes[used, None]
-        return cls.of(means, tensor.dtype)
+        return cls.of(means, kind)
 
     def scores(self, rows: Tensor) -> Tensor:
         """(n, C) x.c - c.c / 2: larger is nearer."""
-        return (rows @ self.rows.T).float() - self.norms
+        return (rows.to(self.rows.dtype) @ self.rows.T).float() - self.norms
 
     def visits(self, tensor: Tensor, which: Indices, lists: Indices) -> int:
         """How many lists rows must visit to find the share `RECALL` of their neighbours.
@@ -163,6 +159,35 @@ class Centres:
         nearer = len(self.norms) - torch.searchsorted(ordered, needed, right=True)
         return int(nearer.flatten().sort().values[math.ceil(RECALL * nearer.numel()) - 1]) + 1
 
+    def room(self, visits: int) -> int:
+        """Most lists that `nearest` gives."""
+        return min(visits + visits // 4 + 8, len(self.norms))
+
+    def nearest(self, rows: Tensor, visits: int, largest: float) -> tuple[Indices, Indices]:
+        """The lists that rows visit, `visits` or some more, in no order.
+
+        Args:
+            rows: (n, D).
+            visits: How many at least.
+            largest: Half the squared length of the longest row of all.
+
+        Returns:
+            The nearest list (n,), and all that are visited (n, `room`), -1: none.
+        """
+        room, count, norms = self.room(visits), len(rows), self.norms.numpy()
+        home, near = np.empty(count, np.int32), np.full((count, room), -1, np.int32)
+        for start in range(0, count, _ASSIGNED):
+            part = rows[start : start + _ASSIGNED].to(self.rows.dtype)
+            slack = np.zeros(len(part), np.float32)
+            found = Candidates.empty(room, len(norms), slack, largest, visits)
+            places = following(0, len(part))
+            take_first(tile_of(part @ self.rows.T), norms, places, 0, *found.arrays)
+            taken = np.arange(room) < found.filled[:, None]
+            best = np.where(taken, found.scores, -np.inf).argmax(1)
+            home[start : start + len(part)] = found.index[places, best]
+            near[start : start + len(part)][taken] = found.index[taken]
+        return home, near
+
 
 @dataclass(frozen=True)
 class InvertedFile:
@@ -181,97 +206,141 @@ class InvertedFile:
     starts: Offsets
 
     @classmethod
-    def of(
-        cls, searched: Searched, centres: Centres, visits: int, progress: ProgressBar | None
-    ) -> InvertedFile:
-        """Each row lies in the list of the nearest centre, and visits as many as are wanted."""
-        tensor, count = searched.tensor, len(centres.norms)
-        room = min(visits + visits // 4 + 8, count)
-        near = np.full((len(tensor), room), -1, np.int32)
-        home = np.empty(len(tensor), np.int32)
-        norms = centres.norms.numpy()
-        for start in range(0, len(tensor), _ASSIGNED):
-            part = tensor[start : start + _ASSIGNED]
-            places, slack = following(0, len(part)), np.zeros(len(part), np.float32)
-            found = Candidates.empty(room, count, slack, searched.largest, visits)
-            take_first(tile_of(part @ centres.rows.T), norms, places, 0, *found.arrays)
-            taken = np.arange(room) < found.filled[:, None]
-            best = np.where(taken, found.scores, -np.inf).argmax(1)
-            home[start : start + len(part)] = found.index[np.arange(len(part)), best]
-            near[start : start + len(part)][taken] = found.index[taken]
-            if progress is not None:
-                progress(start + len(part), len(tensor))
-        order = np.argsort(home, kind="stable").astype(np.int32)
-        edges = np.concatenate(([0], np.bincount(home, minlength=count).cumsum()))
-        starts = np.zeros(count + 1, np.int64)
-        _count_visitors(home, near, starts)
-        visitors = np.empty(starts[-1], np.int32)
-        _fill_visitors(order, home, near, starts[:-1].copy(), visitors)
-        return cls(order, edges, visitors, starts)
+    def of(cls, home: Indices, near: Indices, count: int) -> InvertedFile:
+        """Of `count` lists; see `fill`."""
+        visitors = np.empty(count_visitors(home, near), np.int32)
+        edges, starts = np.empty(count + 1, np.int64), np.empty(count + 1, np.int64)
+        lists = cls(np.empty(len(home), np.int32), edges, visitors, starts)
+        lists.fill(home, near)
+        return lists
 
-    def search(
-        self, tensor: Tensor, norms: Floats, found: Candidates, progress: ProgressBar | None
-    ) -> None:
-        """Fills `found`: candidates of all rows, which lie in the order of the lists.
+    def fill(self, home: Indices, near: Indices) -> None:
+        """Fills the arrays.
 
         Args:
-            tensor: (N, D).
+            home: (N,) the list of each row.
+            near: (N, room) the lists that it visits, -1: none.
+        """
+        self.order[:] = np.argsort(home, kind="stable")
+        self.edges[:] = self.starts[:] = 0
+        self.edges[1:] = np.bincount(home, minlength=len(self.edges) - 1).cumsum()
+        _find_starts(home, near, self.starts)
+        _fill_visitors(self.order, home, near, self.starts[:-1].copy(), self.visitors)
+
+    def search(
+        self,
+        tensor: Tensor,
+        norms: Floats,
+        first: int,
+        found: Candidates,
+        progress: ProgressBar | None,
+    ) -> None:
+        """Fills `found`: candidates of the rows from `first` on, in the order of the lists.
+
+        Args:
+            tensor: (N, D) all rows in this order.
             norms: (N,).
+            first: The first row of `found`.
             found: Without candidates.
             progress: Called with (lists done, twice C).
         """
         tiles = Tiles(tensor, norms, BLOCK_SIZE, found)
-        edges = list(pairwise(self.edges.tolist()))
+        last, edges = first + len(found.filled), list(pairwise(self.edges.tolist()))
         for number, (start, stop) in enumerate(edges):
-            for own in _parts(following(start, stop - start), tiles.height):
-                rows = padded_rows(tensor, own)
-                taken = tiles.first(rows, start, stop, own)
-                tiles.offer(rows, norms[own], taken, stop, own)
+            own = following(max(start, first), max(min(stop, last) - max(start, first), 0))
+            for part in _parts(own, tiles.height):
+                rows = padded_rows(tensor, part)
+                taken = tiles.first(rows, start, stop, part - first)
+                tiles.offer(rows, norms[part], taken, stop, part - first)
             _show(progress, number + 1, 2 * len(edges))
         for number, (start, stop) in enumerate(edges):
             visitors = self.visitors[self.starts[number] : self.starts[number + 1]]
-            for part in _parts(visitors, tiles.height):
-                tiles.offer(padded_rows(tensor, part), norms[part], start, stop, part)
+            inside = slice(*np.searchsorted(visitors, (first, last)).tolist())
+            for part in _parts(visitors[inside], tiles.height):
+                rows = padded_rows(tensor, part)
+                tiles.offer(rows, norms[part], start, stop, part - first)
             _show(progress, len(edges) + number + 1, 2 * len(edges))
 
 
-def inverted_neighbors(rows: Floats, k: int, progress: ProgressBar | None) -> Indices:
-    """Approximate neighbour lists (N, k) of all rows (N, D).
+@dataclass(frozen=True)
+class Sample:
+    """Some rows and their true lists: of the ones that choose, and of those that are measured."""
 
-    A sample of rows, whose true neighbours are looked for, says how many lists a row must visit.
-    Where these are a third of all, the search is exact, since that takes less. The share of the
-    neighbours that was found is measured on another sample, for the log.
+    choosing: Indices
+    measured: Indices
+    lists: Indices
+
+    @classmethod
+    def of(cls, searched: Searched) -> Sample:
+        """512 rows, or all if these are fewer."""
+        everyone = following(0, len(searched.tensor))
+        which = np.random.default_rng(0).permutation(everyone)[: 2 * _SAMPLE]
+        half = -(-len(which) // 2)
+        return cls(which[:half], which[half:], searched.true_lists(which))
+
+    def share_found(self, lists: Indices) -> float:
+        """The share of the true neighbours of the measured rows that their lists (n, k) have."""
+        return share_found(lists, self.lists[len(self.choosing) :])
+
+
+def visited_lists(searched: Searched, sample: Sample) -> tuple[Centres, int]:
+    """The centres, and how many lists rows visit; 0: all rows are to be compared.
+
+    A sample of rows says how many lists hold enough of their neighbours. Where these are a third of
+    all, the exact search takes less.
     """
-    searched, count = Searched.of(rows, k), len(rows)
-    sample = np.random.default_rng(0).permutation(following(0, count))[: 2 * _SAMPLE]
-    choosing, measured = np.array_split(sample, 2)
+    count = len(searched.tensor)
     number = max(1, min(round(2 * count**0.5), count // _FEWEST_IN_A_LIST))
-    centres = Centres.train(searched.tensor, number)
-    visits = centres.visits(searched.tensor, choosing, searched.true_lists(choosing))
-    task = SearchTask(rows, k, BLOCK_SIZE, None, "cpu")
-    if visits > _MOST_VISITED * number:
-        logger.info("Rows would have to visit %s of %s lists of the inverted file, so all are "
-                    "compared", f"{visits:,}", f"{number:,}")  # fmt: skip
+    centres = Centres.train(searched.tensor, number, searched.plan.kind)
+    visits = centres.visits(searched.tensor, sample.choosing, sample.lists[: len(sample.choosing)])
+    if visits <= _MOST_VISITED * number:
+        return centres, visits
+    logger.info("Rows would have to visit %s of %s lists of the inverted file, so all are "
+                "compared", f"{visits:,}", f"{number:,}")  # fmt: skip
+    return centres, 0
+
+
+def tell(sample: Sample, lists: Indices, visits: int, number: int) -> None:
+    """Logs the share of the neighbours of the measured rows that their lists (n, k) have."""
+    logger.info("The inverted file found %.3f of the neighbours of %d rows, for which each was "
+                "compared with %s of %s lists", sample.share_found(lists), len(lists),
+                f"{visits:,}", f"{number:,}")  # fmt: skip
+
+
+def inverted_neighbors(rows: Floats, k: int, progress: ProgressBar | None) -> Indices:
+    """Approximate neighbour lists (N, k) of all rows (N, D), or the exact ones if these take less.
+
+    The share of the neighbours that was found is measured on a sample, for the log.
+    """
+    task, plan, count = SearchTask(rows, k, BLOCK_SIZE, None, "cpu"), _plan(k), len(rows)
+    scaled, _, compared = prepare(rows)
+    in_order, bound, _ = compared.bounded(plan, following(0, 0))
+    tensor = torch.from_numpy(scaled)
+    searched = Searched(task, plan, compared, tensor, bound)
+    sample = Sample.of(searched)
+    centres, visits = visited_lists(searched, sample)
+    if not visits:
         return neighbors_of(task, 0, count, progress)
-    true = searched.true_lists(measured)
     assigning, searching = (
         part_of_progress(progress, count, *part) for part in ((0, 0.3), (0.3, 1))
     )
-    lists = InvertedFile.of(searched, centres, visits, assigning)
-    tensor = searched.tensor if searched.plan.copies else searched.tensor.clone()
-    reorder(tensor, lists.order)
-    found = searched.empty(lists.order)
-    lists.search(tensor, searched.compared.norms[lists.order], found, searching)
+    home, near = np.empty(count, np.int32), np.empty((count, centres.room(visits)), np.int32)
+    for start in range(0, count, _ROWS):
+        part = slice(start, start + _ROWS)
+        home[part], near[part] = centres.nearest(tensor[part], visits, searched.largest)
+        _show(assigning, min(start + _ROWS, count), count)
+    lists = InvertedFile.of(home, near, len(centres.norms))
+    del home, near
+    if not plan.copies:
+        in_order = in_order.clone()
+    reorder(in_order, lists.order)
+    found = searched.empty(count)
+    lists.search(in_order, compared.norms[lists.order], 0, found, searching)
+    del in_order
     rename(found.index, found.filled, lists.order)
     neighbors = np.empty((count, k), np.int32)
     neighbors[lists.order] = searched.lists(lists.order, found)
-    few = np.sort(lists.order[found.filled < k])
-    del found
-    plans = [searched.plan, *plans_after(searched.plan, k)]
-    search_again(task, plans, searched.compared, few, neighbors, 0)
-    logger.info("The inverted file found %.3f of the neighbours of %d rows, for which each was "
-                "compared with %s of %s lists", share_found(neighbors[measured], true),
-                len(measured), f"{visits:,}", f"{number:,}")  # fmt: skip
+    tell(sample, neighbors[sample.measured], visits, len(centres.norms))
     return neighbors
 
 
@@ -279,6 +348,10 @@ def share_found(lists: Indices, true: Indices) -> float:
     """The share of the true neighbours (n, k) that the lists (n, k) have, without the rows."""
     same = lists[:, 1:, None] == true[:, None, 1:]
     return float(same.any(1).mean()) if same.size else 1.0
+
+
+def _plan(k: int) -> Plan:
+    return plain_plan(k, fast_bfloat16())
 
 
 def _parts(places: Indices, most: int) -> Iterator[Indices]:
@@ -292,12 +365,22 @@ def _show(progress: ProgressBar | None, done: int, total: int) -> None:
 
 
 @njit(cache=True)
-def _count_visitors(home: Indices, near: Indices, starts: Offsets) -> None:
+def count_visitors(home: Indices, near: Indices) -> int:
+    """How often rows (n,) visit another list than their own; see `InvertedFile.fill`."""
+    visitors = 0
+    for i in range(len(home)):
+        for item in near[i]:
+            visitors += item >= 0 and item != home[i]
+    return visitors
+
+
+@njit(cache=True)
+def _find_starts(home: Indices, near: Indices, starts: Offsets) -> None:
     """Where the visitors of each list begin, in `starts` (C + 1,), zeros before."""
     for i in range(len(home)):
-        for place in range(near.shape[1]):
-            if near[i, place] >= 0 and near[i, place] != home[i]:
-                starts[near[i, place] + 1] += 1
+        for item in near[i]:
+            if item >= 0 and item != home[i]:
+                starts[item + 1] += 1
     for number in range(1, len(starts)):
         starts[number] += starts[number - 1]
 

@@ -165,9 +165,10 @@ def _begin(features: Path, work_dir: Path, output: Path, settings: ShardSettings
         status = features.stat()
     except OSError as error:
         raise DataError(f"{features}: cannot be read ({error.strerror or error})") from error
+    names = "k1", "k2", "eps", "min_samples", "search"
     job = {
         "features": {"bytes": status.st_size, "changed": status.st_mtime_ns},
-        "settings": {name: asdict(settings)[name] for name in ("k1", "k2", "eps", "min_samples")},
+        "settings": {name: asdict(settings)[name] for name in names},
     }
     path = work_dir / _JOB
     if not path.exists():

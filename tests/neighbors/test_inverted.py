@@ -128,7 +128,7 @@ def test_as_many_visits_as_hold_the_neighbors(monkeypatch: pytest.MonkeyPatch) -
     rows = persons(60, 20)
     lists = nearest_neighbors(rows, 15)[::4]
     which = np.arange(0, len(rows), 4, dtype=np.int32)
-    centres = inverted.Centres.train(rows, 50)
+    centres = inverted.Centres.train(rows, 50, torch.float32)
     scores = (rows @ centres.rows.T - centres.rows.square().sum(1) / 2).numpy()
     home, order = scores.argmax(1), (-scores).argsort(1)
     shares = []
@@ -146,7 +146,7 @@ def test_as_many_visits_as_hold_the_neighbors(monkeypatch: pytest.MonkeyPatch) -
 def test_centres_are_means_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inverted, "_TRAINED_PER_LIST", 50)
     rows = persons(8, 50, noise=0.05)
-    centres = inverted.Centres.train(rows, 8)
+    centres = inverted.Centres.train(rows, 8, torch.float32)
     home = centres.scores(rows).argmax(1)
     for number in home.unique():
         torch.testing.assert_close(centres.rows[number], rows[home == number].mean(0))

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn import functional as F
 
 from reid.files import OutputError
-from reid.neighbors import dbscan, jaccard_distance, nearest_neighbors
+from reid.neighbors import dbscan, inverted, jaccard_distance, nearest_neighbors
 from reid.neighbors.density import dbscan_of_blocks
 from reid.neighbors.exact import MARGIN
 from reid.neighbors.kernels import Floats, Labels
@@ -48,6 +48,9 @@ def _no_waiting_for_the_disk() -> Iterator[None]:
         yield
 
 
+SEARCHES: tuple[Literal["exact", "ivf"], ...] = ("exact", "ivf")
+
+
 @contextmanager
 def quiet(title: str) -> Iterator[ProgressBar]:
     assert title
@@ -62,7 +65,8 @@ def in_shards(
 
 
 def in_memory(rows: Floats, options: ShardSettings) -> Labels:
-    graph = jaccard_distance(torch.from_numpy(rows), options.k1, options.k2)
+    features = torch.from_numpy(rows)
+    graph = jaccard_distance(features, options.k1, options.k2, search=options.search)
     return dbscan(graph, options.eps, options.min_samples)
 
 
@@ -226,27 +230,91 @@ def several(rank: int, world_size: int, folder: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world_size
     )
-    rows, work = persons(400), Path(folder) / "work"
-    for left in (7, 20, None):
-        shards = Shards(WorkFolder(work, rank), quiet, left)
-        try:
-            labels = cluster_in_shards(shards, rows, ShardSettings(10, 3, block_rows=40))
-        except BlocksDone:
-            assert left
-    np.save(f"{folder}/{rank}.npy", labels)
+    rows = persons(400)
+    inverted._FEWEST_IN_A_LIST, inverted._MOST_VISITED = 4, 1.0
+    for search_ in SEARCHES:
+        work = Path(folder) / search_
+        options = ShardSettings(10, 3, block_rows=40, search=search_)
+        for left in (7, 20, None):
+            try:
+                shards = Shards(WorkFolder(work, rank), quiet, left)
+                labels = cluster_in_shards(shards, rows, options)
+            except BlocksDone:
+                assert left
+        np.save(f"{folder}/{search_}-{rank}.npy", labels)
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_processes_share_the_blocks(world_size: int, tmp_path: Path) -> None:
-    (tmp_path / "work").mkdir()
+def test_processes_share_the_blocks(
+    world_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inverted, "_FEWEST_IN_A_LIST", 4)
+    monkeypatch.setattr(inverted, "_MOST_VISITED", 1.0)
+    for search_ in SEARCHES:
+        (tmp_path / search_).mkdir()
     start_processes(
         several, (world_size, str(tmp_path)), nprocs=world_size, start_method="forkserver"
     )
-    expected = in_memory(persons(400), ShardSettings(10, 3))
-    for rank in range(world_size):
-        assert np.array_equal(np.load(tmp_path / f"{rank}.npy"), expected)
-        assert (tmp_path / "work" / "done" / f"{rank}.jsonl").stat().st_size > 0
+    for search_ in SEARCHES:
+        expected = in_memory(persons(400), ShardSettings(10, 3, search=search_))
+        for rank in range(world_size):
+            assert np.array_equal(np.load(tmp_path / f"{search_}-{rank}.npy"), expected)
+            assert (tmp_path / search_ / "done" / f"{rank}.jsonl").stat().st_size > 0
+
+
+@pytest.fixture
+def all_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An inverted file of lists of few rows, all of which are visited."""
+    monkeypatch.setattr(inverted, "_FEWEST_IN_A_LIST", 4)
+    monkeypatch.setattr(inverted, "_MOST_VISITED", 1.0)
+    monkeypatch.setattr(inverted.Centres, "visits", lambda centres, *_: len(centres.norms))
+
+
+@pytest.mark.usefixtures("all_lists")
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("block_rows", [None, 70])
+def test_all_lists_of_an_inverted_file_give_the_exact_labels(
+    block_rows: int | None, half: bool, tmp_path: Path
+) -> None:
+    rows, stops = persons(300), 0
+    options = ShardSettings(10, 3, block_rows=block_rows, half_precision=half, search="ivf")
+    while True:
+        try:
+            found = in_shards(tmp_path, rows, options, left=2)
+            break
+        except BlocksDone:
+            stops += 1
+    assert stops > 5
+    assert np.array_equal(found, in_memory(rows, ShardSettings(10, 3)))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "labels.npy"]
+    assert '"round-' not in (tmp_path / "done" / "0.jsonl").read_text()
+
+
+@pytest.mark.parametrize("block_rows", [None, 333])
+def test_an_inverted_file_on_disk_is_that_in_memory(
+    block_rows: int | None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = persons(3000, noise=0.2)
+    options = ShardSettings(10, 3, block_rows=block_rows, search="ivf")
+    with caplog.at_level("INFO", inverted.__name__):
+        expected, found = in_memory(rows, options), in_shards(tmp_path, rows, options)
+    assert np.array_equal(found, expected)
+    in_memory_, on_disk = (text for text in caplog.messages if "inverted file" in text)
+    assert in_memory_ == on_disk
+    assert "of the neighbours of 256 rows" in on_disk
+
+
+def test_the_search_is_exact_where_many_lists_would_be_visited(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows, options = persons(300, noise=5.0), ShardSettings(10, 3, block_rows=80, search="ivf")
+    with caplog.at_level("INFO", inverted.__name__):
+        with pytest.raises(BlocksDone):
+            in_shards(tmp_path, rows, options, left=9)
+        found = in_shards(tmp_path, rows, options)
+    assert [text.endswith("so all are compared") for text in caplog.messages] == [True]
+    assert np.array_equal(found, in_memory(rows, ShardSettings(10, 3)))
 
 
 @settings(max_examples=40, deadline=None)
@@ -315,6 +383,8 @@ def test_what_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ShardSettings(k2=0)
     with pytest.raises(ValueError, match="eps: expected 0 < eps < 1, got 1"):
         ShardSettings(eps=1.0)
+    with pytest.raises(ValueError, match="search: expected exact or ivf, got 'hnsw'"):
+        ShardSettings(search="hnsw")  # type: ignore[arg-type]
 
     def full(*arguments: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -111,7 +111,7 @@ def measured(path: Path, work_dir: Path, arguments: argparse.Namespace) -> dict[
     shards = Shards(folder, meter.bar, share=arguments.share)
     settings = ShardSettings(
         arguments.k1, arguments.k2, memory=1e9 * arguments.memory_gb,
-        block_rows=arguments.block_rows,
+        block_rows=arguments.block_rows, search=arguments.search,
     )  # fmt: skip
     labels = np.array(cluster_in_shards(shards, rows, settings))
     steps = []
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--k1", type=int, default=30)
     parser.add_argument("--k2", type=int, default=6)
     parser.add_argument("--share", type=float, default=1.0, help="of the rounds of comparisons")
+    parser.add_argument("--search", choices=("exact", "ivf"), default="exact")
     parser.add_argument("--memory-gb", type=float, default=1.0, help="for candidates, a process")
     parser.add_argument("--block-rows", type=int, help="most rows of a block")
     parser.add_argument("--work-dir", type=Path, default=Path("shards"), help="an empty folder")

@@ -5,13 +5,14 @@ keeps in memory what fits. A process itself takes memory for two blocks of candi
 number of rows. Steps go through the rows in blocks; every finished block is noted, so that a killed
 run goes on where it was, with any number of processes.
 
-Labels are those of `jaccard_distance` and `dbscan` in memory, to the bit.
+Labels are those of `jaccard_distance` and `dbscan` in memory, to the bit if the search is exact.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -19,12 +20,14 @@ from reid.neighbors.density import dbscan_of_blocks
 from reid.neighbors.jaccard import half_length
 from reid.neighbors.kernels import Floats, Labels
 from reid.neighbors.shards.folder import WorkFolder
+from reid.neighbors.shards.inverted import ShardedInvertedFile
 from reid.neighbors.shards.jaccard import ShardedJaccard
 from reid.neighbors.shards.search import ListLengths, ShardedSearch
 from reid.neighbors.shards.steps import ROWS, BlocksDone, Shards, Step
 
 __all__ = ["BlocksDone", "ShardSettings", "Shards", "WorkFolder", "cluster_in_shards"]
 
+_SEARCHES = {"exact": ShardedSearch, "ivf": ShardedInvertedFile}
 _SLACK = 1e-5  # above DBSCAN's tolerance, so that no distance that counts is left out
 
 
@@ -41,7 +44,8 @@ class ShardSettings:
             which is not changed later, and not the labels.
         block_rows: Most rows of a block, in place of what the memory allows.
         half_precision: As in `nearest_neighbors`.
-        dims: As in `nearest_neighbors`.
+        dims: As in `nearest_neighbors`; of an exact search.
+        search: `exact`, or `ivf`: see `approximate_neighbors`.
 
     Raises:
         ValueError: A number is out of its range.
@@ -55,6 +59,7 @@ class ShardSettings:
     block_rows: int | None = None
     half_precision: bool | None = None
     dims: int | None = None
+    search: Literal["exact", "ivf"] = "exact"
 
     def __post_init__(self) -> None:
         for name in ("k1", "k2", "min_samples"):
@@ -63,6 +68,8 @@ class ShardSettings:
                 raise ValueError(f"{name}: expected 1 or more, got {value}")
         if not 0 < self.eps < 1:
             raise ValueError(f"eps: expected 0 < eps < 1, got {self.eps}")
+        if self.search not in _SEARCHES:
+            raise ValueError(f"search: expected {' or '.join(_SEARCHES)}, got {self.search!r}")
         if not 0 < self.memory < math.inf:
             raise ValueError(f"memory: expected more than 0 bytes, got {self.memory:g}")
 
@@ -89,7 +96,7 @@ def cluster_in_shards(shards: Shards, rows: Floats, settings: ShardSettings) -> 
     """
     count = len(rows)
     lengths = settings.lengths(count)
-    search = ShardedSearch(
+    search = _SEARCHES[settings.search](
         shards, rows, lengths, settings.memory, block_rows=settings.block_rows,
         half_precision=settings.half_precision, dims=settings.dims,
     )  # fmt: skip

@@ -38,7 +38,7 @@ from reid.neighbors.projection import Lengths, project
 from reid.neighbors.rescoring import rescore
 from reid.neighbors.shards.folder import Facts
 from reid.neighbors.shards.law import bytes_of_candidates, bytes_on_disk
-from reid.neighbors.shards.steps import Shards, Step, blocks_of
+from reid.neighbors.shards.steps import Shapes, Shards, Step, blocks_of
 from reid.neighbors.tiles import search_between, search_rows
 from reid.structures import ProgressBar
 
@@ -103,19 +103,15 @@ class ShardedSearch:
             BlocksDone: See `Shards.run`.
             ValueError: A row is not finite or not of unit length.
         """
-        blocks, names = blocks_of(self._count), ("half_norms", "norms")
-        kinds = np.float64, np.float32
-        self._shards.run(Step(
-            "lengths", "Reading", blocks, self._measure,
-            lambda: {name: ((self._count,), kind) for name, kind in zip(names, kinds, strict=True)},
-        ))  # fmt: skip
+        blocks = blocks_of(self._count)
+        self._read()
         self._shards.run(Step("plan", "Planning", 1, self._choose, then=self._tell))
         self._shards.run(Step("project", "Projecting", blocks, self._project, self._projected))
         self._shards.run(Step("within", "Searching in blocks", self.blocks, self._search_within))
         self._compare()
         self._shards.run(Step(
             "lists", "Choosing neighbours", self.blocks, self._choose_lists,
-            lambda: {name: ((self._count, k), np.int32) for name, k in self._kept.items()},
+            self._list_shapes,
             after=lambda block: self._folder.remove_piece(self._candidates(self._rounds), block),
             drops=["compared", "rest", "norms", "plan", self._candidates(self._rounds)],
         ))  # fmt: skip
@@ -146,6 +142,17 @@ class ShardedSearch:
             "half_lists": self._lengths.half,
             "nearest": self._lengths.nearest,
         }
+
+    def _list_shapes(self) -> Shapes:
+        return {name: ((self._count, length), np.int32) for name, length in self._kept.items()}
+
+    def _read(self) -> None:
+        """Measures all rows."""
+        names, kinds = ("half_norms", "norms"), (np.float64, np.float32)
+        self._shards.run(Step(
+            "lengths", "Reading", blocks_of(self._count), self._measure,
+            lambda: {name: ((self._count,), kind) for name, kind in zip(names, kinds, strict=True)},
+        ))  # fmt: skip
 
     def _edges(self, block: int, blocks: int | None = None) -> tuple[int, int]:
         """The first row of a block, and behind its last."""
@@ -207,7 +214,7 @@ class ShardedSearch:
             logger.warning("The disk may be too small. The run would stop with an error, and go on "
                            "once there is room")  # fmt: skip
 
-    def _projected(self) -> Mapping[str, tuple[tuple[int, ...], type]]:
+    def _projected(self) -> Shapes:
         """The arrays of what is multiplied."""
         plan, kind = self.plan, np.uint16 if self.plan.half else np.float32
         if plan.dims:
@@ -244,19 +251,28 @@ class ShardedSearch:
 
     def _bounded(self, plan: Plan, which: Indices) -> tuple[Tensor, float, Floats]:
         """See `Compared`."""
-        largest = self._most("lengths", "largest")
+        bound = self._bound(plan)
         if plan.dims:
-            lengths = Lengths(*(self._most("project", name) for name in Lengths.__annotations__))
-            bound = lengths.bound(plan.dims + 1, plan.kind) + rounding_bound(4, largest)
             rest = self._folder.array("rest")[which], self._most("project", "rest")
             return self._multiplied(), bound, slack_of(bound, *rest)
         tensor = torch.from_numpy(self._task.rows)
-        if plan.half:
-            bound = half_rounding_bound(self._dim, largest, self._most("lengths", "moved"))
-            tensor = tensor if self.plan.dims else self._multiplied()
-        else:
-            bound = rounding_bound(self._dim, largest)
+        if plan.half and not self.plan.dims:
+            tensor = self._multiplied()
         return tensor, bound, slack_of(bound, np.zeros(len(which), np.float32), 0.0)
+
+    def _bound(self, plan: Plan) -> float:
+        """By how much scores may be too low."""
+        largest = self._most("lengths", "largest")
+        if plan.dims:
+            lengths = Lengths(*(self._most("project", name) for name in Lengths.__annotations__))
+            return lengths.bound(plan.dims + 1, plan.kind) + rounding_bound(4, largest)
+        if plan.half:
+            return half_rounding_bound(self._dim, largest, self._most("lengths", "moved"))
+        return rounding_bound(self._dim, largest)
+
+    def _compared(self) -> Compared:
+        norms = self._folder.array("half_norms"), self._folder.array("norms")
+        return Compared(*norms, 1.0, self._bounded)
 
     def _empty(self, *blocks: int) -> Candidates:
         """Room for the candidates of some blocks."""
@@ -329,9 +345,8 @@ class ShardedSearch:
         bound = self._bounded(self.plan, which[:0])[1]
         lists, doubtful = rescore(self._task.rows, half_norms, which, found, bound, 1.0)
         del found
-        compared = Compared(half_norms, self._folder.array("norms"), 1.0, self._bounded)
         again = plans_after(self.plan, self._task.k)
-        search_again(self._task, again, compared, which[doubtful], lists, first)
+        lists[doubtful] = search_again(self._task, again, self._compared(), which[doubtful])
         for name, length in self._kept.items():
             self._folder.array(name)[first:last] = lists[:, :length]
         return {"again": int(doubtful.sum())}
