@@ -47,7 +47,9 @@ class ShardedInvertedFile(ShardedSearch):
         """See `ShardedSearch.run`."""
         blocks = blocks_of(self._count)
         self._read()
-        self._shards.run(Step("centres", "Finding centres", 1, self._find_centres))
+        self._shards.run(
+            Step("centres", "Finding centres", 1, self._find_centres, then=self._tell_visits)
+        )
         if not self._visits:
             super().run()
             return
@@ -107,6 +109,13 @@ class ShardedInvertedFile(ShardedSearch):
         if self._block_rows is None:
             blocks = max(blocks, min(distributed.world_size(), self._count // _FEWEST_ROWS))
         return {"visits": visits, "lists": len(means), "half": plan.half, "blocks": blocks}
+
+    def _tell_visits(self) -> None:
+        """Logs what the work will take, unless the search is exact."""
+        if not self._visits:
+            return
+        visits, lists = f"{self._visits:,}", f"{self._noted('lists'):,}"
+        self._tell_size(f"each row of which is compared with {visits} of {lists} lists", 1)
 
     def _centres(self) -> Centres:
         means = next(self._folder.read_piece("centres", 0))

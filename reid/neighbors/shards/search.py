@@ -195,20 +195,24 @@ class ShardedSearch:
 
     def _tell(self) -> None:
         """Logs what the work will take."""
-        count, plan, lengths = self._count, self.plan, self._lengths
         self._folder.refresh()
+        pairs = self.blocks * (self.blocks - 1) // 2
+        self._tell_size(f"{pairs:,} pairs of which are compared", 2)
+
+    def _tell_size(self, work: str, held: int) -> None:
+        """Logs what the work will take, where a process holds the candidates of `held` blocks."""
+        count, plan, lengths = self._count, self.plan, self._lengths
         first, last = self._edges(0)
-        memory = 2 * (last - first) * bytes_of_candidates(plan.room)
+        memory = held * (last - first) * bytes_of_candidates(plan.room)
         disk = count * max(bytes_on_disk(
             self._dim, lengths.full, lengths.half, lengths.nearest, plan
         ).values())  # fmt: skip
         free = shutil.disk_usage(self._folder.path).free
         logger.info(
-            "%s rows of %s numbers in %s blocks, %s pairs of which are compared. A process takes "
-            "about %.1f GB for candidates, and half a GB for the program. The folder takes up to "
-            "about %.1f GB; %.1f GB are free",
-            f"{count:,}", f"{self._dim:,}", f"{self.blocks:,}",
-            f"{self.blocks * (self.blocks - 1) // 2:,}", memory / 1e9, disk / 1e9, free / 1e9,
+            "%s rows of %s numbers in %s blocks, %s. A process takes about %.1f GB for candidates, "
+            "and half a GB for the program. The folder takes up to about %.1f GB; %.1f GB are free",
+            f"{count:,}", f"{self._dim:,}", f"{self.blocks:,}", work, memory / 1e9, disk / 1e9,
+            free / 1e9,
         )  # fmt: skip
         if disk > free:
             logger.warning("The disk may be too small. The run would stop with an error, and go on "
