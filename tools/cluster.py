@@ -50,7 +50,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--search", choices=("exact", "ivf"), default="exact",
         help="ivf: an inverted file, for millions of rows; it takes a fraction of the time, and "
-        "finds 99 %% of the neighbours, as the log says (default: %(default)s)",
+        "misses some neighbours in a thousand; the log says how many (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--memory-gb", type=float, default=1.0, metavar="GB",

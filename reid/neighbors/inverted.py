@@ -40,13 +40,13 @@ from reid.structures import ProgressBar, part_of_progress
 
 logger = logging.getLogger(__name__)
 
-RECALL = 0.99
+RECALL = 0.998
 """The share of the neighbours that the visited lists should hold; a sample says how many do."""
 
 _FEWEST_IN_A_LIST = 64
 _TRAINED_PER_LIST = 32
 _STEPS = 4
-_SAMPLE = 256
+_SAMPLE = 512
 _ROWS = 8192
 _ASSIGNED = 512
 _MOST_VISITED = 1 / 3
@@ -272,7 +272,7 @@ class Sample:
 
     @classmethod
     def of(cls, searched: Searched) -> Sample:
-        """512 rows, or all if these are fewer."""
+        """1,024 rows, or all if these are fewer."""
         everyone = following(0, len(searched.tensor))
         which = np.random.default_rng(0).permutation(everyone)[: 2 * _SAMPLE]
         half = -(-len(which) // 2)

@@ -48,7 +48,7 @@ def test_most_neighbors_are_found(caplog: pytest.LogCaptureFixture) -> None:
     share = inverted.share_found(found, true)
     assert 0.97 < share < 1
     told = caplog.messages[-1]
-    assert "of the neighbours of 256 rows" in told
+    assert "of the neighbours of 512 rows" in told
     assert float(told.split()[4]) == pytest.approx(share, abs=0.02)
     visited, number = (int(word) for word in told.split("compared with ")[1].split()[:3:2])
     assert number == 62

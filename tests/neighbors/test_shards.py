@@ -302,7 +302,7 @@ def test_an_inverted_file_on_disk_is_that_in_memory(
     assert np.array_equal(found, expected)
     in_memory_, on_disk = (text for text in caplog.messages if "inverted file" in text)
     assert in_memory_ == on_disk
-    assert "of the neighbours of 256 rows" in on_disk
+    assert "of the neighbours of 512 rows" in on_disk
 
 
 def test_the_search_is_exact_where_many_lists_would_be_visited(
