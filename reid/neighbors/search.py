@@ -116,9 +116,9 @@ def approximate_neighbors(
     Args:
         features: (N, D), finite.
         k: Length of the lists, the vector itself included; at most N.
-        search: `ivf`: an inverted file of 2 sqrt(N) lists, of which as many are searched as hold
-            99.8 % of the neighbours of a sample. `hnsw`: a navigable small world graph of FAISS with
-            32 links (Malkov & Yashunin 2018; Johnson et al. 2019).
+        search: `ivf`: an inverted file of 2 sqrt(N) lists, of which a row visits as many as hold
+            99.8 % of the neighbours of a sample. `hnsw`: a navigable small world graph of FAISS
+            with 32 links (Malkov & Yashunin 2018; Johnson et al. 2019).
         progress: Called with (images' worth of work done, N).
 
     Returns:

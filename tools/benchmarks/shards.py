@@ -26,16 +26,19 @@ import numpy as np
 import torch
 from floors import Floor, all_pairs, clock, same_threads
 from measure import memory_of
+from neighbors import mixtures
 from numpy.lib.format import open_memmap
 from tabulate import tabulate
 
 from reid import distributed
 from reid.labelling import JaccardDBSCAN
+from reid.neighbors import nearest_neighbors
 from reid.neighbors.shards import Shards, ShardSettings, WorkFolder, cluster_in_shards
 from reid.structures import ProgressBar
 
 PER_PERSON, LATENT = 31, 64
 BLOCK, INTERVAL = 32_768, 0.05
+KINDS = "directions", "isotropic"
 COMPARING = "Comparing pairs of blocks"
 
 
@@ -46,11 +49,14 @@ def write_features(path: Path, count: int, dim: int, kind: str, order: str) -> N
         path: The .npy file.
         count: N.
         dim: D.
-        kind: `directions`: most of them in 64 directions, as features of trained networks;
-            `isotropic`: in all.
+        kind: `directions`: most of them in 64 directions; `isotropic`: in all; or a file of
+            tools/extract.py, of which mixtures are made, in a random order.
         order: `persons`: a person's images follow each other; `random`: in any order.
     """
     random = np.random.default_rng(0)
+    if kind not in KINDS:
+        _write_mixtures(path, count, kind, random)
+        return
     width = LATENT if kind == "directions" else dim
     basis = random.standard_normal((LATENT, dim), np.float32) / LATENT**0.5
     spread, rest = (0.7, 0.5) if kind == "directions" else (1.6, 0.0)
@@ -65,6 +71,17 @@ def write_features(path: Path, count: int, dim: int, kind: str, order: str) -> N
         if kind == "directions":
             part = part @ basis + rest * random.standard_normal((size, dim), np.float32)
         rows[start : start + size] = part / np.linalg.norm(part, axis=1, keepdims=True)
+    rows.flush()
+
+
+def _write_mixtures(path: Path, count: int, file: str, random: np.random.Generator) -> None:
+    real = np.load(file)["features"].astype(np.float32)
+    real /= np.linalg.norm(real, axis=1, keepdims=True)
+    near = nearest_neighbors(torch.from_numpy(real), 21)[:, 1:]
+    rows = open_memmap(path, "w+", np.float32, (count, real.shape[1]))
+    for start in range(0, count, BLOCK):
+        part = mixtures(real, near, min(BLOCK, count - start), random)
+        rows[start : start + BLOCK] = part / np.linalg.norm(part, axis=1, keepdims=True)
     rows.flush()
 
 
@@ -124,13 +141,16 @@ def measured(path: Path, work_dir: Path, arguments: argparse.Namespace) -> dict[
         taken = sum(other[title][1] for other in every) / len(every)
         peak = max(other[title][2] for other in every)
         steps.append((title, seconds, seconds / share, taken / share, peak, files))
-    facts = {step: folder.done(step) for step in ("plan", "sets", "means", "distances", "lists")}
+    names = "centres", "plan", "sets", "means", "distances", "lists"
+    facts = {step: folder.done(step) for step in names}
+    plan = {"dims": 0, **facts["centres"].get(0, {}), **facts["plan"].get(0, {})}
     entries = {
         step: round(sum(facts_.get(name, 0) for facts_ in facts[step].values()) / len(rows), 3)
         for step, name in (("sets", "entries"), ("means", "entries"), ("distances", "entries"),
                            ("lists", "again"))
     }  # fmt: skip
-    return {"steps": steps, "labels": labels, "plan": facts["plan"][0], "a_row": entries}
+    return {"steps": steps, "labels": labels, "plan": plan, "a_row": entries,
+            "dim": rows.shape[1]}  # fmt: skip
 
 
 def main() -> None:
@@ -140,7 +160,10 @@ def main() -> None:
     )
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--dim", type=int, default=384)
-    parser.add_argument("--kind", choices=("directions", "isotropic"), default="directions")
+    parser.add_argument(
+        "--kind", default="directions",
+        help="directions, isotropic, or an .npz of tools/extract.py, of which mixtures are made",
+    )  # fmt: skip
     parser.add_argument("--order", choices=("persons", "random"), default="random")
     parser.add_argument("--k1", type=int, default=30)
     parser.add_argument("--k2", type=int, default=6)
@@ -159,10 +182,11 @@ def main() -> None:
         work_dir.mkdir(parents=True)
         write_features(path, arguments.images, arguments.dim, arguments.kind, arguments.order)
     distributed.barrier()
+    dim = int(np.load(path, mmap_mode="r").shape[1])
     Path("/proc/self/clear_refs").write_text("5")
     found = measured(path, work_dir, arguments)
     dims = int(found["plan"]["dims"])
-    width = dims + 1 if dims else arguments.dim
+    width = dims + 1 if dims else dim
     distributed.barrier()
     products = all_pairs(arguments.images, width)["products"] / processes
     products = sum(distributed.gather_objects(products)) / processes
@@ -179,7 +203,11 @@ def told(
     agrees, baseline = None, None
     if arguments.compare:
         rows, start = torch.from_numpy(np.load(path)), time.perf_counter()
-        expected = JaccardDBSCAN(arguments.k1, arguments.k2).find_clusters(rows, None).numpy()
+        expected = (
+            JaccardDBSCAN(arguments.k1, arguments.k2, search=arguments.search)
+            .find_clusters(rows, None)
+            .numpy()
+        )
         baseline = round(time.perf_counter() - start, 2)
         agrees = bool((expected == found["labels"]).all())
     processes, labels = distributed.world_size(), found["labels"]
@@ -190,9 +218,11 @@ def told(
         for title, seconds, whole, taken, peak, files in found["steps"]
     ]
     line = {
-        "stage": "shards", "size": f"{arguments.images:,} x {arguments.dim}",
-        "kind": arguments.kind, "order": arguments.order, "k1": arguments.k1, "k2": arguments.k2,
+        "stage": "shards", "size": f"{arguments.images:,} x {found['dim']}",
+        "kind": arguments.kind if arguments.kind in KINDS else "file", "search": arguments.search,
+        "order": arguments.order, "k1": arguments.k1, "k2": arguments.k2,
         "processes": processes, "threads": torch.get_num_threads(), "share": arguments.share,
+        "visits": found["plan"].get("visits", 0), "lists": found["plan"].get("lists", 0),
         "blocks": found["plan"]["blocks"], "room": found["plan"]["room"], "width": width,
         "seconds": round(sum(step[2] for step in found["steps"]), 2),
         "peak_mb": round(max(step[4] for step in found["steps"])),

@@ -108,7 +108,8 @@ class ShardedInvertedFile(ShardedSearch):
         blocks = blocks_of(self._count, max(rows, 1))
         if self._block_rows is None:
             blocks = max(blocks, min(distributed.world_size(), self._count // _FEWEST_ROWS))
-        return {"visits": visits, "lists": len(means), "half": plan.half, "blocks": blocks}
+        return {"visits": visits, "lists": len(means), "half": plan.half, "room": plan.room,
+                "blocks": blocks}  # fmt: skip
 
     def _tell_visits(self) -> None:
         """Logs what the work will take, unless the search is exact."""
