@@ -320,6 +320,7 @@ def inverted_neighbors(rows: Floats, k: int, progress: ProgressBar | None) -> In
     sample = Sample.of(searched)
     centres, visits = visited_lists(searched, sample)
     if not visits:
+        del in_order
         return neighbors_of(task, 0, count, progress)
     assigning, searching = (
         part_of_progress(progress, count, *part) for part in ((0, 0.3), (0.3, 1))
