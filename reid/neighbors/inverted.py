@@ -82,12 +82,18 @@ class Searched:
         return Candidates.empty(self.plan.room, count, slack, self.largest, self.task.k)
 
     def lists(self, which: Indices, found: Candidates) -> Indices:
-        """The lists (n, k) of some rows from their candidates; where these are few, from all."""
-        rows, compared = self.task.rows, self.compared
-        lists, _ = rescore(rows, compared.half_norms, which, found, self.bound, compared.unit)
-        few = found.filled < self.task.k
-        plans = [self.plan, *plans_after(self.plan, self.task.k)]
-        lists[few] = search_again(self.task, plans, compared, which[few])
+        """The lists (n, k) of some rows from their candidates.
+
+        Rows with too few candidates are compared with all, and so are those that rounding leaves in
+        doubt, as in the exact search.
+        """
+        task, compared = self.task, self.compared
+        lists, doubtful = rescore(
+            task.rows, compared.half_norms, which, found, self.bound, compared.unit
+        )
+        few, later = found.filled < task.k, plans_after(self.plan, task.k)
+        for again, plans in ((few, [self.plan, *later]), (doubtful & ~few, later)):
+            lists[again] = search_again(task, plans, compared, which[again])
         return lists
 
     def true_lists(self, which: Indices) -> Indices:
@@ -184,8 +190,13 @@ class Centres:
             take_first(tile_of(part @ self.rows.T), norms, places, 0, *found.arrays)
             taken = np.arange(room) < found.filled[:, None]
             best = np.where(taken, found.scores, -np.inf).argmax(1)
-            home[start : start + len(part)] = found.index[places, best]
-            near[start : start + len(part)][taken] = found.index[taken]
+            own, visited = home[start : start + len(part)], near[start : start + len(part)]
+            own[:] = found.index[places, best]
+            visited[taken] = found.index[taken]
+            tied = np.flatnonzero(found.filled < visits)  # no limit parts equally near centres
+            if len(tied):
+                ranked = self.scores(part[torch.from_numpy(tied)]).topk(visits, 1).indices.numpy()
+                own[tied], visited[tied, :visits] = ranked[:, 0], ranked
         return home, near
 
 

@@ -93,6 +93,27 @@ def test_ties_and_duplicates(rows: list[tuple[int, ...]], k: int, visits: int) -
     assert 0 <= found.min() <= found.max() < len(found)
 
 
+def heaps(*sizes: int, noise: float = 0.0) -> torch.Tensor:
+    """Unit vectors in heaps of some sizes, which are points without noise."""
+    generator = torch.Generator().manual_seed(3)
+    centres = torch.randn(len(sizes), 16, generator=generator)
+    rows = centres.repeat_interleave(torch.tensor(sizes), 0)
+    return F.normalize(rows + noise * torch.randn(rows.shape, generator=generator), dim=1)
+
+
+@pytest.mark.usefixtures("half")
+@pytest.mark.parametrize("k", [1, 20])
+@pytest.mark.parametrize(
+    "features",
+    [heaps(1500), heaps(700, 700), heaps(2000, *20 * [30], noise=0.01)],
+    ids=["equal", "two points", "nearly equal"],
+)
+def test_heaps_of_equal_rows(features: torch.Tensor, k: int) -> None:
+    """Rounding leaves these rows in doubt, and their centres are equally near."""
+    found = approximate_neighbors(features, k, "ivf")
+    np.testing.assert_array_equal(found, nearest_neighbors(features, k))
+
+
 @pytest.mark.usefixtures("small_lists", "half")
 def test_rows_whose_lists_are_too_short_are_compared_with_all(
     monkeypatch: pytest.MonkeyPatch,

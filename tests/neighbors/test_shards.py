@@ -305,6 +305,13 @@ def test_an_inverted_file_on_disk_is_that_in_memory(
     assert "of the neighbours of 512 rows" in on_disk
 
 
+@pytest.mark.parametrize("block_rows", [None, 400])
+def test_equal_rows_in_an_inverted_file(block_rows: int | None, tmp_path: Path) -> None:
+    rows = np.concatenate((np.repeat(persons(1), 900, 0), persons(300)))
+    options = ShardSettings(10, 3, block_rows=block_rows, search="ivf")
+    assert np.array_equal(in_shards(tmp_path, rows, options), in_memory(rows, options))
+
+
 def test_the_search_is_exact_where_many_lists_would_be_visited(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reid import distributed
 from reid.instructions import fast_bfloat16
-from reid.neighbors.exact import plain_plan
+from reid.neighbors.exact import plain_plan, slack_of
 from reid.neighbors.inverted import (
     Centres,
     InvertedFile,
@@ -20,7 +20,7 @@ from reid.neighbors.inverted import (
     tell,
     visited_lists,
 )
-from reid.neighbors.kernels import Indices
+from reid.neighbors.kernels import Floats, Indices
 from reid.neighbors.order import rename
 from reid.neighbors.plan import Plan
 from reid.neighbors.shards.folder import Facts
@@ -85,9 +85,13 @@ class ShardedInvertedFile(ShardedSearch):
     def _plain(self, half: bool) -> Plan:
         return plain_plan(self._task.k, half)
 
-    def _multiplied(self) -> Tensor:
+    def _bounded(self, plan: Plan, which: Indices) -> tuple[Tensor, float, Floats]:
         """The rows, which are converted tile by tile, unless the search is exact."""
-        return torch.from_numpy(self._task.rows) if self._visits else super()._multiplied()
+        if self._folder.done("centres") and not self._visits:
+            return super()._bounded(plan, which)
+        bound = self._bound(plan)
+        slack = slack_of(bound, np.zeros(len(which), np.float32), 0.0)
+        return torch.from_numpy(self._task.rows), bound, slack
 
     def _searched(self, plan: Plan) -> Searched:
         rows = torch.from_numpy(self._task.rows)
