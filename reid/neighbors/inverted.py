@@ -31,7 +31,7 @@ from reid.neighbors.exact import (
     search_again,
     slack_of,
 )
-from reid.neighbors.kernels import Floats, Indices, Offsets
+from reid.neighbors.kernels import Flags, Floats, Indices, Offsets
 from reid.neighbors.order import rename, reorder
 from reid.neighbors.plan import Plan
 from reid.neighbors.rescoring import rescore
@@ -84,24 +84,28 @@ class Searched:
     def lists(self, which: Indices, found: Candidates) -> Indices:
         """The lists (n, k) of some rows from their candidates.
 
-        Rows with too few candidates are compared with all, and so are those that rounding leaves in
-        doubt, as in the exact search.
+        Rows that have too few candidates, or lack themselves, are compared with all. Of rows that
+        are more alike than products in the plan's type can tell, any may be chosen.
         """
-        task, compared = self.task, self.compared
-        lists, doubtful = rescore(
-            task.rows, compared.half_norms, which, found, self.bound, compared.unit
-        )
-        few, later = found.filled < task.k, plans_after(self.plan, task.k)
-        for again, plans in ((few, [self.plan, *later]), (doubtful & ~few, later)):
-            lists[again] = search_again(task, plans, compared, which[again])
+        lists, _ = self._rescore(which, found)
+        missed = (found.filled < self.task.k) | (lists[:, 0] != which)
+        plans = [self.plan, *plans_after(self.plan, self.task.k)]
+        lists[missed] = search_again(self.task, plans, self.compared, which[missed])
         return lists
 
     def true_lists(self, which: Indices) -> Indices:
-        """The lists of some rows, compared with all."""
+        """The exact lists of some rows."""
         found = self.empty(len(which))
         norms, kind = self.compared.norms, self.plan.kind
         search_some(self.tensor, norms, which, BLOCK_SIZE, found, kind)
-        return self.lists(which, found)
+        lists, doubtful = self._rescore(which, found)
+        plans = plans_after(self.plan, self.task.k)
+        lists[doubtful] = search_again(self.task, plans, self.compared, which[doubtful])
+        return lists
+
+    def _rescore(self, which: Indices, found: Candidates) -> tuple[Indices, Flags]:
+        rows, compared = self.task.rows, self.compared
+        return rescore(rows, compared.half_norms, which, found, self.bound, compared.unit)
 
 
 @dataclass(frozen=True)
