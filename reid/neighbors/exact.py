@@ -115,10 +115,7 @@ def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -
         half_norms: (N,).
         own: How many rows.
     """
-    half = task.half_precision
-    if half is None:
-        half = fast_bfloat16(task.device)
-    plan = plain_plan(task.k, half)
+    plan = first_plan(task)
     if task.device != "cuda" and task.dims != 0:
         spare = 2 * rows.shape[1] + 8 * (task.k + HALF_MARGIN) - 8
         plan = plan_search(rows, half_norms, task.k, own, plan, task.dims, spare)
@@ -126,6 +123,12 @@ def choose_plan(task: SearchTask, rows: Floats, half_norms: Doubles, own: int) -
         logger.info("The search for neighbours compares %d of %d dimensions first, then "
                     "the nearest in all", plan.dims, rows.shape[1])  # fmt: skip
     return plan
+
+
+def first_plan(task: SearchTask) -> Plan:
+    """The search without a projection, in the type of the task or else the fastest one here."""
+    half = task.half_precision
+    return _plain(task.k, fast_bfloat16(task.device) if half is None else half)
 
 
 def search_again(
@@ -155,10 +158,10 @@ def search_again(
 
 def plans_after(plan: Plan, k: int) -> list[Plan]:
     """How rows are searched again that are in doubt after a plan: each time more exactly."""
-    return [plain_plan(k, plan.half)] * (plan.dims > 0) + [plain_plan(k, False)] * plan.half
+    return [_plain(k, plan.half)] * (plan.dims > 0) + [_plain(k, False)] * plan.half
 
 
-def plain_plan(k: int, half: bool) -> Plan:
+def _plain(k: int, half: bool) -> Plan:
     """The search without a projection."""
     return Plan(0, k + (HALF_MARGIN if half else MARGIN), half)
 

@@ -18,24 +18,23 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from reid.instructions import fast_bfloat16
 from reid.neighbors.candidates import Candidates, take_first, tile_of
 from reid.neighbors.exact import (
     BLOCK_SIZE,
     Compared,
     SearchTask,
+    first_plan,
     neighbors_of,
-    plain_plan,
     plans_after,
     prepare,
     search_again,
     slack_of,
 )
-from reid.neighbors.kernels import Flags, Floats, Indices, Offsets
+from reid.neighbors.kernels import Floats, Indices, Offsets
 from reid.neighbors.order import rename, reorder
 from reid.neighbors.plan import Plan
 from reid.neighbors.rescoring import rescore
-from reid.neighbors.tiles import Tiles, following, padded_rows, search_some
+from reid.neighbors.tiles import Tiles, following, padded_rows
 from reid.structures import ProgressBar, part_of_progress
 
 logger = logging.getLogger(__name__)
@@ -60,26 +59,19 @@ class Searched:
         task: The search.
         plan: Of the products.
         compared: Lengths, and bounds.
-        tensor: (N, D) rows in any type; they are multiplied in that of the plan.
         bound: By how much scores may be too low.
     """
 
     task: SearchTask
     plan: Plan
     compared: Compared
-    tensor: Tensor
     bound: float
-
-    @property
-    def largest(self) -> float:
-        """Half the squared length of the longest row."""
-        return float(self.compared.norms.max())
 
     def empty(self, rows: int) -> Candidates:
         """Room for the candidates of so many rows."""
         slack = slack_of(self.bound, np.zeros(rows, np.float32), 0.0)
-        count = len(self.tensor)
-        return Candidates.empty(self.plan.room, count, slack, self.largest, self.task.k)
+        norms = self.compared.norms
+        return Candidates.empty(self.plan.room, len(norms), slack, float(norms.max()), self.task.k)
 
     def lists(self, which: Indices, found: Candidates) -> Indices:
         """The lists (n, k) of some rows from their candidates.
@@ -87,25 +79,16 @@ class Searched:
         Rows that have too few candidates, or lack themselves, are compared with all. Of rows that
         are more alike than products in the plan's type can tell, any may be chosen.
         """
-        lists, _ = self._rescore(which, found)
-        missed = (found.filled < self.task.k) | (lists[:, 0] != which)
-        plans = [self.plan, *plans_after(self.plan, self.task.k)]
-        lists[missed] = search_again(self.task, plans, self.compared, which[missed])
-        return lists
-
-    def true_lists(self, which: Indices) -> Indices:
-        """The exact lists of some rows."""
-        found = self.empty(len(which))
-        norms, kind = self.compared.norms, self.plan.kind
-        search_some(self.tensor, norms, which, BLOCK_SIZE, found, kind)
-        lists, doubtful = self._rescore(which, found)
-        plans = plans_after(self.plan, self.task.k)
-        lists[doubtful] = search_again(self.task, plans, self.compared, which[doubtful])
-        return lists
-
-    def _rescore(self, which: Indices, found: Candidates) -> tuple[Indices, Flags]:
         rows, compared = self.task.rows, self.compared
-        return rescore(rows, compared.half_norms, which, found, self.bound, compared.unit)
+        lists, _ = rescore(rows, compared.half_norms, which, found, self.bound, compared.unit)
+        missed = (found.filled < self.task.k) | (lists[:, 0] != which)
+        lists[missed] = true_lists(self.task, self.plan, compared, which[missed])
+        return lists
+
+
+def true_lists(task: SearchTask, plan: Plan, compared: Compared, which: Indices) -> Indices:
+    """The exact lists (n, k) of some rows."""
+    return search_again(task, [plan, *plans_after(plan, task.k)], compared, which)
 
 
 @dataclass(frozen=True)
@@ -286,28 +269,33 @@ class Sample:
     lists: Indices
 
     @classmethod
-    def of(cls, searched: Searched) -> Sample:
+    def of(cls, task: SearchTask, plan: Plan, compared: Compared) -> Sample:
         """1,024 rows, or all if these are fewer."""
-        everyone = following(0, len(searched.tensor))
+        everyone = following(0, len(task.rows))
         which = np.random.default_rng(0).permutation(everyone)[: 2 * _SAMPLE]
         half = -(-len(which) // 2)
-        return cls(which[:half], which[half:], searched.true_lists(which))
+        return cls(which[:half], which[half:], true_lists(task, plan, compared, which))
 
     def share_found(self, lists: Indices) -> float:
         """The share of the true neighbours of the measured rows that their lists (n, k) have."""
         return share_found(lists, self.lists[len(self.choosing) :])
 
 
-def visited_lists(searched: Searched, sample: Sample) -> tuple[Centres, int]:
+def visited_lists(tensor: Tensor, kind: torch.dtype, sample: Sample) -> tuple[Centres, int]:
     """The centres, and how many lists rows visit; 0: all rows are to be compared.
 
     A sample of rows says how many lists hold enough of their neighbours. Where these are a third of
     all, the exact search takes less.
+
+    Args:
+        tensor: (N, D) rows in any type.
+        kind: The type in which they are multiplied.
+        sample: Of them.
     """
-    count = len(searched.tensor)
+    count = len(tensor)
     number = max(1, min(round(2 * count**0.5), count // _FEWEST_IN_A_LIST))
-    centres = Centres.train(searched.tensor, number, searched.plan.kind)
-    visits = centres.visits(searched.tensor, sample.choosing, sample.lists[: len(sample.choosing)])
+    centres = Centres.train(tensor, number, kind)
+    visits = centres.visits(tensor, sample.choosing, sample.lists[: len(sample.choosing)])
     if visits <= _MOST_VISITED * number:
         return centres, visits
     logger.info("Rows would have to visit %s of %s lists of the inverted file, so all are "
@@ -327,29 +315,28 @@ def inverted_neighbors(rows: Floats, k: int, progress: ProgressBar | None) -> In
 
     The share of the neighbours that was found is measured on a sample, for the log.
     """
-    task, plan, count = SearchTask(rows, k, BLOCK_SIZE, None, "cpu"), _plan(k), len(rows)
-    scaled, _, compared = prepare(rows)
-    in_order, bound, _ = compared.bounded(plan, following(0, 0))
-    tensor = torch.from_numpy(scaled)
-    searched = Searched(task, plan, compared, tensor, bound)
-    sample = Sample.of(searched)
-    centres, visits = visited_lists(searched, sample)
+    task, count = SearchTask(rows, k, BLOCK_SIZE, None, "cpu"), len(rows)
+    plan, (scaled, _, compared) = first_plan(task), prepare(rows)
+    tensor, sample = torch.from_numpy(scaled), Sample.of(task, plan, compared)
+    centres, visits = visited_lists(tensor, plan.kind, sample)
     if not visits:
-        del in_order
         return neighbors_of(task, 0, count, progress)
+    largest = float(compared.norms.max())
     assigning, searching = (
         part_of_progress(progress, count, *part) for part in ((0, 0.3), (0.3, 1))
     )
     home, near = np.empty(count, np.int32), np.empty((count, centres.room(visits)), np.int32)
     for start in range(0, count, _ROWS):
         part = slice(start, start + _ROWS)
-        home[part], near[part] = centres.nearest(tensor[part], visits, searched.largest)
+        home[part], near[part] = centres.nearest(tensor[part], visits, largest)
         _show(assigning, min(start + _ROWS, count), count)
     lists = InvertedFile.of(home, near, len(centres.norms))
     del home, near
+    in_order, bound, _ = compared.bounded(plan, following(0, 0))
     if not plan.copies:
         in_order = in_order.clone()
     reorder(in_order, lists.order)
+    searched = Searched(task, plan, compared, bound)
     found = searched.empty(count)
     lists.search(in_order, compared.norms[lists.order], 0, found, searching)
     del in_order
@@ -362,12 +349,12 @@ def inverted_neighbors(rows: Floats, k: int, progress: ProgressBar | None) -> In
 
 def share_found(lists: Indices, true: Indices) -> float:
     """The share of the true neighbours (n, k) that the lists (n, k) have, without the rows."""
-    same = lists[:, 1:, None] == true[:, None, 1:]
-    return float(same.any(1).mean()) if same.size else 1.0
-
-
-def _plan(k: int) -> Plan:
-    return plain_plan(k, fast_bfloat16())
+    found = 0
+    for start in range(0, len(lists), _ROWS):
+        part = slice(start, start + _ROWS)
+        both = np.sort(np.concatenate((lists[part, 1:], true[part, 1:]), 1), 1)
+        found += int((both[:, 1:] == both[:, :-1]).sum())
+    return found / true[:, 1:].size if true[:, 1:].size else 1.0
 
 
 def _parts(places: Indices, most: int) -> Iterator[Indices]:

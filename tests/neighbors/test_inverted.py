@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from reid.neighbors import approximate_neighbors, inverted, nearest_neighbors, tiles
+from reid.neighbors import approximate_neighbors, exact, inverted, nearest_neighbors, tiles
 
 
 def persons(count: int, each: int, dim: int = 32, noise: float = 0.3) -> torch.Tensor:
@@ -26,7 +26,7 @@ def persons(count: int, each: int, dim: int = 32, noise: float = 0.3) -> torch.T
 @pytest.fixture(params=[True, False], ids=["bfloat16", "float32"])
 def half(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     """Products in each of the two types."""
-    monkeypatch.setattr(inverted, "fast_bfloat16", lambda: request.param)
+    monkeypatch.setattr(exact, "fast_bfloat16", lambda device: request.param)
     return bool(request.param)
 
 

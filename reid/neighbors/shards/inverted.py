@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from reid import distributed
-from reid.instructions import fast_bfloat16
-from reid.neighbors.exact import plain_plan, slack_of
+from reid.neighbors.exact import first_plan, slack_of
 from reid.neighbors.inverted import (
     Centres,
     InvertedFile,
@@ -27,8 +26,6 @@ from reid.neighbors.shards.folder import Facts
 from reid.neighbors.shards.law import bytes_of_candidates
 from reid.neighbors.shards.search import ShardedSearch
 from reid.neighbors.shards.steps import Shapes, Step, blocks_of
-
-logger = logging.getLogger(__name__)
 
 _FILE = tuple(InvertedFile.__annotations__)
 _IN_ORDER = "in_order", "norms_in_order"
@@ -67,7 +64,9 @@ class ShardedInvertedFile(ShardedSearch):
     @property
     def plan(self) -> Plan:
         """All numbers are multiplied, unless the search is exact."""
-        return self._plain(bool(self._noted("half"))) if self._visits else super().plan
+        if not self._visits:
+            return super().plan
+        return first_plan(replace(self._task, half_precision=bool(self._noted("half"))))
 
     @property
     def blocks(self) -> int:
@@ -82,9 +81,6 @@ class ShardedInvertedFile(ShardedSearch):
     def _noted(self, fact: str) -> int:
         return int(self._folder.done("centres")[0][fact])
 
-    def _plain(self, half: bool) -> Plan:
-        return plain_plan(self._task.k, half)
-
     def _bounded(self, plan: Plan, which: Indices) -> tuple[Tensor, float, Floats]:
         """The rows, which are converted tile by tile, unless the search is exact."""
         if self._folder.done("centres") and not self._visits:
@@ -93,17 +89,10 @@ class ShardedInvertedFile(ShardedSearch):
         slack = slack_of(bound, np.zeros(len(which), np.float32), 0.0)
         return torch.from_numpy(self._task.rows), bound, slack
 
-    def _searched(self, plan: Plan) -> Searched:
-        rows = torch.from_numpy(self._task.rows)
-        bound = self._bound(plan)
-        return Searched(self._task, plan, self._compared(), rows, bound)
-
     def _find_centres(self, _: int) -> Facts:
-        half = self._task.half_precision
-        plan = self._plain(fast_bfloat16() if half is None else half)
-        searched = self._searched(plan)
-        sample = Sample.of(searched)
-        centres, visits = visited_lists(searched, sample)
+        plan = first_plan(self._task)
+        sample = Sample.of(self._task, plan, self._compared())
+        centres, visits = visited_lists(torch.from_numpy(self._task.rows), plan.kind, sample)
         means = centres.rows.float().numpy()
         self._folder.write_piece(
             "centres", 0, means, sample.choosing, sample.measured, sample.lists
@@ -172,7 +161,8 @@ class ShardedInvertedFile(ShardedSearch):
 
     def _search_lists(self, block: int) -> Facts:
         first, last = self._edges(block)
-        lists, searched = self._file(), self._searched(self.plan)
+        lists, plan = self._file(), self.plan
+        searched = Searched(self._task, plan, self._compared(), self._bound(plan))
         found = searched.empty(last - first)
         norms = self._folder.array("norms_in_order")
         lists.search(self._in_order(), norms, first, found, None)
