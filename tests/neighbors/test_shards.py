@@ -64,6 +64,16 @@ def in_shards(
     return np.array(cluster_in_shards(shards, rows, options))
 
 
+def with_stops(folder: Path, rows: Floats, options: ShardSettings, left: int) -> tuple[Labels, int]:
+    """The labels, and how often it stopped after so many blocks."""
+    stops = 0
+    while True:
+        try:
+            return in_shards(folder, rows, options, left), stops
+        except BlocksDone:
+            stops += 1
+
+
 def in_memory(rows: Floats, options: ShardSettings) -> Labels:
     features = torch.from_numpy(rows)
     graph = jaccard_distance(features, options.k1, options.k2, search=options.search)
@@ -181,15 +191,9 @@ def test_each_pair_of_blocks_meets_once() -> None:
 
 def test_it_goes_on_after_each_block(tmp_path: Path) -> None:
     rows, options = persons(300), ShardSettings(10, 3, block_rows=80)
-    expected, stops = in_memory(rows, options), 0
-    while True:
-        try:
-            found = in_shards(tmp_path, rows, options, left=3)
-            break
-        except BlocksDone:
-            stops += 1
+    found, stops = with_stops(tmp_path, rows, options, left=3)
     assert stops > 10
-    assert np.array_equal(found, expected)
+    assert np.array_equal(found, in_memory(rows, options))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "labels.npy"]
 
 
@@ -277,14 +281,9 @@ def all_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_lists_of_an_inverted_file_give_the_exact_labels(
     block_rows: int | None, half: bool, tmp_path: Path
 ) -> None:
-    rows, stops = persons(300), 0
+    rows = persons(300)
     options = ShardSettings(10, 3, block_rows=block_rows, half_precision=half, search="ivf")
-    while True:
-        try:
-            found = in_shards(tmp_path, rows, options, left=2)
-            break
-        except BlocksDone:
-            stops += 1
+    found, stops = with_stops(tmp_path, rows, options, left=2)
     assert stops > 5
     assert np.array_equal(found, in_memory(rows, ShardSettings(10, 3)))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["done", "labels.npy"]

@@ -14,7 +14,6 @@ import sys
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from floors import Parts, all_pairs
 from measure import measure
@@ -34,6 +33,7 @@ from reid.neighbors import (
     jaccard_of_rows,
     nearest_neighbors,
 )
+from reid.neighbors.inverted import share_found
 from reid.neighbors.kernels import Indices
 
 K2, EPS, MIN_SAMPLES = 6, 0.5, 4
@@ -57,16 +57,6 @@ def labels_of(rows: Tensor, lists: Indices) -> Labels:
     k1 = lists.shape[1]
     weights = encode_neighbors(rows.numpy(), lists, k1, half_length(k1, len(rows)), K2)
     return dbscan(jaccard_of_rows(weights, by_columns(weights), EPS + 1e-5), EPS, MIN_SAMPLES)
-
-
-def recall_of(lists: Indices, exact: Indices) -> float:
-    """The share of the exact neighbours that the lists have, the rows themselves left out."""
-    shared = 0
-    for start in range(0, len(lists), 4096):
-        one, other = lists[start : start + 4096, 1:], exact[start : start + 4096, 1:]
-        both = np.sort(np.concatenate((one, other), 1), 1)
-        shared += int((both[:, 1:] == both[:, :-1]).sum())
-    return shared / max(exact[:, 1:].size, 1)
 
 
 def floor_of(kind: str, count: int, _: int, k1: int, search: Search, dim: int) -> Parts:
@@ -104,7 +94,7 @@ def main() -> None:
             "stage": "approximate", "kind": "file" if "." in arguments.kind else arguments.kind,
             "size": f"{arguments.images:,} x {rows.shape[1]}", "k1": arguments.k1,
             "search": search, "seconds": round(measured.seconds, 2),
-            "recall": round(recall_of(lists, true["lists"]), 5),
+            "recall": round(share_found(lists, true["lists"]), 5),
             "adjusted_rand_index": round(adjusted_rand_score(true["labels"], labels), 5),
             "clusters": int(labels.max()) + 1, "outliers": int((labels < 0).sum()),
             "extra_mb": round(measured.extra_mb, 1), **measured.floor.facts(),

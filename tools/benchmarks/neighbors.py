@@ -30,21 +30,33 @@ def make_rows(kind: str, count: int, dim: int, dims: int | None) -> tuple[Tensor
         return torch.from_numpy(make_features(count, dim)), dims
     generator = np.random.default_rng(0)
     if kind != "isotropic":
-        real = np.load(kind)["features"].astype(np.float32)
-        dim = real.shape[1]
-        real /= np.linalg.norm(real, axis=1, keepdims=True)
+        real = features_of(kind)
         if count <= len(real):
             return torch.from_numpy(real[generator.permutation(len(real))[:count]]), dims
-        near = nearest_neighbors(torch.from_numpy(real), 21)[:, 1:]
+        rows = np.empty((count, real.shape[1]), np.float32)
+        fill_with_mixtures(rows, real, generator, BLOCK)
+        return torch.from_numpy(rows), dims
     rows = np.empty((count, dim), np.float32)
     for start in range(0, count, BLOCK):
         part = rows[start : start + BLOCK]
-        if kind == "isotropic":
-            part[:] = generator.standard_normal(part.shape, np.float32)
-        else:
-            part[:] = mixtures(real, near, len(part), generator)
+        part[:] = generator.standard_normal(part.shape, np.float32)
         part /= np.linalg.norm(part, axis=1, keepdims=True)
     return torch.from_numpy(rows), dims
+
+
+def features_of(path: str) -> Any:
+    """The features (N, D) of a file of tools/extract.py, as unit vectors."""
+    real = np.load(path)["features"].astype(np.float32)
+    return real / np.linalg.norm(real, axis=1, keepdims=True)
+
+
+def fill_with_mixtures(rows: Any, real: Any, generator: np.random.Generator, block: int) -> None:
+    """Fills `rows` (N, D) with unit mixtures of real features, block by block."""
+    near = nearest_neighbors(torch.from_numpy(real), 21)[:, 1:]
+    for start in range(0, len(rows), block):
+        part = rows[start : start + block]
+        part[:] = mixtures(real, near, len(part), generator)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
 
 
 def width_of(kind: str, dim: int) -> int:

@@ -26,13 +26,12 @@ import numpy as np
 import torch
 from floors import Floor, all_pairs, clock, same_threads
 from measure import memory_of
-from neighbors import mixtures
+from neighbors import features_of, fill_with_mixtures
 from numpy.lib.format import open_memmap
 from tabulate import tabulate
 
 from reid import distributed
 from reid.labelling import JaccardDBSCAN
-from reid.neighbors import nearest_neighbors
 from reid.neighbors.shards import Shards, ShardSettings, WorkFolder, cluster_in_shards
 from reid.structures import ProgressBar
 
@@ -55,7 +54,10 @@ def write_features(path: Path, count: int, dim: int, kind: str, order: str) -> N
     """
     random = np.random.default_rng(0)
     if kind not in KINDS:
-        _write_mixtures(path, count, kind, random)
+        real = features_of(kind)
+        rows = open_memmap(path, "w+", np.float32, (count, real.shape[1]))
+        fill_with_mixtures(rows, real, random, BLOCK)
+        rows.flush()
         return
     width = LATENT if kind == "directions" else dim
     basis = random.standard_normal((LATENT, dim), np.float32) / LATENT**0.5
@@ -71,17 +73,6 @@ def write_features(path: Path, count: int, dim: int, kind: str, order: str) -> N
         if kind == "directions":
             part = part @ basis + rest * random.standard_normal((size, dim), np.float32)
         rows[start : start + size] = part / np.linalg.norm(part, axis=1, keepdims=True)
-    rows.flush()
-
-
-def _write_mixtures(path: Path, count: int, file: str, random: np.random.Generator) -> None:
-    real = np.load(file)["features"].astype(np.float32)
-    real /= np.linalg.norm(real, axis=1, keepdims=True)
-    near = nearest_neighbors(torch.from_numpy(real), 21)[:, 1:]
-    rows = open_memmap(path, "w+", np.float32, (count, real.shape[1]))
-    for start in range(0, count, BLOCK):
-        part = mixtures(real, near, min(BLOCK, count - start), random)
-        rows[start : start + BLOCK] = part / np.linalg.norm(part, axis=1, keepdims=True)
     rows.flush()
 
 
@@ -182,11 +173,10 @@ def main() -> None:
         work_dir.mkdir(parents=True)
         write_features(path, arguments.images, arguments.dim, arguments.kind, arguments.order)
     distributed.barrier()
-    dim = int(np.load(path, mmap_mode="r").shape[1])
     Path("/proc/self/clear_refs").write_text("5")
     found = measured(path, work_dir, arguments)
     dims = int(found["plan"]["dims"])
-    width = dims + 1 if dims else dim
+    width = dims + 1 if dims else found["dim"]
     distributed.barrier()
     products = all_pairs(arguments.images, width)["products"] / processes
     products = sum(distributed.gather_objects(products)) / processes
@@ -203,11 +193,8 @@ def told(
     agrees, baseline = None, None
     if arguments.compare:
         rows, start = torch.from_numpy(np.load(path)), time.perf_counter()
-        expected = (
-            JaccardDBSCAN(arguments.k1, arguments.k2, search=arguments.search)
-            .find_clusters(rows, None)
-            .numpy()
-        )
+        clusterer = JaccardDBSCAN(arguments.k1, arguments.k2, search=arguments.search)
+        expected = clusterer.find_clusters(rows, None).numpy()
         baseline = round(time.perf_counter() - start, 2)
         agrees = bool((expected == found["labels"]).all())
     processes, labels = distributed.world_size(), found["labels"]
